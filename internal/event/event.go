@@ -1,0 +1,218 @@
+// Package event is what happens in a run, as typed values on one bus.
+//
+// Every other package publishes here and knows nothing of who listens: the
+// terminal, the JUnit and JSON writers and the HTML report are subscribers.
+// The bus and the scope (which file, which test, which step) travel in the
+// context, so that a function deep in a backend publishes without being handed
+// either.
+package event
+
+import "time"
+
+// An Event is one of the types of this package. The set is closed: a
+// subscriber can switch over it.
+type Event interface{ kind() string }
+
+// Kind is the name of an event's type in the JSON lines output, such as
+// "step_finished".
+func Kind(e Event) string { return e.kind() }
+
+// A Scope says what an event belongs to. Zero fields mean "the whole run".
+type Scope struct {
+	File    string `json:"file,omitempty"`    // the test file, as given on the command line; in go test the package
+	Test    string `json:"test,omitempty"`    // the test_* function, or "main", or "setup"
+	Step    uint64 `json:"step,omitempty"`    // the step that is under way, see StepStarted
+	Subtest string `json:"subtest,omitempty"` // names of the subtests that are open, joined by "/"
+}
+
+// A Record is an event with its place in the run. Seq counts from 1 without
+// gaps; records reach every subscriber in the order of Seq.
+type Record struct {
+	Seq   uint64
+	Time  time.Time
+	Scope Scope
+	Event Event
+}
+
+// Status is how a test, a step or a run ended. The four failures are different
+// things with different remedies, in every report and in the exit code.
+type Status string
+
+const (
+	Passed      Status = "passed"
+	Failed      Status = "failed"      // the test's own claim did not hold
+	BootFailed  Status = "boot_failed" // a guest did not come up, or died under the test
+	Infra       Status = "infra"       // the host is broken: no VMM, no space, …
+	Unsupported Status = "unsupported" // this backend or host cannot do it
+	Invalid     Status = "invalid"     // wrong usage, or an invalid test file or configuration
+	Interrupted Status = "interrupted" // somebody stopped the run
+	Skipped     Status = "skipped"     // did not run
+)
+
+// Position is a place in a test file. Line and Column count from 1; zero is unknown.
+type Position struct {
+	File   string `json:"file"`
+	Line   int    `json:"line,omitempty"`
+	Column int    `json:"column,omitempty"`
+	Func   string `json:"func,omitempty"` // the function of a stack frame
+}
+
+// A Failure is everything a person needs to understand why something failed.
+type Failure struct {
+	Status    Status        `json:"status"`
+	Message   string        `json:"message"`
+	Position  Position      `json:"position,omitzero"`
+	Source    string        `json:"source,omitempty"` // the line at Position
+	Stack     []Position    `json:"stack,omitempty"`  // outermost first
+	Machine   string        `json:"machine,omitempty"`
+	Operation string        `json:"operation,omitempty"`
+	Command   string        `json:"command,omitempty"`
+	ExitCode  *int          `json:"exit_code,omitempty"`
+	Stdout    string        `json:"stdout,omitempty"`
+	Stderr    string        `json:"stderr,omitempty"`
+	Duration  time.Duration `json:"duration,omitempty"`
+	Tries     int           `json:"tries,omitempty"`
+	LastSeen  string        `json:"last_seen,omitempty"` // what a wait observed last
+	Console   []string      `json:"console,omitempty"`   // the machine's last console lines
+	Details   []Detail      `json:"details,omitempty"`   // failed units, journal lines, …
+}
+
+// A Detail is a titled block of text attached to a failure.
+type Detail struct {
+	Title string `json:"title"`
+	Text  string `json:"text"`
+}
+
+// RunStarted is the first event of a run.
+type RunStarted struct {
+	Version string   `json:"version"`
+	Files   []string `json:"files"`
+	Seed    int64    `json:"seed"`
+	Output  string   `json:"output,omitempty"` // -o
+	Host    string   `json:"host,omitempty"`   // one line: cores, memory, accelerator
+}
+
+// RunFinished is the last event of a run.
+type RunFinished struct {
+	Status   Status         `json:"status"`
+	Duration time.Duration  `json:"duration"`
+	Counts   map[Status]int `json:"counts"`
+}
+
+// FileStarted and FileFinished enclose all that one test file does. A Failure
+// in FileFinished is one that belongs to no test: the file is invalid, setup
+// failed, a machine did not boot in setup.
+type FileStarted struct {
+	Tests []string `json:"tests"`
+}
+type FileFinished struct {
+	Status   Status        `json:"status"`
+	Duration time.Duration `json:"duration"`
+	Failure  *Failure      `json:"failure,omitempty"`
+}
+
+// TestStarted and TestFinished enclose one test; the scope names it. setup()
+// is reported as a test of that name.
+type TestStarted struct{}
+type TestFinished struct {
+	Status   Status        `json:"status"`
+	Duration time.Duration `json:"duration"`
+	Failure  *Failure      `json:"failure,omitempty"`
+}
+
+// SubtestStarted and SubtestFinished enclose subtest(name, fn).
+type SubtestStarted struct {
+	Name string `json:"name"`
+}
+type SubtestFinished struct {
+	Name     string        `json:"name"`
+	Status   Status        `json:"status"`
+	Duration time.Duration `json:"duration"`
+	Message  string        `json:"message,omitempty"`
+}
+
+// StepStarted begins one operation of a test: a command, a wait, a fault.
+// Steps of one test nest (Parent) and may overlap.
+type StepStarted struct {
+	ID        uint64   `json:"id"`
+	Parent    uint64   `json:"parent,omitempty"`
+	Machine   string   `json:"machine,omitempty"`
+	Operation string   `json:"operation"`
+	Args      string   `json:"args,omitempty"` // as a person would write them
+	Position  Position `json:"position,omitzero"`
+}
+
+// StepFinished ends the step with the same ID.
+type StepFinished struct {
+	ID       uint64        `json:"id"`
+	Machine  string        `json:"machine,omitempty"`
+	Status   Status        `json:"status"`
+	Duration time.Duration `json:"duration"`
+	ExitCode *int          `json:"exit_code,omitempty"`
+	Tries    int           `json:"tries,omitempty"`
+	Message  string        `json:"message,omitempty"` // the error's text
+	Failure  *Failure      `json:"failure,omitempty"`
+}
+
+// Output is a piece of a command's output, as it arrives.
+type Output struct {
+	Machine string `json:"machine"`
+	Stream  string `json:"stream"` // "stdout" or "stderr"
+	Data    string `json:"data"`
+}
+
+// Console is one line of a machine's serial console, without its newline.
+type Console struct {
+	Machine string `json:"machine"`
+	Line    string `json:"line"`
+}
+
+// MachineState says that a machine changed: "starting", "running" (the VMM
+// runs), "ready" (the guest answers), "stopped", "crashed", "panicked".
+type MachineState struct {
+	Machine string        `json:"machine"`
+	State   string        `json:"state"`
+	Detail  string        `json:"detail,omitempty"`
+	After   time.Duration `json:"after,omitempty"` // since "starting"
+}
+
+// Progress is long work that is not a test's: an image that is built. ID is
+// the same for all reports of one piece of work; Done ends it.
+type Progress struct {
+	ID      string        `json:"id"`
+	Title   string        `json:"title"`             // "build image debian:bookworm+nginx"
+	Message string        `json:"message,omitempty"` // "unpacking nginx"
+	Done    bool          `json:"done,omitempty"`
+	Error   string        `json:"error,omitempty"`
+	Elapsed time.Duration `json:"elapsed,omitempty"`
+}
+
+// Log is a line for a person. Level is "debug", "info", "warning" or "error".
+type Log struct {
+	Machine string `json:"machine,omitempty"`
+	Level   string `json:"level"`
+	Text    string `json:"text"`
+}
+
+// Artifact is a file that the run wrote for a person: a report, a screenshot.
+type Artifact struct {
+	Kind string `json:"kind"` // "junit", "html", "json", "screenshot", "pcap", …
+	Path string `json:"path"`
+}
+
+func (RunStarted) kind() string      { return "run_started" }
+func (RunFinished) kind() string     { return "run_finished" }
+func (FileStarted) kind() string     { return "file_started" }
+func (FileFinished) kind() string    { return "file_finished" }
+func (TestStarted) kind() string     { return "test_started" }
+func (TestFinished) kind() string    { return "test_finished" }
+func (SubtestStarted) kind() string  { return "subtest_started" }
+func (SubtestFinished) kind() string { return "subtest_finished" }
+func (StepStarted) kind() string     { return "step_started" }
+func (StepFinished) kind() string    { return "step_finished" }
+func (Output) kind() string          { return "output" }
+func (Console) kind() string         { return "console" }
+func (MachineState) kind() string    { return "machine_state" }
+func (Progress) kind() string        { return "progress" }
+func (Log) kind() string             { return "log" }
+func (Artifact) kind() string        { return "artifact" }

@@ -1,0 +1,246 @@
+// Package vmm is the contract between attest and what runs a virtual machine.
+//
+// A backend gives a machine power, devices and a byte stream to its guest. What
+// not every VMM can do is a further small interface (PowerButton, Rebooter, …)
+// that callers find by type assertion. Backends live in the packages below this
+// one and know nothing of labs, tests or agents.
+package vmm
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/attest-vm/attest/internal/supervise"
+)
+
+// Config is one machine as plain data. A backend refuses what it cannot give
+// (Check) before anything is started.
+type Config struct {
+	Name   string // for errors and process titles
+	Dir    string // the machine's own directory; exists, mode 0700, removed by the owner
+	Memory int    // MiB
+	CPUs   int
+
+	Kernel  string // path of a bzImage or an uncompressed vmlinux; empty: the firmware boots the first disk
+	Initrd  string
+	Cmdline string // the backend puts its own console= argument in front
+
+	Disks []Disk // in the order in which the guest numbers them
+	NICs  []NIC
+
+	AllowReboot bool   // a guest that resets goes on; otherwise a reset ends the VMM
+	MachineType string // backend specific; QEMU: "q35" (default), "microvm"
+}
+
+// Disk is one block device. Base images are read-only and shared; what a
+// machine writes goes to a file of its own.
+type Disk struct {
+	Serial   string // at most 20 bytes; the guest finds the disk by it (/sys/block/*/serial)
+	Path     string
+	Format   string // "raw" or "qcow2"
+	ReadOnly bool
+}
+
+// NIC is one network card. Conn is the host's end of a stream of Ethernet
+// frames, each after its length as 4 bytes, big-endian (QEMU's -netdev stream);
+// the other end belongs to the switch. The backend owns Conn and closes it.
+type NIC struct {
+	ID   string // "net1"; unique in the machine
+	MAC  net.HardwareAddr
+	Conn net.Conn // *net.UnixConn, so that its descriptor can be handed to the VMM
+}
+
+// Host is what a backend needs of the side that starts it.
+type Host struct {
+	Supervisor *supervise.Supervisor // every process is started through it
+	Accel      string                // "kvm" or "tcg": the result of the probe, or what the user forced
+}
+
+// A Backend makes machines of one kind.
+type Backend interface {
+	Name() string
+	// Check refuses a configuration that this backend cannot run, with an
+	// *UnsupportedError, or a host that lacks what it needs, with a
+	// *MissingError. It starts nothing.
+	Check(Config) error
+	// Start starts the VMM and the guest in it, and returns as soon as the VMM
+	// runs. On error nothing is left.
+	Start(context.Context, Host, Config) (VM, error)
+}
+
+// VM is one running machine. Methods can be called from any goroutine.
+type VM interface {
+	// Console is the serial console from the first byte on. It ends with
+	// io.EOF when the VMM is gone. There is one reader.
+	Console() io.Reader
+	// Dial opens the byte stream to the agent in the guest. At most one is open
+	// at a time: closing it leaves the transport itself as it is, and a later
+	// Dial goes on where the stream was.
+	Dial(context.Context) (net.Conn, error)
+	// Done is closed when the VMM has exited; Exit says how.
+	Done() <-chan struct{}
+	Exit() Exit
+	// Kill ends the VMM at once and waits until it is gone: power loss. Data
+	// that the guest had synced is on the disks.
+	Kill() error
+}
+
+// Exit is why a VMM ended.
+type Exit struct {
+	Reason ExitReason
+	Detail string // the exit status, and the end of the VMM's own messages
+}
+
+// ExitReason is what ended a VMM.
+type ExitReason string
+
+const (
+	Running    ExitReason = ""
+	PoweredOff ExitReason = "powered off" // by the guest
+	Reset      ExitReason = "reset"       // by the guest, and AllowReboot was false
+	Panicked   ExitReason = "panicked"    // the guest's kernel, where the VMM can tell
+	Killed     ExitReason = "killed"      // by Kill, or by somebody's signal
+	Quit       ExitReason = "quit"        // asked to, over its own control channel
+	Broken     ExitReason = "failed"      // the VMM itself gave up; Detail says why
+)
+
+// PowerButton asks the guest to shut down (ACPI). The guest may ignore it.
+type PowerButton interface{ PressPower(context.Context) error }
+
+// Rebooter resets the machine (hard, like the reset button), and can make later resets by the
+// guest restart the machine instead of ending the VMM.
+type Rebooter interface {
+	Reset(context.Context) error
+	AllowReboot(ctx context.Context, allow bool) error
+}
+
+// Pauser stops and continues all vCPUs.
+type Pauser interface {
+	Pause(context.Context) error
+	Resume(context.Context) error
+}
+
+// Crasher ends the VMM in an orderly way without telling the guest (QEMU's
+// "quit"): caches of disk images reach their files.
+type Crasher interface{ Crash(context.Context) error }
+
+// LinkSetter pulls the cable of a NIC, or plugs it in.
+type LinkSetter interface {
+	SetLink(ctx context.Context, nic string, up bool) error
+}
+
+// Monitor gives the VMM's own control language (QEMU: HMP).
+type Monitor interface {
+	MonitorCommand(ctx context.Context, line string) (string, error)
+}
+
+// Doctor says what a backend can do on this host, for attest doctor.
+type Doctor interface {
+	Examine(context.Context) Diagnosis
+}
+
+// Diagnosis is a backend's state on this host.
+type Diagnosis struct {
+	Usable   bool      `json:"usable"`
+	Version  string    `json:"version,omitempty"`
+	Path     string    `json:"path,omitempty"`
+	Findings []Finding `json:"findings"`
+}
+
+// Finding is one thing that was looked at.
+type Finding struct {
+	Name   string `json:"name"` // "accelerator"
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail"`           // what was seen
+	Remedy string `json:"remedy,omitempty"` // what to do about it, if anything
+}
+
+// UnsupportedError is an operation or a setting that a backend does not have.
+type UnsupportedError struct {
+	Machine   string // may be empty
+	Operation string // "screenshot", "machine type microvm"
+	Backend   string
+	Can       []string // the backends that can
+	Reason    string   // why not, if there is more to say
+}
+
+func (e *UnsupportedError) Error() string {
+	msg := fmt.Sprintf("%s is not supported by backend %s", e.Operation, e.Backend)
+	if e.Machine != "" {
+		msg = e.Machine + ": " + msg
+	}
+	if e.Reason != "" {
+		msg += ": " + e.Reason
+	}
+	if len(e.Can) > 0 {
+		msg += fmt.Sprintf(" (backends that can: %s)", strings.Join(e.Can, ", "))
+	}
+	return msg
+}
+
+// MissingError is something that the host lacks: a program, a device, space.
+type MissingError struct {
+	What   string // "qemu-system-x86_64"
+	Reason string // "not found on PATH (/usr/bin:/bin)"
+	Remedy string // "apt-get install qemu-system-x86"
+}
+
+func (e *MissingError) Error() string {
+	msg := e.What + ": " + e.Reason
+	if e.Remedy != "" {
+		msg += "; " + e.Remedy
+	}
+	return msg
+}
+
+// StartError is a VMM that did not start; Output is what it said.
+type StartError struct {
+	Machine, Backend string
+	After            time.Duration
+	Output           string
+	Err              error
+}
+
+func (e *StartError) Error() string {
+	msg := fmt.Sprintf("%s: %s did not start (after %v): %v", e.Machine, e.Backend, e.After.Round(time.Millisecond), e.Err)
+	if e.Output != "" {
+		msg += "\n" + e.Output
+	}
+	return msg
+}
+
+func (e *StartError) Unwrap() error { return e.Err }
+
+var (
+	registryMu sync.Mutex
+	registry   = map[string]Backend{}
+)
+
+// Register makes a backend known by its name. Backends call it in init.
+func Register(b Backend) {
+	registryMu.Lock()
+	defer registryMu.Unlock()
+	registry[b.Name()] = b
+}
+
+// Lookup finds a registered backend.
+func Lookup(name string) (Backend, bool) {
+	registryMu.Lock()
+	defer registryMu.Unlock()
+	b, ok := registry[name]
+	return b, ok
+}
+
+// Names lists the registered backends in alphabetical order.
+func Names() []string {
+	registryMu.Lock()
+	defer registryMu.Unlock()
+	return slices.Sorted(maps.Keys(registry))
+}
