@@ -1,0 +1,74 @@
+package supervise
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const isolateName = "attest-isolate" // argv[0] of the first process of a PID namespace
+
+// startIsolated starts r in new mount and PID namespaces, below isolate.
+func startIsolated(r *startRequest, attr *syscall.ProcAttr) (int, error) {
+	path := r.Path
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(r.Dir, path)
+	}
+	// Later than this only isolate could say that there is nothing to execute.
+	if err := unix.Access(path, unix.X_OK); err != nil {
+		return 0, err
+	}
+	sys := *attr.Sys
+	sys.Cloneflags = syscall.CLONE_NEWPID
+	sys.Unshareflags = syscall.CLONE_NEWNS // this way Go also makes all mounts private
+	isolated := *attr
+	isolated.Sys = &sys
+	args := append([]string{isolateName, strconv.Itoa(len(attr.Files)), r.Path}, r.Args...)
+	return syscall.ForkExec("/proc/self/exe", args, &isolated)
+}
+
+// isolate is process 1 of a PID namespace: it runs one command and ends with
+// it, upon which the kernel kills what is left in the namespace. A command that
+// were process 1 itself would ignore signals that it does not handle, and
+// inherit children that it does not know.
+func isolate() int {
+	n, err := strconv.Atoi(os.Args[1])
+	if err != nil || len(os.Args) < 4 {
+		fmt.Fprintln(os.Stderr, isolateName+": this is not a program for people; it is started by attest")
+		return 127
+	}
+	files := make([]uintptr, n)
+	for i := range files {
+		files[i] = uintptr(i)
+	}
+	// Without it the command would see the processes of the outer namespace
+	// under their outer numbers. A container may forbid it; what needs /proc
+	// then says so.
+	unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	// The command is in the same group and gets the same signals. Its end ends us.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT)
+	command, err := syscall.ForkExec(os.Args[2], os.Args[3:], &syscall.ProcAttr{Env: os.Environ(), Files: files})
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: start %s: %v\n", isolateName, os.Args[2], err)
+		return 127
+	}
+	for {
+		var ws syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &ws, 0, nil)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+		case err != nil:
+			return 127
+		case pid == command && ws.Signaled():
+			return 128 + int(ws.Signal())
+		case pid == command:
+			return ws.ExitStatus()
+		}
+	}
+}

@@ -1,0 +1,85 @@
+package supervise
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// removeTree removes a directory with all that is in it. What is mounted below
+// is detached and not touched. Directories that their owner cannot write to are
+// no obstacle, nor are files of subordinate uids, which a build in a user
+// namespace leaves.
+func removeTree(dir string) error {
+	if err := detachBelow(dir); err != nil {
+		return err
+	}
+	err := os.RemoveAll(dir)
+	if err == nil || os.Geteuid() == 0 {
+		return err
+	}
+	filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if d != nil && d.IsDir() {
+			// The walk calls this before it reads the directory.
+			os.Chmod(path, 0o700)
+		}
+		return nil
+	})
+	if err = os.RemoveAll(dir); err == nil || !errors.Is(err, os.ErrPermission) {
+		return err
+	}
+	out, uerr := exec.Command("unshare", "--user", "--map-root-user", "--map-auto", "rm", "-rf", "--", dir).CombinedOutput()
+	if uerr != nil {
+		return fmt.Errorf("%w (and in a user namespace: %v: %s)", err, uerr, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// detachBelow detaches every mount below dir, and fails if one stays: removing
+// what is behind a bind mount would be a disaster.
+func detachBelow(dir string) error {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	points, err := mountsBelow(dir)
+	for i := len(points) - 1; i >= 0; i-- {
+		if uerr := unix.Unmount(points[i], unix.MNT_DETACH); uerr != nil {
+			err = errors.Join(err, &os.PathError{Op: "unmount", Path: points[i], Err: uerr})
+		}
+	}
+	return err
+}
+
+// mountsBelow lists the mount points at or below dir in the order in which
+// they were mounted. It reads /proc/self/mountinfo (proc(5)).
+func mountsBelow(dir string) ([]string, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	var points []string
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 5 {
+			continue
+		}
+		if point := unescape.Replace(fields[4]); point == dir || strings.HasPrefix(point, dir+"/") {
+			points = append(points, point)
+		}
+	}
+	return points, lines.Err()
+}

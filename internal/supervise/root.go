@@ -1,0 +1,144 @@
+package supervise
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// What has to fit below the state root. A socket's path has 108 bytes with its
+// NUL (unix(7)); longer ones cannot be bound or connected to.
+const (
+	maxSocketPath  = 107
+	maxMachineName = 32
+	maxSocketName  = 16
+	idLength       = 6
+
+	maxRoot = maxSocketPath - len("/") - idLength - len("/") - maxMachineName - len("/") - maxSocketName
+)
+
+// PathTooLongError is a state root below which unix sockets would not fit.
+type PathTooLongError struct {
+	Path   string
+	Limit  int    // longest possible state root, in bytes
+	Source string // what gave the path: an environment variable, or an option
+}
+
+func (e *PathTooLongError) Error() string {
+	return fmt.Sprintf("state directory %s (from %s) has %d bytes, and the limit is %d: the path of a unix socket in it must fit in %d bytes; set ATTEST_STATE_DIR to a shorter directory, such as /tmp/attest",
+		e.Path, e.Source, len(e.Path), e.Limit, maxSocketPath)
+}
+
+// StateRoot is the directory in which every run makes its own: $ATTEST_STATE_DIR,
+// or $XDG_RUNTIME_DIR/attest, or attest-<uid> in the directory for temporary
+// files. It is made if missing. One that somebody else could write to is an
+// error, and one that is too long for sockets a *PathTooLongError.
+func StateRoot() (string, error) {
+	path, source := os.Getenv("ATTEST_STATE_DIR"), "ATTEST_STATE_DIR"
+	if path == "" {
+		// A runtime directory of another user is what sudo -E leaves; a
+		// directory of root's in there would lock that user out.
+		if run := os.Getenv("XDG_RUNTIME_DIR"); run != "" && checkOwned(run) == nil {
+			path, source = filepath.Join(run, "attest"), "XDG_RUNTIME_DIR"
+		} else {
+			path, source = filepath.Join(os.TempDir(), "attest-"+strconv.Itoa(os.Geteuid())), "TMPDIR"
+		}
+	}
+	return prepareRoot(path, source)
+}
+
+func prepareRoot(path, source string) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	if len(path) > maxRoot {
+		return "", &PathTooLongError{Path: path, Limit: maxRoot, Source: source}
+	}
+	// Mkdir, not MkdirAll, for the last element: it does not follow a symbolic
+	// link that somebody planted in /tmp.
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return "", fmt.Errorf("state directory: %w", err)
+	}
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", fmt.Errorf("state directory: %w", err)
+	}
+	if err := checkOwned(path); err != nil {
+		return "", fmt.Errorf("state directory: %w; remove it, or set ATTEST_STATE_DIR to a directory of your own", err)
+	}
+	return path, nil
+}
+
+// checkOwned refuses what is not a directory of ours that only we can write to.
+func checkOwned(path string) error {
+	fi, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	st := fi.Sys().(*syscall.Stat_t)
+	switch {
+	case !fi.IsDir():
+		return fmt.Errorf("%s is not a directory (%v)", path, fi.Mode())
+	case int(st.Uid) != os.Geteuid():
+		return fmt.Errorf("%s belongs to uid %d, not to us (%d)", path, st.Uid, os.Geteuid())
+	case fi.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("%s can be written to by others (%v)", path, fi.Mode())
+	}
+	return nil
+}
+
+// makeDir makes a fresh directory below root and returns it open and locked.
+// The lock lives as long as any copy of the returned descriptor.
+func makeDir(root string) (string, *os.File, error) {
+	// Sweep takes an unlocked directory for a dead one. The lock on the root
+	// keeps it away between the making and the locking.
+	unlock, err := lockRoot(root)
+	if err != nil {
+		return "", nil, err
+	}
+	defer unlock()
+	for {
+		dir := filepath.Join(root, newID())
+		if err := os.Mkdir(dir, 0o700); errors.Is(err, os.ErrExist) {
+			continue
+		} else if err != nil {
+			return "", nil, fmt.Errorf("state directory: %w", err)
+		}
+		f, err := os.Open(dir)
+		if err == nil {
+			if err = flock(f, unix.LOCK_EX|unix.LOCK_NB); err == nil {
+				return dir, f, nil
+			}
+			f.Close()
+		}
+		os.Remove(dir)
+		return "", nil, fmt.Errorf("state directory: %w", err)
+	}
+}
+
+// lockRoot waits for the lock on the state root, which is never held for long.
+func lockRoot(root string) (unlock func(), err error) {
+	f, err := os.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(f, unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", root, err)
+	}
+	return func() { f.Close() }, nil
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		err := unix.Flock(int(f.Fd()), how)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}

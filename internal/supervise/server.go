@@ -1,0 +1,232 @@
+package supervise
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// killTimeout is how long killing goes on before the rest is given up: only a
+// process that hangs in the kernel outlives its SIGKILL that long.
+const killTimeout = 4 * time.Second
+
+// Any binary that imports this package can be a supervisor.
+func init() {
+	if len(os.Args) == 0 {
+		return
+	}
+	switch os.Args[0] {
+	case supervisorName:
+		if err := serve(); err != nil {
+			fmt.Fprintln(os.Stderr, supervisorName+":", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	case isolateName:
+		os.Exit(isolate())
+	}
+}
+
+// server is the supervisor process. One goroutine owns its state: the one that
+// serve was called on, which never leaves the process's main thread.
+type server struct {
+	dir      string
+	conn     *net.UnixConn
+	out      *sender
+	null     *os.File
+	children map[int]uint64 // pid → the client's number
+}
+
+// incoming is a request with its descriptors.
+type incoming struct {
+	request
+	fds []int
+}
+
+func serve() error {
+	if len(os.Args) != 2 {
+		return errors.New("this is not a program for people; it is started by attest")
+	}
+	// PR_SET_PDEATHSIG fires when the thread that forked ends (golang/go#27505).
+	// The main thread does not end before the process, and init runs on it.
+	runtime.LockOSThread()
+	s := &server{dir: os.Args[1], children: map[int]uint64{}}
+	control, lock := os.NewFile(3, "control"), os.NewFile(4, s.dir)
+	defer runtime.KeepAlive(lock) // closing it would give up the lock
+	for _, f := range []*os.File{control, lock} {
+		unix.CloseOnExec(int(f.Fd()))
+	}
+	var err error
+	if s.conn, err = unixConn(control); err != nil {
+		return err
+	}
+	if s.null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
+		return err
+	}
+	// What loses its parent, a daemon, becomes a child of ours instead of init's.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become a subreaper: %w", err)
+	}
+	s.out = newSender(s.conn)
+	s.loop()
+	left := killDescendants(killTimeout)
+	if kept(s.dir) {
+		return left
+	}
+	return errors.Join(left, removeTree(s.dir))
+}
+
+// loop serves the client until it is gone, or until somebody asks to end.
+func (s *server) loop() {
+	// Caught, not ignored: children would inherit that a signal is ignored.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE)
+	exits := make(chan os.Signal, 1)
+	signal.Notify(exits, syscall.SIGCHLD)
+
+	requests := make(chan incoming)
+	go s.read(requests)
+	for {
+		select {
+		case in, ok := <-requests:
+			if !ok {
+				return
+			}
+			s.handle(in)
+		case <-exits:
+			s.reap()
+		case <-signals:
+			return
+		}
+	}
+}
+
+// read ends with the process: after the client's last message it has nothing
+// more to do, and before that the process may only end by a signal.
+func (s *server) read(requests chan<- incoming) {
+	defer close(requests)
+	r := newReceiver(s.conn)
+	for {
+		var in incoming
+		if err := r.receive(&in.request); err != nil {
+			return
+		}
+		if in.Start != nil {
+			var err error
+			if in.fds, err = r.take(in.Start.files()); err != nil {
+				fmt.Fprintln(os.Stderr, supervisorName+":", err)
+				return
+			}
+		}
+		requests <- in
+	}
+}
+
+func (s *server) handle(in incoming) {
+	if in.Start == nil {
+		for pid, id := range s.children {
+			if id == in.ID {
+				syscall.Kill(-pid, in.Signal) // not yet reaped, so the number is still its own
+			}
+		}
+		return
+	}
+	pid, err := s.start(in.Start, in.fds)
+	for _, fd := range in.fds {
+		syscall.Close(fd)
+	}
+	if err != nil {
+		var errno syscall.Errno
+		if !errors.As(err, &errno) {
+			errno = syscall.EINVAL
+		}
+		s.reply(reply{ID: in.ID, Err: errno})
+		return
+	}
+	s.children[pid] = in.ID
+	s.reply(reply{ID: in.ID, Pid: pid})
+}
+
+// reply ignores errors: they mean that the client is gone, which read notices.
+func (s *server) reply(r reply) { s.out.send(r, nil) }
+
+func (s *server) start(r *startRequest, fds []int) (int, error) {
+	attr := &syscall.ProcAttr{Dir: r.Dir, Env: r.Env, Sys: &syscall.SysProcAttr{
+		Setpgid:   true,
+		Pdeathsig: syscall.SIGKILL,
+	}}
+	for _, null := range r.Null {
+		if null {
+			attr.Files = append(attr.Files, s.null.Fd())
+		} else {
+			attr.Files = append(attr.Files, uintptr(fds[0]))
+			fds = fds[1:]
+		}
+	}
+	for _, fd := range fds {
+		attr.Files = append(attr.Files, uintptr(fd))
+	}
+	if r.Isolate && os.Geteuid() == 0 {
+		pid, err := startIsolated(r, attr)
+		if !errors.Is(err, syscall.EPERM) {
+			return pid, err
+		}
+		// A root without CAP_SYS_ADMIN cannot mount anything either.
+	}
+	return syscall.ForkExec(r.Path, r.Args, attr)
+}
+
+// reap collects every child that has ended, ours and adopted ones.
+func (s *server) reap() {
+	for {
+		pid := endedChild()
+		if pid == 0 {
+			return
+		}
+		id, ours := s.children[pid]
+		if ours {
+			// Before it is reaped, so that the number cannot belong to another group.
+			syscall.Kill(-pid, syscall.SIGKILL)
+		}
+		var ws syscall.WaitStatus
+		if _, err := syscall.Wait4(pid, &ws, syscall.WNOHANG, nil); err != nil || !ours {
+			continue
+		}
+		delete(s.children, pid)
+		st := Status{ExitCode: ws.ExitStatus()}
+		if ws.Signaled() {
+			st.Signal = ws.Signal()
+		}
+		s.reply(reply{ID: id, Exit: &st})
+	}
+}
+
+// endedChild is a child that has ended and still is to be reaped, or 0.
+func endedChild() int {
+	// waitid(2)'s siginfo_t, whose fields for SIGCHLD x/sys does not name.
+	var info struct {
+		signo, errno, code int32
+		_                  [0]uintptr // the union that follows is aligned to a word
+		pid                int32
+		_                  [124]byte
+	}
+	for {
+		err := unix.Waitid(unix.P_ALL, 0, (*unix.Siginfo)(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return 0
+		}
+		return int(info.pid)
+	}
+}

@@ -1,0 +1,309 @@
+package supervise
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	supervisorName = "attest-supervisor" // argv[0] of the supervisor
+	stateVar       = "ATTEST_STATE"      // in the environment of all that it starts: its state directory
+	keepName       = "keep"              // a file of this name in a state directory keeps it
+	logName        = "supervisor.log"
+)
+
+// Options say how to start a supervisor. The zero value works.
+type Options struct {
+	Root string // where the state directory is made; empty: StateRoot()
+}
+
+// Supervisor is the client's side of a supervisor process.
+type Supervisor struct {
+	dir  string
+	lock *os.File // held here too, so that Sweep stays away when only the supervisor dies
+	cmd  *exec.Cmd
+	conn *net.UnixConn
+	done chan struct{}
+
+	closeOnce sync.Once
+	closeErr  error
+
+	sendMu sync.Mutex // guards out; not mu, because a send can block until run has received
+	out    *sender
+
+	mu        sync.Mutex // guards what follows
+	lastID    uint64
+	processes map[uint64]*Process
+	closing   bool
+	lost      error // set once the supervisor is gone
+}
+
+// Start starts a supervisor with a fresh state directory. ctx is for the
+// starting only; Close ends it.
+func Start(ctx context.Context, o Options) (_ *Supervisor, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	var root string
+	if o.Root == "" {
+		root, err = StateRoot()
+	} else {
+		root, err = prepareRoot(o.Root, "Options.Root")
+	}
+	if err != nil {
+		return nil, err
+	}
+	dir, lock, err := makeDir(root)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			os.RemoveAll(dir)
+			lock.Close()
+		}
+	}()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("supervisor: %w", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "control")
+	defer theirs.Close()
+	conn, err := unixConn(os.NewFile(uintptr(fds[0]), "control"))
+	if err != nil {
+		return nil, fmt.Errorf("supervisor: %w", err)
+	}
+	log, err := os.OpenFile(filepath.Join(dir, logName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("supervisor: %w", err)
+	}
+	defer log.Close()
+	cmd := &exec.Cmd{
+		Path:       "/proc/self/exe",
+		Args:       []string{supervisorName, dir},
+		Dir:        "/",
+		Stderr:     log, // not the client's: whoever reads that until its end would wait for us
+		ExtraFiles: []*os.File{theirs, lock},
+		// A session of its own: Ctrl-C on the client's terminal is for the client.
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+	}
+	if err := cmd.Start(); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("supervisor: %w", err)
+	}
+	s := &Supervisor{
+		dir: dir, lock: lock, cmd: cmd, conn: conn,
+		done:      make(chan struct{}),
+		out:       newSender(conn),
+		processes: map[uint64]*Process{},
+	}
+	go s.run()
+	return s, nil
+}
+
+// Dir is the state directory: short, mode 0700, gone after Close.
+func (s *Supervisor) Dir() string { return s.dir }
+
+// Done is closed when the supervisor process has ended, and with it all that it
+// started; after Close, or because somebody killed it.
+func (s *Supervisor) Done() <-chan struct{} { return s.done }
+
+// Keep says whether the state directory stays when the supervisor ends. Kept
+// directories are left alone by Sweep.
+func (s *Supervisor) Keep(keep bool) error {
+	path := filepath.Join(s.dir, keepName)
+	if !keep {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	return os.WriteFile(path, nil, 0o600)
+}
+
+// Close kills everything that was started, waits until it is gone and removes
+// the state directory. It can be called more than once.
+func (s *Supervisor) Close() error {
+	s.closeOnce.Do(func() { s.closeErr = s.close() })
+	return s.closeErr
+}
+
+func (s *Supervisor) close() error {
+	defer s.lock.Close()
+	s.mu.Lock()
+	s.closing = true
+	s.mu.Unlock()
+	s.conn.CloseWrite()
+	select {
+	case <-s.done:
+	case <-time.After(2 * killTimeout):
+		s.cmd.Process.Kill()
+		<-s.done
+	}
+	if kept(s.dir) {
+		return nil
+	}
+	// Nothing is left to do unless the supervisor died or failed.
+	if err := removeTree(s.dir); err != nil {
+		return fmt.Errorf("remove state directory: %w", err)
+	}
+	return nil
+}
+
+// run receives the supervisor's replies until it is gone, and then says so to
+// everyone who waits.
+func (s *Supervisor) run() {
+	defer close(s.done)
+	in := newReceiver(s.conn)
+	var err error
+	for err == nil {
+		var r reply
+		if err = in.receive(&r); err == nil {
+			s.deliver(r)
+		}
+	}
+	s.conn.Close()
+	werr := s.cmd.Wait()
+	if werr != nil {
+		// PR_SET_PDEATHSIG has killed its children, but not theirs.
+		killBelonging(s.dir, killTimeout)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closing:
+		s.lost = errors.New("supervisor: closed")
+	case werr != nil:
+		s.lost = fmt.Errorf("supervisor: %w%s", werr, s.log())
+	case errors.Is(err, io.EOF):
+		s.lost = errors.New("supervisor: it was asked to end" + s.log())
+	default:
+		s.lost = fmt.Errorf("supervisor: %w%s", err, s.log())
+	}
+	for _, p := range s.processes {
+		p.finish(Status{ExitCode: -1, Signal: syscall.SIGKILL, Lost: true}, s.lost)
+	}
+	s.processes = nil
+}
+
+// log is the end of what the supervisor wrote, for an error's text.
+func (s *Supervisor) log() string {
+	b, err := os.ReadFile(filepath.Join(s.dir, logName))
+	if err != nil || len(b) == 0 {
+		return ""
+	}
+	return "\n" + strings.TrimSpace(string(b[max(0, len(b)-2000):]))
+}
+
+func (s *Supervisor) deliver(r reply) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.processes[r.ID]
+	if p == nil {
+		return
+	}
+	switch {
+	case r.Exit != nil:
+		delete(s.processes, r.ID)
+		p.finish(*r.Exit, nil)
+	case r.Err != 0:
+		delete(s.processes, r.ID)
+		p.finish(Status{ExitCode: -1}, &os.PathError{Op: "start", Path: p.path, Err: r.Err})
+	default:
+		p.pid = r.Pid
+		close(p.started)
+	}
+}
+
+// Start starts a process as a child of the supervisor. ctx is for the starting
+// only: when it ends before that is done, the process is killed. The files of c
+// stay the caller's, to be closed as soon as Start has returned. A program that
+// cannot be executed is an *os.PathError.
+func (s *Supervisor) Start(ctx context.Context, c Command) (*Process, error) {
+	req, files, err := c.request(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", c.Path, err)
+	}
+	p := &Process{supervisor: s, path: req.Path, started: make(chan struct{}), done: make(chan struct{})}
+	s.mu.Lock()
+	if s.lost != nil {
+		s.mu.Unlock()
+		return nil, fmt.Errorf("start %s: %w", c.Path, s.lost)
+	}
+	s.lastID++
+	p.id = s.lastID
+	s.processes[p.id] = p
+	s.mu.Unlock()
+	if err := s.send(request{ID: p.id, Start: req}, files); err != nil {
+		s.mu.Lock()
+		delete(s.processes, p.id)
+		s.mu.Unlock()
+		return nil, fmt.Errorf("start %s: supervisor: %w", c.Path, err)
+	}
+	select {
+	case <-p.started:
+		return p, nil
+	case <-p.done:
+		select {
+		case <-p.started: // and ended already
+			return p, nil
+		default:
+			return nil, p.err
+		}
+	case <-ctx.Done():
+		p.signal(syscall.SIGKILL)
+		return nil, fmt.Errorf("start %s: %w", c.Path, ctx.Err())
+	}
+}
+
+func (s *Supervisor) send(r request, files []*os.File) error {
+	s.sendMu.Lock()
+	defer s.sendMu.Unlock()
+	return s.out.send(r, files)
+}
+
+// newID is the name of a state directory.
+func newID() string {
+	var b [5]byte
+	rand.Read(b[:])
+	return strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))[:idLength]
+}
+
+func isID(name string) bool {
+	return len(name) == idLength && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz234567") == ""
+}
+
+func kept(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, keepName))
+	return err == nil
+}
+
+// environ is env with the variable by which Sweep knows a process of ours.
+func environ(env []string, dir string) []string {
+	if env == nil {
+		env = os.Environ()
+	}
+	env = slices.DeleteFunc(slices.Clone(env), func(e string) bool {
+		return strings.HasPrefix(e, stateVar+"=")
+	})
+	return append(env, stateVar+"="+dir)
+}
