@@ -89,3 +89,16 @@ func Logf(ctx context.Context, format string, args ...any) {
 func Warnf(ctx context.Context, format string, args ...any) {
 	Publish(ctx, Log{Level: "warning", Text: fmt.Sprintf(format, args...)})
 }
+
+type positionKey struct{}
+
+// WithPosition returns a context for an operation that a test file calls at p.
+func WithPosition(ctx context.Context, p Position) context.Context {
+	return context.WithValue(ctx, positionKey{}, p)
+}
+
+// PositionOf is the position that WithPosition set.
+func PositionOf(ctx context.Context) Position {
+	p, _ := ctx.Value(positionKey{}).(Position)
+	return p
+}

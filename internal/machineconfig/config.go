@@ -1,0 +1,238 @@
+// Package machineconfig reads the machine configuration file: JSON that a
+// generator (Nix, a script, a person) writes, with the machines of a lab.
+//
+// The keys and their defaults are a contract with those generators, so reading
+// is strict: an unknown key, a value of the wrong type, a missing backend and
+// two machines of one name are errors that name the file, the machine and the
+// key as a JSON pointer (RFC 6901).
+package machineconfig
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"time"
+
+	"github.com/attest-vm/attest/internal/event"
+)
+
+// A File is a machine configuration.
+type File struct {
+	Path          string
+	Machines      []Machine
+	VLANs         []int
+	GlobalTimeout time.Duration // an hour unless given
+}
+
+// A Machine is one entry of "machines". Which fields have a meaning depends on
+// the backend; those of other backends are refused when the file is read.
+type Machine struct {
+	Name    string
+	Backend string
+	VLANs   []int // the file's unless given
+
+	StartCommand string          // qemu
+	AllowReboot  bool            // qemu
+	Image        json.RawMessage // an image of attest's own, instead of paths
+	Memory       int             // MiB; 0: the backend's default
+	CPUs         int
+	SnapshotPath string
+
+	Binary      string // firecracker_bin, cloud_hypervisor_bin
+	KernelImage string
+	Rootfs      string
+	Initrd      string
+	KernelArgs  string
+	StoreImage  string
+	VsockCID    int
+	VsockPort   int
+	TAPs        []TAP
+	HugePages   string
+	Entropy     bool
+	EnablePCI   bool
+	IOEngine    string
+	CacheType   string
+	MockScript  json.RawMessage
+}
+
+// A TAP is an element of tap_interfaces: a device that somebody else made.
+type TAP struct{ Interface, HostDevice, MAC string }
+
+// Error is a configuration that makes no sense.
+type Error struct {
+	File    string
+	Machine string // may be empty
+	Pointer string // "/machines/0/memory"
+	Reason  string
+}
+
+func (e *Error) Error() string {
+	msg := fmt.Sprintf("machine configuration %s: ", e.File)
+	if e.Machine != "" {
+		msg += fmt.Sprintf("machine %q: ", e.Machine)
+	}
+	if e.Pointer != "" {
+		msg += e.Pointer + ": "
+	}
+	return msg + e.Reason
+}
+
+// Read reads a file. Errors are an *Error, or the file system's.
+func Read(path string) (*File, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("machine configuration: %w", err)
+	}
+	return Parse(path, data)
+}
+
+var name = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]*$`)
+
+// Parse reads the content of a file; path is for errors.
+func Parse(path string, data []byte) (*File, error) {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.UseNumber()
+	var top any
+	if err := dec.Decode(&top); err != nil {
+		return nil, &Error{File: path, Reason: syntaxReason(data, err)}
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return nil, &Error{File: path, Reason: "something follows the JSON object"}
+	}
+	f := &File{Path: path, GlobalTimeout: time.Hour}
+	r := reader{file: path}
+	root := r.object("", top)
+	var machines []any
+	r.take(root, "machines", func(v any) { machines = r.array("/machines", v) })
+	r.take(root, "vlans", func(v any) { f.VLANs = r.vlans("/vlans", v) })
+	r.take(root, "global_timeout", func(v any) { f.GlobalTimeout = r.seconds("/global_timeout", v) })
+	r.rest("", root, "machines", "vlans", "global_timeout")
+	seen := map[string]bool{}
+	for i, v := range machines {
+		m := r.machine(fmt.Sprintf("/machines/%d", i), v, f.VLANs)
+		if r.err == nil && seen[m.Name] {
+			r.fail(fmt.Sprintf("/machines/%d/name", i), "there are two machines of this name")
+		}
+		seen[m.Name] = true
+		f.Machines = append(f.Machines, m)
+		r.name = ""
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	return f, nil
+}
+
+func syntaxReason(data []byte, err error) string {
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		before := data[:min(int(syntax.Offset), len(data))]
+		line := 1 + bytes.Count(before, []byte("\n"))
+		column := len(before) - bytes.LastIndexByte(before, '\n') - 1
+		return fmt.Sprintf("not JSON: line %d, column %d: %v", line, column, err)
+	}
+	return fmt.Sprintf("not JSON: %v", err)
+}
+
+// machine reads one element of "machines".
+func (r *reader) machine(at string, v any, vlans []int) Machine {
+	m := Machine{VLANs: vlans, CPUs: 1, VsockCID: 3, VsockPort: 1234, Entropy: true, IOEngine: "Sync", CacheType: "Unsafe"}
+	o := r.object(at, v)
+	r.take(o, "name", func(v any) { m.Name = r.string(at+"/name", v) })
+	r.name = m.Name
+	switch {
+	case r.err != nil:
+		return m
+	case o["name"] == nil:
+		r.fail(at, `"name" is missing`)
+	case !name.MatchString(m.Name):
+		r.fail(at+"/name", "not a name for a machine: letters, digits, - and _, beginning with a letter or a digit")
+	}
+	r.take(o, "backend", func(v any) { m.Backend = r.string(at+"/backend", v) })
+	keys, ok := backends[m.Backend]
+	switch {
+	case r.err != nil:
+		return m
+	case o["backend"] == nil:
+		r.fail(at, `"backend" is missing; it is `+backendNames)
+	case !ok:
+		r.fail(at+"/backend", fmt.Sprintf("unknown backend %q; it is %s", m.Backend, backendNames))
+	}
+	known := []string{"name", "backend", "vlans"}
+	r.take(o, "vlans", func(v any) { m.VLANs = r.vlans(at+"/vlans", v) })
+	for _, key := range keys {
+		known = append(known, key)
+		r.take(o, key, func(v any) { readers[key](r, &m, at+"/"+key, v) })
+	}
+	r.rest(at, o, known...)
+	r.complete(at, m)
+	return m
+}
+
+// complete checks what a machine must have.
+func (r *reader) complete(at string, m Machine) {
+	if r.err != nil {
+		return
+	}
+	switch m.Backend {
+	case "qemu":
+		if (m.StartCommand == "") == (m.Image == nil) {
+			r.fail(at, `either "start_command" or "image" must be given`)
+		}
+	case "firecracker", "cloud-hypervisor":
+		if m.Image == nil && m.KernelImage == "" {
+			r.fail(at, `"kernel_image_path" is missing (or "image")`)
+		}
+		if m.Image == nil && m.Rootfs == "" {
+			r.fail(at, `"rootfs_path" is missing (or "image")`)
+		}
+	}
+}
+
+const backendNames = "qemu, firecracker, cloud-hypervisor or mock"
+
+// backends lists the keys of each backend beside name, backend and vlans.
+var backends = func() map[string][]string {
+	image := []string{"image", "mem_size_mib", "vcpu_count", "snapshot_path"}
+	micro := append([]string{"kernel_image_path", "rootfs_path", "initrd_path", "kernel_boot_args",
+		"store_image_path", "vsock_cid", "vsock_port", "tap_interfaces"}, image...)
+	return map[string][]string{
+		"qemu":             append([]string{"start_command", "allow_reboot"}, image...),
+		"firecracker":      append([]string{"firecracker_bin", "huge_pages", "entropy", "enable_pci", "io_engine", "cache_type"}, micro...),
+		"cloud-hypervisor": append([]string{"cloud_hypervisor_bin"}, micro...),
+		"mock":             {"script"},
+	}
+}()
+
+// readers says how each key is read.
+var readers = map[string]func(r *reader, m *Machine, at string, v any){
+	"start_command":        func(r *reader, m *Machine, at string, v any) { m.StartCommand = r.string(at, v) },
+	"allow_reboot":         func(r *reader, m *Machine, at string, v any) { m.AllowReboot = r.bool(at, v) },
+	"image":                func(r *reader, m *Machine, at string, v any) { m.Image = r.raw(v) },
+	"mem_size_mib":         func(r *reader, m *Machine, at string, v any) { m.Memory = r.positive(at, v) },
+	"vcpu_count":           func(r *reader, m *Machine, at string, v any) { m.CPUs = r.positive(at, v) },
+	"snapshot_path":        func(r *reader, m *Machine, at string, v any) { m.SnapshotPath = r.string(at, v) },
+	"firecracker_bin":      func(r *reader, m *Machine, at string, v any) { m.Binary = r.string(at, v) },
+	"cloud_hypervisor_bin": func(r *reader, m *Machine, at string, v any) { m.Binary = r.string(at, v) },
+	"kernel_image_path":    func(r *reader, m *Machine, at string, v any) { m.KernelImage = r.string(at, v) },
+	"rootfs_path":          func(r *reader, m *Machine, at string, v any) { m.Rootfs = r.string(at, v) },
+	"initrd_path":          func(r *reader, m *Machine, at string, v any) { m.Initrd = r.string(at, v) },
+	"kernel_boot_args":     func(r *reader, m *Machine, at string, v any) { m.KernelArgs = r.string(at, v) },
+	"store_image_path":     func(r *reader, m *Machine, at string, v any) { m.StoreImage = r.string(at, v) },
+	"vsock_cid":            func(r *reader, m *Machine, at string, v any) { m.VsockCID = r.positive(at, v) },
+	"vsock_port":           func(r *reader, m *Machine, at string, v any) { m.VsockPort = r.positive(at, v) },
+	"tap_interfaces":       func(r *reader, m *Machine, at string, v any) { m.TAPs = r.taps(at, v) },
+	"huge_pages":           func(r *reader, m *Machine, at string, v any) { m.HugePages = r.string(at, v) },
+	"entropy":              func(r *reader, m *Machine, at string, v any) { m.Entropy = r.bool(at, v) },
+	"enable_pci":           func(r *reader, m *Machine, at string, v any) { m.EnablePCI = r.bool(at, v) },
+	"io_engine":            func(r *reader, m *Machine, at string, v any) { m.IOEngine = r.string(at, v) },
+	"cache_type":           func(r *reader, m *Machine, at string, v any) { m.CacheType = r.string(at, v) },
+	"script":               func(r *reader, m *Machine, at string, v any) { m.MockScript = r.raw(v) },
+}
+
+// Status says that the file is the user's to mend.
+func (*Error) Status() event.Status { return event.Invalid }

@@ -1,0 +1,85 @@
+package machineconfig
+
+import (
+	"encoding/json"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParse(t *testing.T) {
+	got, err := Parse("lab.json", []byte(`{
+		"machines": [
+			{"name": "server", "backend": "qemu", "start_command": "/run-server-vm", "vlans": [1]},
+			{"name": "client", "backend": "qemu", "image": {"debian": {}}, "mem_size_mib": 512, "snapshot_path": null},
+			{"name": "micro", "backend": "firecracker", "kernel_image_path": "/vmlinux", "rootfs_path": "/root.ext4",
+			 "tap_interfaces": [["eth0", "tap0", "AA:FC:00:01:01:01"]], "entropy": false}
+		],
+		"vlans": [1, 2],
+		"global_timeout": 90
+	}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := Machine{VLANs: []int{1, 2}, CPUs: 1, VsockCID: 3, VsockPort: 1234, Entropy: true, IOEngine: "Sync", CacheType: "Unsafe"}
+	server, client, micro := base, base, base
+	server.Name, server.Backend, server.StartCommand, server.VLANs = "server", "qemu", "/run-server-vm", []int{1}
+	client.Name, client.Backend, client.Image, client.Memory = "client", "qemu", json.RawMessage(`{"debian":{}}`), 512
+	micro.Name, micro.Backend, micro.KernelImage, micro.Rootfs = "micro", "firecracker", "/vmlinux", "/root.ext4"
+	micro.TAPs, micro.Entropy = []TAP{{"eth0", "tap0", "AA:FC:00:01:01:01"}}, false
+	want := &File{Path: "lab.json", Machines: []Machine{server, client, micro}, VLANs: []int{1, 2}, GlobalTimeout: 90 * time.Second}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestParseErrors(t *testing.T) {
+	qemu := func(rest string) string {
+		return `{"machines": [{"name": "a", "backend": "qemu", "start_command": "x"` + rest + `}]}`
+	}
+	for _, test := range []struct{ name, json, want string }{
+		{"syntax", "{\n \"machines\": [,]\n}", "machine configuration lab.json: not JSON: line 2, column 15: invalid character ',' looking for beginning of value"},
+		{"trailing", `{} {}`, "machine configuration lab.json: something follows the JSON object"},
+		{"no object", `[]`, "machine configuration lab.json: want an object, not an array"},
+		{"unknown top key", `{"machine": []}`, "machine configuration lab.json: /machine: unknown key; known here are global_timeout, machines, vlans"},
+		{"unknown key", qemu(`, "kernel_image_path": "x"`), `machine configuration lab.json: machine "a": /machines/0/kernel_image_path: unknown key; known here are allow_reboot, backend, image, mem_size_mib, name, snapshot_path, start_command, vcpu_count, vlans`},
+		{"pointer escapes", qemu(`, "a/b~c": 1`), `machine configuration lab.json: machine "a": /machines/0/a~1b~0c: unknown key; known here are allow_reboot, backend, image, mem_size_mib, name, snapshot_path, start_command, vcpu_count, vlans`},
+		{"wrong type", qemu(`, "vcpu_count": "2"`), `machine configuration lab.json: machine "a": /machines/0/vcpu_count: want a positive whole number, not the string "2"`},
+		{"boolean for a number", qemu(`, "mem_size_mib": true`), `machine configuration lab.json: machine "a": /machines/0/mem_size_mib: want a positive whole number, not the boolean true`},
+		{"fraction", qemu(`, "mem_size_mib": 1.5`), `machine configuration lab.json: machine "a": /machines/0/mem_size_mib: want a positive whole number, not the number 1.5`},
+		{"no name", `{"machines": [{"backend": "qemu"}]}`, `machine configuration lab.json: /machines/0: "name" is missing`},
+		{"bad name", `{"machines": [{"name": "-a", "backend": "qemu"}]}`, `machine configuration lab.json: machine "-a": /machines/0/name: not a name for a machine: letters, digits, - and _, beginning with a letter or a digit`},
+		{"no backend", `{"machines": [{"name": "a"}]}`, `machine configuration lab.json: machine "a": /machines/0: "backend" is missing; it is qemu, firecracker, cloud-hypervisor or mock`},
+		{"unknown backend", `{"machines": [{"name": "a", "backend": "vmware"}]}`, `machine configuration lab.json: machine "a": /machines/0/backend: unknown backend "vmware"; it is qemu, firecracker, cloud-hypervisor or mock`},
+		{"neither", `{"machines": [{"name": "a", "backend": "qemu"}]}`, `machine configuration lab.json: machine "a": /machines/0: either "start_command" or "image" must be given`},
+		{"no kernel", `{"machines": [{"name": "a", "backend": "firecracker", "rootfs_path": "r"}]}`, `machine configuration lab.json: machine "a": /machines/0: "kernel_image_path" is missing (or "image")`},
+		{"twice", `{"machines": [{"name": "a", "backend": "mock"}, {"name": "a", "backend": "mock"}]}`, `machine configuration lab.json: machine "a": /machines/1/name: there are two machines of this name`},
+		{"vlan", `{"vlans": [1, "x"]}`, `machine configuration lab.json: /vlans/1: want a positive whole number, not the string "x"`},
+		{"timeout", `{"global_timeout": -1}`, `machine configuration lab.json: /global_timeout: want a positive number of seconds, not the number -1`},
+		{"tap", `{"machines": [{"name": "a", "backend": "cloud-hypervisor", "kernel_image_path": "k", "rootfs_path": "r", "tap_interfaces": [["x"]]}]}`, `machine configuration lab.json: machine "a": /machines/0/tap_interfaces/0: want [interface, host device, MAC address]`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := Parse("lab.json", []byte(test.json))
+			var configError *Error
+			if !errors.As(err, &configError) {
+				t.Fatalf("got %v, want an *Error", err)
+			}
+			if err.Error() != test.want {
+				t.Errorf("got\n  %s\nwant\n  %s", err, test.want)
+			}
+		})
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"machines": [{"name": "a", "backend": "mock", "script": {}}], "vlans": [1]}`))
+	f.Add([]byte(`{"machines": [{"name": "a", "backend": "qemu", "image": null, "start_command": "x"}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		file, err := Parse("f", data)
+		if (file == nil) == (err == nil) {
+			t.Fatalf("got %v and %v", file, err)
+		}
+	})
+}
