@@ -1,0 +1,175 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// PortName is the name of the virtio serial port that the agent talks on.
+const PortName = "org.attest.agent.0"
+
+// Main is the whole life of the agent: it finds its port and serves. Descriptor
+// 3, if it is a pipe, is where whoever started it waits for "ok\n": the first
+// Identity has been applied. Main returns an exit status, and only when there
+// is nothing left to serve.
+func Main(args []string) int {
+	keepAt(args)
+	// A guest often has one CPU, and an emulated one: a second thread that
+	// looks for work costs more than it finds.
+	runtime.GOMAXPROCS(min(2, runtime.NumCPU()))
+	debug.SetGCPercent(400)
+	oomScore(agentOOMScore)
+	// systemd-shutdown and people send these to everybody. They are handled and
+	// not ignored: what is ignored would be ignored in commands too.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGTERM, unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
+	unix.Umask(0o022)
+	log := openLog()
+	s := &Server{Log: log.printf, Ready: readyPipe(3)}
+	ctx := context.Background()
+	for {
+		port, err := openPort(ctx, "/sys/class/virtio-ports", "/dev")
+		if err == nil {
+			err = s.Serve(ctx, port)
+			port.Close()
+		}
+		log.printf("%v; trying again", err)
+		time.Sleep(time.Second)
+	}
+}
+
+// keepAt executes the agent again under a name that begins with "@" unless it
+// has one: systemd-shutdown spares such processes to the end.
+func keepAt(args []string) {
+	if len(args) == 0 || strings.HasPrefix(args[0], "@") {
+		return
+	}
+	argv := append([]string{"@" + filepath.Base(args[0])}, args[1:]...)
+	// On failure, such as no /proc, the agent runs under the name it has.
+	unix.Exec("/proc/self/exe", argv, os.Environ())
+}
+
+// readyPipe returns what tells the parent that the guest has its identity.
+func readyPipe(fd int) func() {
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return func() {}
+	}
+	unix.CloseOnExec(fd)
+	return sync.OnceFunc(func() {
+		unix.Write(fd, []byte("ok\n"))
+		unix.Close(fd)
+	})
+}
+
+// openPort finds the virtio port by its name, and waits for it: udev or devtmpfs
+// may still be busy.
+func openPort(ctx context.Context, class, dev string) (*port, error) {
+	for pause := 2 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		names, _ := filepath.Glob(filepath.Join(class, "*", "name"))
+		for _, file := range names {
+			name, err := os.ReadFile(file)
+			if err != nil || strings.TrimSpace(string(name)) != PortName {
+				continue
+			}
+			path := filepath.Join(dev, filepath.Base(filepath.Dir(file)))
+			fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+			if err == unix.ENOENT {
+				continue
+			}
+			if err != nil {
+				return nil, fmt.Errorf("open %s: %w", path, err)
+			}
+			return newPort(os.NewFile(uintptr(fd), path))
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// A port is a virtio serial port. As long as nobody has opened the host's end,
+// the kernel answers a read with 0 bytes; that is not the end of anything.
+type port struct {
+	*os.File
+	raw syscall.RawConn
+}
+
+func newPort(f *os.File) (*port, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &port{f, raw}, nil
+}
+
+func (p *port) Read(b []byte) (n int, err error) {
+	rawErr := p.raw.Read(func(fd uintptr) bool {
+		for {
+			n, err = unix.Read(int(fd), b)
+			switch {
+			case err == unix.EINTR:
+			case err == unix.EAGAIN, err == nil && n == 0 && len(b) > 0:
+				return false // wait for the next event of the port
+			default:
+				return true
+			}
+		}
+	})
+	if rawErr != nil {
+		return 0, rawErr
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", p.Name(), err)
+	}
+	return n, nil
+}
+
+// logger writes where the host will see it: the kernel's log, or standard error.
+type logger struct{ w io.Writer }
+
+func openLog() logger {
+	if f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
+		return logger{f}
+	}
+	return logger{os.Stderr}
+}
+
+func (l logger) printf(format string, args ...any) {
+	fmt.Fprintf(l.w, "attest-agent: "+format+"\n", args...)
+}
+
+const agentOOMScore = -1000
+
+// oomScore sets the OOM score adjustment of this process. Failing to is harmless.
+func oomScore(score int) {
+	os.WriteFile("/proc/self/oom_score_adj", fmt.Append(nil, score), 0)
+}
+
+// A child inherits the agent's OOM score, so the agent takes that of ordinary
+// processes while it starts one.
+var spawnMu sync.Mutex
+
+func spawn(path string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
+	spawnMu.Lock()
+	defer spawnMu.Unlock()
+	if score, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil && strings.TrimSpace(string(score)) == fmt.Sprint(agentOOMScore) {
+		oomScore(0)
+		defer oomScore(agentOOMScore)
+	}
+	return os.StartProcess(path, argv, attr)
+}

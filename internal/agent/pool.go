@@ -1,0 +1,403 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// A pool keeps initialised shells, and in each of them a worker: a subshell that
+// was forked ahead of need and waits for the text of one command. What a
+// command costs is then an eval and an exit; the next fork happens after it.
+//
+// A worker's standard output and error are pipes that the agent made ahead, too.
+// The shell opens them through /proc/<agent>/fd, so that nobody but the worker
+// holds their write ends: their end is the end of the command's output. Its
+// script pipe carries the command, and the end of that pipe starts it.
+//
+// The shell runs its worker in the foreground and with job control, so that the
+// worker has a process group of its own, is not protected from signals, and its
+// exit status is the shell's $?.
+type pool struct {
+	log func(format string, args ...any)
+
+	mu        sync.Mutex
+	path      string
+	env       []string
+	usable    bool
+	closed    bool
+	shells    int
+	preparing int       // workers that are being forked
+	ready     []*worker // oldest first
+	waiters   []chan *worker
+	failures  int // shells in a row that never got ready
+	done      sync.WaitGroup
+	stop      []*os.File // the control pipes of all shells
+}
+
+const (
+	minShells = 2 // one runs a command while the other has the next worker ready
+	maxShells = 8
+	// maxFailures is how many shells may fail to get ready before the pool gives up.
+	maxFailures = 3
+)
+
+// The warm shell's program. It is one line, because the line numbers in the
+// messages of a command count from the line of its eval. Descriptor 3 gives it the
+// numbers of the agent's pipes, 4 takes its answers:
+//
+//	r PID   the worker with this process id, and group, waits
+//	x CODE  it has ended
+//
+// The traps keep a shell alive when a command does "pkill bash"; its name, until
+// the worker takes bash's again, hides it from that.
+const warmScript = `trap : HUP INT QUIT TERM USR1 USR2 ALRM PIPE; set -m; printf attest-shell >/proc/self/comm; ` +
+	`while read -r -u 3 A B C D; do ( ` +
+	`trap - HUP INT QUIT TERM USR1 USR2 ALRM PIPE; set +m; printf bash >/proc/self/comm; ` +
+	`exec 5</proc/$A/fd/$B >/proc/$A/fd/$C 2>/proc/$A/fd/$D 3<&-; printf 'r %s\n' $BASHPID >&4; exec 4>&-; ` +
+	`read -r -N 99999999 -u 5 A; ` +
+	`eval "unset A B C D REPLY BASH_EXECUTION_STRING; exec 5<&-; SECONDS=0; set -euo pipefail; $A" ` +
+	`); printf 'x %s\n' $? >&4; done`
+
+// A worker is a subshell that waits for a command, and then runs it.
+type worker struct {
+	pid    int
+	script *os.File
+	stdout *os.File
+	stderr *os.File
+	exited chan exit
+}
+
+func (w *worker) close() { closeAll([]*os.File{w.script, w.stdout, w.stderr}) }
+
+// setShell says which shell to keep warm; the ones of an older environment end.
+func (p *pool) setShell(path string, isBash bool, env []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.path, p.env, p.usable = path, env, isBash
+	p.retire()
+}
+
+// retire lets all shells end that have no command. Called with mu held.
+func (p *pool) retire() {
+	for _, f := range p.stop {
+		f.Close()
+	}
+	p.stop = nil
+	for _, w := range p.ready {
+		w.close()
+	}
+	p.ready = nil
+}
+
+// close ends the pool and waits for its shells, those with a command excepted:
+// the caller has ended the commands.
+func (p *pool) close() {
+	p.mu.Lock()
+	p.closed, p.usable = true, false
+	p.retire()
+	p.release()
+	p.mu.Unlock()
+	p.done.Wait()
+}
+
+// release tells everybody who waits that there is nothing to wait for.
+func (p *pool) release() {
+	for _, c := range p.waiters {
+		close(c)
+	}
+	p.waiters = nil
+}
+
+// start runs script on a worker, or returns nil if there is none soon.
+func (p *pool) start(ctx context.Context, script []byte) *child {
+	w := p.take(ctx)
+	if w == nil {
+		return nil
+	}
+	w.script.Write(script) // fits into the pipe; a worker that was killed says so by its exit
+	w.script.Close()
+	return &child{pid: w.pid, stdout: w.stdout, stderr: w.stderr, exited: w.exited, warm: true}
+}
+
+// take returns a worker that is ready, or will be in a moment.
+func (p *pool) take(ctx context.Context) *worker {
+	p.mu.Lock()
+	if !p.usable {
+		p.mu.Unlock()
+		return nil
+	}
+	if len(p.ready) > 0 {
+		w := p.ready[0]
+		p.ready = p.ready[1:]
+		p.grow()
+		p.mu.Unlock()
+		return w
+	}
+	if p.preparing <= len(p.waiters) {
+		p.grow()
+		p.mu.Unlock()
+		return nil // a new shell takes as long as a cold command
+	}
+	c := make(chan *worker, 1)
+	p.waiters = append(p.waiters, c)
+	p.mu.Unlock()
+	select {
+	case w := <-c:
+		return w
+	case <-ctx.Done():
+		p.forget(c)
+		return nil
+	}
+}
+
+// forget gives up waiting on c.
+func (p *pool) forget(c chan *worker) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, x := range p.waiters {
+		if x == c {
+			p.waiters = append(p.waiters[:i:i], p.waiters[i+1:]...)
+			return
+		}
+	}
+	if w := <-c; w != nil { // it came at the same moment
+		p.ready = append(p.ready, w)
+	}
+}
+
+// grow starts shells until there is one that can take the next command. Called
+// with mu held.
+func (p *pool) grow() {
+	for p.usable && p.shells < maxShells && (p.shells < minShells || len(p.ready)+p.preparing == 0) {
+		p.shells++
+		p.preparing++
+		path, env := p.path, p.env
+		p.done.Go(func() { p.run(path, env) })
+	}
+}
+
+// warm returns when as many workers are ready as the pool keeps in peace.
+func (p *pool) warm(ctx context.Context) error {
+	for {
+		p.mu.Lock()
+		if !p.usable {
+			p.mu.Unlock()
+			return nil // nothing to warm: every command starts a shell of its own
+		}
+		p.grow()
+		if len(p.ready) >= minShells || p.preparing == 0 {
+			p.mu.Unlock()
+			return nil
+		}
+		p.mu.Unlock()
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// run is the life of one shell.
+func (p *pool) run(path string, env []string) {
+	served, err := p.serve(path, env)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.shells--
+	if served > 0 {
+		p.failures = 0
+	} else if p.failures++; p.failures >= maxFailures && p.usable {
+		p.usable = false
+		p.release()
+		p.log("no warm shell: %v", err)
+	}
+	if p.preparing < len(p.waiters) { // somebody waited for this one
+		c := p.waiters[0]
+		p.waiters = p.waiters[1:]
+		close(c)
+	}
+}
+
+// serve starts a shell and gives it one worker after the other to fork. It is
+// called with one worker counted as preparing, and says how many there were.
+func (p *pool) serve(path string, env []string) (served int, err error) {
+	preparing := true
+	defer func() {
+		if preparing {
+			p.mu.Lock()
+			p.preparing--
+			p.mu.Unlock()
+		}
+	}()
+	z, err := startShell(path, env)
+	if err != nil {
+		return 0, err
+	}
+	defer z.close()
+	p.mu.Lock()
+	if !p.usable {
+		p.mu.Unlock()
+		return 0, nil
+	}
+	p.stop = append(p.stop, z.control)
+	p.mu.Unlock()
+	for {
+		w, err := z.fork()
+		if err != nil {
+			return served, err
+		}
+		served++
+		p.mu.Lock()
+		p.preparing--
+		p.deliver(w)
+		p.mu.Unlock()
+		preparing = false
+		e := z.waitWorker()
+		// The next worker is on its way before anybody hears of this one's end,
+		// so that whoever asks next knows to wait for it.
+		p.mu.Lock()
+		p.preparing++
+		p.drop(w)
+		p.mu.Unlock()
+		preparing = true
+		w.exited <- e
+		if e.err != nil {
+			return served, e.err
+		}
+	}
+}
+
+// deliver hands a worker to who waits longest. Called with mu held.
+func (p *pool) deliver(w *worker) {
+	switch {
+	case !p.usable:
+		w.close()
+	case len(p.waiters) > 0:
+		p.waiters[0] <- w
+		p.waiters = p.waiters[1:]
+	default:
+		p.ready = append(p.ready, w)
+	}
+}
+
+// drop takes a worker that was killed while it waited out of the ready ones.
+// Called with mu held.
+func (p *pool) drop(w *worker) {
+	for i, x := range p.ready {
+		if x == w {
+			p.ready = append(p.ready[:i:i], p.ready[i+1:]...)
+			w.close()
+			return
+		}
+	}
+}
+
+// A warmShell is the process that forks workers.
+type warmShell struct {
+	process *os.Process
+	control *os.File
+	answers *os.File
+	lines   *bufio.Reader
+}
+
+func startShell(path string, env []string) (z *warmShell, err error) {
+	controlR, controlW, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer controlR.Close()
+	answersR, answersW, err := os.Pipe()
+	if err != nil {
+		controlW.Close()
+		return nil, err
+	}
+	defer answersW.Close()
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err == nil {
+		defer null.Close()
+		z = &warmShell{control: controlW, answers: answersR, lines: bufio.NewReader(answersR)}
+		z.process, err = spawn(path, []string{"bash", "--norc", "-c", warmScript}, &os.ProcAttr{
+			Dir: workDir(), Env: env, Files: []*os.File{null, null, null, controlR, answersW},
+			Sys: &syscall.SysProcAttr{Setpgid: true},
+		})
+	}
+	if err != nil {
+		controlW.Close()
+		answersR.Close()
+		return nil, err
+	}
+	return z, nil
+}
+
+// close ends the shell. It may have a worker that runs a command; that one goes on.
+func (z *warmShell) close() {
+	z.control.Close()
+	z.answers.Close()
+	z.process.Signal(unix.SIGKILL)
+	z.process.Wait()
+}
+
+// fork makes the pipes of a worker, has the shell fork it, and waits until it
+// is ready.
+func (z *warmShell) fork() (*worker, error) {
+	w := &worker{exited: make(chan exit, 1)}
+	var theirs [3]*os.File
+	var err error
+	defer func() { closeAll(theirs[:]) }()
+	if theirs[0], w.script, err = os.Pipe(); err == nil {
+		if w.stdout, theirs[1], err = os.Pipe(); err == nil {
+			w.stderr, theirs[2], err = os.Pipe()
+		}
+	}
+	if err == nil {
+		_, err = fmt.Fprintf(z.control, "%d %d %d %d\n", os.Getpid(), fd(theirs[0]), fd(theirs[1]), fd(theirs[2]))
+	}
+	if err == nil {
+		w.pid, err = z.answer("r ")
+	}
+	if err != nil {
+		w.close()
+		return nil, err
+	}
+	return w, nil
+}
+
+// fd is the number of an open file, which stays in non-blocking mode.
+func fd(f *os.File) (n int) {
+	if raw, err := f.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { n = int(fd) })
+	}
+	return n
+}
+
+// waitWorker waits for the end of the worker.
+func (z *warmShell) waitWorker() exit {
+	code, err := z.answer("x ")
+	if err != nil {
+		return exit{err: errorf(wire.KindLost, "the exit status of the command is unknown: the shell that ran it was killed")}
+	}
+	return shellExit(code)
+}
+
+func (z *warmShell) answer(prefix string) (int, error) {
+	line, err := z.lines.ReadString('\n')
+	if err != nil {
+		return 0, fmt.Errorf("the warm shell is gone: %w", err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(strings.TrimPrefix(line, prefix)))
+	if err != nil || !strings.HasPrefix(line, prefix) {
+		return 0, fmt.Errorf("the warm shell says %q", line)
+	}
+	return n, nil
+}

@@ -1,0 +1,77 @@
+package agent
+
+import (
+	"context"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// power asks the guest's init system to end the machine or to start it again.
+// Where there is none that could be asked, or with Force, it is reboot(2).
+func (s *Server) power(ctx context.Context, q wire.PowerRequest) error {
+	what, number := "poweroff", unix.LINUX_REBOOT_CMD_POWER_OFF
+	if q.Reboot {
+		what, number = "reboot", unix.LINUX_REBOOT_CMD_RESTART
+	}
+	if !q.Force {
+		asked, err := s.askInit(ctx, what)
+		if asked || err != nil {
+			return err
+		}
+	}
+	s.background(func() {
+		// The host hears the answer first.
+		time.Sleep(20 * time.Millisecond)
+		unix.Sync()
+		if err := unix.Reboot(number); err != nil {
+			s.Log("%s: %v", what, err)
+		}
+	})
+	return nil
+}
+
+// background runs fn outside of the session.
+func (s *Server) background(fn func()) { s.shell.background.Go(fn) }
+
+// askInit asks process 1, in its own way.
+func (s *Server) askInit(ctx context.Context, what string) (asked bool, err error) {
+	comm, err := os.ReadFile("/proc/1/comm")
+	if err != nil {
+		return false, nil
+	}
+	switch strings.TrimSpace(string(comm)) {
+	case "systemd":
+		// SIGRTMIN+4 starts poweroff.target, SIGRTMIN+5 reboot.target, irreversibly:
+		// systemd(1), "Signals". No program and no bus has to work.
+		sig := unix.Signal(34 + 4)
+		if what == "reboot" {
+			sig = 34 + 5
+		}
+		return true, unix.Kill(1, sig)
+	case "attest", "attest-init", "sh", "bash", "attest-agent":
+		return false, nil // nothing that would take the system down
+	}
+	// sysvinit, OpenRC, runit, busybox, s6: their commands.
+	path, err := lookPath(what, nil)
+	if err != nil {
+		return false, nil
+	}
+	s.shell.prepare()
+	c, err := s.shell.startCold(wire.ExecRequest{Argv: []string{path}, Detach: true}, nil)
+	if err != nil {
+		return false, nil
+	}
+	select {
+	case e := <-c.exited:
+		return e.code == 0 && e.err == nil, nil
+	case <-time.After(5 * time.Second): // it waits for the end, as some do
+		return true, nil
+	case <-ctx.Done():
+		return true, ctx.Err()
+	}
+}

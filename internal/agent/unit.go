@@ -1,0 +1,359 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// A unitLook is what a manager said at one moment.
+type unitLook struct {
+	wire.UnitState
+	jobs     int  // of the whole manager
+	starting bool // the system, or the user's session, is still coming up
+}
+
+// A unitWatch looks at one unit.
+type unitWatch interface {
+	look(context.Context) (unitLook, error)
+	// changed returns when another look may see something new, or after max.
+	changed(ctx context.Context, max time.Duration)
+	close()
+}
+
+const (
+	// unitRecheck bounds what a lost signal can cost.
+	unitRecheck = time.Second
+	// secondLook is the pause before the look that confirms that nothing is
+	// going to happen: a timer, a socket or another job may start the unit.
+	secondLook = 100 * time.Millisecond
+	// busPatience is how long systemd's socket may be there and not answer
+	// before systemctl is tried instead.
+	busPatience = 3 * time.Second
+)
+
+// waitUnit waits until a unit is active, and returns at once when it cannot
+// become that: it failed, it is not there, or it is inactive and there is no job.
+func (s *Server) waitUnit(ctx context.Context, q wire.UnitRequest) (wire.UnitState, error) {
+	if q.Unit == "" {
+		return wire.UnitState{}, errorf(wire.KindInvalid, "no unit name")
+	}
+	if !strings.Contains(q.Unit, ".") {
+		q.Unit += ".service"
+	}
+	var u *user
+	socket := "/run/systemd/private"
+	if q.User != "" {
+		var err error
+		if u, err = lookupUser(q.User); err != nil {
+			return wire.UnitState{}, err
+		}
+		socket = fmt.Sprintf("/run/user/%d/systemd/private", u.uid)
+	}
+	seen := wire.UnitState{Reason: "systemd does not listen on " + socket + " yet"}
+	for {
+		w, err := s.watchUnit(ctx, socket, q.Unit, u)
+		if err != nil {
+			return seen, err
+		}
+		state, err := followUnit(ctx, w, &seen)
+		w.close()
+		var final *wire.Error
+		if err == nil || ctx.Err() != nil || errors.As(err, &final) {
+			return state, err
+		}
+		// systemd executes itself anew after the initrd and on daemon-reexec.
+		s.Log("unit %s: %v; connecting again", q.Unit, err)
+		if poll(ctx, func() bool { _, err := os.Stat(socket); return err == nil }) != nil {
+			return seen, ctx.Err()
+		}
+	}
+}
+
+// followUnit looks until there is an answer. An error that is not a *wire.Error
+// means that the watch is broken.
+func followUnit(ctx context.Context, w unitWatch, seen *wire.UnitState) (wire.UnitState, error) {
+	hopeless := false // the last look saw no way for the unit to become active
+	for {
+		l, err := w.look(ctx)
+		if err != nil {
+			return *seen, err
+		}
+		*seen = l.UnitState
+		if l.ActiveState == "active" {
+			return l.UnitState, nil
+		}
+		l.Reason = l.verdict()
+		if l.Reason != "" && (l.ActiveState == "failed" || hopeless) {
+			return l.UnitState, errorf(wire.KindUnit, "%s", l.Reason)
+		}
+		pause := unitRecheck
+		if hopeless = l.Reason != ""; hopeless {
+			pause = secondLook
+		}
+		w.changed(ctx, pause)
+		if ctx.Err() != nil {
+			return l.UnitState, ctx.Err()
+		}
+	}
+}
+
+// verdict says why the unit cannot become active, or nothing if it can.
+func (l unitLook) verdict() string {
+	idle := l.jobs == 0 && !l.starting
+	switch {
+	case l.ActiveState == "failed":
+		reason := `reached state "failed"`
+		if l.Result != "" && l.Result != "success" {
+			reason += fmt.Sprintf(" (result %q)", l.Result)
+		}
+		return reason
+	case !idle:
+		return ""
+	case l.LoadState != "loaded" && l.LoadState != "":
+		return fmt.Sprintf("cannot be started: its load state is %q", l.LoadState)
+	case l.ActiveState == "inactive":
+		return "is inactive and there are no pending jobs"
+	}
+	return ""
+}
+
+// watchUnit connects to a manager as soon as it listens.
+func (s *Server) watchUnit(ctx context.Context, socket, unit string, u *user) (unitWatch, error) {
+	if err := watch(ctx, socket, func() (bool, error) { _, err := os.Stat(socket); return err == nil, nil }); err != nil {
+		return nil, err
+	}
+	var w *busWatch
+	var lastErr error
+	limited, cancel := context.WithTimeout(ctx, busPatience)
+	defer cancel()
+	if poll(limited, func() bool { w, lastErr = dialManager(limited, socket, unit); return lastErr == nil }) == nil {
+		return w, nil
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	s.Log("unit %s: %s: %v; asking systemctl", unit, socket, lastErr)
+	s.shell.prepare()
+	return &systemctlWatch{sh: s.shell, unit: unit, user: u}, nil
+}
+
+// A busWatch talks to systemd on its private socket, which is there before any
+// message bus: a D-Bus connection between two peers, without Hello and names.
+type busWatch struct {
+	conn    *dbus.Conn
+	signals chan *dbus.Signal
+	object  dbus.BusObject // the unit
+	unit    string
+	path    dbus.ObjectPath
+}
+
+const (
+	systemdName = "org.freedesktop.systemd1"
+	managerPath = "/org/freedesktop/systemd1"
+	managerType = systemdName + ".Manager"
+	unitType    = systemdName + ".Unit"
+)
+
+func dialManager(ctx context.Context, socket, unit string) (*busWatch, error) {
+	conn, err := dbus.Dial("unix:path=" + socket)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if err := conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Getuid()))}); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("authentication: %w", err)
+	}
+	w := &busWatch{conn: conn, signals: make(chan *dbus.Signal, 64), unit: unit}
+	conn.Signal(w.signals)
+	manager := conn.Object(systemdName, managerPath)
+	if err := manager.CallWithContext(ctx, managerType+".Subscribe", 0).Err; err != nil && !isDBusError(err) {
+		conn.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+func isDBusError(err error) bool {
+	var e dbus.Error
+	return errors.As(err, &e)
+}
+
+// lookTimeout bounds one look: systemd answers in milliseconds or is stuck.
+const lookTimeout = 30 * time.Second
+
+func (w *busWatch) look(ctx context.Context) (l unitLook, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	manager := w.conn.Object(systemdName, managerPath)
+	// Loading a unit that is loaded costs nothing; one that is inactive may
+	// have been unloaded since the last look.
+	if err := manager.CallWithContext(ctx, managerType+".LoadUnit", 0, w.unit).Store(&w.path); err != nil {
+		if isDBusError(err) {
+			return l, errorf(wire.KindUnit, "cannot be loaded: %v", err)
+		}
+		return l, err
+	}
+	w.object = w.conn.Object(systemdName, w.path)
+	var state string
+	var jobs uint32
+	for _, get := range []struct {
+		object dbus.BusObject
+		name   string
+		value  any
+	}{
+		{w.object, unitType + ".ActiveState", &l.ActiveState},
+		{w.object, unitType + ".SubState", &l.SubState},
+		{w.object, unitType + ".LoadState", &l.LoadState},
+		{manager, managerType + ".SystemState", &state},
+		{manager, managerType + ".NJobs", &jobs},
+	} {
+		if err := property(ctx, get.object, get.name, get.value); err != nil {
+			return l, err
+		}
+		if get.name == unitType+".ActiveState" && l.ActiveState == "active" {
+			// The rest is for explanations.
+			property(ctx, w.object, unitType+".SubState", &l.SubState)
+			l.LoadState = "loaded"
+			return l, nil
+		}
+	}
+	l.jobs = int(jobs)
+	l.starting = state == "initializing" || state == "starting"
+	if l.ActiveState == "failed" {
+		kind := w.unit[strings.LastIndexByte(w.unit, '.')+1:]
+		kind = strings.ToUpper(kind[:1]) + kind[1:]
+		property(ctx, w.object, systemdName+"."+kind+".Result", &l.Result) // not every kind has it
+	}
+	return l, nil
+}
+
+func property(ctx context.Context, o dbus.BusObject, name string, value any) error {
+	i := strings.LastIndexByte(name, '.')
+	var v dbus.Variant
+	if err := o.CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, name[:i], name[i+1:]).Store(&v); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return dbus.Store([]any{v.Value()}, value)
+}
+
+func (w *busWatch) changed(ctx context.Context, max time.Duration) {
+	timer := time.NewTimer(max)
+	defer timer.Stop()
+	for {
+		select {
+		case s, ok := <-w.signals:
+			if !ok || s == nil || s.Path == w.path || s.Name == managerType+".StartupFinished" || w.concerns(s) {
+				return
+			}
+		case <-w.conn.Context().Done():
+			return // the next look says so
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// concerns says whether a signal of the manager is about this unit.
+func (w *busWatch) concerns(s *dbus.Signal) bool {
+	for _, v := range s.Body {
+		if name, ok := v.(string); ok && name == w.unit {
+			return true
+		}
+	}
+	return false
+}
+
+func (w *busWatch) close() {
+	w.conn.RemoveSignal(w.signals)
+	w.conn.Close()
+}
+
+// A systemctlWatch is for a manager whose socket cannot be used.
+type systemctlWatch struct {
+	sh   *shell
+	unit string
+	user *user
+}
+
+func (w *systemctlWatch) run(ctx context.Context, args ...string) (string, error) {
+	q := wire.ExecRequest{}
+	if w.user != nil {
+		q.User = w.user.name
+		args = append([]string{"--user"}, args...)
+	}
+	env, dir, cred, err := w.sh.surroundings(q)
+	if err != nil {
+		return "", err
+	}
+	path, err := lookPath("systemctl", env)
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, path, append([]string{"--no-pager"}, args...)...)
+	cmd.Env, cmd.Dir = env, dir
+	cmd.SysProcAttr = sysProcAttr(cred)
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && ctx.Err() == nil {
+		err = nil // "is-system-running" says a state by its status, too
+	}
+	return string(out), err
+}
+
+func (w *systemctlWatch) look(ctx context.Context) (l unitLook, err error) {
+	out, err := w.run(ctx, "show", w.unit, "--property=ActiveState,SubState,LoadState,Result")
+	if err != nil {
+		return l, err
+	}
+	for line := range strings.Lines(out) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		switch key {
+		case "ActiveState":
+			l.ActiveState = value
+		case "SubState":
+			l.SubState = value
+		case "LoadState":
+			l.LoadState = value
+		case "Result":
+			l.Result = value
+		}
+	}
+	if l.ActiveState == "active" {
+		return l, nil
+	}
+	jobs, err := w.run(ctx, "list-jobs", "--no-legend")
+	if err != nil {
+		return l, err
+	}
+	l.jobs = strings.Count(jobs, "\n")
+	if strings.HasPrefix(jobs, "No jobs") {
+		l.jobs = 0
+	}
+	state, err := w.run(ctx, "is-system-running")
+	state = strings.TrimSpace(state)
+	l.starting = state == "initializing" || state == "starting"
+	return l, err
+}
+
+func (w *systemctlWatch) changed(ctx context.Context, max time.Duration) {
+	select {
+	case <-time.After(min(max, 250*time.Millisecond)):
+	case <-ctx.Done():
+	}
+}
+
+func (w *systemctlWatch) close() {}

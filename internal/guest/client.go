@@ -1,0 +1,394 @@
+package guest
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// Options tune a Client. The zero value works.
+type Options struct {
+	// PingAfter is how long an operation waits without hearing from the agent
+	// before it is asked whether it is there. Default 10 s.
+	PingAfter time.Duration
+	// PingTimeout is how long the answer may take. Default 60 s: an emulated
+	// guest under load is slow.
+	PingTimeout time.Duration
+}
+
+// A Client talks to the agent of one machine. Its methods can be called from any goroutine.
+type Client struct {
+	name string
+	dial func(context.Context) (net.Conn, error)
+	opt  Options
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelCauseFunc
+	done   chan struct{} // closed when the owner goroutine has ended
+
+	mu      sync.Mutex
+	session *session      // nil: none yet
+	changed chan struct{} // closed and replaced when session or trouble changes
+	trouble error         // a *ProtocolError since the last session
+}
+
+// A session is the time between one Welcome and whatever ends it.
+type session struct {
+	id   string
+	info wire.Info
+	mux  *wire.Mux
+	w    *wire.Writer
+
+	mu       sync.Mutex
+	heard    time.Time // when the last frame came
+	pinged   time.Time // when the ping left that has no answer; zero: none
+	pings    uint32
+	busy     int           // operations under way
+	activity chan struct{} // 1 slot: busy is no longer 0
+}
+
+var errClosed = errors.New("the machine is closed")
+
+// New returns a client of the machine called name. Its goroutine dials the
+// channel, again if it breaks, until Close. dial may block until its context ends.
+func New(name string, dial func(context.Context) (net.Conn, error), opt Options) *Client {
+	if opt.PingAfter <= 0 {
+		opt.PingAfter = 10 * time.Second
+	}
+	if opt.PingTimeout <= 0 {
+		opt.PingTimeout = 60 * time.Second
+	}
+	c := &Client{name: name, dial: dial, opt: opt, done: make(chan struct{}), changed: make(chan struct{})}
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	go c.run()
+	return c
+}
+
+// Close ends the client and waits for its goroutines. Everything under way, and
+// everything later, fails at once with an error that wraps cause; nil stands
+// for a machine that was closed as planned. Only the first Close counts.
+func (c *Client) Close(cause error) {
+	if cause == nil {
+		cause = errClosed
+	}
+	c.cancel(cause)
+	<-c.done
+}
+
+// closedError is what calls return after Close.
+func (c *Client) closedError() error {
+	return fmt.Errorf("%s: %w", c.name, context.Cause(c.ctx))
+}
+
+// Ready waits until the agent answers. Garbage on the channel fails it, too,
+// but not for good: a later call may succeed.
+func (c *Client) Ready(ctx context.Context) (wire.Info, error) {
+	s, err := c.ready(ctx)
+	if err != nil {
+		return wire.Info{}, err
+	}
+	return s.info, nil
+}
+
+func (c *Client) ready(ctx context.Context) (*session, error) {
+	start := time.Now()
+	c.mu.Lock()
+	known := c.trouble
+	c.mu.Unlock()
+	for {
+		c.mu.Lock()
+		s, trouble, changed := c.session, c.trouble, c.changed
+		c.mu.Unlock()
+		switch {
+		case c.ctx.Err() != nil:
+			return nil, c.closedError()
+		case s != nil:
+			return s, nil
+		case trouble != nil && trouble != known:
+			return nil, trouble
+		}
+		select {
+		case <-changed:
+		case <-c.ctx.Done():
+		case <-ctx.Done():
+			seen := "the agent has not answered yet"
+			if trouble != nil {
+				seen = trouble.Error()
+			}
+			return nil, &WaitError{Machine: c.name, Operation: "wait for the agent", After: time.Since(start), LastSeen: seen, Err: context.Cause(ctx)}
+		}
+	}
+}
+
+// set changes what ready sees.
+func (c *Client) set(s *session, trouble error) {
+	c.mu.Lock()
+	c.session, c.trouble = s, trouble
+	close(c.changed)
+	c.changed = make(chan struct{})
+	c.mu.Unlock()
+}
+
+const (
+	minRedial = 10 * time.Millisecond
+	maxRedial = time.Second
+	// closeGrace is how long operations wait after the channel broke for Close
+	// to say the real cause: the end of the VMM closes the channel first.
+	closeGrace = time.Second
+)
+
+// run owns the channel.
+func (c *Client) run() {
+	defer close(c.done)
+	for pause := minRedial; c.ctx.Err() == nil; {
+		conn, err := c.dial(c.ctx)
+		if err == nil {
+			var heard bool
+			heard, err = c.serve(conn)
+			if heard {
+				pause = minRedial
+			}
+		}
+		select {
+		case <-time.After(pause):
+		case <-c.ctx.Done():
+		}
+		pause = min(2*pause, maxRedial)
+	}
+}
+
+// serve speaks with the agent until the channel breaks. heard says whether
+// there was a session.
+func (c *Client) serve(conn net.Conn) (heard bool, err error) {
+	stop := context.AfterFunc(c.ctx, func() { conn.Close() })
+	defer stop()
+	l := &link{c: c, w: wire.NewWriter(conn), dec: wire.NewDecoder(conn)}
+	defer l.w.Close()
+	defer conn.Close()
+	l.hello()
+	for {
+		f, err := l.dec.Next()
+		if err == nil {
+			err = l.handle(f)
+		}
+		var bad *wire.FormatError
+		switch {
+		case errors.As(err, &bad):
+			trouble := &ProtocolError{Machine: c.name, Detail: bad.Reason}
+			l.end(trouble)
+			c.set(nil, trouble)
+			l.hello()
+		case err != nil:
+			l.lost(err)
+			return l.heard, err
+		}
+	}
+}
+
+// A link is the reading side of the channel: all its methods run in the owner's goroutine.
+type link struct {
+	c     *Client
+	w     *wire.Writer
+	dec   *wire.Decoder
+	id    string // of the session that Hello asked for
+	s     *session
+	stop  func() // ends the session's watchdog
+	heard bool
+}
+
+// hello asks for a new session.
+func (l *link) hello() {
+	l.id = rand.Text()
+	l.sendHello()
+}
+
+func (l *link) sendHello() {
+	p, err := json.Marshal(wire.HelloMessage{Session: l.id, Version: wire.Version})
+	if err != nil {
+		panic(err) // a plain struct
+	}
+	l.w.Restart(wire.Frame{Type: wire.Hello, Payload: p})
+}
+
+// end ends the session, if there is one, with err for everything under way.
+func (l *link) end(err error) {
+	if l.s == nil {
+		return
+	}
+	l.c.set(nil, nil)
+	l.s.mux.Close(err)
+	l.stop()
+	l.s = nil
+}
+
+// lost ends the session of a channel that broke.
+func (l *link) lost(err error) {
+	if l.s == nil {
+		return
+	}
+	select {
+	case <-l.c.ctx.Done():
+	case <-time.After(closeGrace):
+	}
+	if l.c.ctx.Err() != nil {
+		l.end(l.c.closedError())
+	} else {
+		l.end(&DisconnectedError{Machine: l.c.name, Err: err})
+	}
+}
+
+func (l *link) handle(f wire.Frame) error {
+	switch f.Type {
+	case wire.Preamble:
+		return nil
+	case wire.Announce:
+		// A new agent; it may have read the last Hello, or it may not.
+		if l.s == nil {
+			l.sendHello()
+			return nil
+		}
+		l.end(&RestartedError{Machine: l.c.name})
+		l.hello()
+		return nil
+	case wire.Welcome:
+		return l.welcome(f)
+	}
+	if l.s == nil {
+		return nil // the rest of an earlier session
+	}
+	if err := l.s.heardFrom(f); err != nil {
+		return err
+	}
+	if f.Type == wire.Pong {
+		return nil
+	}
+	return l.s.mux.Handle(f)
+}
+
+func (l *link) welcome(f wire.Frame) error {
+	var m wire.WelcomeMessage
+	if err := json.Unmarshal(f.Payload, &m); err != nil {
+		return &wire.FormatError{Reason: "welcome: " + err.Error()}
+	}
+	if m.Session != l.id || l.s != nil {
+		return nil // an answer to an earlier Hello, or a second one
+	}
+	if m.Version != wire.Version {
+		trouble := &ProtocolError{Machine: l.c.name, Detail: fmt.Sprintf(
+			"the agent in the guest speaks version %d of the protocol, this attest %d", m.Version, wire.Version)}
+		l.c.set(nil, trouble)
+		return nil
+	}
+	l.heard = true
+	l.s = &session{id: m.Session, info: m.Info, w: l.w, mux: wire.NewMux(l.w, nil),
+		heard: time.Now(), activity: make(chan struct{}, 1)}
+	ctx, cancel := context.WithCancel(l.c.ctx)
+	done := make(chan struct{})
+	s := l.s
+	go func() {
+		defer close(done)
+		l.c.watchdog(ctx, s)
+	}()
+	l.stop = func() { cancel(); <-done }
+	l.c.set(l.s, nil)
+	return nil
+}
+
+func (s *session) heardFrom(f wire.Frame) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.heard = time.Now()
+	if f.Type == wire.Pong {
+		if f.Stream == 0 || f.Stream > s.pings {
+			return &wire.FormatError{Reason: fmt.Sprintf("pong %d to ping %d", f.Stream, s.pings)}
+		}
+		s.pinged = time.Time{}
+	}
+	return nil
+}
+
+// begin and finish count the operations under way.
+func (s *session) begin() {
+	s.mu.Lock()
+	if s.busy++; s.busy == 1 {
+		select {
+		case s.activity <- struct{}{}:
+		default:
+		}
+	}
+	s.mu.Unlock()
+}
+
+func (s *session) finish() {
+	s.mu.Lock()
+	s.busy--
+	s.mu.Unlock()
+}
+
+// watchdog pings an agent that is silent while something is under way, and ends
+// what is under way when there is no answer. It does not end the session: an
+// agent that wakes up goes on, and a later operation finds out by itself.
+func (c *Client) watchdog(ctx context.Context, s *session) {
+	for {
+		s.mu.Lock()
+		wait, idle := s.due(time.Now(), c.opt), s.busy == 0
+		s.mu.Unlock()
+		if idle {
+			select {
+			case <-s.activity:
+				s.mu.Lock() // silence counts from now: nothing was expected before
+				s.heard, s.pinged = time.Now(), time.Time{}
+				s.mu.Unlock()
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+		c.check(s)
+	}
+}
+
+// due is when the next thing is to be done about silence. Called with mu held.
+func (s *session) due(now time.Time, opt Options) time.Duration {
+	if s.pinged.IsZero() {
+		return s.heard.Add(opt.PingAfter).Sub(now)
+	}
+	last := s.pinged
+	if s.heard.After(last) { // it talks, and gets to the ping in time
+		last = s.heard
+	}
+	return last.Add(opt.PingTimeout).Sub(now)
+}
+
+func (c *Client) check(s *session) {
+	now := time.Now()
+	s.mu.Lock()
+	if s.busy == 0 || s.due(now, c.opt) > 0 {
+		s.mu.Unlock()
+		return
+	}
+	if s.pinged.IsZero() {
+		s.pings++
+		s.pinged = now
+		s.w.Send(wire.Frame{Type: wire.Ping, Stream: s.pings})
+		s.mu.Unlock()
+		return
+	}
+	silent := now.Sub(s.heard)
+	s.pinged = time.Time{}
+	s.heard = now
+	s.mu.Unlock()
+	s.mux.Abort(&UnresponsiveError{Machine: c.name, Silent: silent})
+}

@@ -1,0 +1,93 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/attest-vm/attest/internal/wire"
+	"github.com/attest-vm/attest/internal/wire/tarfs"
+)
+
+// CopyResult is what was copied.
+type CopyResult struct {
+	Files   int      // without directories
+	Bytes   int64    // of content
+	Skipped []string // devices, sockets and pipes, and why
+}
+
+// CopyIn copies a file or a tree of the host to the guest, like
+// mkdir -p $(dirname dst); cp -r src dst: into dst, if that is a directory.
+func (c *Client) CopyIn(ctx context.Context, src, dst string) (CopyResult, error) {
+	abs, err := filepath.Abs(src)
+	if err != nil {
+		return CopyResult{}, err
+	}
+	name := filepath.Base(abs)
+	if name == "/" {
+		return CopyResult{}, fmt.Errorf("%s: copy %s into the guest: it has no name", c.name, src)
+	}
+	if _, err := os.Stat(abs); err != nil {
+		return CopyResult{}, fmt.Errorf("%s: copy to %s: %w", c.name, dst, err)
+	}
+	k, err := c.open(ctx, wire.OpPutTar, wire.CopyRequest{Path: dst}, nil)
+	if err != nil {
+		return CopyResult{}, err
+	}
+	var local tarfs.Stats
+	sent := make(chan error, 1)
+	go func() {
+		var err error
+		local, err = tarfs.Write(k.stream.Writer(wire.Stdin), abs, name)
+		if err != nil && !errors.Is(err, io.ErrClosedPipe) { // that is: the guest ended it, and says why
+			err = fmt.Errorf("%s: copy %s: %w", c.name, src, err)
+			k.stream.Cancel(err)
+		}
+		k.stream.CloseWrite(wire.Stdin)
+		sent <- err
+	}()
+	var r wire.CopyResult
+	err = k.wait(ctx, &r)
+	<-sent // the stream is over, so that Write has failed if it had not ended
+	return CopyResult{Files: r.Files, Bytes: r.Bytes, Skipped: append(local.Skipped, r.Skipped...)}, err
+}
+
+// CopyOut copies a file or a tree of the guest into the host's directory dir,
+// which is made if it is missing, under its own name.
+func (c *Client) CopyOut(ctx context.Context, src, dir string) (CopyResult, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return CopyResult{}, fmt.Errorf("%s: copy %s: %w", c.name, src, err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return CopyResult{}, fmt.Errorf("%s: copy %s: %w", c.name, src, err)
+	}
+	defer root.Close()
+	k, err := c.open(ctx, wire.OpGetTar, wire.CopyRequest{Path: src}, nil)
+	if err != nil {
+		return CopyResult{}, err
+	}
+	var local tarfs.Stats
+	received := make(chan error, 1)
+	go func() {
+		in := k.stream.Reader(wire.Stdout)
+		var err error
+		if local, err = tarfs.Extract(in, root, filepath.Base(filepath.Clean(src))); err == nil {
+			_, err = io.Copy(io.Discard, in)
+		}
+		if err != nil {
+			err = fmt.Errorf("%s: copy %s to %s: %w", c.name, src, dir, err)
+			k.stream.Cancel(err)
+		}
+		received <- err
+	}()
+	var r wire.CopyResult
+	err = k.wait(ctx, &r)
+	if extractErr := <-received; err == nil {
+		err = extractErr
+	}
+	return CopyResult{Files: local.Files, Bytes: local.Bytes, Skipped: append(r.Skipped, local.Skipped...)}, err
+}

@@ -1,0 +1,123 @@
+package guest
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// ProtocolError is bytes on the channel that an agent of this version does not
+// send. The client begins a new session; what was under way failed with this.
+type ProtocolError struct {
+	Machine string
+	Detail  string
+}
+
+func (e *ProtocolError) Error() string {
+	return fmt.Sprintf("%s: garbage on the guest channel: %s", e.Machine, e.Detail)
+}
+
+// UnresponsiveError is an agent that does not answer a ping: the guest hangs,
+// or the agent does. A guest that is merely slow answers.
+type UnresponsiveError struct {
+	Machine string
+	Silent  time.Duration // since the last byte came from it
+}
+
+func (e *UnresponsiveError) Error() string {
+	return fmt.Sprintf("%s: the guest does not respond: nothing came from its agent for %v, and no answer to a ping", e.Machine, e.Silent.Round(time.Second))
+}
+
+// RestartedError is a guest whose agent started anew, by a reboot as a rule,
+// while an operation was under way.
+type RestartedError struct{ Machine string }
+
+func (e *RestartedError) Error() string {
+	return e.Machine + ": the guest restarted"
+}
+
+// DisconnectedError is a channel that was closed while an operation was under way.
+type DisconnectedError struct {
+	Machine string
+	Err     error
+}
+
+func (e *DisconnectedError) Error() string {
+	return fmt.Sprintf("%s: the guest channel is closed: %v", e.Machine, e.Err)
+}
+
+func (e *DisconnectedError) Unwrap() error { return e.Err }
+
+// OpError is what the agent says when an operation failed in the guest.
+type OpError struct {
+	Machine   string
+	Operation string // wire.OpExec, …
+	Kind      string // wire.KindNotFound, …
+	Message   string
+}
+
+func (e *OpError) Error() string {
+	return fmt.Sprintf("%s: %s: %s", e.Machine, e.Operation, e.Message)
+}
+
+// UnitError is a unit that cannot become active.
+type UnitError struct {
+	Machine string
+	Unit    string
+	User    string // whose manager; empty: the system's
+	State   wire.UnitState
+	Reason  string // `reached state "failed"`
+}
+
+func (e *UnitError) Error() string {
+	unit := fmt.Sprintf("unit %q", e.Unit)
+	if e.User != "" {
+		unit += fmt.Sprintf(" of user %q", e.User)
+	}
+	return fmt.Sprintf("%s: %s %s", e.Machine, unit, e.Reason)
+}
+
+// OutputLimitError is a command that wrote more than what is kept. It was ended.
+type OutputLimitError struct {
+	Machine string
+	Stream  string // "stdout" or "stderr"
+	Limit   int64  // bytes
+}
+
+func (e *OutputLimitError) Error() string {
+	return fmt.Sprintf("%s: the command wrote more than %d MiB to %s", e.Machine, e.Limit>>20, e.Stream)
+}
+
+// WaitError is an operation that was given up because its context ended.
+type WaitError struct {
+	Machine   string
+	Operation string
+	After     time.Duration
+	LastSeen  string // what the guest saw last; may be empty
+	Err       error  // the context's cause
+}
+
+func (e *WaitError) Error() string {
+	msg := fmt.Sprintf("%s: %s: %v after %v", e.Machine, e.Operation, e.Err, e.After.Round(time.Millisecond))
+	if e.LastSeen != "" {
+		msg += " (last seen: " + e.LastSeen + ")"
+	}
+	return msg
+}
+
+func (e *WaitError) Unwrap() error { return e.Err }
+
+func describe(s wire.UnitState) string {
+	var parts []string
+	for _, p := range [][2]string{{"ActiveState", s.ActiveState}, {"SubState", s.SubState}, {"LoadState", s.LoadState}, {"Result", s.Result}} {
+		if p[1] != "" {
+			parts = append(parts, p[0]+"="+p[1])
+		}
+	}
+	if len(parts) == 0 {
+		return s.Reason
+	}
+	return strings.Join(parts, " ")
+}

@@ -1,0 +1,80 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strconv"
+
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// WaitUnit waits until a systemd unit is active. It returns a *UnitError as
+// soon as that cannot happen any more: the unit failed, cannot be loaded, or
+// is inactive with no job pending. user, if not empty, is whose manager it is.
+func (c *Client) WaitUnit(ctx context.Context, unit, user string) (wire.UnitState, error) {
+	var state wire.UnitState
+	err := c.call(ctx, wire.OpWaitUnit, wire.UnitRequest{Unit: unit, User: user}, &state)
+	var op *OpError
+	var wait *WaitError
+	switch {
+	case errors.As(err, &op) && op.Kind == wire.KindUnit:
+		return state, &UnitError{Machine: c.name, Unit: unit, User: user, State: state, Reason: op.Message}
+	case errors.As(err, &wait):
+		wait.Operation = "wait for unit " + unit
+		wait.LastSeen = describe(state)
+	}
+	return state, err
+}
+
+// WaitFile waits until path exists in the guest.
+func (c *Client) WaitFile(ctx context.Context, path string) error {
+	return c.waitFor(ctx, "wait for file "+path, wire.OpWaitFile, wire.FileRequest{Path: path})
+}
+
+// WaitPort waits until a TCP port accepts connections (open), or refuses them.
+// host is resolved in the guest.
+func (c *Client) WaitPort(ctx context.Context, host string, port int, open bool) error {
+	what := "wait for open port "
+	if !open {
+		what = "wait for closed port "
+	}
+	what += net.JoinHostPort(host, strconv.Itoa(port))
+	return c.waitFor(ctx, what, wire.OpWaitPort, wire.PortRequest{Host: host, Port: port, Closed: !open})
+}
+
+// WaitUnixSocket waits until a unix socket in the guest accepts connections, or
+// datagrams.
+func (c *Client) WaitUnixSocket(ctx context.Context, path string, datagram bool) error {
+	return c.waitFor(ctx, "wait for socket "+path, wire.OpWaitSocket, wire.SocketRequest{Path: path, Datagram: datagram})
+}
+
+func (c *Client) waitFor(ctx context.Context, what, op string, request any) error {
+	err := c.call(ctx, op, request, nil)
+	var wait *WaitError
+	if errors.As(err, &wait) {
+		wait.Operation = what
+	}
+	return err
+}
+
+// Identity makes the guest somebody; see wire.Identity.
+func (c *Client) Identity(ctx context.Context, id wire.Identity) error {
+	return c.call(ctx, wire.OpIdentity, id, nil)
+}
+
+// Sync writes all that the guest has not written yet to its disks.
+func (c *Client) Sync(ctx context.Context) error {
+	return c.call(ctx, wire.OpSync, struct{}{}, nil)
+}
+
+// Poweroff asks the guest's init system to turn the machine off, and does not
+// wait until it is. A guest whose init cannot be asked is turned off at once.
+func (c *Client) Poweroff(ctx context.Context) error {
+	return c.call(ctx, wire.OpPower, wire.PowerRequest{}, nil)
+}
+
+// Reboot is Poweroff, and on again.
+func (c *Client) Reboot(ctx context.Context) error {
+	return c.call(ctx, wire.OpPower, wire.PowerRequest{Reboot: true}, nil)
+}

@@ -1,0 +1,192 @@
+package wire
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Version is of the protocol; both sides must have the same.
+const Version = 1
+
+// The names of the operations, with their request and result types.
+const (
+	OpExec       = "exec"        // ExecRequest, ExecResult
+	OpUntil      = "until"       // UntilRequest, UntilResult
+	OpWarm       = "warm"        // nothing, nothing: have a shell ready
+	OpWaitUnit   = "wait-unit"   // UnitRequest, UnitState
+	OpWaitFile   = "wait-file"   // FileRequest, nothing
+	OpWaitPort   = "wait-port"   // PortRequest, nothing
+	OpWaitSocket = "wait-socket" // SocketRequest, nothing
+	OpPutTar     = "put-tar"     // CopyRequest and a tar stream on Stdin, CopyResult
+	OpGetTar     = "get-tar"     // CopyRequest, a tar stream on Stdout and CopyResult
+	OpIdentity   = "identity"    // Identity, nothing
+	OpSync       = "sync"        // nothing, nothing: sync(2)
+	OpPower      = "power"       // PowerRequest, nothing
+)
+
+// HelloMessage begins a session.
+type HelloMessage struct {
+	Session string `json:"session"` // random
+	Version int    `json:"version"`
+}
+
+// WelcomeMessage answers a Hello.
+type WelcomeMessage struct {
+	Session string `json:"session"` // the Hello's
+	Info
+}
+
+// AnnounceMessage says that an agent has started.
+type AnnounceMessage struct {
+	Instance string `json:"instance"`
+}
+
+// Info is who answers.
+type Info struct {
+	Version  int           `json:"version"`
+	Build    string        `json:"build,omitempty"` // of the agent's binary
+	Instance string        `json:"instance"`        // random: another one is another process
+	BootID   string        `json:"boot_id"`         // of the guest's kernel
+	Kernel   string        `json:"kernel"`          // its release
+	Hostname string        `json:"hostname"`
+	Uptime   time.Duration `json:"uptime"` // of the guest, ns
+}
+
+// Reply is the payload of Result: the result of the operation, or an error.
+type Reply struct {
+	Result any    `json:"result,omitempty"`
+	Error  *Error `json:"error,omitempty"`
+}
+
+// Error is what the agent says when an operation failed.
+type Error struct {
+	Kind    string `json:"kind"`
+	Message string `json:"message"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Kinds of Error.
+const (
+	KindInvalid  = "invalid"  // the request makes no sense
+	KindNotFound = "notfound" // no such file, user or program
+	KindFailed   = "failed"   // it did not work
+	KindTimeout  = "timeout"  // the request's deadline passed
+	KindCanceled = "canceled"
+	KindUnit     = "unit" // the unit cannot become active; the reply has its state too
+	KindLost     = "lost" // the command ran, and its exit status is unknown
+)
+
+// ExecRequest runs a command. Exactly one of a script (the body of Open, or
+// the channel Script when Long is set) and Argv is given.
+type ExecRequest struct {
+	Argv    []string          `json:"argv,omitempty"`
+	Long    bool              `json:"long,omitempty"`
+	Stdin   bool              `json:"stdin,omitempty"` // the channel Stdin is used
+	User    string            `json:"user,omitempty"`
+	Env     map[string]string `json:"env,omitempty"`
+	Dir     string            `json:"dir,omitempty"`
+	Timeout time.Duration     `json:"timeout,omitempty"` // ns; 0: none
+	Detach  bool              `json:"detach,omitempty"`
+}
+
+// ExecResult is how a command ended.
+type ExecResult struct {
+	ExitCode int           `json:"exit_code"`
+	Signal   string        `json:"signal,omitempty"`
+	Duration time.Duration `json:"duration"` // ns, measured in the guest
+	TimedOut bool          `json:"timed_out,omitempty"`
+	Warm     bool          `json:"warm,omitempty"` // ran on the warm shell
+	Pid      int           `json:"pid,omitempty"`  // of a detached command
+}
+
+// UntilRequest repeats a command until it succeeds, or fails, or the deadline
+// passes; each attempt restarts Stdout and Stderr.
+type UntilRequest struct {
+	Exec     ExecRequest   `json:"exec"`
+	Fail     bool          `json:"fail,omitempty"` // until it fails
+	Deadline time.Duration `json:"deadline"`       // from now, ns
+	MinPause time.Duration `json:"min_pause"`      // after the first attempt; doubles
+	MaxPause time.Duration `json:"max_pause"`
+}
+
+// UntilResult is the last attempt.
+type UntilResult struct {
+	ExecResult
+	Tries int  `json:"tries"`
+	Met   bool `json:"met"` // it ended as wanted
+}
+
+// UnitRequest waits until a systemd unit is active.
+type UnitRequest struct {
+	Unit string `json:"unit"`
+	User string `json:"user,omitempty"` // of this user's manager
+}
+
+// UnitState is the state of a unit as systemd names it.
+type UnitState struct {
+	ActiveState string `json:"active_state,omitempty"`
+	SubState    string `json:"sub_state,omitempty"`
+	Result      string `json:"result,omitempty"`
+	LoadState   string `json:"load_state,omitempty"`
+	Reason      string `json:"reason,omitempty"` // why it cannot become active
+}
+
+// FileRequest waits until a path exists.
+type FileRequest struct {
+	Path string `json:"path"`
+}
+
+// PortRequest waits until a TCP port accepts connections, or none any more.
+type PortRequest struct {
+	Host   string `json:"host"`
+	Port   int    `json:"port"`
+	Closed bool   `json:"closed,omitempty"`
+}
+
+// SocketRequest waits until a unix socket accepts connections.
+type SocketRequest struct {
+	Path     string `json:"path"`
+	Datagram bool   `json:"datagram,omitempty"`
+}
+
+// CopyRequest names the file or directory in the guest.
+type CopyRequest struct {
+	Path string `json:"path"`
+}
+
+// CopyResult is what was copied.
+type CopyResult struct {
+	Files   int      `json:"files"`
+	Bytes   int64    `json:"bytes"`
+	Skipped []string `json:"skipped,omitempty"` // devices, sockets, …: at most a hundred
+}
+
+// PowerRequest ends or restarts the guest.
+type PowerRequest struct {
+	Reboot bool `json:"reboot,omitempty"`
+	Force  bool `json:"force,omitempty"` // reboot(2) at once, after sync
+}
+
+// Identity makes a guest somebody. Zero fields leave things as they are.
+type Identity struct {
+	Hostname   string      `json:"hostname,omitempty"`
+	MachineID  string      `json:"machine_id,omitempty"` // 32 hexadecimal digits
+	Hosts      []Host      `json:"hosts,omitempty"`      // all machines of the lab
+	Interfaces []Interface `json:"interfaces,omitempty"`
+	Time       time.Time   `json:"time,omitzero"`
+	Entropy    []byte      `json:"entropy,omitempty"` // from the host's random source; 64 bytes are plenty
+}
+
+// Host is a line of /etc/hosts per address.
+type Host struct {
+	Name      string       `json:"name"`
+	Addresses []netip.Addr `json:"addresses"`
+}
+
+// Interface is a network card, found by its MAC address.
+type Interface struct {
+	MAC       string         `json:"mac"`            // "52:54:00:12:01:01"
+	Name      string         `json:"name,omitempty"` // what it shall be called
+	Addresses []netip.Prefix `json:"addresses"`
+}
