@@ -1,0 +1,151 @@
+package network
+
+import (
+	"cmp"
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Machine is what the plan needs to know of a machine.
+type Machine struct {
+	Name     string
+	Networks []int // 1 to 255, in the order of the machine's interfaces
+	MicroVM  bool  // Firecracker, cloud-hypervisor: another MAC prefix
+}
+
+// Addresses is who has which address. Machines are in the order of names, the
+// first has number 1.
+type Addresses []MachineAddresses
+
+// MachineAddresses is one machine in the plan.
+type MachineAddresses struct {
+	Name       string
+	Number     int // 1 to 254
+	Interfaces []Interface
+}
+
+// Interface is one network card in the plan.
+type Interface struct {
+	Name    string // in the guest: "eth1", …; eth0 is left for a way to the outside
+	Network int
+	MAC     net.HardwareAddr
+	IPv4    netip.Prefix // the address, with the network's length
+	IPv6    netip.Prefix
+}
+
+// Host is one line of /etc/hosts.
+type Host struct {
+	Addr netip.Addr
+	Name string
+}
+
+// A name goes into /etc/hosts, where a space or a newline would begin another.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]*$`)
+
+// Plan gives every machine its number, and an address in each of its networks,
+// as NixOS tests have them (nixos/lib/testing/network.nix). It depends on
+// nothing but the names, networks and kinds of the machines, whatever their
+// order.
+func Plan(machines []Machine) (Addresses, error) {
+	if len(machines) > 254 {
+		return nil, fmt.Errorf("%d machines: addresses 192.168.N.1 to 192.168.N.254 are enough for 254", len(machines))
+	}
+	sorted := slices.SortedFunc(slices.Values(machines), func(a, b Machine) int { return cmp.Compare(a.Name, b.Name) })
+	var plan Addresses
+	for i, m := range sorted {
+		if !hostName.MatchString(m.Name) {
+			return nil, fmt.Errorf("machine %q: the name must be letters, digits, - and _, and begin with a letter or digit", m.Name)
+		}
+		if i > 0 && sorted[i-1].Name == m.Name {
+			return nil, fmt.Errorf("machine %s: there are two of this name", m.Name)
+		}
+		a := MachineAddresses{Name: m.Name, Number: i + 1}
+		for j, n := range m.Networks {
+			if n < 1 || n > 255 {
+				return nil, fmt.Errorf("machine %s: network %d: networks are numbered from 1 to 255", m.Name, n)
+			}
+			if slices.Contains(m.Networks[:j], n) {
+				return nil, fmt.Errorf("machine %s: network %d is listed twice", m.Name, n)
+			}
+			a.Interfaces = append(a.Interfaces, Interface{
+				Name:    fmt.Sprintf("eth%d", j+1),
+				Network: n,
+				MAC:     mac(n, a.Number, m.MicroVM),
+				IPv4:    netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(n), byte(a.Number)}), 24),
+				// The decimal digits are taken for hexadecimal ones: network 12 is 2001:db8:12::.
+				IPv6: netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d::%d/64", n, a.Number)),
+			})
+		}
+		plan = append(plan, a)
+	}
+	return plan, nil
+}
+
+func mac(network, number int, microVM bool) net.HardwareAddr {
+	if microVM {
+		return net.HardwareAddr{0xaa, 0xfc, 0x00, byte(network), byte(number), 0x01}
+	}
+	return net.HardwareAddr{0x52, 0x54, 0x00, 0x12, byte(network), byte(number)}
+}
+
+// Machine finds a machine by name.
+func (a Addresses) Machine(name string) (MachineAddresses, bool) {
+	i, ok := slices.BinarySearchFunc(a, name, func(m MachineAddresses, name string) int { return cmp.Compare(m.Name, name) })
+	if !ok {
+		return MachineAddresses{}, false
+	}
+	return a[i], true
+}
+
+// Hosts is every name that the machine name must know: its own, for its first
+// interface only (as on NixOS, so that it is one address to itself and to
+// others), and those of all other machines. Of another machine the addresses in
+// a shared network come first, in the order of this machine's interfaces: these
+// answer. The others follow, because a test may make some machine a router;
+// without one they are unreachable at once and cost no time.
+func (a Addresses) Hosts(name string) []Host {
+	self, ok := a.Machine(name)
+	if !ok {
+		return nil
+	}
+	var hosts []Host
+	for _, m := range a {
+		interfaces := m.Interfaces
+		if m.Name == name {
+			interfaces = interfaces[:min(1, len(interfaces))]
+		} else {
+			interfaces = slices.SortedStableFunc(slices.Values(interfaces), func(x, y Interface) int {
+				return cmp.Compare(self.rank(x.Network), self.rank(y.Network))
+			})
+		}
+		for _, i := range interfaces {
+			hosts = append(hosts, Host{i.IPv4.Addr(), m.Name}, Host{i.IPv6.Addr(), m.Name})
+		}
+	}
+	return hosts
+}
+
+// rank is the place of a network among the machine's own; after all of them if
+// it is not on it.
+func (m MachineAddresses) rank(network int) int {
+	for i, x := range m.Interfaces {
+		if x.Network == network {
+			return i
+		}
+	}
+	return len(m.Interfaces)
+}
+
+// HostsFile is /etc/hosts of the machine name, with localhost.
+func (a Addresses) HostsFile(name string) string {
+	var b strings.Builder
+	b.WriteString("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")
+	for _, h := range a.Hosts(name) {
+		fmt.Fprintf(&b, "%s %s\n", h.Addr, h.Name)
+	}
+	return b.String()
+}

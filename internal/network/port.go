@@ -1,0 +1,223 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/attest-vm/attest/internal/event"
+)
+
+// NIC says which network card of which machine is attached to a port.
+type NIC struct {
+	Machine string
+	ID      string           // as in vmm.NIC
+	MAC     net.HardwareAddr // as planned; what the guest sends from is learned
+}
+
+// A Port is one NIC's place on a switch. Methods can be called from any
+// goroutine.
+type Port struct {
+	sw   *Switch
+	nic  NIC
+	t    transport
+	q    *queue
+	done chan struct{} // closed when both goroutines have ended
+	macs int           // addresses learned here; guarded by sw.mu
+
+	from, to       path
+	fromCnt, toCnt counters
+
+	mu        sync.Mutex // guards what follows, and the stages on both paths
+	down      bool
+	observers []*func(Observation)
+
+	stopOnce sync.Once
+	err      error // why the port ended; written before done is closed
+}
+
+// NIC is what the port was made for.
+func (p *Port) NIC() NIC { return p.nic }
+
+// String is "network: machine/nic".
+func (p *Port) String() string { return p.sw.name + ": " + p.nic.Machine + "/" + p.nic.ID }
+
+// Stats counts from the moment the port was attached.
+func (p *Port) Stats() Stats {
+	return Stats{FromMachine: p.fromCnt.snapshot(), ToMachine: p.toCnt.snapshot()}
+}
+
+// Done is closed when the port has ended: closed from here, or because the VMM
+// went away, or by an error.
+func (p *Port) Done() <-chan struct{} { return p.done }
+
+// Err is why the port ended: nil while it has not, and when it was closed from
+// either side.
+func (p *Port) Err() error {
+	select {
+	case <-p.done:
+		return p.err
+	default:
+		return nil
+	}
+}
+
+// Close takes the port off its switch and waits until nothing is left of it.
+// What the machine was yet to receive is lost.
+func (p *Port) Close() error {
+	p.stop(nil)
+	<-p.done
+	return p.err
+}
+
+// SetDown pulls the cable between the port and the switch, or plugs it in:
+// while a port is down, frames in both directions are dropped and counted. Those
+// that wait in the port's queue are delivered. The guest does not see its link
+// go down; that is the VMM's to show.
+func (p *Port) SetDown(down bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.down = down
+	p.setPaths()
+}
+
+// Observe calls fn for every frame in either direction until stop is called. fn
+// holds up the switch while it runs, and runs in several goroutines at once; a
+// call that is under way may end after stop returned.
+func (p *Port) Observe(fn func(Observation)) (stop func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	o := &fn
+	p.observers = append(p.observers, o)
+	p.setPaths()
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.observers = slices.DeleteFunc(p.observers, func(x *func(Observation)) bool { return x == o })
+		p.setPaths()
+	}
+}
+
+// setPaths puts the stages in their order: observers at the machine's end of
+// the link, what breaks it behind them.
+func (p *Port) setPaths() {
+	var from, to []stage
+	for _, o := range p.observers {
+		from = append(from, observe(p, FromMachine, *o))
+	}
+	if p.down {
+		from = append(from, drop(&p.fromCnt.down))
+		to = append(to, drop(&p.toCnt.down))
+	}
+	for _, o := range p.observers {
+		to = append(to, observe(p, ToMachine, *o))
+	}
+	p.from.set(from)
+	p.to.set(to)
+}
+
+// run is the port's life.
+func (p *Port) run(ctx context.Context) {
+	var writer sync.WaitGroup
+	writer.Go(func() { p.stop(p.writeAll()) })
+	p.stop(p.readAll())
+	writer.Wait()
+	if p.err != nil {
+		event.Publish(ctx, event.Log{Machine: p.nic.Machine, Level: "error", Text: p.err.Error()})
+	}
+	close(p.done)
+}
+
+// stop begins the end of the port; the first reason counts.
+func (p *Port) stop(err error) {
+	p.stopOnce.Do(func() {
+		if err != nil {
+			p.err = fmt.Errorf("network %v: %w", p, err)
+		}
+		p.sw.forget(p)
+		p.q.close()
+		p.t.close()
+	})
+}
+
+// readAll forwards what the machine sends, until it hangs up (nil).
+func (p *Port) readAll() error {
+	var in batch
+	var out burst
+	for {
+		if err := p.t.read(&in); err != nil {
+			return unlessHungUp(err)
+		}
+		if in.oversized > 0 {
+			p.fromCnt.oversized.Add(uint64(in.oversized))
+		}
+		for _, f := range in.frames {
+			if f.len() < minFrame {
+				p.fromCnt.runt.Add(1)
+				continue
+			}
+			p.from.pass(&out, f)
+		}
+		out.flush()
+	}
+}
+
+// writeAll sends the machine what waits for it, until it hangs up or the port is
+// closed (nil).
+func (p *Port) writeAll() error {
+	var runs, spare []run
+	for {
+		runs, spare = p.q.take(spare), runs
+		if runs == nil {
+			return nil
+		}
+		err := p.t.write(runs)
+		if err == nil {
+			p.countWritten(runs)
+		}
+		p.q.done(runs)
+		if err != nil {
+			return unlessHungUp(err)
+		}
+	}
+}
+
+func (p *Port) countWritten(runs []run) {
+	frames, bytes := 0, 0
+	for _, r := range runs {
+		frames += r.frames
+		bytes += r.end - r.off
+	}
+	p.toCnt.frames.Add(uint64(frames))
+	p.toCnt.bytes.Add(uint64(bytes - frames*prefixLen))
+}
+
+// forward is the end of the path from the machine.
+func (p *Port) forward(b *burst, f frame) {
+	p.fromCnt.frames.Add(1)
+	p.fromCnt.bytes.Add(uint64(f.len()))
+	p.sw.forward(b, p, f)
+}
+
+// enqueue is the end of the path to the machine.
+func (p *Port) enqueue(b *burst, f frame) {
+	if !p.q.push(b, f) {
+		p.toCnt.overrun.Add(1)
+	}
+}
+
+// unlessHungUp is nil for the ways in which a stream ends when one side closed
+// it: in order, with data unread (ECONNRESET), or under our write (EPIPE).
+func unlessHungUp(err error) error {
+	for _, end := range []error{io.EOF, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, end) {
+			return nil
+		}
+	}
+	return err
+}
