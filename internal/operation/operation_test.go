@@ -1,0 +1,246 @@
+package operation
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/attest-vm/attest"
+)
+
+var update = flag.Bool("update", false, "rewrite docs/operations.md")
+
+func TestReferenceIsCurrent(t *testing.T) {
+	const path = "../../docs/operations.md"
+	want := Reference()
+	if *update {
+		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != want {
+		t.Errorf("%s is not what the table says; go test ./internal/operation -update", path)
+	}
+}
+
+func TestTableIsConsistent(t *testing.T) {
+	seen := map[string]bool{}
+	for _, o := range table {
+		for _, name := range append([]string{o.Name}, o.Aliases...) {
+			if key := fmt.Sprint(o.On, " ", name); seen[key] {
+				t.Errorf("%s is in the table twice", name)
+			} else {
+				seen[key] = true
+			}
+			if got := Find(o.On, name); got != o {
+				t.Errorf("Find(%v, %q) finds %v", o.On, name, got)
+			}
+		}
+		if o.call == nil || o.Doc == "" || o.Subject == "" || o.Result == "" {
+			t.Errorf("%s lacks its call, doc, subject or result", o.Name)
+		}
+		optional := false
+		for i, p := range o.Params {
+			if p.Doc == "" {
+				t.Errorf("%s: %s has no doc", o.Name, p.Name)
+			}
+			if !p.Variadic && p.Default == nil && optional {
+				t.Errorf("%s: %s is required but follows an optional one", o.Name, p.Name)
+			}
+			optional = optional || p.Default != nil
+			if p.Variadic && (p.Type != String || p.Default != nil) {
+				t.Errorf("%s: a variadic parameter is a string without default", o.Name)
+			}
+			if i > 0 && o.Params[i-1].Name == p.Name {
+				t.Errorf("%s: two parameters %s", o.Name, p.Name)
+			}
+			if p.Default != nil && p.Default != Absent && !fits(p) {
+				t.Errorf("%s: default of %s is a %T", o.Name, p.Name, p.Default)
+			}
+		}
+	}
+}
+
+func fits(p Param) bool {
+	switch p.Default.(type) {
+	case string:
+		return p.Type == String
+	case bool:
+		return p.Type == Bool
+	case int:
+		return p.Type == Int
+	case time.Duration:
+		return p.Type == Duration
+	}
+	return false
+}
+
+// Names and argument names that scripts of the NixOS driver use.
+func TestSignatures(t *testing.T) {
+	for _, want := range []string{
+		"start(allow_reboot=False)",
+		"execute(command, check_return=True, check_output=True, timeout=900)",
+		"succeed(*commands, timeout=None)",
+		"fail(*commands, timeout=None)",
+		"wait_until_succeeds(command, timeout=900)",
+		"wait_until_fails(command, timeout=900)",
+		"wait_for_unit(unit, user=None, timeout=900)",
+		`wait_for_open_port(port, addr="localhost", timeout=900)`,
+		`wait_for_closed_port(port, addr="localhost", timeout=900)`,
+		"wait_for_file(filename, timeout=900)",
+		"wait_for_console_text(regex, timeout=None)",
+		"systemctl(q, user=None)",
+		"copy_from_host(source, target)",
+		`copy_from_machine(source, target_dir="")`,
+		"shutdown()", "wait_for_shutdown(timeout=None)", "crash()", "reboot()",
+		"get_console_log()", "sleep(secs)", "log(msg)", "is_up()",
+	} {
+		name, _, _ := strings.Cut(want, "(")
+		o := Find(Machine, name)
+		if o == nil {
+			t.Errorf("no operation %s", name)
+		} else if got := o.Signature(); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	if Find(Machine, "copy_from_vm") != Find(Machine, "copy_from_machine") {
+		t.Error("copy_from_vm is not copy_from_machine")
+	}
+	if Find(Lab, "start_all") == nil || Find(Machine, "start_all") != nil {
+		t.Error("start_all is not an operation of the lab alone")
+	}
+}
+
+func TestBind(t *testing.T) {
+	args, err := Find(Machine, "wait_for_unit").Bind([]any{"nginx.service"}, []Named{{"timeout", "90s"}, {"user", nil}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if args.String("unit") != "nginx.service" || args.Duration("timeout") != 90*time.Second {
+		t.Errorf("got %+v", args)
+	}
+	if args.Given("user") || !args.None("user") {
+		t.Error("None counts as given")
+	}
+
+	args, err = Find(Machine, "succeed").Bind([]any{"true", "false"}, []Named{{"timeout", int64(5)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := args.Strings("commands"); len(got) != 2 || got[1] != "false" || args.Duration("timeout") != 5*time.Second {
+		t.Errorf("got %+v", args)
+	}
+
+	args, err = Find(Machine, "execute").Bind([]any{"true", false}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if args.Bool("check_return") || !args.Bool("check_output") || args.Given("timeout") || args.None("timeout") {
+		t.Errorf("got %+v", args)
+	}
+	if args, err = Find(Machine, "wait_for_open_port").Bind([]any{int64(80)}, nil); err != nil || args.Int("port") != 80 || args.String("addr") != "localhost" {
+		t.Errorf("got %+v, %v", args, err)
+	}
+}
+
+func TestBindErrors(t *testing.T) {
+	const unit = "wait_for_unit(unit, user=None, timeout=900): "
+	const succeed = "succeed(*commands, timeout=None): "
+	const port = `wait_for_open_port(port, addr="localhost", timeout=900): `
+	tests := []struct {
+		operation  string
+		positional []any
+		named      []Named
+		want       string
+	}{
+		{"wait_for_unit", nil, nil, unit + "argument unit is missing"},
+		{"wait_for_unit", []any{"a", nil, int64(1), int64(2)}, nil, unit + "it takes at most 3, not 4 arguments"},
+		{"wait_for_unit", []any{"a"}, []Named{{"timeuot", int64(1)}}, unit + `there is no argument "timeuot"; did you mean timeout?`},
+		{"wait_for_unit", []any{"a"}, []Named{{"xyz", int64(1)}}, unit + `there is no argument "xyz"`},
+		{"wait_for_unit", []any{"a"}, []Named{{"unit", "b"}}, unit + "argument unit is given twice"},
+		{"wait_for_unit", []any{int64(1)}, nil, unit + "unit must be a string, not the number 1"},
+		{"wait_for_unit", []any{Opaque("list")}, nil, unit + "unit must be a string, not a value of type list"},
+		{"wait_for_unit", []any{"a"}, []Named{{"timeout", true}}, unit + `timeout must be a duration (a number of seconds, or a string such as "200ms"), not True`},
+		{"wait_for_unit", []any{"a"}, []Named{{"timeout", nil}}, unit + `timeout must be a duration (a number of seconds, or a string such as "200ms"), not None`},
+		{"wait_for_unit", []any{"a"}, []Named{{"timeout", int64(-1)}}, unit + "timeout: a duration of -1s is negative"},
+		{"wait_for_unit", []any{"a"}, []Named{{"timeout", "-5ms"}}, unit + "timeout: a duration of -5ms is negative"},
+		{"wait_for_unit", []any{"a"}, []Named{{"timeout", "10"}}, unit + `timeout: "10" is not a duration such as "200ms" or "1m30s"; for seconds write the number without quotes, or "10s"`},
+		{"wait_for_unit", []any{"a"}, []Named{{"timeout", "soon"}}, unit + `timeout: "soon" is not a duration such as "200ms" or "1m30s"`},
+		{"wait_for_unit", []any{"a"}, []Named{{"timeout", 1e300}}, unit + "timeout: 1e+300 seconds is out of range"},
+		{"wait_for_unit", []any{"a"}, []Named{{"timeout", math.NaN()}}, unit + "timeout: NaN seconds is out of range"},
+		{"succeed", nil, nil, succeed + "argument commands is missing"},
+		{"succeed", []any{"true", int64(5)}, nil, succeed + "commands must be a string, not the number 5"},
+		{"succeed", nil, []Named{{"commands", "true"}}, succeed + "*commands is given by position, without its name"},
+		{"wait_for_open_port", []any{"80"}, nil, port + `port must be an integer, not the string "80"`},
+		{"wait_for_open_port", []any{80.5}, nil, port + "port must be an integer, not the number 80.5"},
+		{"shutdown", []any{int64(1)}, nil, "shutdown(): it takes at most 0, not 1 arguments"},
+	}
+	for _, tt := range tests {
+		_, err := Find(Machine, tt.operation).Bind(tt.positional, tt.named)
+		if err == nil || err.Error() != tt.want {
+			t.Errorf("%s%v %v:\n got %v\nwant %s", tt.operation, tt.positional, tt.named, err, tt.want)
+		}
+		if attest.StatusOf(err) != attest.Invalid {
+			t.Errorf("%v: status %s", err, attest.StatusOf(err))
+		}
+	}
+}
+
+// A call can be checked before its values are known.
+func TestBindUnknown(t *testing.T) {
+	o := Find(Machine, "wait_for_open_port")
+	if _, err := o.Bind([]any{Unknown}, []Named{{"timeout", Unknown}}); err != nil {
+		t.Error(err)
+	}
+	if _, err := o.Bind([]any{Unknown}, []Named{{"adr", Unknown}}); err == nil {
+		t.Error("an argument that does not exist passes")
+	}
+}
+
+func TestParseDuration(t *testing.T) {
+	for _, tt := range []struct {
+		in   any
+		want time.Duration
+	}{
+		{int64(0), 0}, {int64(900), 15 * time.Minute}, {0.25, 250 * time.Millisecond},
+		{"200ms", 200 * time.Millisecond}, {"1h2m", 62 * time.Minute}, {"0", 0},
+	} {
+		if got, err := ParseDuration(tt.in); err != nil || got != tt.want {
+			t.Errorf("%v: got %v, %v, want %v", tt.in, got, err, tt.want)
+		}
+	}
+}
+
+func TestDidYouMean(t *testing.T) {
+	for _, tt := range []struct{ name, want string }{
+		{"suceed", "succeed"}, {"succede", "succeed"}, {"Execute", "execute"}, {"wait_for_unti", "wait_for_unit"},
+		{"wait_for_port", "wait_for_open_port"}, {"wait_for_uint", "wait_for_unit"}, {"copy_to_vm", "copy_from_vm"}, {"strat", "start"}, {"xyzzy", ""}, {"", ""},
+	} {
+		got := DidYouMean(tt.name, Names(Machine))
+		want := ""
+		if tt.want != "" {
+			want = "; did you mean " + tt.want + "?"
+		}
+		if got != want {
+			t.Errorf("%q: got %q, want %q", tt.name, got, want)
+		}
+	}
+}
+
+func TestErrorKeepsWhatItWraps(t *testing.T) {
+	inner := &attest.CommandError{Machine: "a", Operation: "succeed", Command: "false", Result: attest.Result{ExitCode: 1}}
+	err := error(&Error{"a", "succeed", inner})
+	var command *attest.CommandError
+	if !errors.As(err, &command) || command != inner || err.Error() != inner.Error() {
+		t.Errorf("got %v", err)
+	}
+}

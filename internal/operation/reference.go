@@ -1,0 +1,58 @@
+package operation
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Reference is docs/operations.md: the table as a page for people.
+func Reference() string {
+	var b strings.Builder
+	b.WriteString(`# Operations
+
+What a test can ask of a machine, and of all machines at once. Names, arguments
+and meanings are those of the NixOS test driver. This page is generated from the
+table in ` + "`internal/operation`" + `; ` + "`go test ./internal/operation -update`" + ` writes it.
+
+A duration is a number of seconds, or a string as Go reads it: ` + "`\"200ms\"`, `\"1m30s\"`" + `.
+A machine that is off starts with the first operation that needs it. Where an
+operation can fail, its failure ends the test.
+
+`)
+	subject := ""
+	for _, on := range []On{Machine, Lab} {
+		for _, o := range All(on) {
+			if o.Subject != subject {
+				subject = o.Subject
+				fmt.Fprintf(&b, "## %s\n\n", subject)
+			}
+			o.write(&b)
+		}
+	}
+	return strings.TrimRight(b.String(), "\n") + "\n"
+}
+
+func (o *Operation) write(b *strings.Builder) {
+	call := o.Signature()
+	if o.On == Machine {
+		call = "machine." + call
+	}
+	if o.Result != None {
+		call += " → " + string(o.Result)
+	}
+	fmt.Fprintf(b, "### `%s`\n\n%s\n\n", call, o.Doc)
+	if o.Result == Pair {
+		b.WriteString("The pair also has `.exit_code`, `.stdout`, `.stderr` and `.duration` (seconds).\n\n")
+	}
+	for _, p := range o.Params {
+		if p.Doc != "" {
+			fmt.Fprintf(b, "- `%s` (%s): %s\n", p.Name, p.Type, p.Doc)
+		}
+	}
+	if len(o.Params) > 0 {
+		b.WriteString("\n")
+	}
+	if len(o.Aliases) > 0 {
+		fmt.Fprintf(b, "Also called `%s`.\n\n", strings.Join(o.Aliases, "`, `"))
+	}
+}
