@@ -1,0 +1,301 @@
+package report
+
+import (
+	"encoding/xml"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/attest-vm/attest/internal/event"
+)
+
+// WriteJUnit writes a run as JUnit XML, shaped for the programs that read it:
+//
+//   - One testsuite per file, one testcase per test. setup() and a failure that
+//     belongs to the whole file ("(file)") are testcases only when they failed.
+//   - A subtest is a testcase "test/subtest" beside its test's: GitLab, Jenkins and
+//     the GitHub actions show testcases, and none of them shows nested suites and
+//     properties alike.
+//   - classname is the file's path with dots for slashes and without its
+//     extension: Jenkins splits it at the last dot into package and class, GitLab
+//     tells tests apart by classname and name.
+//   - file and line are the place of the failure, which GitLab and the GitHub
+//     actions link.
+//   - failure is the test's own claim that did not hold; every other bad end is an
+//     error, whose type is the status ("boot_failed", "infra", …).
+//   - system-out has the steps and, unless the test passed, the end of what each
+//     machine's console said meanwhile.
+//   - Files that a test wrote are in system-out as [[ATTACHMENT|path]], which
+//     GitLab and Jenkins show.
+func WriteJUnit(w io.Writer, r *Run) error {
+	doc := junitSuites{Name: "attest", Time: seconds(r.finished.Duration), Timestamp: stamp(r.begin)}
+	host, _ := os.Hostname()
+	for _, f := range r.files {
+		s := r.junitSuite(f)
+		s.Hostname = clean(host)
+		doc.Tests += s.Tests
+		doc.Failures += s.Failures
+		doc.Errors += s.Errors
+		doc.Skipped += s.Skipped
+		doc.Suites = append(doc.Suites, s)
+	}
+	if _, err := io.WriteString(w, xml.Header); err != nil {
+		return err
+	}
+	e := xml.NewEncoder(w)
+	e.Indent("", "  ")
+	if err := e.Encode(doc); err != nil {
+		return err
+	}
+	_, err := io.WriteString(w, "\n")
+	return err
+}
+
+type junitSuites struct {
+	XMLName   xml.Name     `xml:"testsuites"`
+	Name      string       `xml:"name,attr"`
+	Tests     int          `xml:"tests,attr"`
+	Failures  int          `xml:"failures,attr"`
+	Errors    int          `xml:"errors,attr"`
+	Skipped   int          `xml:"skipped,attr"`
+	Time      string       `xml:"time,attr"`
+	Timestamp string       `xml:"timestamp,attr"`
+	Suites    []junitSuite `xml:"testsuite"`
+}
+
+type junitSuite struct {
+	Name       string           `xml:"name,attr"`
+	Tests      int              `xml:"tests,attr"`
+	Failures   int              `xml:"failures,attr"`
+	Errors     int              `xml:"errors,attr"`
+	Skipped    int              `xml:"skipped,attr"`
+	Time       string           `xml:"time,attr"`
+	Timestamp  string           `xml:"timestamp,attr"`
+	Hostname   string           `xml:"hostname,attr"`
+	File       string           `xml:"file,attr"`
+	Properties *junitProperties `xml:"properties"`
+	Cases      []junitCase      `xml:"testcase"`
+}
+
+type junitProperties struct {
+	List []junitProperty `xml:"property"`
+}
+
+type junitProperty struct {
+	Name  string `xml:"name,attr"`
+	Value string `xml:"value,attr"`
+}
+
+type junitCase struct {
+	Name      string        `xml:"name,attr"`
+	Classname string        `xml:"classname,attr"`
+	Time      string        `xml:"time,attr"`
+	File      string        `xml:"file,attr"`
+	Line      int           `xml:"line,attr,omitempty"`
+	Failure   *junitFailure `xml:"failure"`
+	Error     *junitFailure `xml:"error"`
+	Skipped   *junitSkipped `xml:"skipped"`
+	SystemOut string        `xml:"system-out,omitempty"`
+}
+
+type junitFailure struct {
+	Message string `xml:"message,attr"`
+	Type    string `xml:"type,attr"`
+	Text    string `xml:",chardata"`
+}
+
+type junitSkipped struct {
+	Message string `xml:"message,attr,omitempty"`
+}
+
+// seconds with a dot in every locale, as the format wants it.
+func seconds(d time.Duration) string { return fmt.Sprintf("%.3f", d.Seconds()) }
+
+// stamp is an xs:dateTime in UTC.
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05Z") }
+
+func classname(path string) string {
+	path = strings.TrimSuffix(clean(path), filepath.Ext(path))
+	path = strings.Trim(strings.ReplaceAll(path, ".", "_"), "/_")
+	return strings.ReplaceAll(path, "/", ".")
+}
+
+func (r *Run) junitSuite(f *file) junitSuite {
+	s := junitSuite{Name: clean(f.name), Time: seconds(f.duration), Timestamp: stamp(f.began), File: clean(f.name)}
+	var props []junitProperty
+	for _, p := range []junitProperty{{"attest.version", r.info.Version}, {"attest.host", r.info.Host}, {"attest.seed", fmt.Sprint(r.info.Seed)}} {
+		if p.Value != "" && p.Value != "0" {
+			props = append(props, junitProperty{p.Name, clean(p.Value)})
+		}
+	}
+	if len(props) > 0 {
+		s.Properties = &junitProperties{props}
+	}
+	for _, t := range f.tests {
+		if t.isSetup() && t.status == event.Passed {
+			continue
+		}
+		c := junitEnd(f, t.name, t.duration, t.status, t.failure)
+		c.SystemOut = r.junitOut(f, t)
+		s.add(c)
+		for _, sub := range t.subtests {
+			s.add(junitEnd(f, t.name+"/"+sub.path, sub.duration, sub.status, sub.failure(t)))
+		}
+	}
+	if own := f.ownFailure(); own != nil {
+		s.add(junitEnd(f, "(file)", f.duration, own.Status, own))
+	}
+	return s
+}
+
+// failure of a subtest: its message, at the place of the test's when that is
+// the one.
+func (s *subtest) failure(t *test) *event.Failure {
+	if s.message == "" {
+		return nil
+	}
+	if t.failure != nil && t.failure.Message == s.message {
+		return t.failure
+	}
+	return &event.Failure{Status: s.status, Message: s.message}
+}
+
+func (s *junitSuite) add(c junitCase) {
+	s.Tests++
+	switch {
+	case c.Failure != nil:
+		s.Failures++
+	case c.Error != nil:
+		s.Errors++
+	case c.Skipped != nil:
+		s.Skipped++
+	}
+	s.Cases = append(s.Cases, c)
+}
+
+func junitEnd(f *file, name string, d time.Duration, status event.Status, fail *event.Failure) junitCase {
+	c := junitCase{Name: firstLine(name), Classname: classname(f.name), Time: seconds(d), File: clean(f.name)}
+	if fail == nil {
+		fail = &event.Failure{Status: status}
+	}
+	if fail.Position.File != "" {
+		c.File, c.Line = clean(fail.Position.File), fail.Position.Line
+	}
+	switch status {
+	case event.Passed:
+	case event.Skipped:
+		c.Skipped = &junitSkipped{Message: firstLine(fail.Message)}
+		if c.Skipped.Message == "" {
+			c.Skipped.Message = "did not run"
+		}
+	default:
+		message := firstLine(fail.Message)
+		if message == "" {
+			message = strings.ReplaceAll(string(status), "_", " ")
+		}
+		jf := &junitFailure{Message: message, Type: clean(string(status)), Text: failureText(false, name, fail, d, documentRoom)}
+		if status == event.Failed {
+			c.Failure = jf
+		} else {
+			c.Error = jf
+		}
+	}
+	return c
+}
+
+// How much of a test's story is in its system-out: GitLab refuses files of more
+// than 30 MiB, and shows this text in a small box.
+const (
+	junitSteps   = 500
+	junitConsole = 100
+	junitBytes   = 64 << 10
+)
+
+func (r *Run) junitOut(f *file, t *test) string {
+	var b strings.Builder
+	var steps []string
+	for _, s := range t.entries {
+		steps = append(steps, strings.Repeat("  ", s.depth)+stepLine(s, t.began))
+	}
+	kept, n := tail(steps, junitSteps, junitBytes)
+	if n += t.cut; n > 0 {
+		fmt.Fprintf(&b, "(%s before)\n", plural(n, "line"))
+	}
+	for _, l := range kept {
+		b.WriteString(l + "\n")
+	}
+	if t.status != event.Passed && t.status != event.Skipped {
+		for _, m := range f.machines {
+			ls := m.during(f, t)
+			kept, n := tail(ls, junitConsole, junitBytes)
+			if len(kept) == 0 {
+				continue
+			}
+			fmt.Fprintf(&b, "\nconsole of %s", clean(m.name))
+			if n > 0 {
+				fmt.Fprintf(&b, ", the last %d of %d lines", len(kept), len(ls))
+			}
+			b.WriteString("\n")
+			for _, l := range kept {
+				b.WriteString("| " + l + "\n")
+			}
+		}
+	}
+	for _, a := range r.artifacts {
+		if a.scope.File == f.name && a.scope.Test == t.name {
+			fmt.Fprintf(&b, "[[ATTACHMENT|%s]]\n", clean(a.Path))
+		}
+	}
+	return b.String()
+}
+
+// stepLine is a step as text: "   0.2s  server: succeed true (35ms)".
+func stepLine(s *entry, began time.Time) string {
+	at := fmt.Sprintf("%7.1fs  ", s.at.Sub(began).Seconds())
+	if s.log != nil {
+		l := strings.Join(lines(s.log.Text), "\n"+strings.Repeat(" ", len(at)))
+		if s.log.Level == "warning" || s.log.Level == "error" {
+			l = s.log.Level + ": " + l
+		}
+		if s.log.Machine != "" {
+			l = clean(s.log.Machine) + ": " + l
+		}
+		return at + l
+	}
+	l := s.label()
+	if s.Machine != "" {
+		l = clean(s.Machine) + ": " + l
+	}
+	l += " (" + took(s.end.Duration)
+	if s.end.Status != event.Passed {
+		l += ", " + strings.ToLower(statusWord(s.end.Status))
+	}
+	if s.end.ExitCode != nil && *s.end.ExitCode != 0 {
+		l += fmt.Sprintf(", exit code %d", *s.end.ExitCode)
+	}
+	return at + l + ")"
+}
+
+// during are the console lines of a machine from a test's time. A console goes
+// on under the scope in which its machine was started, so a line belongs to the
+// test that ran when it came, unless it names another one that ran as well.
+func (m *machine) during(f *file, t *test) []string {
+	end := t.began.Add(t.duration)
+	var ls []string
+	for _, l := range slices.Concat(m.console.head, m.console.tail) {
+		if l.at.Before(t.began) || l.at.After(end) {
+			continue
+		}
+		if l.test != t.name && l.test != "" {
+			if o := f.test(l.test); o != nil && !l.at.Before(o.began) && !l.at.After(o.began.Add(o.duration)) {
+				continue
+			}
+		}
+		ls = append(ls, lines(l.text)...)
+	}
+	return ls
+}

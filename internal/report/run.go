@@ -1,0 +1,523 @@
+package report
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/attest-vm/attest/internal/event"
+)
+
+// A Run is what a report that is not a stream knows: the files, their tests,
+// the steps and machines, gathered from the events. Its memory is bounded per
+// test and per machine. It is not safe for concurrent use; the bus delivers one
+// event at a time.
+type Run struct {
+	limits limits
+
+	info      event.RunStarted
+	begin     time.Time // of the first record
+	files     []*file
+	work      []*work
+	logs      []logLine
+	artifacts []artifact
+	finished  *event.RunFinished // never nil after close
+	dir       string             // of the HTML page: links are relative to it
+}
+
+// limits say how much is kept; of what is more, the number only.
+type limits struct {
+	steps       int // per test; those under way are always kept
+	output      int // bytes per step and stream, the last
+	consoleHead int // lines per machine, the first …
+	consoleTail int // … and the last
+	lineBytes   int // per line of a console or a log
+	logs        int // lines that belong to no test
+}
+
+// The limits of the reports that are written at the end: an HTML report of a
+// hundred tests stays one that a browser opens.
+var documentLimits = limits{steps: 2000, output: 16 << 10, consoleHead: 500, consoleTail: 4500, lineBytes: 2000, logs: 2000}
+
+// NewRun returns a Run for JUnit and HTML.
+func NewRun() *Run { return &Run{limits: documentLimits} }
+
+type file struct {
+	name     string
+	declared []string
+	began    time.Time
+	done     bool
+	status   event.Status
+	duration time.Duration
+	failure  *event.Failure
+	tests    []*test
+	outside  *test // steps and logs that belong to no test
+	machines []*machine
+}
+
+type test struct {
+	name     string
+	began    time.Time
+	done     bool
+	status   event.Status
+	duration time.Duration
+	failure  *event.Failure
+	entries  []*entry // steps and log lines, in order of their start
+	cut      int      // entries that are gone
+	subtests []*subtest
+}
+
+type subtest struct {
+	path     string // "outer/inner"
+	began    time.Time
+	done     bool
+	status   event.Status
+	duration time.Duration
+	message  string
+}
+
+// An entry is a line of a test's story: a step, or a log line (ID 0).
+type entry struct {
+	event.StepStarted
+	at     time.Time
+	depth  int
+	done   bool
+	end    event.StepFinished
+	log    *event.Log
+	stdout capture
+	stderr capture
+}
+
+type machine struct {
+	name    string
+	state   string
+	detail  string
+	began   time.Time // of the last "starting"
+	booted  time.Duration
+	boots   []boot
+	console console
+}
+
+// A boot is the time from "starting" to what came of it.
+type boot struct {
+	at   time.Time
+	took time.Duration
+	end  string // "ready", "crashed", …; empty: not yet
+}
+
+// booting says that the machine was started and does not answer yet.
+func (m *machine) booting() bool { return m.state == "starting" || m.state == "running" }
+
+type work struct {
+	event.Progress
+	began time.Time
+	at    time.Time // of the last report
+}
+
+type logLine struct {
+	at time.Time
+	event.Log
+}
+
+type artifact struct {
+	scope event.Scope
+	event.Artifact
+}
+
+// A capture is the end of a stream.
+type capture struct {
+	data []byte
+	cut  int // bytes
+}
+
+func (c *capture) add(s string, limit int) {
+	c.data = append(c.data, s...)
+	if len(c.data) > 2*limit { // twice, so that a byte is moved once only
+		c.trim(limit)
+	}
+}
+
+func (c *capture) trim(limit int) {
+	if n := len(c.data) - limit; n > 0 {
+		c.cut += n
+		c.data = append(c.data[:0], c.data[n:]...)
+	}
+}
+
+// A console is the beginning and the end of a machine's console log.
+type console struct {
+	head, tail []consoleLine
+	cut        int // lines between them
+}
+
+type consoleLine struct {
+	at   time.Time
+	test string
+	text string
+}
+
+func (c *console) add(l consoleLine, lim limits) {
+	if len(c.head) < lim.consoleHead {
+		c.head = append(c.head, l)
+		return
+	}
+	c.tail = append(c.tail, l)
+	if len(c.tail) > 2*lim.consoleTail {
+		c.trim(lim)
+	}
+}
+
+func (c *console) trim(lim limits) {
+	if n := len(c.tail) - lim.consoleTail; n > 0 {
+		c.cut += n
+		c.tail = append(c.tail[:0], c.tail[n:]...)
+	}
+}
+
+// last is the last line that says something.
+func (c *console) last() string {
+	for _, part := range [][]consoleLine{c.tail, c.head} {
+		for _, l := range slices.Backward(part) {
+			if s := lastLine(l.text); s != "" {
+				return s
+			}
+		}
+	}
+	return ""
+}
+
+// Record takes one event.
+func (r *Run) Record(rec event.Record) {
+	if r.begin.IsZero() {
+		r.begin = rec.Time
+	}
+	switch e := rec.Event.(type) {
+	case event.RunStarted:
+		r.info = e
+	case event.RunFinished:
+		r.finished = &e
+	case event.FileStarted:
+		r.files = append(r.files, &file{name: rec.Scope.File, began: rec.Time, declared: e.Tests})
+	case event.FileFinished:
+		f := r.file(rec)
+		f.done, f.status, f.duration, f.failure = true, e.Status, e.Duration, e.Failure
+	case event.TestStarted:
+		f := r.file(rec)
+		f.tests = append(f.tests, &test{name: rec.Scope.Test, began: rec.Time})
+	case event.TestFinished:
+		t := r.test(rec)
+		t.done, t.status, t.duration, t.failure = true, e.Status, e.Duration, e.Failure
+	case event.SubtestStarted:
+		t := r.test(rec)
+		t.subtests = append(t.subtests, &subtest{path: subtestPath(rec.Scope, e.Name), began: rec.Time})
+	case event.SubtestFinished:
+		s := r.test(rec).subtest(subtestPath(rec.Scope, e.Name))
+		s.done, s.status, s.duration, s.message = true, e.Status, e.Duration, e.Message
+	case event.StepStarted:
+		r.stepStarted(rec, e)
+	case event.StepFinished:
+		r.stepFinished(rec, e)
+	case event.Output:
+		if s := r.step(rec, rec.Scope.Step); s != nil && r.limits.output > 0 {
+			if e.Stream == "stderr" {
+				s.stderr.add(e.Data, r.limits.output)
+			} else {
+				s.stdout.add(e.Data, r.limits.output)
+			}
+		}
+	case event.Console:
+		text := e.Line[:min(len(e.Line), r.limits.lineBytes)]
+		r.machine(rec, e.Machine).console.add(consoleLine{rec.Time, rec.Scope.Test, text}, r.limits)
+	case event.MachineState:
+		r.machine(rec, e.Machine).change(rec.Time, e)
+	case event.Progress:
+		r.progress(rec, e)
+	case event.Log:
+		r.log(rec, e)
+	case event.Artifact:
+		r.artifacts = append(r.artifacts, artifact{rec.Scope, e})
+	}
+}
+
+// maxBoots bounds what is kept of a machine that restarts in a loop.
+const maxBoots = 100
+
+func (m *machine) change(at time.Time, e event.MachineState) {
+	m.state, m.detail = e.State, e.Detail
+	switch e.State {
+	case "starting":
+		m.began = at
+		if len(m.boots) < maxBoots {
+			m.boots = append(m.boots, boot{at: at})
+		}
+	case "running":
+	default:
+		d := cmpOr(e.After, at.Sub(m.began))
+		if e.State == "ready" {
+			m.booted = d
+		}
+		if n := len(m.boots); n > 0 && m.boots[n-1].end == "" {
+			m.boots[n-1].took, m.boots[n-1].end = d, e.State
+		}
+	}
+}
+
+func cmpOr(a, b time.Duration) time.Duration {
+	if a != 0 {
+		return a
+	}
+	return b
+}
+
+// file is the one of the record's scope. An event may come without the one
+// that should have opened it: a report shows it all the same.
+func (r *Run) file(rec event.Record) *file {
+	for _, f := range slices.Backward(r.files) {
+		if f.name == rec.Scope.File {
+			return f
+		}
+	}
+	f := &file{name: rec.Scope.File, began: rec.Time}
+	r.files = append(r.files, f)
+	return f
+}
+
+func (r *Run) test(rec event.Record) *test {
+	f := r.file(rec)
+	if rec.Scope.Test == "" {
+		if f.outside == nil {
+			f.outside = &test{began: rec.Time}
+		}
+		return f.outside
+	}
+	if t := f.test(rec.Scope.Test); t != nil {
+		return t
+	}
+	t := &test{name: rec.Scope.Test, began: rec.Time}
+	f.tests = append(f.tests, t)
+	return t
+}
+
+// test is the latest of that name: a retried test has several.
+func (f *file) test(name string) *test {
+	for _, t := range slices.Backward(f.tests) {
+		if t.name == name {
+			return t
+		}
+	}
+	return nil
+}
+
+// subtestPath is the subtest's full name, whether or not the scope of its
+// events already has its own name at the end.
+func subtestPath(s event.Scope, name string) string {
+	switch {
+	case s.Subtest == "":
+		return name
+	case s.Subtest == name, strings.HasSuffix(s.Subtest, "/"+name):
+		return s.Subtest
+	}
+	return s.Subtest + "/" + name
+}
+
+func (t *test) subtest(path string) *subtest {
+	for _, s := range slices.Backward(t.subtests) {
+		if s.path == path && !s.done {
+			return s
+		}
+	}
+	s := &subtest{path: path}
+	t.subtests = append(t.subtests, s)
+	return s
+}
+
+func (r *Run) stepStarted(rec event.Record, e event.StepStarted) {
+	t := r.test(rec)
+	s := &entry{StepStarted: e, at: rec.Time}
+	if p := t.step(e.Parent); p != nil {
+		s.depth = p.depth + 1
+	}
+	t.entries = append(t.entries, s)
+}
+
+func (r *Run) stepFinished(rec event.Record, e event.StepFinished) {
+	t := r.test(rec)
+	s := t.step(e.ID)
+	if s == nil {
+		return
+	}
+	s.done, s.end = true, e
+	s.stdout.trim(r.limits.output)
+	s.stderr.trim(r.limits.output)
+	t.bound(r.limits.steps)
+}
+
+// bound drops the oldest entries that are done.
+func (t *test) bound(limit int) {
+	for i := 0; len(t.entries) > limit && i < len(t.entries); {
+		if !t.entries[i].done {
+			i++
+			continue
+		}
+		t.entries = slices.Delete(t.entries, i, i+1)
+		t.cut++
+	}
+}
+
+func (t *test) step(id uint64) *entry {
+	if id == 0 {
+		return nil
+	}
+	for _, s := range slices.Backward(t.entries) {
+		if s.ID == id {
+			return s
+		}
+	}
+	return nil
+}
+
+func (r *Run) step(rec event.Record, id uint64) *entry { return r.test(rec).step(id) }
+
+func (r *Run) machine(rec event.Record, name string) *machine {
+	f := r.file(rec)
+	for _, m := range f.machines {
+		if m.name == name {
+			return m
+		}
+	}
+	m := &machine{name: name, began: rec.Time}
+	f.machines = append(f.machines, m)
+	return m
+}
+
+func (r *Run) progress(rec event.Record, e event.Progress) {
+	i := slices.IndexFunc(r.work, func(w *work) bool { return w.ID == e.ID && !w.Done })
+	if i < 0 {
+		r.work = append(r.work, &work{began: rec.Time.Add(-e.Elapsed)})
+		i = len(r.work) - 1
+	}
+	w := r.work[i]
+	if e.Title == "" {
+		e.Title = w.Title
+	}
+	w.Progress, w.at = e, rec.Time
+}
+
+func (r *Run) log(rec event.Record, e event.Log) {
+	if len(e.Text) > r.limits.lineBytes {
+		e.Text = e.Text[:r.limits.lineBytes] + "…"
+	}
+	if rec.Scope.File == "" {
+		if len(r.logs) < r.limits.logs {
+			r.logs = append(r.logs, logLine{rec.Time, e})
+		}
+		return
+	}
+	t := r.test(rec)
+	s := &entry{at: rec.Time, done: true, log: &e}
+	if p := t.step(rec.Scope.Step); p != nil {
+		s.depth = p.depth + 1
+	}
+	t.entries = append(t.entries, s)
+	t.bound(r.limits.steps)
+}
+
+// close completes a run that may have been interrupted: what was under way is
+// interrupted, a test that never began is skipped.
+func (r *Run) close(now time.Time) {
+	if r.begin.IsZero() {
+		r.begin = now
+	}
+	for _, f := range r.files {
+		for _, t := range f.tests {
+			t.close(now)
+		}
+		if f.outside != nil {
+			f.outside.close(now)
+		}
+		for _, name := range f.declared {
+			if f.test(name) == nil {
+				f.tests = append(f.tests, &test{name: name, began: now, done: true, status: event.Skipped})
+			}
+		}
+		for _, m := range f.machines {
+			m.console.trim(r.limits)
+			if n := len(m.boots); n > 0 && m.boots[n-1].end == "" {
+				m.boots[n-1].took = now.Sub(m.boots[n-1].at)
+			}
+		}
+		if !f.done {
+			f.done, f.status, f.duration = true, event.Interrupted, now.Sub(f.began)
+		}
+	}
+	if r.finished == nil {
+		r.finished = &event.RunFinished{Status: event.Interrupted, Duration: now.Sub(r.begin)}
+	}
+	if len(r.finished.Counts) == 0 {
+		r.finished.Counts = r.counts()
+	}
+}
+
+func (t *test) close(now time.Time) {
+	if !t.done {
+		t.done, t.status, t.duration = true, event.Interrupted, now.Sub(t.began)
+	}
+	for _, s := range t.subtests {
+		if !s.done {
+			s.done, s.status, s.duration = true, event.Interrupted, now.Sub(s.began)
+		}
+	}
+	for _, s := range t.entries {
+		if !s.done {
+			s.done = true
+			s.end = event.StepFinished{ID: s.ID, Status: event.Interrupted, Duration: now.Sub(s.at)}
+		}
+	}
+}
+
+// isSetup says that the test is setup(): reported as a test, but none of those
+// that people count, unless it failed.
+func (t *test) isSetup() bool { return t.name == "setup" }
+
+// counts are the tests by status.
+func (r *Run) counts() map[event.Status]int {
+	n := make(map[event.Status]int)
+	for _, f := range r.files {
+		for _, t := range f.tests {
+			if t.done && !(t.isSetup() && t.status == event.Passed) {
+				n[t.status]++
+			}
+		}
+		if f.ownFailure() != nil {
+			n[f.failure.Status]++
+		}
+	}
+	return n
+}
+
+// ownFailure is the file's failure when it is not also the one of a test, as it
+// is when setup failed.
+func (f *file) ownFailure() *event.Failure {
+	if f.failure == nil {
+		return nil
+	}
+	for _, t := range f.tests {
+		if t.failure == f.failure ||
+			t.failure != nil && t.failure.Message == f.failure.Message && t.failure.Position == f.failure.Position {
+			return nil
+		}
+	}
+	return f.failure
+}
+
+// step as a person reads it: "server: wait_for_unit nginx.service".
+func (s *entry) label() string {
+	l := s.Operation
+	if s.log != nil {
+		return s.log.Text
+	}
+	if a := firstLine(s.Args); a != "" {
+		l += " " + a
+	}
+	return clean(l)
+}

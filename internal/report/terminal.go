@@ -1,0 +1,659 @@
+package report
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/attest-vm/attest/internal/event"
+	"golang.org/x/term"
+)
+
+// A Level says how much the terminal shows of what goes well.
+type Level int
+
+const (
+	Normal  Level = iota // what takes long, what ended, what went wrong
+	Verbose              // also every step, console line and command output, as it comes
+	Quiet                // failures and the last line
+)
+
+// TerminalOptions say where a Terminal writes. The zero value of every field
+// but the writers works: plain lines without colour.
+type TerminalOptions struct {
+	Stdout io.Writer // results: failures and the summary
+	Stderr io.Writer // progress and logs
+	Level  Level
+
+	Live        bool // Stderr is a terminal: a tree of what runs, redrawn in place
+	Shared      bool // Stdout is the same terminal or file as Stderr
+	ColorStdout bool
+	ColorStderr bool
+
+	// Size is the terminal's size in cells, asked for at every drawing, so that
+	// it may change. Nil or zeros: 80 × 24.
+	Size func() (columns, rows int)
+}
+
+// StandardTerminal are the options for this process's standard output and
+// error: live on a terminal that is not TERM=dumb, in colour there if NO_COLOR
+// (no-color.org) is empty.
+func StandardTerminal(level Level) TerminalOptions {
+	capable := os.Getenv("TERM") != "dumb"
+	color := capable && os.Getenv("NO_COLOR") == ""
+	outTTY, errTTY := term.IsTerminal(int(os.Stdout.Fd())), term.IsTerminal(int(os.Stderr.Fd()))
+	return TerminalOptions{
+		Stdout: os.Stdout, Stderr: os.Stderr, Level: level,
+		Live:        errTTY && capable && level != Quiet,
+		Shared:      sameFile(os.Stdout, os.Stderr),
+		ColorStdout: outTTY && color,
+		ColorStderr: errTTY && color,
+		Size: func() (int, int) {
+			columns, rows, _ := term.GetSize(int(os.Stderr.Fd()))
+			return columns, rows
+		},
+	}
+}
+
+func sameFile(a, b *os.File) bool {
+	x, err1 := a.Stat()
+	y, err2 := b.Stat()
+	return err1 == nil && err2 == nil && os.SameFile(x, y)
+}
+
+const (
+	drawEvery     = 100 * time.Millisecond
+	checkEvery    = time.Second      // plain lines: how often long work is looked for
+	announceAfter = time.Second      // work and boots that end before are not worth a line
+	remindEvery   = 10 * time.Second // work and boots that last
+)
+
+// A Terminal shows a run to a person. Create it with NewTerminal.
+type Terminal struct {
+	o      TerminalOptions
+	ticker *time.Ticker
+	quit   chan struct{}
+	ended  chan struct{} // closed when the ticker's goroutine is gone
+
+	mu       sync.Mutex
+	run      *Run
+	reminder map[any]time.Duration // *work, *machine, *entry: at which age the next plain line is due
+	partial  map[streamKey][]byte  // output that has no newline yet
+	live     tree
+	stdout   error // the first error of a write to o.Stdout
+	spaced   bool  // the results end with an empty line
+	closed   bool
+}
+
+type streamKey struct {
+	file, machine, stream string
+	step                  uint64
+}
+
+// NewTerminal starts a Terminal; Close ends it.
+func NewTerminal(o TerminalOptions) *Terminal {
+	every := checkEvery
+	if o.Live {
+		every = drawEvery
+	}
+	t := &Terminal{
+		o:      o,
+		ticker: time.NewTicker(every),
+		quit:   make(chan struct{}),
+		ended:  make(chan struct{}),
+		run:    &Run{limits: limits{consoleTail: 1, lineBytes: 1000}},
+
+		reminder: make(map[any]time.Duration),
+		partial:  make(map[streamKey][]byte),
+	}
+	go t.tick()
+	return t
+}
+
+func (t *Terminal) tick() {
+	defer close(t.ended)
+	for {
+		select {
+		case <-t.quit:
+			return
+		case now := <-t.ticker.C:
+			t.mu.Lock()
+			if t.o.Live {
+				t.draw(now)
+			} else if t.o.Level != Quiet {
+				t.remind(now)
+			}
+			t.mu.Unlock()
+		}
+	}
+}
+
+// Record takes one event.
+func (t *Terminal) Record(r event.Record) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return
+	}
+	var step *entry
+	if e, ok := r.Event.(event.StepFinished); ok {
+		step = t.run.step(r, e.ID) // it is forgotten below
+		delete(t.reminder, step)
+	}
+	t.run.Record(r)
+	t.show(r, step)
+	if t.o.Live && time.Since(t.live.drawn) >= drawEvery {
+		t.draw(time.Now())
+	}
+}
+
+// show writes the lines that an event is worth.
+func (t *Terminal) show(r event.Record, step *entry) {
+	verbose, at, p := t.o.Level == Verbose, r.Time, painter(t.o.ColorStderr)
+	switch e := r.Event.(type) {
+	case event.RunStarted:
+		t.line(at, p.paint(dim, header(e)))
+	case event.FileStarted:
+		if verbose {
+			t.line(at, t.subject(r.Scope, "")+"started, "+plural(len(e.Tests), "test"))
+		}
+	case event.FileFinished:
+		if f := t.run.file(r); f.ownFailure() != nil {
+			t.failed(at, f.name, e.Failure, e.Duration)
+		}
+	case event.TestStarted:
+		if verbose {
+			t.line(at, p.paint(bold, testName(r.Scope))+" started")
+		}
+	case event.TestFinished:
+		t.testFinished(r, e)
+	case event.SubtestFinished:
+		path := subtestPath(r.Scope, e.Name)
+		t.line(at, t.endLine(p, e.Status, testName(r.Scope)+"/"+path, e.Duration, e.Message))
+	case event.StepStarted:
+		if verbose {
+			t.line(at, t.subject(r.Scope, e.Machine)+p.paint(bold, cut(t.run.step(r, e.ID).label(), 200)))
+		}
+	case event.StepFinished:
+		t.flushOutput(r, e)
+		if verbose && step != nil {
+			t.line(at, t.subject(r.Scope, step.Machine)+stepEnd(p, step, e))
+		}
+	case event.Output:
+		if verbose {
+			t.output(r, e)
+		}
+	case event.Console:
+		if verbose {
+			for _, l := range lines(e.Line) {
+				t.line(at, t.mark(r.Scope, e.Machine, "#")+p.paint(dim, l))
+			}
+		}
+	case event.MachineState:
+		t.machine(r, e)
+	case event.Progress:
+		t.progress(r, e)
+	case event.Log:
+		t.log(r, e)
+	case event.Artifact:
+		if verbose {
+			t.line(at, "wrote "+clean(e.Path))
+		}
+	}
+}
+
+func header(e event.RunStarted) string {
+	s := []string{"attest"}
+	if e.Version != "" {
+		s[0] += " " + e.Version
+	}
+	s = append(s, plural(len(e.Files), "file"))
+	if e.Host != "" {
+		s = append(s, e.Host)
+	}
+	if e.Seed != 0 {
+		s = append(s, fmt.Sprintf("seed %d", e.Seed))
+	}
+	return clean(strings.Join(s, ", "))
+}
+
+func testName(s event.Scope) string { return strings.TrimSpace(clean(s.File + " " + s.Test)) }
+
+// subject is the beginning of a line: the file where there are several, and the
+// machine.
+func (t *Terminal) subject(s event.Scope, machine string) string {
+	var who []string
+	if s.File != "" && (machine == "" || t.several()) {
+		who = append(who, s.File)
+	}
+	if machine != "" {
+		who = append(who, machine)
+	}
+	if len(who) == 0 {
+		return ""
+	}
+	return painter(t.o.ColorStderr).paint(cyan, clean(strings.Join(who, " "))) + ": "
+}
+
+// mark is the subject of a line that a guest wrote: "server | ", "server ! "
+// (standard error), "server # " (the console).
+func (t *Terminal) mark(s event.Scope, machine, sign string) string {
+	p := painter(t.o.ColorStderr)
+	name := machine
+	if t.several() {
+		name = strings.TrimSpace(s.File + " " + machine)
+	}
+	return p.paint(cyan, clean(name)) + p.paint(dim, " "+sign) + " "
+}
+
+func (t *Terminal) several() bool { return len(t.run.info.Files) > 1 || len(t.run.files) > 1 }
+
+// endLine is the line of something that ended.
+func (t *Terminal) endLine(p painter, s event.Status, name string, d time.Duration, message string) string {
+	l := p.paint(styleOf(s), statusWord(s)) + " " + clean(name) + p.paint(dim, " ("+took(d)+")")
+	if m := firstLine(message); m != "" {
+		l += ": " + m
+	}
+	return l
+}
+
+func (t *Terminal) testFinished(r event.Record, e event.TestFinished) {
+	p := painter(t.o.ColorStderr)
+	switch {
+	case e.Failure != nil:
+		t.failed(r.Time, testName(r.Scope), e.Failure, e.Duration)
+	case r.Scope.Test == "setup" && e.Status == event.Passed:
+		t.line(r.Time, clean(r.Scope.File)+" set up"+p.paint(dim, " ("+took(e.Duration)+")"))
+	default:
+		t.line(r.Time, t.endLine(p, e.Status, testName(r.Scope), e.Duration, ""))
+	}
+}
+
+// failed shows a failure at once, as a result. Where results go elsewhere than
+// progress, progress gets its one line, too.
+func (t *Terminal) failed(at time.Time, name string, f *event.Failure, d time.Duration) {
+	if !t.o.Shared {
+		t.line(at, t.endLine(painter(t.o.ColorStderr), f.Status, name, d, oneLine(f)))
+	}
+	t.result("\n" + failureText(painter(t.o.ColorStdout), name, f, d, terminalRoom) + "\n")
+	t.spaced = true
+}
+
+// stepEnd is the line of a step that ended, in verbose output.
+func stepEnd(p painter, s *entry, e event.StepFinished) string {
+	how := "ok"
+	if e.Status != event.Passed {
+		how = p.paint(styleOf(e.Status), strings.ToLower(statusWord(e.Status)))
+	}
+	l := clean(s.Operation) + ": " + how
+	if e.ExitCode != nil && *e.ExitCode != 0 {
+		l += fmt.Sprintf(", exit code %d", *e.ExitCode)
+	}
+	if e.Tries > 1 {
+		l += ", " + plural(e.Tries, "try")
+	}
+	l += p.paint(dim, " ("+took(e.Duration)+")")
+	if m := firstLine(e.Message); m != "" {
+		l += ": " + m
+	}
+	return l
+}
+
+// maxPartial bounds a line of output that does not end.
+const maxPartial = 8 << 10
+
+// output shows the whole lines that have arrived.
+func (t *Terminal) output(r event.Record, e event.Output) {
+	k := streamKey{r.Scope.File, e.Machine, e.Stream, r.Scope.Step}
+	data := append(t.partial[k], e.Data...)
+	end := strings.LastIndexByte(string(data), '\n') + 1
+	if len(data)-end > maxPartial {
+		end = len(data)
+	}
+	t.outputLines(r, k, data[:end])
+	if end == len(data) {
+		delete(t.partial, k)
+	} else {
+		t.partial[k] = data[end:]
+	}
+}
+
+// flushOutput shows what a step that ended left without a newline.
+func (t *Terminal) flushOutput(r event.Record, e event.StepFinished) {
+	for _, stream := range []string{"stdout", "stderr"} {
+		k := streamKey{r.Scope.File, e.Machine, stream, e.ID}
+		t.outputLines(r, k, t.partial[k])
+		delete(t.partial, k)
+	}
+}
+
+func (t *Terminal) outputLines(r event.Record, k streamKey, data []byte) {
+	sign := "|"
+	if k.stream == "stderr" {
+		sign = "!"
+	}
+	for _, l := range lines(string(data)) {
+		t.line(r.Time, t.mark(r.Scope, k.machine, sign)+l)
+	}
+}
+
+func (t *Terminal) machine(r event.Record, e event.MachineState) {
+	m := t.run.machine(r, e.Machine)
+	_, announced := t.reminder[m]
+	if !m.booting() {
+		delete(t.reminder, m)
+	}
+	p, who := painter(t.o.ColorStderr), t.subject(r.Scope, e.Machine)
+	switch e.State {
+	case "ready":
+		if announced || m.booted >= announceAfter || t.o.Level == Verbose {
+			t.line(r.Time, who+"ready after "+took(m.booted))
+		}
+	case "crashed", "panicked":
+		l := who + p.paint(red, clean(e.State))
+		if d := firstLine(e.Detail); d != "" {
+			l += ": " + d
+		}
+		t.line(r.Time, l)
+	default:
+		if t.o.Level == Verbose {
+			t.line(r.Time, who+clean(e.State))
+		}
+	}
+}
+
+func (t *Terminal) progress(r event.Record, e event.Progress) {
+	if !e.Done {
+		return
+	}
+	w := t.run.work[len(t.run.work)-1]
+	for _, x := range t.run.work {
+		if x.ID == e.ID {
+			w = x
+		}
+	}
+	_, announced := t.reminder[w]
+	delete(t.reminder, w)
+	p, d := painter(t.o.ColorStderr), cmpOr(e.Elapsed, r.Time.Sub(w.began))
+	switch title := clean(w.Title); {
+	case e.Error != "":
+		t.line(r.Time, title+": "+p.paint(red, "failed")+" after "+took(d)+": "+firstLine(e.Error))
+	case announced || d >= announceAfter || t.o.Level == Verbose:
+		t.line(r.Time, title+": done in "+took(d))
+	}
+}
+
+func (t *Terminal) log(r event.Record, e event.Log) {
+	if e.Level == "debug" && t.o.Level != Verbose {
+		return
+	}
+	p := painter(t.o.ColorStderr)
+	who := ""
+	if e.Machine != "" || t.several() {
+		who = t.subject(r.Scope, e.Machine)
+	}
+	for i, l := range lines(e.Text) {
+		switch {
+		case i > 0:
+			l = "  " + l
+		case e.Level == "warning":
+			l = p.paint(yellow, "warning: ") + l
+		case e.Level == "error":
+			l = p.paint(red, "error: ") + l
+		}
+		if t.o.Level == Quiet && (e.Level == "warning" || e.Level == "error") {
+			t.write(l + "\n")
+			continue
+		}
+		t.line(r.Time, who+l)
+	}
+}
+
+// remind writes a plain line for each piece of long work that has one due.
+func (t *Terminal) remind(now time.Time) {
+	for _, w := range t.run.work {
+		if w.Done {
+			continue
+		}
+		t.due(w, now.Sub(w.began), func(age time.Duration, first bool) {
+			l := clean(w.Title)
+			if m := lastLine(w.Message); m != "" {
+				l += ": " + cut(m, 120)
+			}
+			if !first {
+				l += " (" + took(age) + ")"
+			}
+			t.line(now, l)
+		})
+	}
+	for _, f := range t.run.files {
+		for _, m := range f.machines {
+			if !m.booting() {
+				continue
+			}
+			t.due(m, now.Sub(m.began), func(age time.Duration, first bool) {
+				who := t.subject(event.Scope{File: f.name}, m.name)
+				if first {
+					if t.o.Level != Verbose { // which said "starting"
+						t.line(now, who+"booting")
+					}
+					return
+				}
+				l := who + "still booting after " + took(age)
+				if c := m.console.last(); c != "" {
+					l += ", console: " + cut(c, 120)
+				}
+				t.line(now, l)
+			})
+		}
+		t.remindSteps(f, now)
+	}
+}
+
+// remindSteps says where a file hangs: the innermost steps, less and less often.
+func (t *Terminal) remindSteps(f *file, now time.Time) {
+	for _, ts := range f.running() {
+		for i, s := range ts.entries {
+			age, next := now.Sub(s.at), t.reminder[s]
+			inner := slices.ContainsFunc(ts.entries[i+1:], func(c *entry) bool { return c.Parent == s.ID })
+			if next == 0 {
+				next = remindEvery
+			}
+			if age < next || inner || f.booting(s.Machine) {
+				continue
+			}
+			t.reminder[s] = 2 * next
+			t.line(now, t.subject(event.Scope{File: f.name}, s.Machine)+"still running: "+cut(s.label(), 120)+" ("+took(age)+")")
+		}
+	}
+}
+
+// due calls show when work of this age has a line due.
+func (t *Terminal) due(key any, age time.Duration, show func(age time.Duration, first bool)) {
+	next, announced := t.reminder[key]
+	if !announced {
+		next = announceAfter
+	}
+	if age < next {
+		return
+	}
+	t.reminder[key] = age.Truncate(remindEvery) + remindEvery
+	show(age, !announced)
+}
+
+// running are the tests of a file that run, and what runs outside them.
+func (f *file) running() []*test {
+	var ts []*test
+	for _, t := range f.tests {
+		if !t.done {
+			ts = append(ts, t)
+		}
+	}
+	if f.outside != nil && len(f.outside.entries) > 0 {
+		ts = append(ts, f.outside)
+	}
+	return ts
+}
+
+func (f *file) booting(name string) bool {
+	return slices.ContainsFunc(f.machines, func(m *machine) bool { return m.name == name && m.booting() })
+}
+
+// line writes one line of progress with its time in the run.
+func (t *Terminal) line(at time.Time, s string) {
+	if t.o.Level == Quiet {
+		return
+	}
+	stamp := fmt.Sprintf("%8s  ", fmt.Sprintf("%.1fs", at.Sub(t.run.begin).Seconds()))
+	t.write(painter(t.o.ColorStderr).paint(dim, stamp) + s + "\n")
+}
+
+func (t *Terminal) write(s string) {
+	if t.o.Shared {
+		t.spaced = false
+	}
+	if t.o.Live {
+		t.live.pending = append(t.live.pending, chunk{text: s})
+		return
+	}
+	io.WriteString(t.o.Stderr, s)
+}
+
+// result writes to standard output.
+func (t *Terminal) result(s string) {
+	if t.o.Live && t.o.Shared {
+		t.live.pending = append(t.live.pending, chunk{result: true, text: s})
+		return
+	}
+	t.writeStdout(s)
+}
+
+func (t *Terminal) writeStdout(s string) {
+	if _, err := io.WriteString(t.o.Stdout, s); err != nil && t.stdout == nil {
+		t.stdout = fmt.Errorf("standard output: %w", err)
+	}
+}
+
+// Stdout is the writer for what a test prints: standard output itself, with the
+// live tree out of the way when it is on the same terminal.
+func (t *Terminal) Stdout() io.Writer {
+	if t.o.Live && t.o.Shared {
+		return printer{t}
+	}
+	return t.o.Stdout
+}
+
+type printer struct{ t *Terminal }
+
+func (p printer) Write(b []byte) (int, error) {
+	p.t.mu.Lock()
+	defer p.t.mu.Unlock()
+	return p.t.print(b)
+}
+
+// Close writes the summary, with the files that the run wrote, and leaves the
+// terminal as it was. A run that has not ended is shown as interrupted.
+func (t *Terminal) Close(artifacts ...event.Artifact) error {
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return nil
+	}
+	t.closed = true
+	t.run.close(time.Now())
+	if t.o.Live {
+		t.erase()
+	}
+	t.summary(artifacts)
+	err := t.stdout
+	t.mu.Unlock()
+
+	t.ticker.Stop()
+	close(t.quit)
+	<-t.ended
+	return err
+}
+
+// summary is the end of the results: every test, the files written, the counts.
+func (t *Terminal) summary(written []event.Artifact) {
+	p := painter(t.o.ColorStdout)
+	var b strings.Builder
+	if !t.spaced && t.o.Level != Quiet {
+		b.WriteString("\n")
+	}
+	for _, f := range t.run.files {
+		t.fileSummary(&b, p, f)
+	}
+	var all []event.Artifact
+	for _, a := range t.run.artifacts {
+		all = append(all, a.Artifact)
+	}
+	for _, a := range append(all, written...) {
+		fmt.Fprintf(&b, "%s %s\n", p.paint(dim, fmt.Sprintf("%-10s", clean(a.Kind))), clean(a.Path))
+	}
+	fin := t.run.finished
+	if t.run.info.Seed != 0 && fin.Status != event.Passed {
+		fmt.Fprintf(&b, "%s %d\n", p.paint(dim, fmt.Sprintf("%-10s", "seed")), t.run.info.Seed)
+	}
+	b.WriteString(p.paint(styleOf(fin.Status), lastWords(fin)) + "\n")
+	t.writeStdout(b.String())
+}
+
+func (t *Terminal) fileSummary(b *strings.Builder, p painter, f *file) {
+	var rows [][3]string // status, name, time and why
+	var styles []string
+	wordWidth, nameWidth := 4, 0
+	add := func(s event.Status, word, name string, d time.Duration, fail *event.Failure) {
+		if t.o.Level == Quiet && s == event.Passed {
+			return
+		}
+		rest := ""
+		if s != event.Skipped {
+			rest = took(d)
+		}
+		if fail != nil {
+			rest = fmt.Sprintf("%-6s  %s", rest, oneLine(fail))
+		}
+		rows, styles = append(rows, [3]string{word, clean(name), rest}), append(styles, styleOf(s))
+		wordWidth, nameWidth = max(wordWidth, len(word)), max(nameWidth, width(clean(name)))
+	}
+	for _, ts := range f.tests {
+		word := statusWord(ts.status)
+		if ts.isSetup() && ts.status == event.Passed {
+			word = ""
+		}
+		add(ts.status, word, ts.name, ts.duration, ts.failure)
+	}
+	if own := f.ownFailure(); own != nil {
+		add(own.Status, statusWord(own.Status), "", f.duration, own)
+	}
+	if len(rows) == 0 {
+		return
+	}
+	fmt.Fprintf(b, "%s%s\n", p.paint(bold, cmp.Or(clean(f.name), "-")), p.paint(dim, "  "+took(f.duration)))
+	for i, r := range rows {
+		l := "  " + p.paint(styles[i], fmt.Sprintf("%-*s", wordWidth, r[0])) + "  " +
+			r[1] + strings.Repeat(" ", nameWidth-width(r[1])) + "  " + r[2]
+		b.WriteString(strings.TrimRight(l, " ") + "\n")
+	}
+	b.WriteString("\n")
+}
+
+// lastWords is "3 passed, 1 failed in 42.1s".
+func lastWords(fin *event.RunFinished) string {
+	var n []string
+	for _, s := range statuses {
+		if c := fin.Counts[s.status]; c > 0 {
+			n = append(n, fmt.Sprintf("%d %s", c, s.words))
+		}
+	}
+	if len(n) == 0 {
+		n = []string{"no tests ran"}
+	}
+	return strings.Join(n, ", ") + " in " + took(fin.Duration)
+}
