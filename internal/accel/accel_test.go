@@ -1,0 +1,74 @@
+package accel
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+)
+
+func TestMeasure(t *testing.T) {
+	p := measure(t.Context())
+	t.Logf("%+v", p)
+	if p.KVM != (p.Rate >= hardware) {
+		t.Errorf("KVM is %v at %.0f instructions a second", p.KVM, p.Rate)
+	}
+	if p.Reason == "" || p.Host <= 0 {
+		t.Errorf("no reason or no host speed: %+v", p)
+	}
+	if _, err := os.Stat("/dev/kvm"); err != nil && !strings.Contains(p.Reason, "no /dev/kvm") {
+		t.Errorf("without /dev/kvm the reason is %q", p.Reason)
+	}
+}
+
+func TestDetect(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	t.Run("measured", func(t *testing.T) {
+		t.Setenv(Env, "")
+		first, err := Detect(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first.Rate == 0 {
+			return // an answer that is not kept
+		}
+		second, err := Detect(t.Context())
+		if err != nil || second != first {
+			t.Errorf("the second time %+v (%v), the first %+v", second, err, first)
+		}
+	})
+	for _, want := range []string{KVM, TCG} {
+		t.Run(want, func(t *testing.T) {
+			t.Setenv(Env, want)
+			p, err := Detect(t.Context())
+			if err != nil || p.Accel() != want || !p.Forced {
+				t.Errorf("got %+v, %v", p, err)
+			}
+		})
+	}
+	t.Run("nonsense", func(t *testing.T) {
+		t.Setenv(Env, "hvf")
+		_, err := Detect(t.Context())
+		var envError *EnvError
+		if !errors.As(err, &envError) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestTimeoutFactor(t *testing.T) {
+	for _, test := range []struct {
+		p    Probe
+		want float64
+	}{
+		{Probe{KVM: true, Host: 0.2}, 1},
+		{Probe{Host: 1}, 4},
+		{Probe{Host: 4}, 4},
+		{Probe{Host: 0.5}, 8},
+		{Probe{}, 16},
+	} {
+		if got := test.p.TimeoutFactor(); got != test.want {
+			t.Errorf("%+v: %v, want %v", test.p, got, test.want)
+		}
+	}
+}

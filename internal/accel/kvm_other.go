@@ -1,0 +1,14 @@
+//go:build !amd64
+
+package accel
+
+import (
+	"context"
+	"errors"
+	"runtime"
+)
+
+// kvmRate knows the registers of x86 only.
+func kvmRate(context.Context) (float64, error) {
+	return 0, errors.New("attest cannot measure it on " + runtime.GOARCH + "; set " + Env + "=kvm to use it all the same")
+}
