@@ -78,8 +78,8 @@ type Backend interface {
 // VM is one running machine. Methods can be called from any goroutine.
 type VM interface {
 	// Console is the serial console from the first byte on. It ends with
-	// io.EOF when the VMM is gone. There is one reader.
-	Console() io.Reader
+	// io.EOF when the VMM is gone. There is one reader, who closes it.
+	Console() io.ReadCloser
 	// Dial opens the byte stream to the agent in the guest. At most one is open
 	// at a time: closing it leaves the transport itself as it is, and a later
 	// Dial goes on where the stream was.

@@ -1,0 +1,156 @@
+package qemu
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+// AgentPort is the name of the virtio-serial port that the agent opens in the
+// guest.
+const AgentPort = "org.attest.agent.0"
+
+// A machineType is what differs between QEMU's machines: how virtio devices
+// are called, and the machine's own options.
+type machineType struct {
+	option string
+	suffix string // of virtio devices: on PCI or memory-mapped
+	net    string // further properties of network cards
+}
+
+var machineTypes = map[string]machineType{
+	"": q35, "q35": q35,
+	"microvm": {
+		// The firmware of a microvm can load a kernel only through fw_cfg.
+		option: "microvm,acpi=on,pcie=off,rtc=on,usb=off,graphics=off",
+		suffix: "-device",
+	},
+}
+
+var q35 = machineType{
+	// What an integration test has no use for costs boot time: each device is
+	// probed by the firmware and by the kernel.
+	option: "q35,usb=off,vmport=off,smm=off,graphics=off,sata=off,hpet=off",
+	suffix: "-pci",
+	net:    ",romfile=", // no firmware that boots from the network
+}
+
+// A command collects QEMU's command line and the files that go with it.
+type command struct {
+	typ   machineType
+	args  []string
+	files []*os.File // inherited from descriptor 3 on
+}
+
+func (c *command) add(args ...string) { c.args = append(c.args, args...) }
+
+// fd adds a file and returns its descriptor in the QEMU process.
+func (c *command) fd(f *os.File) int {
+	c.files = append(c.files, f)
+	return 2 + len(c.files)
+}
+
+// virtio adds a virtio device.
+func (c *command) virtio(kind, properties string) {
+	c.add("-device", "virtio-"+kind+c.typ.suffix+properties)
+}
+
+// socket adds a character device over a connected socket.
+func (c *command) socket(id string, f *os.File) {
+	c.add("-chardev", fmt.Sprintf("socket,id=%s,fd=%d", id, c.fd(f)))
+}
+
+// A machine is all that a QEMU is started with.
+type hardware struct {
+	config              vmm.Config
+	accel               string
+	qmp, console, agent *os.File
+	nics                []*os.File // in the order of config.NICs
+}
+
+func (h hardware) command() command {
+	c := command{typ: machineTypes[h.config.MachineType]}
+	c.add("-name", "guest="+h.config.Name+",process=attest-qemu")
+	// No file of the host's changes what a machine is.
+	c.add("-no-user-config", "-nodefaults", "-display", "none")
+	c.add("-machine", c.typ.option)
+	c.accelerator(h.accel)
+	c.add("-m", itoa(h.config.Memory), "-smp", itoa(h.config.CPUs))
+	c.add("-S") // until somebody listens to the events
+	action := "reboot=shutdown"
+	if h.config.AllowReboot {
+		action = "reboot=reset"
+	}
+	c.add("-action", action)
+	c.socket("qmp", h.qmp)
+	c.add("-mon", "chardev=qmp,mode=control")
+	c.socket("console", h.console)
+	c.add("-serial", "chardev:console")
+	c.boot(h.config)
+	for i, d := range h.config.Disks {
+		c.disk(i, d)
+	}
+	c.virtio("serial", "")
+	c.socket("agent", h.agent)
+	c.add("-device", "virtserialport,chardev=agent,name="+AgentPort)
+	c.virtio("rng", "")
+	for i, n := range h.config.NICs {
+		c.nic(n, h.nics[i])
+	}
+	return c
+}
+
+func (c *command) accelerator(accel string) {
+	if accel == "kvm" {
+		c.add("-accel", "kvm", "-cpu", "host")
+		return
+	}
+	// One thread for each vCPU. la57: page tables of five levels make every
+	// walk of the emulated MMU longer.
+	c.add("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off")
+}
+
+func (c *command) boot(config vmm.Config) {
+	if config.Kernel == "" {
+		return
+	}
+	c.add("-kernel", config.Kernel)
+	if config.Initrd != "" {
+		c.add("-initrd", config.Initrd)
+	}
+	c.add("-append", "console=ttyS0 "+config.Cmdline)
+}
+
+// disk adds a block device. Its caches are the host's, and a flush of the
+// guest's reaches the host's page cache but not its disks: what the guest
+// synced outlives the VMM, and nobody waits for a disk.
+func (c *command) disk(i int, d vmm.Disk) {
+	node := fmt.Sprintf("disk%d", i)
+	cache := map[string]any{"direct": false, "no-flush": true}
+	file := map[string]any{
+		"driver": "file", "filename": d.Path, "cache": cache,
+		"read-only": d.ReadOnly, "auto-read-only": false,
+	}
+	format := map[string]any{
+		"node-name": node, "driver": d.Format, "file": file, "cache": cache,
+		"read-only": d.ReadOnly, "auto-read-only": false,
+	}
+	if !d.ReadOnly {
+		file["discard"], format["discard"] = "unmap", "unmap"
+	}
+	option, err := json.Marshal(format)
+	if err != nil {
+		panic(err) // strings and booleans
+	}
+	c.add("-blockdev", string(option))
+	c.virtio("blk", fmt.Sprintf(",drive=%s,serial=%s", node, d.Serial))
+}
+
+// nic adds a network card whose frames go over a connected socket, each after
+// its length (QEMU's -netdev stream).
+func (c *command) nic(n vmm.NIC, f *os.File) {
+	c.add("-netdev", fmt.Sprintf("stream,id=%s-link,server=off,addr.type=fd,addr.str=%d", n.ID, c.fd(f)))
+	c.virtio("net", fmt.Sprintf(",id=%s,netdev=%s-link,mac=%s%s", n.ID, n.ID, n.MAC, c.typ.net))
+}

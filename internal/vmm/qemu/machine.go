@@ -1,0 +1,336 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/supervise"
+	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/vmm/qemu/qmp"
+)
+
+// A machine is one running QEMU.
+type machine struct {
+	name    string
+	process *supervise.Process
+	monitor *qmp.Client
+	console net.Conn
+	agent   *channel
+	output  *tail // what QEMU itself says
+	done    chan struct{}
+
+	mu     sync.Mutex
+	reason string // of the last SHUTDOWN event
+	killed bool   // by Kill
+	exit   vmm.Exit
+}
+
+var (
+	_ vmm.VM          = (*machine)(nil)
+	_ vmm.PowerButton = (*machine)(nil)
+	_ vmm.Rebooter    = (*machine)(nil)
+	_ vmm.Pauser      = (*machine)(nil)
+	_ vmm.Crasher     = (*machine)(nil)
+	_ vmm.LinkSetter  = (*machine)(nil)
+	_ vmm.Monitor     = (*machine)(nil)
+)
+
+// greetTimeout is how long QEMU may take until it speaks QMP: 50 ms as a rule,
+// seconds on a host under load.
+const greetTimeout = time.Minute
+
+// Start starts a QEMU and lets its guest run. The NICs' connections are the
+// machine's from here on if it succeeds.
+func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (_ vmm.VM, err error) {
+	start := time.Now()
+	path, _, err := b.find()
+	if err != nil {
+		return nil, err
+	}
+	var cleanup closers
+	defer func() {
+		cleanup.close(err != nil)
+	}()
+	h := hardware{config: config, accel: host.Accel}
+	var monitor, console, agent net.Conn
+	for _, s := range []struct {
+		ours   *net.Conn
+		theirs **os.File
+	}{{&monitor, &h.qmp}, {&console, &h.console}, {&agent, &h.agent}} {
+		if *s.ours, *s.theirs, err = socketpair(); err != nil {
+			return nil, fmt.Errorf("%s: %w", config.Name, err)
+		}
+		cleanup.onError(*s.ours)
+		cleanup.always(*s.theirs)
+	}
+	for _, n := range config.NICs {
+		f, err := n.Conn.(*net.UnixConn).File()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", config.Name, n.ID, err)
+		}
+		cleanup.always(f)
+		h.nics = append(h.nics, f)
+	}
+	c := h.command()
+	out, stderr, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", config.Name, err)
+	}
+	cleanup.always(stderr)
+	m := &machine{name: config.Name, console: console, output: newTail(out), done: make(chan struct{})}
+	m.process, err = host.Supervisor.Start(ctx, supervise.Command{
+		Path: path, Args: append([]string{path}, c.args...), Dir: config.Dir,
+		Stdout: stderr, Stderr: stderr, ExtraFiles: c.files,
+	})
+	stderr.Close()
+	if err != nil {
+		<-m.output.done
+		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(start), Err: err}
+	}
+	m.agent = newChannel(agent, m.done)
+	for _, f := range c.files {
+		f.Close() // so that only QEMU's end keeps the sockets open
+	}
+	if err := m.begin(ctx, monitor); err != nil {
+		m.process.Kill()
+		<-m.process.Done()
+		<-m.output.done
+		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(start), Err: err, Output: m.output.text()}
+	}
+	for _, n := range config.NICs {
+		n.Conn.Close()
+	}
+	go m.watch()
+	return m, nil
+}
+
+// begin connects to the monitor and starts the vCPUs.
+func (m *machine) begin(ctx context.Context, monitor net.Conn) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, greetTimeout, fmt.Errorf("QEMU did not answer within %v", greetTimeout))
+	defer cancel()
+	var err error
+	if m.monitor, err = qmp.Connect(ctx, monitor, m.event); err != nil {
+		if lost := m.exitBefore(ctx); lost != nil {
+			return lost
+		}
+		return err
+	}
+	if err := m.monitor.Do(ctx, "cont", nil, nil); err != nil {
+		m.monitor.Close()
+		if lost := m.exitBefore(ctx); lost != nil {
+			return lost
+		}
+		return err
+	}
+	return nil
+}
+
+// exitBefore is how QEMU ended, if that is why its monitor is gone.
+func (m *machine) exitBefore(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	select {
+	case <-m.process.Done():
+		return fmt.Errorf("QEMU ended: %v", m.process.Status())
+	case <-time.After(time.Second):
+		return nil
+	}
+}
+
+// event keeps what decides how the exit is called.
+func (m *machine) event(e qmp.Event) {
+	if e.Name != "SHUTDOWN" {
+		return
+	}
+	var data struct {
+		Reason string `json:"reason"`
+	}
+	if json.Unmarshal(e.Data, &data) == nil {
+		m.mu.Lock()
+		m.reason = data.Reason
+		m.mu.Unlock()
+	}
+}
+
+// watch waits for the end of the process.
+func (m *machine) watch() {
+	<-m.process.Done()
+	<-m.monitor.Done() // it read the last events first
+	<-m.output.done
+	m.monitor.Close()
+	m.mu.Lock()
+	m.exit = m.classify(m.process.Status())
+	m.mu.Unlock()
+	close(m.done)
+	m.agent.conn.Close()
+}
+
+// classify is called with mu held.
+func (m *machine) classify(status supervise.Status) vmm.Exit {
+	detail := status.String()
+	if text := m.output.text(); text != "" {
+		detail += ": " + text
+	}
+	reasons := map[string]vmm.ExitReason{ // QAPI ShutdownCause
+		"guest-shutdown": vmm.PoweredOff,
+		"guest-reset":    vmm.Reset,
+		"guest-panic":    vmm.Panicked,
+		"host-qmp-quit":  vmm.Quit,
+		"host-signal":    vmm.Killed,
+	}
+	switch reason, ok := reasons[m.reason]; {
+	case status.Signal != 0 || m.killed:
+		return vmm.Exit{Reason: vmm.Killed, Detail: detail}
+	case ok && status.ExitCode == 0:
+		return vmm.Exit{Reason: reason, Detail: detail}
+	}
+	return vmm.Exit{Reason: vmm.Broken, Detail: "QEMU ended by itself: " + detail}
+}
+
+func (m *machine) Console() io.ReadCloser { return m.console }
+func (m *machine) Done() <-chan struct{}  { return m.done }
+
+func (m *machine) Exit() vmm.Exit {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.exit
+}
+
+func (m *machine) Dial(ctx context.Context) (net.Conn, error) { return m.agent.dial(ctx) }
+
+func (m *machine) Kill() error {
+	m.mu.Lock()
+	m.killed = true
+	m.mu.Unlock()
+	err := m.process.Kill()
+	<-m.done
+	return err
+}
+
+// Crash lets QEMU close its images in order.
+func (m *machine) Crash(ctx context.Context) error {
+	err := m.do(ctx, "quit", nil)
+	if err != nil && m.monitor.Err() == nil {
+		return err
+	}
+	select { // the reply may be lost in the end that was asked for
+	case <-m.done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (m *machine) PressPower(ctx context.Context) error { return m.do(ctx, "system_powerdown", nil) }
+func (m *machine) Reset(ctx context.Context) error      { return m.do(ctx, "system_reset", nil) }
+func (m *machine) Pause(ctx context.Context) error      { return m.do(ctx, "stop", nil) }
+func (m *machine) Resume(ctx context.Context) error     { return m.do(ctx, "cont", nil) }
+
+func (m *machine) AllowReboot(ctx context.Context, allow bool) error {
+	action := "shutdown"
+	if allow {
+		action = "reset"
+	}
+	return m.do(ctx, "set-action", map[string]string{"reboot": action})
+}
+
+func (m *machine) SetLink(ctx context.Context, nic string, up bool) error {
+	return m.do(ctx, "set_link", map[string]any{"name": nic, "up": up})
+}
+
+func (m *machine) MonitorCommand(ctx context.Context, line string) (string, error) {
+	var out string
+	err := m.monitor.Do(ctx, "human-monitor-command", map[string]string{"command-line": line}, &out)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", m.name, err)
+	}
+	return strings.ReplaceAll(out, "\r\n", "\n"), err
+}
+
+func (m *machine) do(ctx context.Context, command string, arguments any) error {
+	if err := m.monitor.Do(ctx, command, arguments, nil); err != nil {
+		return fmt.Errorf("%s: %w", m.name, err)
+	}
+	return nil
+}
+
+// socketpair is a connected pair of sockets: ours for Go, theirs to inherit.
+func socketpair() (ours net.Conn, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	f := os.NewFile(uintptr(fds[0]), "socket")
+	defer f.Close()
+	theirs = os.NewFile(uintptr(fds[1]), "socket")
+	if ours, err = net.FileConn(f); err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return ours, theirs, nil
+}
+
+// closers are closed at the end of a function: some always, some on error.
+type closers struct{ each, failed []io.Closer }
+
+func (c *closers) always(x io.Closer)  { c.each = append(c.each, x) }
+func (c *closers) onError(x io.Closer) { c.failed = append(c.failed, x) }
+
+func (c *closers) close(failed bool) {
+	for _, x := range c.each {
+		x.Close() // closing a second time is an error that does not matter
+	}
+	if failed {
+		for _, x := range c.failed {
+			x.Close()
+		}
+	}
+}
+
+// maxOutput is how much is kept of what QEMU says of itself.
+const maxOutput = 16 << 10
+
+// A tail reads a pipe to its end and keeps the last of it.
+type tail struct {
+	done chan struct{}
+	mu   sync.Mutex
+	buf  []byte
+}
+
+func newTail(r io.ReadCloser) *tail {
+	t := &tail{done: make(chan struct{})}
+	go func() {
+		defer close(t.done)
+		defer r.Close()
+		p := make([]byte, 4096)
+		for {
+			n, err := r.Read(p)
+			t.mu.Lock()
+			t.buf = append(t.buf, p[:n]...)
+			if extra := len(t.buf) - maxOutput; extra > 0 {
+				t.buf = append(t.buf[:0], t.buf[extra:]...)
+			}
+			t.mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return t
+}
+
+func (t *tail) text() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.TrimSpace(strings.ToValidUTF8(string(t.buf), "\uFFFD"))
+}
