@@ -1,0 +1,256 @@
+package boot
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"debug/elf"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	modulePath  = "github.com/attest-vm/attest"
+	commandPath = modulePath + "/cmd/attest"
+
+	// BinaryEnv is the environment variable that names the attest binary for guests.
+	BinaryEnv = "ATTEST_BINARY"
+)
+
+// GuestBinary is the attest executable that guests run as /init and as agent:
+// this process's own, if it is the attest command; what ATTEST_BINARY names; or,
+// in a test binary of somebody's module, cmd/attest of the version of attest
+// which that module requires, built with the go command into the user's cache.
+func GuestBinary(ctx context.Context) (string, error) {
+	info, _ := debug.ReadBuildInfo()
+	if info == nil {
+		info = &debug.BuildInfo{}
+	}
+	if info.Path == commandPath {
+		// Not os.Executable: its file may have been replaced since.
+		if err := checkGuestBinary("/proc/self/exe"); err != nil {
+			return "", fmt.Errorf("this attest cannot run in guests: %w", err)
+		}
+		return os.Executable()
+	}
+	if path := os.Getenv(BinaryEnv); path != "" {
+		if err := checkGuestBinary(path); err != nil {
+			return "", fmt.Errorf("%s: %w", BinaryEnv, err)
+		}
+		return filepath.Abs(path)
+	}
+	dir, err := cacheDir("guest")
+	if err != nil {
+		return "", err
+	}
+	return buildGuestBinary(ctx, dir, info)
+}
+
+// checkGuestBinary refuses what cannot run in a guest's first file system.
+func checkGuestBinary(path string) error {
+	f, err := elf.Open(path)
+	if err != nil {
+		return fmt.Errorf("not an attest binary: %w", err)
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return fmt.Errorf("%s is dynamically linked; build it with CGO_ENABLED=0", path)
+		}
+	}
+	return nil
+}
+
+// buildGuestBinary builds cmd/attest below dir, once for each version of attest.
+func buildGuestBinary(ctx context.Context, dir string, info *debug.BuildInfo) (string, error) {
+	key, fixed := buildKey(info)
+	var module goModule
+	if !fixed {
+		// A checkout: the key is where it is, and go build finds out what changed.
+		var err error
+		if module, err = findModule(ctx); err != nil {
+			return "", err
+		}
+		key = "dir\n" + module.Root
+	}
+	dir = filepath.Join(dir, fmt.Sprintf("%x", sha256.Sum256([]byte(key)))[:32])
+	path := filepath.Join(dir, "attest")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("build attest for guests: %w", err)
+	}
+	unlock, err := lockDir(ctx, dir)
+	if err != nil {
+		return "", fmt.Errorf("build attest for guests: %w", err)
+	}
+	defer unlock()
+	if fixed {
+		if checkGuestBinary(path) == nil {
+			return path, nil
+		}
+		if module, err = findModule(ctx); err != nil {
+			return "", err
+		}
+	}
+	if err := module.build(ctx, path); err != nil {
+		return "", err
+	}
+	return path, nil
+}
+
+// buildKey names the attest that a test binary was built with, if its version
+// says it all.
+func buildKey(info *debug.BuildInfo) (key string, fixed bool) {
+	for _, dep := range info.Deps {
+		if dep.Path != modulePath {
+			continue
+		}
+		if dep.Replace != nil {
+			dep = dep.Replace
+		}
+		if dep.Sum != "" { // a directory has none
+			return fmt.Sprintf("module\n%s\n%s\n%s\n%s", dep.Path, dep.Version, dep.Sum, runtime.GOARCH), true
+		}
+	}
+	return "", false
+}
+
+// goModule is the main module around the working directory: in go test, the
+// one whose package is tested.
+type goModule struct {
+	goTool string
+	Root   string
+	GoMod  string // its go.mod
+	GoWork string // the workspace's go.work, if there is one
+}
+
+func findModule(ctx context.Context) (goModule, error) {
+	goTool, err := exec.LookPath("go")
+	if err != nil {
+		return goModule{}, fmt.Errorf("guests need the attest binary, and there is no go command to build it (%w); install attest and set %s to its path", err, BinaryEnv)
+	}
+	out, err := runGo(ctx, goTool, "", "env", "-json", "GOMOD", "GOWORK")
+	if err != nil {
+		return goModule{}, err
+	}
+	var env struct{ GOMOD, GOWORK string }
+	if err := json.Unmarshal(out, &env); err != nil {
+		return goModule{}, fmt.Errorf("go env: %w", err)
+	}
+	if env.GOMOD == "" || env.GOMOD == os.DevNull {
+		return goModule{}, fmt.Errorf("guests need the attest binary, and the working directory is in no Go module to build it from; install attest and set %s to its path", BinaryEnv)
+	}
+	if env.GOWORK == "off" {
+		env.GOWORK = ""
+	}
+	return goModule{goTool: goTool, Root: filepath.Dir(env.GOMOD), GoMod: env.GOMOD, GoWork: env.GOWORK}, nil
+}
+
+// build builds cmd/attest to path, which is replaced at once when it is done.
+// The module's go.mod and go.sum stay as they are: what the command needs
+// beyond what the module's packages need is added to copies of them.
+func (m goModule) build(ctx context.Context, path string) error {
+	tmp, err := os.MkdirTemp(filepath.Dir(path), ".build-*")
+	if err != nil {
+		return fmt.Errorf("build attest for guests: %w", err)
+	}
+	defer os.RemoveAll(tmp)
+	args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", filepath.Join(tmp, "attest")}
+	if m.GoWork == "" { // a workspace takes neither flag, and adds nothing by itself
+		modfile := filepath.Join(tmp, "go.mod")
+		if err := m.copyModFiles(tmp); err != nil {
+			return fmt.Errorf("build attest for guests: %w", err)
+		}
+		args = append(args, "-mod=mod", "-modfile="+modfile)
+	}
+	if _, err := runGo(ctx, m.goTool, m.Root, append(args, commandPath)...); err != nil {
+		return fmt.Errorf("build attest for guests in %s: %w", m.Root, err)
+	}
+	if err := checkGuestBinary(filepath.Join(tmp, "attest")); err != nil {
+		return fmt.Errorf("build attest for guests: %w", err)
+	}
+	if err := replaceIfChanged(filepath.Join(tmp, "attest"), path); err != nil {
+		return fmt.Errorf("build attest for guests: %w", err)
+	}
+	return nil
+}
+
+func (m goModule) copyModFiles(dir string) error {
+	data, err := os.ReadFile(m.GoMod)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "go.mod"), data, 0o644); err != nil {
+		return err
+	}
+	sum, err := os.ReadFile(strings.TrimSuffix(m.GoMod, ".mod") + ".sum")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "go.sum"), sum, 0o644)
+}
+
+// replaceIfChanged moves the file built to path, unless the same is there: what
+// was made of a file that stays the same (an initramfs) stays good.
+func replaceIfChanged(built, path string) error {
+	after, err := os.ReadFile(built)
+	if err != nil {
+		return err
+	}
+	if before, err := os.ReadFile(path); err == nil && bytes.Equal(before, after) {
+		return nil
+	}
+	return os.Rename(built, path)
+}
+
+// runGo runs the go command and returns its standard output; its messages are in the error.
+func runGo(ctx context.Context, goTool, dir string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, goTool, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+runtime.GOARCH)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("go %s: %s", args[0], cmp.Or(strings.TrimSpace(stderr.String()), err.Error()))
+	}
+	return out, nil
+}
+
+// lockDir takes an exclusive lock that ends with this process. It is tried for
+// again and again, because flock(2) cannot be cancelled while it waits.
+func lockDir(ctx context.Context, dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			f.Close()
+			return nil, ctx.Err()
+		}
+	}
+}

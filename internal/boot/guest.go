@@ -1,0 +1,222 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Serials by which /init knows the virtio-blk disks (at most 20 bytes). Their
+// order on the bus does not matter.
+const (
+	SerialModules  = "attest-mod"  // read-only image that holds [usr/]lib/modules/<release>
+	SerialWritable = "attest-rw"   // ext4; holds what the guest writes, made by the host
+	SerialImage    = "attest-root" // RootImage: one file system, mounted read-only below the overlay
+	SerialDisk     = "attest-disk" // RootDisk: a partitioned disk, its root mounted read-write
+)
+
+// SerialLayer is the serial of layer i of RootLayers; layer 0 is the lowest.
+func SerialLayer(i int) string { return "attest-l" + strconv.Itoa(i) }
+
+// FatalPrefix begins the console line that says why a guest could not boot.
+// The guest powers itself off after it.
+const FatalPrefix = "attest-init: FATAL: "
+
+// Names by which the attest binary knows what it is (argv[0]).
+const (
+	InitArg0  = "/init"         // as PID 1: call Init
+	AgentArg0 = "@attest-agent" // started by Init, descriptor 3 is the write end of its pipe
+)
+
+// Root is where the guest's root file system comes from.
+type Root string
+
+const (
+	RootLayers Root = "layers" // attest's own images: disks SerialLayer(0…n-1) below SerialWritable
+	RootImage  Root = "image"  // somebody's file system image: disk SerialImage below SerialWritable
+	RootDisk   Root = "disk"   // somebody's disk with partitions: disk SerialDisk, written to directly
+)
+
+// maxLayers is what fits the kernel's 4 KiB of mount options with room to spare.
+const maxLayers = 32
+
+// Guest is what /init has to know of the machine; it travels in the kernel's
+// arguments. The zero value has no root and is refused.
+type Guest struct {
+	Root    Root
+	Layers  int  // RootLayers: how many, 1 to 32
+	Modules bool // there is a SerialModules disk
+	// Volatile keeps what the guest writes in its memory: there is no
+	// SerialWritable disk, and a reset loses all.
+	Volatile bool
+	// Init is the guest's init as a path in its root. Empty: the first that
+	// exists of the usual ones; where there is none, /init stays as a small init.
+	// "none": /init stays.
+	Init string
+	// Verbose shows all kernel messages on the console, not only warnings.
+	Verbose bool
+	// Args are further kernel arguments, put last so that they win over ours.
+	Args []string
+}
+
+// Check says what is wrong with g.
+func (g Guest) Check() error {
+	switch {
+	case g.Root != RootLayers && g.Root != RootImage && g.Root != RootDisk:
+		return fmt.Errorf("boot: unknown kind of root %q (want %s, %s or %s)", g.Root, RootLayers, RootImage, RootDisk)
+	case g.Root == RootLayers && (g.Layers < 1 || g.Layers > maxLayers):
+		return fmt.Errorf("boot: a root of %d layers (want 1 to %d)", g.Layers, maxLayers)
+	case g.Root == RootDisk && g.Volatile:
+		return errors.New("boot: a disk root is written to directly and cannot be volatile")
+	case g.Init != "" && g.Init != "none" && !strings.HasPrefix(g.Init, "/"):
+		return fmt.Errorf("boot: init %q is not an absolute path", g.Init)
+	}
+	for _, arg := range append([]string{g.Init}, g.Args...) {
+		if strings.ContainsAny(arg, "\"\n") {
+			return fmt.Errorf("boot: kernel argument %q has a quote or a newline, which the kernel cannot take", arg)
+		}
+	}
+	return nil
+}
+
+// Serials are the disks that /init waits for.
+func (g Guest) Serials() []string {
+	var s []string
+	switch g.Root {
+	case RootLayers:
+		for i := range g.Layers {
+			s = append(s, SerialLayer(i))
+		}
+	case RootImage:
+		s = append(s, SerialImage)
+	case RootDisk:
+		s = append(s, SerialDisk)
+	}
+	if g.Modules {
+		s = append(s, SerialModules)
+	}
+	if g.Root != RootDisk && !g.Volatile {
+		s = append(s, SerialWritable)
+	}
+	return s
+}
+
+// kernelArgs are for every guest. The measurements behind them are in
+// docs/architecture.md.
+var kernelArgs = []string{
+	"panic=-1",      // a panic resets at once; the VMM then ends, or starts again
+	"net.ifnames=0", // eth0, eth1, … in the order of the NICs
+	// Calibrating the TSC against the other clocks, and testing that the timer
+	// interrupt works, cost 0.4 s under TCG; every VMM's timers work.
+	"tsc=reliable",
+	"no_timer_check",
+	"cryptomgr.notests", // self tests of ciphers: 0.3 s under TCG
+}
+
+// systemdArgs are read by systemd and ignored by everything else.
+var systemdArgs = []string{
+	"systemd.show_status=1",
+	"systemd.gpt_auto=0", // no root or swap to discover on our disks
+}
+
+// Cmdline is the kernel's command line for g, without console= arguments:
+// those belong to the backend, which knows its console.
+func (g Guest) Cmdline() (string, error) {
+	if err := g.Check(); err != nil {
+		return "", err
+	}
+	args := append([]string(nil), kernelArgs...)
+	if g.Verbose {
+		args = append(args, "loglevel=7")
+	} else {
+		args = append(args, "loglevel=5") // warnings and worse: printing the rest costs 0.4 s
+	}
+	args = append(args, systemdArgs...)
+
+	root := string(g.Root)
+	if g.Root == RootLayers {
+		root += ":" + strconv.Itoa(g.Layers)
+	}
+	args = append(args, "attest.root="+root)
+	if g.Modules {
+		args = append(args, "attest.modules=1")
+	}
+	if g.Volatile {
+		args = append(args, "attest.volatile=1")
+	}
+	if g.Init != "" {
+		args = append(args, quoteArg("attest.init="+g.Init))
+	}
+	for _, a := range g.Args {
+		args = append(args, quoteArg(a))
+	}
+	return strings.Join(args, " "), nil
+}
+
+// quoteArg keeps an argument with spaces together (kernel, parse_args).
+func quoteArg(arg string) string {
+	if strings.ContainsAny(arg, " \t") {
+		return `"` + arg + `"`
+	}
+	return arg
+}
+
+// parseCmdline reads what Cmdline wrote. Arguments that are not ours are left
+// to their owners; of one that comes twice the last counts, as in the kernel.
+func parseCmdline(line string) (Guest, error) {
+	var g Guest
+	for _, arg := range splitArgs(line) {
+		key, value, _ := strings.Cut(arg, "=")
+		switch key {
+		case "attest.root":
+			kind, n, layered := strings.Cut(value, ":")
+			g.Root, g.Layers = Root(kind), 0
+			if layered {
+				layers, err := strconv.Atoi(n)
+				if err != nil {
+					return Guest{}, fmt.Errorf("kernel argument %s: %q is not a number of layers", arg, n)
+				}
+				g.Layers = layers
+			}
+		case "attest.modules":
+			g.Modules = value == "1"
+		case "attest.volatile":
+			g.Volatile = value == "1"
+		case "attest.init":
+			g.Init = value
+		}
+	}
+	if g.Root == "" {
+		return Guest{}, errors.New("no kernel argument attest.root")
+	}
+	return g, g.Check()
+}
+
+// splitArgs splits a kernel command line as the kernel does: at white space
+// outside of double quotes, which are dropped.
+func splitArgs(line string) []string {
+	var args []string
+	var arg strings.Builder
+	quoted, any := false, false
+	flush := func() {
+		if any {
+			args = append(args, arg.String())
+		}
+		arg.Reset()
+		any = false
+	}
+	for _, r := range line {
+		switch {
+		case r == '"':
+			quoted, any = !quoted, true
+		case !quoted && (r == ' ' || r == '\t' || r == '\n'):
+			flush()
+		default:
+			arg.WriteRune(r)
+			any = true
+		}
+	}
+	flush()
+	return args
+}
