@@ -237,8 +237,11 @@ func (r *Run) htmlFile(f *file, n int) htmlFile {
 func (r *Run) htmlTest(f *file, t *test, id string) htmlTest {
 	h := htmlTest{ID: id, Name: clean(t.name), Status: newStatus(t.status), Took: took(t.duration)}
 	h.Open = t.status != event.Passed && t.status != event.Skipped
-	if t.isSetup() && t.status == event.Passed {
+	switch {
+	case t.isSetup() && t.status == event.Passed:
 		h.Status.Word = "SETUP"
+	case t.status == event.Skipped:
+		h.Took = "did not run"
 	}
 	if t.failure != nil {
 		h.Failure = newFailure(t.failure)
@@ -282,7 +285,9 @@ func newRow(s *entry, t *test) htmlRow {
 		notes = append(notes, plural(s.end.Tries, "try"))
 	}
 	h.Bar.Note = strings.Join(notes, ", ")
-	h.Message = clean(s.end.Message)
+	if t.failure == nil || s.end.Message != t.failure.Message { // which is shown already
+		h.Message = clean(s.end.Message)
+	}
 	if ls := lines(s.Args); len(ls) > 1 {
 		h.Blocks = append(h.Blocks, block{Name: "command", Text: ls})
 	}

@@ -99,13 +99,17 @@ type junitCase struct {
 	Failure   *junitFailure `xml:"failure"`
 	Error     *junitFailure `xml:"error"`
 	Skipped   *junitSkipped `xml:"skipped"`
-	SystemOut string        `xml:"system-out,omitempty"`
+	SystemOut *junitText    `xml:"system-out"`
 }
 
 type junitFailure struct {
 	Message string `xml:"message,attr"`
 	Type    string `xml:"type,attr"`
-	Text    string `xml:",chardata"`
+	Text    string `xml:",cdata"` // not escaped: people read it in the file, too
+}
+
+type junitText struct {
+	Text string `xml:",cdata"`
 }
 
 type junitSkipped struct {
@@ -140,7 +144,9 @@ func (r *Run) junitSuite(f *file) junitSuite {
 			continue
 		}
 		c := junitEnd(f, t.name, t.duration, t.status, t.failure)
-		c.SystemOut = r.junitOut(f, t)
+		if out := r.junitOut(f, t); out != "" {
+			c.SystemOut = &junitText{out}
+		}
 		s.add(c)
 		for _, sub := range t.subtests {
 			s.add(junitEnd(f, t.name+"/"+sub.path, sub.duration, sub.status, sub.failure(t)))

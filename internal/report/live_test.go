@@ -26,7 +26,17 @@ func newScreen(t *testing.T, columns, rows int) *screen {
 	return &screen{t: t, columns: columns, rows: rows, cells: [][]rune{nil}}
 }
 
-func (s *screen) size() (int, int) { return s.columns, s.rows }
+func (s *screen) size() (int, int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.columns, s.rows
+}
+
+func (s *screen) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.writes
+}
 
 func (s *screen) Write(b []byte) (int, error) {
 	s.mu.Lock()
@@ -213,12 +223,12 @@ func TestLiveInterrupted(t *testing.T) {
 func TestLiveKeepsRate(t *testing.T) {
 	onScreen(t, 80, 24, func(t *testing.T, sc *screen, _ *Terminal, s *story) {
 		s.begin()
-		before := sc.writes
+		before := sc.count()
 		for range 5000 { // a console that floods, for a second
 			s.is(event.Console{Machine: "server", Line: strings.Repeat("x", 60)})
 			time.Sleep(200 * time.Microsecond)
 		}
-		if n := sc.writes - before; n > 2*11 { // a drawing is one or two writes
+		if n := sc.count() - before; n > 2*11 { // a drawing is one or two writes
 			t.Errorf("%d writes in a second", n)
 		}
 	})

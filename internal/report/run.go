@@ -430,10 +430,10 @@ func (r *Run) close(now time.Time) {
 	}
 	for _, f := range r.files {
 		for _, t := range f.tests {
-			t.close(now)
+			t.close(now, r.limits)
 		}
 		if f.outside != nil {
-			f.outside.close(now)
+			f.outside.close(now, r.limits)
 		}
 		for _, name := range f.declared {
 			if f.test(name) == nil {
@@ -458,7 +458,7 @@ func (r *Run) close(now time.Time) {
 	}
 }
 
-func (t *test) close(now time.Time) {
+func (t *test) close(now time.Time, lim limits) {
 	if !t.done {
 		t.done, t.status, t.duration = true, event.Interrupted, now.Sub(t.began)
 	}
@@ -470,6 +470,8 @@ func (t *test) close(now time.Time) {
 	for _, s := range t.entries {
 		if !s.done {
 			s.done = true
+			s.stdout.trim(lim.output)
+			s.stderr.trim(lim.output)
 			s.end = event.StepFinished{ID: s.ID, Status: event.Interrupted, Duration: now.Sub(s.at)}
 		}
 	}

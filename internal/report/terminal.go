@@ -326,9 +326,12 @@ func (t *Terminal) output(r event.Record, e event.Output) {
 // flushOutput shows what a step that ended left without a newline.
 func (t *Terminal) flushOutput(r event.Record, e event.StepFinished) {
 	for _, stream := range []string{"stdout", "stderr"} {
-		k := streamKey{r.Scope.File, e.Machine, stream, e.ID}
-		t.outputLines(r, k, t.partial[k])
-		delete(t.partial, k)
+		for k, data := range t.partial {
+			if k.file == r.Scope.File && k.step == e.ID && k.stream == stream {
+				t.outputLines(r, k, data)
+				delete(t.partial, k)
+			}
+		}
 	}
 }
 

@@ -1,0 +1,438 @@
+package report
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/xml"
+	"fmt"
+	"html"
+	"io"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/google/go-cmp/cmp"
+)
+
+// hostile is what a guest may print.
+const hostile = "</pre><script>alert(1)</script>]]>&\"'\x00\x01\x1b[31m\xff\xfe\u202e\ufffe\r\n{{.}}\u2028"
+
+// gather is a whole run in a Run, as Close leaves it.
+func gather(t *testing.T, tell func(*story)) *Run {
+	r := NewRun()
+	synctest.Test(t, func(t *testing.T) {
+		var s story
+		s.bus.Subscribe(r.Record)
+		tell(&s)
+		r.close(time.Now())
+	})
+	return r
+}
+
+func hostileRun(s *story) {
+	s.scope.File = "dir.x/" + hostile + ".star"
+	s.is(event.RunStarted{Files: []string{s.scope.File}, Host: hostile, Version: hostile})
+	s.is(event.FileStarted{Tests: []string{"test_" + hostile}})
+	f := &event.Failure{
+		Status: event.BootFailed, Message: hostile, Source: hostile, Machine: hostile, Operation: hostile, Command: hostile, Stdout: hostile,
+		Stderr: strings.Repeat(hostile, 100), LastSeen: hostile, Console: []string{hostile}, Details: []event.Detail{{Title: hostile, Text: hostile}},
+		Position: event.Position{File: hostile, Line: 1, Column: 99}, Stack: []event.Position{{File: hostile, Func: hostile}, {File: hostile, Func: hostile}},
+	}
+	s.test("test_"+hostile, f, func() {
+		s.is(event.SubtestStarted{Name: hostile})
+		s.is(event.Console{Machine: hostile, Line: hostile})
+		s.is(event.Log{Machine: hostile, Level: "error", Text: hostile})
+		s.step(hostile, hostile, hostile, time.Second, hostile, event.StepFinished{Status: event.Failed, Message: hostile})
+		s.is(event.MachineState{Machine: hostile, State: "crashed", Detail: hostile})
+		s.is(event.Artifact{Kind: hostile, Path: "javascript:" + hostile})
+		s.is(event.SubtestFinished{Name: hostile, Status: event.Infra, Message: hostile})
+	})
+	s.is(event.Progress{ID: hostile, Title: hostile, Message: hostile, Done: true, Error: hostile})
+	s.is(event.FileFinished{Status: event.Invalid, Failure: &event.Failure{Status: event.Invalid, Message: "another " + hostile}})
+	s.scope = event.Scope{}
+	s.is(event.Log{Level: hostile, Text: hostile})
+}
+
+func TestJUnit(t *testing.T) {
+	var b bytes.Buffer
+	if err := WriteJUnit(&b, gather(t, (*story).wholeRun)); err != nil {
+		t.Fatal(err)
+	}
+	host, _ := os.Hostname()
+	golden(t, "junit.xml", strings.ReplaceAll(b.String(), `hostname="`+host+`"`, `hostname="HOST"`))
+}
+
+// readJUnit reads what WriteJUnit writes and checks what the format promises.
+func readJUnit(t *testing.T, r *Run) junitSuites {
+	t.Helper()
+	var b bytes.Buffer
+	if err := WriteJUnit(&b, r); err != nil {
+		t.Fatal(err)
+	}
+	var doc junitSuites
+	d := xml.NewDecoder(&b)
+	if err := d.Decode(&doc); err != nil {
+		t.Fatalf("not well-formed: %v", err)
+	}
+	if _, err := d.Token(); err != io.EOF && err != nil {
+		t.Fatal(err)
+	}
+	var all junitSuite
+	for _, s := range doc.Suites {
+		var n junitSuite
+		for _, c := range s.Cases {
+			n.Tests++
+			ends := 0
+			for _, x := range []struct {
+				has bool
+				n   *int
+			}{{c.Failure != nil, &n.Failures}, {c.Error != nil, &n.Errors}, {c.Skipped != nil, &n.Skipped}} {
+				if x.has {
+					ends++
+					*x.n++
+				}
+			}
+			if ends > 1 {
+				t.Errorf("%s has %d ends", c.Name, ends)
+			}
+			if strings.Contains(c.Classname, "/") || c.Name == "" {
+				t.Errorf("testcase %q of class %q", c.Name, c.Classname)
+			}
+		}
+		if got, want := fmt.Sprint(s.Tests, s.Failures, s.Errors, s.Skipped), fmt.Sprint(n.Tests, n.Failures, n.Errors, n.Skipped); got != want {
+			t.Errorf("suite %s counts %s, has %s", s.Name, got, want)
+		}
+		all.Tests += n.Tests
+		all.Failures += n.Failures
+		all.Errors += n.Errors
+		all.Skipped += n.Skipped
+	}
+	if fmt.Sprint(doc.Tests, doc.Failures, doc.Errors, doc.Skipped) != fmt.Sprint(all.Tests, all.Failures, all.Errors, all.Skipped) {
+		t.Errorf("the counts of testsuites are not those of its suites")
+	}
+	return doc
+}
+
+func TestJUnitStatuses(t *testing.T) {
+	doc := readJUnit(t, gather(t, func(s *story) {
+		s.scope.File = "tests/a.b_test.star"
+		s.is(event.FileStarted{Tests: []string{"never"}})
+		s.test("setup", nil, func() {})
+		for _, status := range []event.Status{event.Failed, event.BootFailed, event.Infra, event.Unsupported, event.Invalid, event.Interrupted} {
+			s.test("t_"+string(status), &event.Failure{Status: status, Message: "because"}, func() {})
+		}
+		s.test("good", nil, func() {})
+		s.scope.Test = "hangs"
+		s.is(event.TestStarted{})
+		s.after(3 * time.Second)
+	}))
+	got := make(map[string]string)
+	for _, c := range doc.Suites[0].Cases {
+		switch {
+		case c.Failure != nil:
+			got[c.Name] = "failure " + c.Failure.Type
+		case c.Error != nil:
+			got[c.Name] = "error " + c.Error.Type
+		case c.Skipped != nil:
+			got[c.Name] = "skipped"
+		default:
+			got[c.Name] = ""
+		}
+		if c.Classname != "tests.a_b_test" {
+			t.Errorf("classname %q", c.Classname)
+		}
+	}
+	want := map[string]string{
+		"t_failed": "failure failed", "t_boot_failed": "error boot_failed", "t_infra": "error infra", "t_unsupported": "error unsupported",
+		"t_invalid": "error invalid", "t_interrupted": "error interrupted", "good": "", "hangs": "error interrupted", "never": "skipped",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestJUnitHostile(t *testing.T) {
+	doc := readJUnit(t, gather(t, hostileRun))
+	var names []string
+	for _, c := range doc.Suites[0].Cases {
+		names = append(names, c.Name)
+	}
+	if len(names) != 3 || names[2] != "(file)" {
+		t.Errorf("want the test, its subtest and the file's failure, got %q", names)
+	}
+}
+
+// setup that fails is one testcase, though the file reports its failure as well.
+func TestJUnitSetupFailed(t *testing.T) {
+	f := failure()
+	doc := readJUnit(t, gather(t, func(s *story) {
+		s.scope.File = "a.star"
+		s.is(event.FileStarted{Tests: []string{"test_a"}})
+		s.test("setup", f, func() {})
+		s.is(event.FileFinished{Status: f.Status, Failure: failure()})
+	}))
+	if doc.Tests != 2 || doc.Failures != 1 || doc.Skipped != 1 {
+		t.Errorf("want setup failed and test_a skipped, got %+v", doc)
+	}
+}
+
+// Lines of a parallel test's machine are not this test's.
+func TestJUnitConsole(t *testing.T) {
+	doc := readJUnit(t, gather(t, func(s *story) {
+		s.scope.File = "a.star"
+		s.is(event.FileStarted{})
+		started := event.Scope{File: "a.star", Test: "setup"} // where the machine was started
+		s.test("setup", nil, func() { s.bus.Publish(started, event.Console{Machine: "m", Line: "from setup"}) })
+		s.after(time.Second)
+		s.test("test_a", failure(), func() {
+			s.bus.Publish(started, event.Console{Machine: "m", Line: "from test_a"})
+			other := event.Scope{File: "a.star", Test: "test_b"}
+			s.bus.Publish(other, event.TestStarted{})
+			s.after(time.Second)
+			s.bus.Publish(other, event.Console{Machine: "m", Line: "from test_b"})
+			s.after(time.Second)
+			s.bus.Publish(other, event.TestFinished{Status: event.Passed, Duration: 2 * time.Second})
+		})
+	}))
+	out := doc.Suites[0].Cases[0].SystemOut.Text
+	if !strings.Contains(out, "from test_a") || strings.Contains(out, "from setup") || strings.Contains(out, "from test_b") {
+		t.Errorf("system-out of test_a:\n%s", out)
+	}
+}
+
+func TestHTML(t *testing.T) {
+	var b bytes.Buffer
+	if err := WriteHTML(&b, gather(t, (*story).wholeRun)); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "report.html", b.String())
+}
+
+func TestHTMLHostile(t *testing.T) {
+	var b bytes.Buffer
+	if err := WriteHTML(&b, gather(t, hostileRun)); err != nil {
+		t.Fatal(err)
+	}
+	page := b.String()
+	if n := strings.Count(page, "<script"); n != 1 {
+		t.Errorf("%d scripts, want the page's own", n)
+	}
+	for _, bad := range []string{"src=", "@import", "url(", "\x00", "\x1b", "\u202e", "ZgotmplZ"} {
+		if strings.Contains(page, bad) {
+			t.Errorf("the page has %q", bad)
+		}
+	}
+	for _, m := range regexp.MustCompile(`href="([^"]*)"`).FindAllStringSubmatch(page, -1) {
+		if !strings.HasPrefix(m[1], "#f") && !strings.HasPrefix(m[1], "./") {
+			t.Errorf("link to %q", m[1])
+		}
+	}
+	// The page is also XML, so that its markup can be checked here.
+	d := xml.NewDecoder(strings.NewReader(page))
+	for {
+		if _, err := d.Token(); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatalf("markup: %v", err)
+		}
+	}
+}
+
+// The policy names the script that the page has.
+func TestHTMLPolicy(t *testing.T) {
+	var b bytes.Buffer
+	if err := WriteHTML(&b, gather(t, (*story).wholeRun)); err != nil {
+		t.Fatal(err)
+	}
+	script := regexp.MustCompile(`(?s)<script>(.*)</script>`).FindStringSubmatch(b.String())[1]
+	sum := sha256.Sum256([]byte(script))
+	if want := "script-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"; !strings.Contains(html.UnescapeString(b.String()), want) {
+		t.Errorf("the policy does not have %s", want)
+	}
+}
+
+// A console that never ends stays small, and says what is missing.
+func TestConsoleIsBounded(t *testing.T) {
+	const total = 100_000
+	r := gather(t, func(s *story) {
+		s.scope.File = "a.star"
+		s.is(event.FileStarted{})
+		for i := range total {
+			s.is(event.Console{Machine: "m", Line: fmt.Sprint("line ", i)})
+		}
+		s.is(event.StepStarted{ID: 1, Operation: "execute"})
+		s.scope.Step = 1
+		for range 1000 {
+			s.is(event.Output{Stream: "stdout", Data: strings.Repeat("x", 1000)})
+		}
+	})
+	c := r.files[0].machines[0].console
+	if kept := len(c.head) + len(c.tail); kept+c.cut != total || kept != 5000 {
+		t.Errorf("kept %d and cut %d of %d", kept, c.cut, total)
+	}
+	var b bytes.Buffer
+	if err := WriteHTML(&b, r); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"line 0\n", "line 99999\n", "95000 lines left out here", "the last 16384 bytes of 1000000"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("the page does not say %q", want)
+		}
+	}
+}
+
+// samples has one event of every type, with every field set.
+func samples() []event.Event {
+	code := 3
+	f := failure()
+	f.Tries, f.LastSeen, f.Stdout, f.ExitCode = 2, "seen", "out", &code
+	return []event.Event{
+		event.RunStarted{Version: "v", Files: []string{"a"}, Seed: 1, Output: "o", Host: "h"},
+		event.RunFinished{Status: event.Failed, Duration: time.Second, Counts: map[event.Status]int{event.Passed: 1, event.Failed: 2}},
+		event.FileStarted{Tests: []string{"a", "b"}},
+		event.FileFinished{Status: event.Failed, Duration: 1, Failure: f},
+		event.TestStarted{},
+		event.TestFinished{Status: event.Failed, Duration: time.Second, Failure: f},
+		event.SubtestStarted{Name: "n"},
+		event.SubtestFinished{Name: "n", Status: event.Passed, Duration: time.Second, Message: "m"},
+		event.StepStarted{ID: 5, Parent: 4, Machine: "m", Operation: "o", Args: "a", Position: f.Position},
+		event.StepFinished{ID: 5, Machine: "m", Status: event.Failed, Duration: time.Second, ExitCode: &code, Tries: 2, Message: "m", Failure: f},
+		event.Output{Machine: "m", Stream: "stdout", Data: "d"},
+		event.Console{Machine: "m", Line: "l"},
+		event.MachineState{Machine: "m", State: "ready", Detail: "d", After: time.Second},
+		event.Progress{ID: "i", Title: "t", Message: "m", Done: true, Error: "e", Elapsed: time.Second},
+		event.Log{Machine: "m", Level: "info", Text: "t"},
+		event.Artifact{Kind: "k", Path: "p"},
+	}
+}
+
+// A new type of event is one that the reports have to show.
+func TestSamplesAreAllEvents(t *testing.T) {
+	source, err := os.ReadFile("../event/event.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want, got []string
+	for _, m := range regexp.MustCompile(`func \((\w+)\) kind\(\)`).FindAllStringSubmatch(string(source), -1) {
+		want = append(want, m[1])
+	}
+	for _, e := range samples() {
+		got = append(got, reflect.TypeOf(e).Name())
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-events +samples:\n%s", diff)
+	}
+}
+
+var atNoon = time.Date(2026, 1, 2, 12, 0, 0, 123456789, time.UTC)
+
+func TestJSON(t *testing.T) {
+	var b bytes.Buffer
+	j := NewJSON(&b)
+	for i, e := range samples() {
+		j.Record(event.Record{Seq: uint64(i + 1), Time: atNoon, Scope: event.Scope{File: "a.star", Test: "t", Step: 5, Subtest: "s"}, Event: e})
+	}
+	if j.Err() != nil {
+		t.Fatal(j.Err())
+	}
+	golden(t, "events.jsonl", b.String())
+	lines := bufio.NewScanner(&b)
+	for _, e := range samples() {
+		if !lines.Scan() {
+			t.Fatal("a line is missing")
+		}
+		if got := decode(t, lines.Bytes(), reflect.TypeOf(e)); !cmp.Equal(got, e) {
+			t.Errorf("%s: -want +got:\n%s", event.Kind(e), cmp.Diff(e, got))
+		}
+	}
+}
+
+// decode reads a line as a consumer would: durations are seconds, base64 wins
+// over replacement characters.
+func decode(t *testing.T, line []byte, as reflect.Type) any {
+	t.Helper()
+	seen := make(map[string]bool)
+	var fix func(v any) any
+	fix = func(v any) any {
+		switch v := v.(type) {
+		case map[string]any:
+			for k, x := range v {
+				v[k] = fix(x)
+				if name, ok := strings.CutSuffix(k, "_s"); ok {
+					v[name] = int64(x.(float64) * float64(time.Second))
+				}
+				if name, ok := strings.CutSuffix(k, "_base64"); ok {
+					exact, err := base64.StdEncoding.DecodeString(x.(string))
+					if err != nil {
+						t.Fatal(err)
+					}
+					v[name] = string(exact)
+				}
+			}
+		case []any:
+			for i := range v {
+				v[i] = fix(v[i])
+			}
+		}
+		return v
+	}
+	var object map[string]any
+	if err := json.Unmarshal(line, &object); err != nil {
+		t.Fatalf("%v in %s", err, line)
+	}
+	d := json.NewDecoder(bytes.NewReader(line))
+	d.Token()
+	for d.More() { // names of the top level are unique, scope and event together
+		k, _ := d.Token()
+		if seen[k.(string)] {
+			t.Errorf("%q twice in %s", k, line)
+		}
+		seen[k.(string)] = true
+		var skip json.RawMessage
+		d.Decode(&skip)
+	}
+	data, _ := json.Marshal(fix(object))
+	v := reflect.New(as)
+	if err := json.Unmarshal(data, v.Interface()); err != nil {
+		t.Fatal(err)
+	}
+	return v.Elem().Interface()
+}
+
+func FuzzJSON(f *testing.F) {
+	f.Add(hostile, int64(1))
+	f.Add("cut \xc3", int64(-5))
+	f.Fuzz(func(t *testing.T, s string, d int64) {
+		var b bytes.Buffer
+		j := NewJSON(&b)
+		j.Record(event.Record{Seq: 1, Time: atNoon, Event: event.MachineState{Machine: "m", State: s, After: time.Duration(d)}})
+		if n := bytes.Count(b.Bytes(), []byte("\n")); n != 1 {
+			t.Fatalf("%d lines", n)
+		}
+		var got struct {
+			State string  `json:"state"`
+			Exact *[]byte `json:"state_base64"`
+			After float64 `json:"after_s"`
+		}
+		if err := json.Unmarshal(b.Bytes(), &got); err != nil {
+			t.Fatalf("%v: %s", err, b.Bytes())
+		}
+		if got.Exact != nil {
+			got.State = string(*got.Exact)
+		}
+		if got.State != s || got.After != time.Duration(d).Seconds() {
+			t.Fatalf("%q, %v came back as %q, %v", s, d, got.State, got.After)
+		}
+	})
+}
