@@ -146,7 +146,7 @@ func (r *Run) page() htmlPage {
 		Status: newStatus(r.finished.Status),
 		Words:  lastWords(r.finished),
 	}
-	p.Facts = append(p.Facts, fact{"started", r.begin.Format("2006-01-02 15:04:05 MST")}, fact{"took", took(r.finished.Duration)})
+	p.Facts = append(p.Facts, fact{"started", r.begin.UTC().Format("2006-01-02 15:04:05 MST")}, fact{"took", took(r.finished.Duration)})
 	if r.info.Host != "" {
 		p.Facts = append(p.Facts, fact{"host", clean(r.info.Host)})
 	}

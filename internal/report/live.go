@@ -50,7 +50,7 @@ func (r row) render(p painter, columns int) string {
 	var b strings.Builder
 	used := 0
 	for _, s := range append([]span{{"", strings.Repeat("  ", r.depth)}}, r.spans...) {
-		text := cut(strings.ReplaceAll(s.text, "\t", " "), left-used)
+		text := cut(oneRow.Replace(s.text), left-used)
 		used += width(text)
 		b.WriteString(p.paint(s.style, text))
 	}
@@ -78,9 +78,6 @@ func (t *Terminal) size() (columns, rows int) {
 
 // draw writes the lines that are pending and the tree below them, in one write.
 func (t *Terminal) draw(now time.Time) {
-	if t.closed {
-		return
-	}
 	columns, height := t.size()
 	rows := t.frame(now, height-1)
 	p := painter(t.o.ColorStderr)
@@ -220,7 +217,7 @@ func (t *Terminal) fileRows(f *file, now time.Time, steps bool, running *int) []
 	}
 	rows := []row{head}
 	for _, m := range f.machines {
-		if m.booting() {
+		if m.booting {
 			r := row{depth: 1, spans: []span{{cyan, clean(m.name)}, {"", " booting"}}, right: elapsed(now.Sub(m.began))}
 			if c := m.console.last(); c != "" {
 				r.spans = append(r.spans, span{dim, "  " + c})

@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -282,4 +283,56 @@ func TestLivePrint(t *testing.T) {
 			t.Errorf("got:\n%s", got)
 		}
 	})
+}
+
+// Nothing that a guest says reaches the terminal as a control code, and nothing
+// moves the tree.
+func TestTerminalHostile(t *testing.T) {
+	for _, level := range []Level{Normal, Verbose} {
+		stdout, stderr := onTerminal(t, TerminalOptions{Level: level}, hostileRun)
+		for _, r := range stdout + stderr {
+			if r != '\n' && !harmless(r) {
+				t.Errorf("%U in plain output", r)
+			}
+		}
+	}
+	onScreen(t, 80, 24, func(t *testing.T, sc *screen, _ *Terminal, s *story) {
+		s.scope.File = hostile
+		s.is(event.FileStarted{})
+		s.is(event.MachineState{Machine: hostile, State: "starting"})
+		s.is(event.Console{Machine: hostile, Line: hostile})
+		s.is(event.Progress{ID: "1", Title: hostile, Message: hostile})
+		s.scope.Test = hostile
+		s.is(event.TestStarted{})
+		s.is(event.SubtestStarted{Name: hostile})
+		s.is(event.StepStarted{ID: 1, Machine: hostile, Operation: hostile, Args: hostile})
+		s.after(time.Second)
+		if n := strings.Count(sc.String(), "\n"); n != 6 {
+			t.Errorf("%d lines, want the build, the file, the machine, the test, the step and the counts:\n%s", n, sc)
+		}
+		hostileRun(s)
+	})
+}
+
+// Events may come in any order, without those that should have been before.
+func TestAnyOrder(t *testing.T) {
+	events := samples()
+	for range 2 {
+		slices.Reverse(events)
+		for _, live := range []bool{false, true} {
+			onTerminal(t, TerminalOptions{Live: live, Level: Verbose}, func(s *story) {
+				s.scope = event.Scope{File: "a.star", Test: "t"}
+				for _, e := range append(events, events...) {
+					s.is(e)
+					s.after(time.Second)
+				}
+			})
+		}
+		readJUnit(t, gather(t, func(s *story) {
+			s.scope = event.Scope{File: "a.star", Test: "t"}
+			for _, e := range events {
+				s.is(e)
+			}
+		}))
+	}
 }

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -90,8 +91,7 @@ type entry struct {
 
 type machine struct {
 	name    string
-	state   string
-	detail  string
+	booting bool      // it was started and does not answer yet
 	began   time.Time // of the last "starting"
 	booted  time.Duration
 	boots   []boot
@@ -104,9 +104,6 @@ type boot struct {
 	took time.Duration
 	end  string // "ready", "crashed", …; empty: not yet
 }
-
-// booting says that the machine was started and does not answer yet.
-func (m *machine) booting() bool { return m.state == "starting" || m.state == "running" }
 
 type work struct {
 	event.Progress
@@ -243,16 +240,16 @@ func (r *Run) Record(rec event.Record) {
 const maxBoots = 100
 
 func (m *machine) change(at time.Time, e event.MachineState) {
-	m.state, m.detail = e.State, e.Detail
 	switch e.State {
 	case "starting":
-		m.began = at
+		m.booting, m.began = true, at
 		if len(m.boots) < maxBoots {
 			m.boots = append(m.boots, boot{at: at})
 		}
 	case "running":
 	default:
-		d := cmpOr(e.After, at.Sub(m.began))
+		m.booting = false
+		d := cmp.Or(e.After, at.Sub(m.began))
 		if e.State == "ready" {
 			m.booted = d
 		}
@@ -260,13 +257,6 @@ func (m *machine) change(at time.Time, e event.MachineState) {
 			m.boots[n-1].took, m.boots[n-1].end = d, e.State
 		}
 	}
-}
-
-func cmpOr(a, b time.Duration) time.Duration {
-	if a != 0 {
-		return a
-	}
-	return b
 }
 
 // file is the one of the record's scope. An event may come without the one

@@ -123,9 +123,11 @@ func (t *Terminal) tick() {
 			return
 		case now := <-t.ticker.C:
 			t.mu.Lock()
-			if t.o.Live {
+			switch {
+			case t.closed:
+			case t.o.Live:
 				t.draw(now)
-			} else if t.o.Level != Quiet {
+			default:
 				t.remind(now)
 			}
 			t.mu.Unlock()
@@ -177,7 +179,7 @@ func (t *Terminal) show(r event.Record, step *entry) {
 		t.line(at, t.endLine(p, e.Status, testName(r.Scope)+"/"+path, e.Duration, e.Message))
 	case event.StepStarted:
 		if verbose {
-			t.line(at, t.subject(r.Scope, e.Machine)+p.paint(bold, cut(t.run.step(r, e.ID).label(), 200)))
+			t.line(at, t.subject(r.Scope, e.Machine)+p.paint(bold, cut((&entry{StepStarted: e}).label(), 200)))
 		}
 	case event.StepFinished:
 		t.flushOutput(r, e)
@@ -348,7 +350,7 @@ func (t *Terminal) outputLines(r event.Record, k streamKey, data []byte) {
 func (t *Terminal) machine(r event.Record, e event.MachineState) {
 	m := t.run.machine(r, e.Machine)
 	_, announced := t.reminder[m]
-	if !m.booting() {
+	if !m.booting {
 		delete(t.reminder, m)
 	}
 	p, who := painter(t.o.ColorStderr), t.subject(r.Scope, e.Machine)
@@ -382,7 +384,7 @@ func (t *Terminal) progress(r event.Record, e event.Progress) {
 	}
 	_, announced := t.reminder[w]
 	delete(t.reminder, w)
-	p, d := painter(t.o.ColorStderr), cmpOr(e.Elapsed, r.Time.Sub(w.began))
+	p, d := painter(t.o.ColorStderr), cmp.Or(e.Elapsed, r.Time.Sub(w.began))
 	switch title := clean(w.Title); {
 	case e.Error != "":
 		t.line(r.Time, title+": "+p.paint(red, "failed")+" after "+took(d)+": "+firstLine(e.Error))
@@ -436,7 +438,7 @@ func (t *Terminal) remind(now time.Time) {
 	}
 	for _, f := range t.run.files {
 		for _, m := range f.machines {
-			if !m.booting() {
+			if !m.booting {
 				continue
 			}
 			t.due(m, now.Sub(m.began), func(age time.Duration, first bool) {
@@ -504,8 +506,11 @@ func (f *file) running() []*test {
 }
 
 func (f *file) booting(name string) bool {
-	return slices.ContainsFunc(f.machines, func(m *machine) bool { return m.name == name && m.booting() })
+	return slices.ContainsFunc(f.machines, func(m *machine) bool { return m.name == name && m.booting })
 }
+
+// oneRow keeps text, the name of a machine for instance, on its line.
+var oneRow = strings.NewReplacer("\n", " ", "\t", " ")
 
 // line writes one line of progress with its time in the run.
 func (t *Terminal) line(at time.Time, s string) {
@@ -513,7 +518,7 @@ func (t *Terminal) line(at time.Time, s string) {
 		return
 	}
 	stamp := fmt.Sprintf("%8s  ", fmt.Sprintf("%.1fs", at.Sub(t.run.begin).Seconds()))
-	t.write(painter(t.o.ColorStderr).paint(dim, stamp) + s + "\n")
+	t.write(painter(t.o.ColorStderr).paint(dim, stamp) + oneRow.Replace(s) + "\n")
 }
 
 func (t *Terminal) write(s string) {
