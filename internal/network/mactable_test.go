@@ -8,7 +8,7 @@ func TestMACTable(t *testing.T) {
 	key := func(i int) macKey { return keyOf([]byte{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)}) }
 
 	for i := range 2 * maxMACs {
-		table = table.learn(key(i), a)
+		table = table.learn(key(i), a).learn(key(i), a) // twice is once
 	}
 	if a.macs != maxMACs {
 		t.Fatalf("learned %d addresses behind one port, want %d", a.macs, maxMACs)

@@ -23,9 +23,7 @@ func TestSwitchProperties(t *testing.T) {
 		for i := range sent {
 			sent[i] = rapid.SliceOfN(frameFrom(i, n), 0, 20).Draw(r, fmt.Sprint("frames of ", i))
 		}
-		// Which of the machines are known before, so that both flooding and
-		// forwarding are met.
-		if rapid.Bool().Draw(r, "introduced") {
+		if rapid.Bool().Draw(r, "introduced") { // both flooding and forwarding
 			introduce(m)
 		}
 
@@ -39,12 +37,12 @@ func TestSwitchProperties(t *testing.T) {
 				for ends := 0; ends < n-1; {
 					f, err := readFrame(p.in)
 					if err != nil {
-						t.Errorf("m%d: %v", i, err)
+						r.Errorf("m%d: %v", i, err)
 						return
 					}
 					src := int(f[11]) - 1
 					if src < 0 || src >= n || src == i {
-						t.Errorf("m%d received %.40q, which nobody else sent", i, f)
+						r.Errorf("m%d received %.40q, which nobody else sent", i, f)
 						return
 					}
 					if bytes.HasSuffix(f, []byte("the last frame")) {
@@ -55,7 +53,7 @@ func TestSwitchProperties(t *testing.T) {
 				}
 				for src := range received {
 					if src != i {
-						checkReceived(t, sent[src], received[src], macOf(i))
+						checkReceived(r, sent[src], received[src], macOf(i))
 					}
 				}
 			})
@@ -81,7 +79,7 @@ func frameFrom(i, n int) *rapid.Generator[[]byte] {
 
 // checkReceived checks what the machine self received from one sender: a part
 // of what was sent, in order, in which nothing is missing that self must get.
-func checkReceived(t *testing.T, sent, received [][]byte, self net.HardwareAddr) {
+func checkReceived(t rapid.TB, sent, received [][]byte, self net.HardwareAddr) {
 	next := 0
 	for _, f := range sent {
 		if next < len(received) && bytes.Equal(f, received[next]) {
