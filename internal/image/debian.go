@@ -1,0 +1,349 @@
+package image
+
+import (
+	"archive/tar"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// basePackages are what every Debian image has beyond the packages of priority
+// required and apt: an init with a login manager and a bus, the tools that
+// tests reach for first, and what waits for hardware.
+var basePackages = []string{
+	"ca-certificates", "curl", "dbus", "iproute2", "iputils-ping", "kmod", "libpam-systemd",
+	"netcat-openbsd", "procps", "systemd", "systemd-sysv", "udev",
+}
+
+//go:embed base.sh
+var baseScript string
+
+//go:embed derive.sh
+var deriveScript string
+
+// Names in the directory of a base.
+const (
+	baseErofs = "base.erofs"
+	baseRoot  = "root.tar.zst"
+	baseIndex = "index.json.zst"
+)
+
+// How much room builds take at their peak: the unpacked root and all that is made of it.
+const (
+	baseNeeds   = 900 << 20
+	deriveNeeds = 1200 << 20
+	kernelNeeds = 900 << 20
+)
+
+// listsState says how far to trust the package lists of a base: stable releases
+// change every few weeks, security fixes come at any time.
+func listsState(age time.Duration) string {
+	switch {
+	case age < time.Hour:
+		return "fresh" // what they lack does not exist
+	case age < 7*24*time.Hour:
+		return "aged" // new ones only if something is missing
+	}
+	return "old"
+}
+
+// baseMeta is the record of a base.
+type baseMeta struct {
+	layerMeta
+	Suite string    `json:"suite"`
+	Built time.Time `json:"built"`
+}
+
+// debian puts a Debian image together: the base, what the spec adds, a kernel.
+func (b *build) debian(ctx context.Context, spec *Debian) error {
+	d, err := spec.normalised().resolveFiles()
+	if err != nil {
+		return err
+	}
+	base, meta, err := b.store.base(ctx, d.Suite)
+	if err != nil {
+		return err
+	}
+	b.addLayer(base, meta.layerMeta)
+	if len(d.Packages)+len(d.Files)+len(d.Run) > 0 {
+		l, m, err := b.store.derive(ctx, b.title, base, meta, d)
+		if err != nil {
+			return err
+		}
+		b.addLayer(l, m)
+	}
+	return b.addKernel(ctx, d.Kernel, "", d.Suite)
+}
+
+// base is the base image of a suite.
+func (s *Store) base(ctx context.Context, suite string) (*lease, baseMeta, error) {
+	var meta baseMeta
+	key := digest(kindBase, []any{suite, s.mirror, runtime.GOARCH, basePackages, baseScript})
+	l, err := s.object(ctx, makeRef(kindBase, key), &meta, func(ctx context.Context, dir string) error {
+		meta = baseMeta{Suite: suite, Built: time.Now().UTC()}
+		meta.Title = "debian:" + suite
+		return s.buildBase(ctx, dir, suite, &meta)
+	})
+	return l, meta, err
+}
+
+// aptPath says whether a file is what apt downloaded: needed to build on a
+// base, useless in a guest, which has no way to the mirror.
+func aptPath(name string) bool {
+	for _, dir := range []string{"var/lib/apt/lists/", "var/cache/apt/"} {
+		if rest, ok := strings.CutPrefix(name, dir); ok {
+			return rest != "partial" && rest != "archives" && rest != "archives/partial" && rest != "auxfiles"
+		}
+	}
+	return false
+}
+
+// buildBase makes the three files of a base out of one run of mmdebstrap.
+func (s *Store) buildBase(ctx context.Context, dir, suite string, meta *baseMeta) (err error) {
+	if err := s.reserve(baseNeeds); err != nil {
+		return err
+	}
+	s.progress(ctx).say("building the base image of Debian %s, once", suite)
+	image, err := os.Create(filepath.Join(dir, baseErofs))
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	t, err := newTree(image)
+	if err != nil {
+		return err
+	}
+	root, err := createZstd(filepath.Join(dir, baseRoot))
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	copied := tar.NewWriter(root)
+	args := []string{"--variant=minbase", "--include=" + strings.Join(basePackages, ","), "--skip=cleanup/apt/lists", "--customize-hook=" + baseScript, suite, "-"}
+	if s.mirror != "" {
+		args = append(args, s.mirror)
+	}
+	err = s.mmdebstrap(ctx, mmdebstrap{title: meta.Title, args: args, entry: func(h *tar.Header, r io.Reader) error {
+		name := treePath(h.Name)
+		if strings.HasPrefix(name, "dev/") {
+			// The kernel fills /dev, and mmdebstrap does it in its builds.
+			return nil
+		}
+		if err := copied.WriteHeader(h); err != nil {
+			return err
+		}
+		if aptPath(name) {
+			_, err := io.Copy(copied, r)
+			return err
+		}
+		return t.add(h, io.TeeReader(r, copied))
+	}})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(copied.Close(), root.Close(), t.w.Close()); err != nil {
+		return err
+	}
+	x, err := createZstd(filepath.Join(dir, baseIndex))
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(t.index.encode(x), x.Close()); err != nil {
+		return err
+	}
+	meta.Layer, err = describeLayer(dir, baseErofs)
+	return err
+}
+
+// describeLayer is the record of an erofs image that was just made.
+func describeLayer(dir, name string) (Layer, error) {
+	id, size, err := fileDigest(filepath.Join(dir, name))
+	return Layer{ID: id, Path: name, Format: "erofs", Size: size}, err
+}
+
+// derive is the layer of what a spec adds to a base. Its key has the base's
+// contents in it: a base that was built anew gets new layers.
+func (s *Store) derive(ctx context.Context, title string, base *lease, baseMeta baseMeta, d Debian) (*lease, layerMeta, error) {
+	var meta layerMeta
+	d.Kernel = "" // no part of the root
+	key := digest(kindLayer, []any{baseMeta.Layer.ID, d, deriveScript})
+	l, err := s.object(ctx, makeRef(kindLayer, key), &meta, func(ctx context.Context, dir string) error {
+		meta = layerMeta{Title: title}
+		return s.buildLayer(ctx, dir, base, baseMeta, d, &meta)
+	})
+	return l, meta, err
+}
+
+const layerErofs = "layer.erofs"
+
+func (s *Store) buildLayer(ctx context.Context, dir string, base *lease, baseMeta baseMeta, d Debian, meta *layerMeta) error {
+	if err := s.reserve(deriveNeeds); err != nil {
+		return err
+	}
+	s.progress(ctx).say("building on the base image")
+	x, err := openIndex(filepath.Join(base.dir, baseIndex))
+	if err != nil {
+		return err
+	}
+	lower, closer, err := openErofs(filepath.Join(base.dir, baseErofs))
+	if err != nil {
+		return err
+	}
+	defer closer.Close()
+	image, err := os.Create(filepath.Join(dir, layerErofs))
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	diff, err := newDifference(x, lower, image)
+	if err != nil {
+		return err
+	}
+	var files string
+	if len(d.Files)+len(d.Run) > 0 {
+		files = "1"
+	}
+	err = s.mmdebstrap(ctx, mmdebstrap{
+		title: meta.Title,
+		run:   d.Run,
+		args:  append(onBase, "--customize-hook="+deriveScript, d.Suite, "-"),
+		env: []string{
+			"ATTEST_PACKAGES=" + strings.Join(d.Packages, " "), "ATTEST_LISTS=" + listsState(time.Since(baseMeta.Built)),
+			"ATTEST_FILES=" + files, fmt.Sprintf("ATTEST_RUN=%d", len(d.Run)),
+		},
+		inputs: []func(io.Writer) error{unpack(filepath.Join(base.dir, baseRoot)), d.writeFiles},
+		entry: func(h *tar.Header, r io.Reader) error {
+			if name := treePath(h.Name); strings.HasPrefix(name, "dev/") || aptPath(name) {
+				return nil
+			}
+			return diff.add(h, r)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if err := diff.finish(); err != nil {
+		return err
+	}
+	meta.Layer, err = describeLayer(dir, layerErofs)
+	return err
+}
+
+// onBase are the arguments that make mmdebstrap start from a base, which comes
+// as a tar on descriptor 3.
+var onBase = []string{
+	"--variant=custom", "--skip=update,cleanup/apt/lists",
+	`--setup-hook=tar -C "$1" --numeric-owner --xattrs --xattrs-include='*' -xf - <&3`,
+}
+
+// unpack writes the contents of a zstd file.
+func unpack(name string) func(io.Writer) error {
+	return func(w io.Writer) error {
+		r, err := openZstd(name)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		_, err = io.Copy(w, r)
+		return err
+	}
+}
+
+// writeFiles writes the files and run lines as a tar.
+func (d Debian) writeFiles(w io.Writer) error {
+	t := tar.NewWriter(w)
+	put := func(name string, mode int64, content string) error {
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode, Size: int64(len(content)), ModTime: time.Now(), Format: tar.FormatPAX}
+		if err := t.WriteHeader(h); err != nil {
+			return err
+		}
+		_, err := io.WriteString(t, content)
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(d.Files)) {
+		if err := put("."+name, int64(d.Files[name].Mode), d.Files[name].Content); err != nil {
+			return err
+		}
+	}
+	for i, line := range d.Run {
+		if err := put(fmt.Sprintf("./tmp/attest-run/%d", i), 0o700, line+"\n"); err != nil {
+			return err
+		}
+	}
+	return t.Close()
+}
+
+func openIndex(name string) (index, error) {
+	r, err := openZstd(name)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	x, err := decodeIndex(r)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return x, nil
+}
+
+// zstdFile is a compressed file; Close can be called twice.
+type zstdFile struct {
+	*zstd.Encoder
+	f *os.File
+}
+
+func createZstd(name string) (*zstdFile, error) {
+	f, err := os.Create(name)
+	if err != nil {
+		return nil, err
+	}
+	e, err := zstd.NewWriter(f, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &zstdFile{e, f}, nil
+}
+
+func (z *zstdFile) Close() error {
+	if z.f == nil {
+		return nil
+	}
+	err := errors.Join(z.Encoder.Close(), z.f.Close())
+	z.f = nil
+	return err
+}
+
+type zstdReader struct {
+	*zstd.Decoder
+	f *os.File
+}
+
+func openZstd(name string) (*zstdReader, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	d, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1))
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &zstdReader{d, f}, nil
+}
+
+func (z *zstdReader) Close() error {
+	z.Decoder.Close()
+	return z.f.Close()
+}

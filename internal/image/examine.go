@@ -1,0 +1,73 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/user"
+	"strings"
+
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+// Examine says whether images can be built on this host, for attest doctor.
+func Examine(ctx context.Context) []vmm.Finding {
+	var out []vmm.Finding
+	for _, t := range tools {
+		f := vmm.Finding{Name: t.name, Detail: t.use + ": not found", Remedy: "apt-get install " + t.pkg}
+		if path, err := lookTool(t.name); err == nil {
+			f = vmm.Finding{Name: t.name, OK: true, Detail: path}
+		}
+		out = append(out, f)
+	}
+	if os.Geteuid() != 0 {
+		out = append(out, subordinateIDs())
+	}
+	return append(out, cacheFinding())
+}
+
+// subordinateIDs looks for what a build without root needs: a range of user
+// ids of one's own, and the programs that are allowed to hand it out.
+func subordinateIDs() vmm.Finding {
+	f := vmm.Finding{Name: "builds without root"}
+	if _, err := lookTool("newuidmap"); err != nil {
+		f.Detail, f.Remedy = "newuidmap is missing", "apt-get install uidmap"
+		return f
+	}
+	u, err := user.Current()
+	if err != nil {
+		f.Detail, f.Remedy = err.Error(), "add this user to /etc/passwd"
+		return f
+	}
+	for _, name := range []string{"/etc/subuid", "/etc/subgid"} {
+		data, _ := os.ReadFile(name)
+		found := false
+		for line := range strings.Lines(string(data)) {
+			found = found || strings.HasPrefix(line, u.Username+":") || strings.HasPrefix(line, u.Uid+":")
+		}
+		if !found {
+			f.Detail = u.Username + " has no range in " + name
+			f.Remedy = fmt.Sprintf("usermod --add-subuids 100000-165535 --add-subgids 100000-165535 %s", u.Username)
+			return f
+		}
+	}
+	f.OK, f.Detail = true, "in a user namespace"
+	return f
+}
+
+// cacheFinding looks for room for a first image.
+func cacheFinding() vmm.Finding {
+	f := vmm.Finding{Name: "image cache"}
+	s, err := OpenStore(nil)
+	if err != nil {
+		f.Detail, f.Remedy = err.Error(), "set XDG_CACHE_HOME to a directory that can be written to"
+		return f
+	}
+	has := free(s.root)
+	f.OK = has >= deriveNeeds
+	f.Detail = fmt.Sprintf("%s, %d MiB free", s.root, has>>20)
+	if !f.OK {
+		f.Remedy = fmt.Sprintf("make room for %d MiB, or set XDG_CACHE_HOME; attest image prune removes what is not in use", int64(deriveNeeds)>>20)
+	}
+	return f
+}

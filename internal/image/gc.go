@@ -1,0 +1,325 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/supervise"
+)
+
+// Entry is an image in the cache.
+type Entry struct {
+	ID       string    `json:"id"`
+	Title    string    `json:"title"`
+	Spec     Spec      `json:"spec"`
+	Size     int64     `json:"size"` // bytes on disk, parts shared with other images included
+	Own      int64     `json:"own"`  // bytes of it that no other image has: what Remove frees
+	LastUsed time.Time `json:"last_used"`
+	InUse    bool      `json:"in_use"` // by a machine, or by a build
+
+	ref   ref
+	parts []ref
+}
+
+// InUseError is an image that cannot be removed because somebody uses it.
+type InUseError struct{ Title, ID string }
+
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("image %s (%.12s) is in use; end the runs that use it first", e.Title, e.ID)
+}
+
+// object is what gc knows of an object.
+type object struct {
+	ref   ref
+	dir   string
+	size  int64
+	used  time.Time
+	users int // images that have it as a part
+}
+
+// List returns the images in the cache, last used first.
+func (s *Store) List(ctx context.Context) ([]Entry, error) {
+	_, entries, err := s.survey()
+	return entries, err
+}
+
+// survey reads the whole cache.
+func (s *Store) survey() (map[ref]*object, []Entry, error) {
+	objects := map[ref]*object{}
+	for _, kind := range kinds {
+		names, err := os.ReadDir(filepath.Join(s.root, kind))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, fmt.Errorf("image cache: %w", err)
+		}
+		for _, name := range names {
+			o := &object{ref: makeRef(kind, name.Name()), dir: filepath.Join(s.root, kind, name.Name())}
+			o.size = diskUsage(o.dir)
+			if st, err := os.Stat(filepath.Join(o.dir, usedName)); err == nil {
+				o.used = st.ModTime()
+			}
+			objects[o.ref] = o
+		}
+	}
+	var entries []Entry
+	for r, o := range objects {
+		if r.kind() != kindImage {
+			continue
+		}
+		var m imageMeta
+		// A record that cannot be read still takes space and can be removed.
+		if data, err := os.ReadFile(filepath.Join(o.dir, metaName)); err != nil || json.Unmarshal(data, &m) != nil {
+			m = imageMeta{ID: r.key(), Title: "(damaged)"}
+		}
+		e := Entry{ID: m.ID, Title: m.Title, Spec: m.Spec, LastUsed: o.used, InUse: locked(o.dir), ref: r, parts: m.Parts}
+		if m.Kernel != "" {
+			e.parts = append(e.parts, m.Kernel)
+		}
+		for _, p := range e.parts {
+			if part := objects[p]; part != nil {
+				part.users++
+			}
+		}
+		entries = append(entries, e)
+	}
+	for i := range entries {
+		e := &entries[i]
+		e.Size, e.Own = objects[e.ref].size, objects[e.ref].size
+		for _, p := range e.parts {
+			if part := objects[p]; part != nil {
+				e.Size += part.size
+				if part.users == 1 {
+					e.Own += part.size
+				}
+			}
+		}
+	}
+	slices.SortFunc(entries, func(a, b Entry) int {
+		if c := b.LastUsed.Compare(a.LastUsed); c != 0 {
+			return c
+		}
+		return strings.Compare(string(a.ref), string(b.ref))
+	})
+	return objects, entries, nil
+}
+
+// diskUsage is what a directory occupies, as du counts.
+func diskUsage(dir string) (bytes int64) {
+	filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil
+		}
+		if info, err := d.Info(); err == nil {
+			bytes += info.Sys().(*syscall.Stat_t).Blocks * 512
+		}
+		return nil
+	})
+	return bytes
+}
+
+// locked says whether anybody holds a lease on an object.
+func locked(dir string) bool {
+	f, err := os.Open(dir)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(flock(f, unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
+}
+
+// Find returns the images whose ID begins with prefix or whose title is it.
+func (s *Store) Find(ctx context.Context, name string) ([]Entry, error) {
+	all, err := s.List(ctx)
+	return slices.DeleteFunc(all, func(e Entry) bool {
+		return name == "" || e.Title != name && !strings.HasPrefix(e.ID, name)
+	}), err
+}
+
+// Remove removes an image and the parts that no other image has, and returns
+// how many bytes that freed. An image in use is an *InUseError.
+func (s *Store) Remove(ctx context.Context, e Entry) (freed int64, err error) {
+	freed, err = s.removeObject(e.ref)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return 0, &InUseError{e.Title, e.ID}
+	}
+	if err != nil {
+		return 0, err
+	}
+	more, err := s.removeUnused()
+	return freed + more, err
+}
+
+// PruneOptions say what to remove. The zero value removes all that is not in use.
+type PruneOptions struct {
+	OlderThan time.Duration // only images not used for this long
+	MaxSize   int64         // only as many images, least recently used first, as it takes to get the cache below this many bytes; 0: all
+}
+
+// Prune removes images that nobody uses, and all parts that no image has, and
+// returns the images that are gone and how many bytes that freed.
+func (s *Store) Prune(ctx context.Context, o PruneOptions) (removed []Entry, freed int64, err error) {
+	if _, err := s.Sweep(ctx); err != nil {
+		return nil, 0, err
+	}
+	if freed, err = s.removeUnused(); err != nil {
+		return nil, freed, err
+	}
+	_, entries, err := s.survey()
+	if err != nil {
+		return nil, freed, err
+	}
+	for _, e := range slices.Backward(entries) {
+		if err := ctx.Err(); err != nil {
+			return removed, freed, err
+		}
+		if time.Since(e.LastUsed) < o.OlderThan || o.MaxSize > 0 && diskUsage(s.root) <= o.MaxSize {
+			continue
+		}
+		n, err := s.Remove(ctx, e)
+		freed += n
+		var inUse *InUseError
+		if errors.As(err, &inUse) || errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return removed, freed, err
+		}
+		removed = append(removed, e)
+	}
+	return removed, freed, nil
+}
+
+// removeUnused removes the parts that no image has, except those that a build
+// holds. The template stays: it is small, and every machine starts from it.
+func (s *Store) removeUnused() (freed int64, err error) {
+	objects, _, err := s.survey()
+	if err != nil {
+		return 0, err
+	}
+	for _, r := range slices.Sorted(maps.Keys(objects)) {
+		if objects[r].users > 0 || r.kind() == kindImage || r.kind() == kindTemplate {
+			continue
+		}
+		n, err := s.removeObject(r)
+		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, fs.ErrNotExist) {
+			return freed, err
+		}
+		freed += n
+	}
+	return freed, nil
+}
+
+// removeObject takes an object out of the cache in one step and then deletes
+// it. EWOULDBLOCK: it is in use.
+func (s *Store) removeObject(r ref) (freed int64, err error) {
+	dir := filepath.Join(s.root, string(r))
+	f, err := os.Open(dir)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return 0, err
+	}
+	if !sameFile(f, dir) {
+		return 0, fs.ErrNotExist
+	}
+	tmp, err := s.scratch()
+	if err != nil {
+		return 0, err
+	}
+	defer tmp.remove()
+	freed = diskUsage(dir)
+	return freed, os.Rename(dir, filepath.Join(tmp.dir, "removed"))
+}
+
+// scratch is a directory below tmp/ that belongs to one process as long as
+// that, or a tool that inherited the descriptor, lives.
+type scratch struct {
+	dir string
+	f   *os.File // the directory, locked
+}
+
+func (s *Store) scratch() (*scratch, error) { return newScratch(filepath.Join(s.root, "tmp")) }
+
+func newScratch(parent string) (*scratch, error) {
+	// Held while a directory exists that is not locked yet.
+	guard, err := os.Open(parent)
+	if err != nil {
+		return nil, err
+	}
+	defer guard.Close()
+	if err := flock(guard, unix.LOCK_SH); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(parent, scratchPrefix)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(dir)
+	if err == nil {
+		err = flock(f, unix.LOCK_EX)
+	}
+	if err != nil {
+		os.Remove(dir)
+		return nil, err
+	}
+	return &scratch{dir, f}, nil
+}
+
+// The name is short: sockets are made below.
+const scratchPrefix = "b-"
+
+func (t *scratch) remove() error {
+	defer t.f.Close()
+	return supervise.RemoveTree(t.dir)
+}
+
+// Sweep removes what killed builds left below the cache's tmp and returns its
+// paths. Every build does it first. Builds under way are left alone.
+func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
+	parent := filepath.Join(s.root, "tmp")
+	guard, err := os.Open(parent)
+	if err != nil {
+		return nil, fmt.Errorf("image cache: %w", err)
+	}
+	defer guard.Close()
+	if err := flock(guard, unix.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("image cache: %w", err)
+	}
+	names, err := guard.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("image cache: %w", err)
+	}
+	for _, name := range names {
+		dir := filepath.Join(parent, name)
+		if locked(dir) {
+			continue
+		}
+		if err := supervise.RemoveTree(dir); err != nil {
+			return removed, fmt.Errorf("image cache: leftover of a build: %w", err)
+		}
+		removed = append(removed, dir)
+	}
+	return removed, ctx.Err()
+}
+
+// Sweep is Store.Sweep on the user's cache.
+func Sweep(ctx context.Context) ([]string, error) {
+	s, err := OpenStore(nil)
+	if err != nil {
+		return nil, err
+	}
+	return s.Sweep(ctx)
+}

@@ -1,0 +1,323 @@
+package image
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/supervise"
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+// mmdebstrap is one run of it that writes a tar.
+type mmdebstrap struct {
+	title  string
+	args   []string
+	env    []string
+	run    []string                               // the run lines, for messages
+	inputs []func(io.Writer) error                // what the descriptors from 3 on read
+	entry  func(h *tar.Header, r io.Reader) error // gets the result, entry by entry
+}
+
+// mmdebstrap runs it in namespaces of its own, also for root ("unshare"): a
+// build cannot leave mounts or processes behind.
+func (s *Store) mmdebstrap(ctx context.Context, m mmdebstrap) error {
+	for _, t := range []string{"mmdebstrap", "apt-get", "tar"} {
+		if _, err := lookTool(t); err != nil {
+			return err
+		}
+	}
+	path, err := lookTool("mmdebstrap")
+	if err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		if f := subordinateIDs(); !f.OK {
+			return &vmm.MissingError{What: f.Name, Reason: f.Detail, Remedy: f.Remedy}
+		}
+	}
+	tmp, err := s.buildDir(ctx)
+	if err != nil {
+		return err
+	}
+	defer tmp.remove()
+
+	caller := ctx
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	pipes, err := openPipes(2 + len(m.inputs))
+	if err != nil {
+		return err
+	}
+	defer pipes.close()
+	stdout, stderr, inputs := pipes[0], pipes[1], pipes[2:]
+
+	finished := make(chan error, 2+len(m.inputs))
+	var said transcript
+	go func() {
+		said.read(stderr.r, func(line string) { s.follow(ctx, &said, m.run, line) })
+		finished <- nil
+	}()
+	go func() {
+		err := eachEntry(stdout.r, m.entry)
+		if err != nil {
+			cancel(err) // nobody reads any more: end the writer
+		}
+		finished <- err
+	}()
+	var extra []*os.File
+	for i, write := range m.inputs {
+		extra = append(extra, inputs[i].r)
+		go func() {
+			err := write(inputs[i].w)
+			inputs[i].w.Close()
+			if errors.Is(err, syscall.EPIPE) {
+				err = nil // it did not want to know
+			}
+			finished <- err
+		}()
+	}
+	// The lock on the build's directory lives as long as any process of the build.
+	extra = append(extra, tmp.f)
+	code, err := s.run.run(ctx, supervise.Command{
+		Path:   path,
+		Args:   append([]string{"mmdebstrap", "--verbose", "--mode=unshare", "--format=tar"}, m.args...),
+		Env:    toolEnv(append(m.env, "TMPDIR="+tmp.dir)...),
+		Dir:    "/",
+		Stdout: stdout.w, Stderr: stderr.w, ExtraFiles: extra,
+		Isolate: true,
+	})
+	pipes.closeChildEnds()
+	var streams error
+	for range cap(finished) {
+		streams = errors.Join(streams, <-finished)
+	}
+	switch {
+	case caller.Err() != nil:
+		return context.Cause(caller)
+	case err == nil && code != 0:
+		return s.blame(m, &said, code)
+	case streams != nil:
+		return streams
+	}
+	return err
+}
+
+// pipe is one pipe; parent says which end is ours.
+type pipe struct{ r, w *os.File }
+
+type pipes []pipe
+
+func openPipes(n int) (p pipes, err error) {
+	for range n {
+		r, w, err := os.Pipe()
+		if err != nil {
+			p.close()
+			return nil, err
+		}
+		p = append(p, pipe{r, w})
+	}
+	return p, nil
+}
+
+// closeChildEnds closes what the process had: the first two pipes' writing
+// ends, the others' reading ends.
+func (p pipes) closeChildEnds() {
+	for i := range p {
+		if i < 2 {
+			p[i].w.Close()
+		} else {
+			p[i].r.Close()
+		}
+	}
+}
+
+func (p pipes) close() {
+	for i := range p {
+		p[i].r.Close()
+		p[i].w.Close()
+	}
+}
+
+// buildDir is where mmdebstrap unpacks. Root uses the cache. For everybody else
+// the subordinate users of the build have to reach the directory, and a home is
+// often closed to them: then it is below /var/tmp.
+func (s *Store) buildDir(ctx context.Context) (*scratch, error) {
+	if os.Geteuid() == 0 {
+		return s.scratch()
+	}
+	parent := filepath.Join(s.root, "tmp")
+	if !reachable(parent) {
+		parent = otherTmp()
+		if err := makePrivate(parent); err != nil {
+			return nil, fmt.Errorf("a directory to build in: %w", err)
+		}
+	}
+	t, err := newScratch(parent)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(t.dir, 0o777|os.ModeSticky); err != nil {
+		t.remove()
+		return nil, err
+	}
+	return t, nil
+}
+
+// otherTmp is where builds of a user are whose home is closed.
+func otherTmp() string { return filepath.Join("/var/tmp", "attest-"+strconv.Itoa(os.Geteuid())) }
+
+// makePrivate makes a directory that others can pass through and not write to.
+func makePrivate(dir string) error {
+	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	st, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if !st.IsDir() || st.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) || st.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("%s exists and is somebody else's", dir)
+	}
+	return os.Chmod(dir, 0o711)
+}
+
+// reachable says whether every user can pass through dir.
+func reachable(dir string) bool {
+	for ; ; dir = filepath.Dir(dir) {
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil || st.Mode&0o001 == 0 {
+			return false
+		}
+		if dir == "/" {
+			return true
+		}
+	}
+}
+
+var progressLines = []struct {
+	re   *regexp.Regexp
+	text string
+}{
+	{regexp.MustCompile(`^Get:\d+ \S+ .*/\S+ (?:amd64|arm64|all) ([a-z0-9][a-z0-9+.-]*) `), "downloading $1"},
+	{regexp.MustCompile(`^(?:Get|Hit):\d+ `), "downloading package lists"},
+	{regexp.MustCompile(`^Unpacking ([^ :]+)`), "unpacking $1"},
+	{regexp.MustCompile(`^Setting up ([^ :]+)`), "setting up $1"},
+}
+
+// follow turns a line of mmdebstrap's or apt's into progress.
+func (s *Store) follow(ctx context.Context, t *transcript, run []string, line string) {
+	p := s.progress(ctx)
+	if rest, ok := strings.CutPrefix(line, "attest: run "); ok {
+		if i, err := strconv.Atoi(rest); err == nil && i < len(run) {
+			t.phase = fmt.Sprintf("run line %d", i)
+			p.say("running %s", run[i])
+		}
+		return
+	}
+	if phase, ok := strings.CutPrefix(line, "attest: phase "); ok {
+		t.phase = phase
+		p.say("%s", phase)
+		return
+	}
+	if phase, ok := strings.CutPrefix(line, "I: "); ok {
+		for known, name := range phases {
+			if strings.HasPrefix(phase, known) {
+				t.phase = name
+				p.tick("%s", name)
+			}
+		}
+		return
+	}
+	for _, l := range progressLines {
+		if m := l.re.FindStringSubmatchIndex(line); m != nil {
+			p.tick("%s", l.re.ExpandString(nil, l.text, line, m))
+			return
+		}
+	}
+}
+
+// phases are mmdebstrap's announcements in the words of a person.
+var phases = map[string]string{
+	"running apt-get update":        "fetching package lists",
+	"downloading packages":          "downloading packages",
+	"extracting archives":           "unpacking packages",
+	"installing essential packages": "installing essential packages",
+	"installing remaining packages": "installing packages",
+	"cleaning package lists":        "cleaning up",
+	"creating tarball":              "packing the image",
+	"running --setup-hook":          "unpacking the base image",
+	"running --customize-hook":      "configuring",
+	"automatically chosen":          "starting",
+	"chroot architecture":           "starting",
+}
+
+var (
+	noPackage = regexp.MustCompile(`^E: (Unable to locate package (\S+)|Package '([^']+)' has no installation candidate|` +
+		`Version '[^']*' for '([^']+)' was not found|Release '[^']*' for '([^']+)' was not found|` +
+		`Couldn't find any package by (?:glob|regex) '([^']+)'|Package (\S+) contains no kernel|` +
+		`Can't find a source to download version '[^']*' of '([^']+)')`)
+	unmet     = regexp.MustCompile(`^E: (Unable to correct problems|Error, pkgProblemResolver)`)
+	noSpace   = regexp.MustCompile(`(?i)no space left on device|you don't have enough free space|disk quota exceeded`)
+	runFailed = regexp.MustCompile(`^attest: run (\d+) failed (\d+)$`)
+	noMirror  = regexp.MustCompile(`(?i)could not resolve|temporary failure resolving|could not connect|connection (?:failed|refused|timed out)|network is unreachable`)
+)
+
+// blame says what went wrong in terms of the spec or of the host.
+func (s *Store) blame(m mmdebstrap, t *transcript, code int) error {
+	output := t.String()
+	if f := runFailed.FindStringSubmatch(t.run); f != nil {
+		i, _ := strconv.Atoi(f[1])
+		exit, _ := strconv.Atoi(f[2])
+		if i < len(m.run) {
+			return &RunError{Image: m.title, Index: i, Line: m.run[i], Code: exit, Output: outputOfRun(t.tail, i)}
+		}
+	}
+	all := strings.Join(append(t.errors, t.tail...), "\n")
+	if noSpace.MatchString(all) {
+		return &SpaceError{Path: s.root, Has: free(s.root), Err: unix.ENOSPC}
+	}
+	for _, line := range t.errors {
+		if f := noPackage.FindStringSubmatch(line); f != nil {
+			e := &PackageError{Image: m.title, Reason: f[1]}
+			for _, name := range f[2:] {
+				e.Package += name
+			}
+			return e
+		}
+		if unmet.MatchString(line) {
+			return &PackageError{Image: m.title, Reason: "the packages cannot be installed together" + indented(output)}
+		}
+	}
+	e := &BuildError{Image: m.title, Phase: t.phase, Output: output, Err: fmt.Errorf("mmdebstrap: exit code %d", code)}
+	if e.Phase == "" {
+		e.Phase = "mmdebstrap"
+	}
+	if line := noMirror.FindString(all); line != "" {
+		mirror := "Debian's mirror"
+		if s.mirror != "" {
+			mirror = MirrorEnv + "=" + s.mirror
+		}
+		e.Reason = mirror + " cannot be reached: " + strings.ToLower(line)
+	} else if len(t.errors) > 0 {
+		e.Reason = strings.TrimPrefix(t.errors[0], "E: ")
+	}
+	return e
+}
+
+// outputOfRun is what the last run line wrote, as far as it is in the tail.
+func outputOfRun(tail []string, i int) string {
+	start := slices.Index(tail, fmt.Sprintf("attest: run %d", i))
+	return strings.Join(tail[start+1:], "\n")
+}

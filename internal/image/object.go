@@ -1,0 +1,297 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/event"
+)
+
+// Kinds of objects; each has a directory of its own in the cache.
+const (
+	kindBase     = "base"
+	kindLayer    = "layer"
+	kindRootfs   = "rootfs"
+	kindKernel   = "kernel"
+	kindImage    = "image"
+	kindTemplate = "template"
+)
+
+var kinds = []string{kindImage, kindLayer, kindBase, kindRootfs, kindKernel, kindTemplate}
+
+const (
+	metaName = "meta.json" // what the object is, for this package
+	usedName = "used"      // its modification time is the last use
+)
+
+// ref names an object: KIND/KEY.
+type ref string
+
+func makeRef(kind, key string) ref { return ref(kind + "/" + key) }
+
+func (r ref) kind() string { return strings.SplitN(string(r), "/", 2)[0] }
+
+func (r ref) key() string { return strings.SplitN(string(r), "/", 2)[1] }
+
+// A lease is a shared lock on an object: it is complete and stays.
+type lease struct {
+	ref ref
+	dir string
+	f   *os.File
+}
+
+func (l *lease) release() { l.f.Close() }
+
+// object returns a lease on an object and reads its record into meta. If the
+// object is missing, one process makes it: make fills a directory and meta.
+func (s *Store) object(ctx context.Context, r ref, meta any, make func(ctx context.Context, dir string) error) (*lease, error) {
+	for {
+		l, err := s.acquire(r, meta)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return l, err
+		}
+		if err := s.make(ctx, r, meta, make); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// acquire is object for one that exists; otherwise fs.ErrNotExist.
+func (s *Store) acquire(r ref, meta any) (*lease, error) {
+	dir := filepath.Join(s.root, string(r))
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	l := &lease{r, dir, f}
+	if err := flock(f, unix.LOCK_SH); err != nil {
+		f.Close()
+		return nil, err
+	}
+	if !sameFile(f, dir) { // removed before the lock was ours
+		f.Close()
+		return nil, fs.ErrNotExist
+	}
+	data, err := os.ReadFile(filepath.Join(dir, metaName))
+	if err == nil && meta != nil {
+		err = json.Unmarshal(data, meta)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("image cache: %s is damaged; remove it: %w", dir, notMissing{err})
+	}
+	now := time.Now()
+	// Only prune looks at it, and a cache can be read-only.
+	os.Chtimes(filepath.Join(dir, usedName), now, now)
+	return l, nil
+}
+
+// notMissing hides that an error is fs.ErrNotExist: a file is missing in an
+// object, not the object.
+type notMissing struct{ error }
+
+// make makes an object unless somebody else does it meanwhile.
+func (s *Store) make(ctx context.Context, r ref, meta any, fill func(ctx context.Context, dir string) error) error {
+	unlock, err := s.lock(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	dir := filepath.Join(s.root, string(r))
+	if _, err := os.Lstat(dir); err == nil {
+		return nil // whoever held the lock before has made it
+	}
+	tmp, err := s.scratch()
+	if err != nil {
+		return err
+	}
+	defer tmp.remove()
+	content := filepath.Join(tmp.dir, "object")
+	if err := os.Mkdir(content, 0o755); err != nil {
+		return err
+	}
+	if err := fill(context.WithValue(ctx, scratchKey{}, tmp), content); err != nil {
+		return s.explain(err)
+	}
+	if err := s.publish(content, dir, meta); err != nil {
+		return s.explain(err)
+	}
+	return nil
+}
+
+type scratchKey struct{}
+
+// scratchOf is the directory that make has for a build, on the same file
+// system as the object and gone after it.
+func scratchOf(ctx context.Context) *scratch { return ctx.Value(scratchKey{}).(*scratch) }
+
+// publish makes a finished directory an object: record, sync, rename, sync.
+func (s *Store) publish(content, dir string, meta any) error {
+	data, err := json.MarshalIndent(meta, "", "  ")
+	if err != nil {
+		return err
+	}
+	for name, b := range map[string][]byte{metaName: append(data, '\n'), usedName: nil} {
+		if err := os.WriteFile(filepath.Join(content, name), b, 0o644); err != nil {
+			return err
+		}
+	}
+	entries, err := os.ReadDir(content)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := syncPath(filepath.Join(content, e.Name())); err != nil {
+			return err
+		}
+	}
+	if err := syncPath(content); err != nil {
+		return err
+	}
+	if err := os.Rename(content, dir); err != nil {
+		return err
+	}
+	return syncPath(filepath.Dir(dir))
+}
+
+func syncPath(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// lock gives this process the right to make an object. While it waits it says
+// for whom.
+func (s *Store) lock(ctx context.Context, r ref) (unlock func(), err error) {
+	name := filepath.Join(s.root, "lock", r.kind()+"-"+r.key())
+	told := false
+	for wait := time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
+		if err != nil {
+			return nil, err
+		}
+		err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil && sameFile(f, name):
+			f.Truncate(0)
+			f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
+			return func() {
+				os.Remove(name) // while locked: the next one makes a new file
+				f.Close()
+			}, nil
+		case err == nil: // removed by its last owner
+			f.Close()
+			continue
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			f.Close()
+			return nil, err
+		}
+		if !told {
+			told = true
+			pid := make([]byte, 20)
+			n, _ := f.ReadAt(pid, 0)
+			s.progress(ctx).say("waiting for process %s, which builds the same %s", pid[:n], r.kind())
+		}
+		f.Close()
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		err := unix.Flock(int(f.Fd()), how)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// sameFile says whether name still leads to f.
+func sameFile(f *os.File, name string) bool {
+	a, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	b, err := os.Lstat(name)
+	return err == nil && os.SameFile(a, b)
+}
+
+// explain turns a lack of space into a *SpaceError.
+func (s *Store) explain(err error) error {
+	var already *SpaceError
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) || errors.As(err, &already) {
+		return err
+	}
+	return &SpaceError{Path: s.root, Has: free(s.root), Err: err}
+}
+
+// free is how many bytes a user can write below dir.
+func free(dir string) int64 {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0
+	}
+	return int64(st.Bavail) * st.Bsize
+}
+
+// reserve refuses to start what needs more bytes than there are.
+func (s *Store) reserve(need int64) error {
+	if has := free(s.root); has < need {
+		return &SpaceError{Path: s.root, Need: need, Has: has, Err: unix.ENOSPC}
+	}
+	return nil
+}
+
+// progress is the report of one Build; it travels in the context.
+type progress struct {
+	ctx   context.Context
+	id    string
+	title string
+	start time.Time
+
+	last time.Time
+}
+
+type progressKey struct{}
+
+func (s *Store) progress(ctx context.Context) *progress {
+	if p, ok := ctx.Value(progressKey{}).(*progress); ok {
+		return p
+	}
+	return &progress{ctx: ctx, start: time.Now()}
+}
+
+// say reports something that people should see.
+func (p *progress) say(format string, args ...any) {
+	p.last = time.Now()
+	p.publish(event.Progress{Message: fmt.Sprintf(format, args...)})
+}
+
+// tick is say for one of many, of which a few a second are enough.
+func (p *progress) tick(format string, args ...any) {
+	if time.Since(p.last) >= 300*time.Millisecond {
+		p.say(format, args...)
+	}
+}
+
+func (p *progress) publish(e event.Progress) {
+	e.ID, e.Title, e.Elapsed = p.id, p.title, time.Since(p.start)
+	event.Publish(p.ctx, e)
+}
