@@ -201,7 +201,10 @@ func (t *Terminal) frameRows(now time.Time, steps bool) []row {
 			rows = append(rows, t.fileRows(f, now, steps, &running)...)
 		}
 	}
-	return append(rows, t.statusRow(now, running))
+	if t.run.tests() {
+		rows = append(rows, t.statusRow(now, running))
+	}
+	return rows
 }
 
 func (t *Terminal) fileRows(f *file, now time.Time, steps bool, running *int) []row {

@@ -285,6 +285,23 @@ func TestLivePrint(t *testing.T) {
 	})
 }
 
+// Building an image shows its progress, and no summary of tests.
+func TestOnlyProgress(t *testing.T) {
+	var sc *screen
+	onScreen(t, 80, 24, func(t *testing.T, s *screen, _ *Terminal, st *story) {
+		sc = s
+		st.is(event.Progress{ID: "i", Title: "build image", Message: "unpacking"})
+		st.after(2 * time.Second)
+		if n := strings.Count(sc.String(), "\n"); n != 1 {
+			t.Errorf("want one line:\n%s", sc)
+		}
+		st.is(event.Progress{ID: "i", Done: true})
+	})
+	if got, want := sc.String(), "    2.0s  build image: done in 2.0s\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 // Nothing that a guest says reaches the terminal as a control code, and nothing
 // moves the tree.
 func TestTerminalHostile(t *testing.T) {

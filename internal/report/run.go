@@ -16,6 +16,7 @@ import (
 type Run struct {
 	limits limits
 
+	started   bool // with RunStarted
 	info      event.RunStarted
 	begin     time.Time // of the first record
 	files     []*file
@@ -190,7 +191,7 @@ func (r *Run) Record(rec event.Record) {
 	}
 	switch e := rec.Event.(type) {
 	case event.RunStarted:
-		r.info = e
+		r.started, r.info = true, e
 	case event.RunFinished:
 		r.finished = &e
 	case event.FileStarted:
@@ -470,6 +471,9 @@ func (t *test) close(now time.Time, lim limits) {
 // isSetup says that the test is setup(): reported as a test, but none of those
 // that people count, unless it failed.
 func (t *test) isSetup() bool { return t.name == "setup" }
+
+// tests says that this is a run of tests.
+func (r *Run) tests() bool { return r.started || len(r.files) > 0 }
 
 // counts are the tests by status.
 func (r *Run) counts() map[event.Status]int {

@@ -197,6 +197,7 @@ func TestStdoutError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.Record(event.Record{Seq: 1, Event: event.RunStarted{}})
 	if _, err := s.Close(); err == nil || !strings.Contains(err.Error(), "standard output") {
 		t.Errorf("results were lost in silence: %v", err)
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -419,96 +418,6 @@ func (t *Terminal) log(r event.Record, e event.Log) {
 	}
 }
 
-// remind writes a plain line for each piece of long work that has one due.
-func (t *Terminal) remind(now time.Time) {
-	for _, w := range t.run.work {
-		if w.Done {
-			continue
-		}
-		t.due(w, now.Sub(w.began), func(age time.Duration, first bool) {
-			l := clean(w.Title)
-			if m := lastLine(w.Message); m != "" {
-				l += ": " + cut(m, 120)
-			}
-			if !first {
-				l += " (" + took(age) + ")"
-			}
-			t.line(now, l)
-		})
-	}
-	for _, f := range t.run.files {
-		for _, m := range f.machines {
-			if !m.booting {
-				continue
-			}
-			t.due(m, now.Sub(m.began), func(age time.Duration, first bool) {
-				who := t.subject(event.Scope{File: f.name}, m.name)
-				if first {
-					if t.o.Level != Verbose { // which said "starting"
-						t.line(now, who+"booting")
-					}
-					return
-				}
-				l := who + "still booting after " + took(age)
-				if c := m.console.last(); c != "" {
-					l += ", console: " + cut(c, 120)
-				}
-				t.line(now, l)
-			})
-		}
-		t.remindSteps(f, now)
-	}
-}
-
-// remindSteps says where a file hangs: the innermost steps, less and less often.
-func (t *Terminal) remindSteps(f *file, now time.Time) {
-	for _, ts := range f.running() {
-		for i, s := range ts.entries {
-			age, next := now.Sub(s.at), t.reminder[s]
-			inner := slices.ContainsFunc(ts.entries[i+1:], func(c *entry) bool { return c.Parent == s.ID })
-			if next == 0 {
-				next = remindEvery
-			}
-			if age < next || inner || f.booting(s.Machine) {
-				continue
-			}
-			t.reminder[s] = 2 * next
-			t.line(now, t.subject(event.Scope{File: f.name}, s.Machine)+"still running: "+cut(s.label(), 120)+" ("+took(age)+")")
-		}
-	}
-}
-
-// due calls show when work of this age has a line due.
-func (t *Terminal) due(key any, age time.Duration, show func(age time.Duration, first bool)) {
-	next, announced := t.reminder[key]
-	if !announced {
-		next = announceAfter
-	}
-	if age < next {
-		return
-	}
-	t.reminder[key] = age.Truncate(remindEvery) + remindEvery
-	show(age, !announced)
-}
-
-// running are the tests of a file that run, and what runs outside them.
-func (f *file) running() []*test {
-	var ts []*test
-	for _, t := range f.tests {
-		if !t.done {
-			ts = append(ts, t)
-		}
-	}
-	if f.outside != nil && len(f.outside.entries) > 0 {
-		ts = append(ts, f.outside)
-	}
-	return ts
-}
-
-func (f *file) booting(name string) bool {
-	return slices.ContainsFunc(f.machines, func(m *machine) bool { return m.name == name && m.booting })
-}
-
 // oneRow keeps text, the name of a machine for instance, on its line.
 var oneRow = strings.NewReplacer("\n", " ", "\t", " ")
 
@@ -585,83 +494,4 @@ func (t *Terminal) Close(artifacts ...event.Artifact) error {
 	close(t.quit)
 	<-t.ended
 	return err
-}
-
-// summary is the end of the results: every test, the files written, the counts.
-func (t *Terminal) summary(written []event.Artifact) {
-	p := painter(t.o.ColorStdout)
-	var b strings.Builder
-	if !t.spaced && t.o.Level != Quiet {
-		b.WriteString("\n")
-	}
-	for _, f := range t.run.files {
-		t.fileSummary(&b, p, f)
-	}
-	var all []event.Artifact
-	for _, a := range t.run.artifacts {
-		all = append(all, a.Artifact)
-	}
-	for _, a := range append(all, written...) {
-		fmt.Fprintf(&b, "%s %s\n", p.paint(dim, fmt.Sprintf("%-10s", clean(a.Kind))), clean(a.Path))
-	}
-	fin := t.run.finished
-	if t.run.info.Seed != 0 && fin.Status != event.Passed {
-		fmt.Fprintf(&b, "%s %d\n", p.paint(dim, fmt.Sprintf("%-10s", "seed")), t.run.info.Seed)
-	}
-	b.WriteString(p.paint(styleOf(fin.Status), lastWords(fin)) + "\n")
-	t.writeStdout(b.String())
-}
-
-func (t *Terminal) fileSummary(b *strings.Builder, p painter, f *file) {
-	var rows [][3]string // status, name, time and why
-	var styles []string
-	wordWidth, nameWidth := 4, 0
-	add := func(s event.Status, word, name string, d time.Duration, fail *event.Failure) {
-		if t.o.Level == Quiet && s == event.Passed {
-			return
-		}
-		rest := ""
-		if s != event.Skipped {
-			rest = took(d)
-		}
-		if fail != nil {
-			rest = fmt.Sprintf("%-6s  %s", rest, oneLine(fail))
-		}
-		rows, styles = append(rows, [3]string{word, clean(name), rest}), append(styles, styleOf(s))
-		wordWidth, nameWidth = max(wordWidth, len(word)), max(nameWidth, width(clean(name)))
-	}
-	for _, ts := range f.tests {
-		word := statusWord(ts.status)
-		if ts.isSetup() && ts.status == event.Passed {
-			word = ""
-		}
-		add(ts.status, word, ts.name, ts.duration, ts.failure)
-	}
-	if own := f.ownFailure(); own != nil {
-		add(own.Status, statusWord(own.Status), "", f.duration, own)
-	}
-	if len(rows) == 0 {
-		return
-	}
-	fmt.Fprintf(b, "%s%s\n", p.paint(bold, cmp.Or(clean(f.name), "-")), p.paint(dim, "  "+took(f.duration)))
-	for i, r := range rows {
-		l := "  " + p.paint(styles[i], fmt.Sprintf("%-*s", wordWidth, r[0])) + "  " +
-			r[1] + strings.Repeat(" ", nameWidth-width(r[1])) + "  " + r[2]
-		b.WriteString(strings.TrimRight(l, " ") + "\n")
-	}
-	b.WriteString("\n")
-}
-
-// lastWords is "3 passed, 1 failed in 42.1s".
-func lastWords(fin *event.RunFinished) string {
-	var n []string
-	for _, s := range statuses {
-		if c := fin.Counts[s.status]; c > 0 {
-			n = append(n, fmt.Sprintf("%d %s", c, s.words))
-		}
-	}
-	if len(n) == 0 {
-		n = []string{"no tests ran"}
-	}
-	return strings.Join(n, ", ") + " in " + took(fin.Duration)
 }
