@@ -19,7 +19,10 @@ import (
 // WriteHTML writes a run as one HTML page that needs nothing else: no other
 // file, no network. Its content security policy lets it load nothing and run
 // only its own few lines of script, whatever a guest may have put into a log.
-func WriteHTML(w io.Writer, r *Run) error { return page.Execute(w, r.page()) }
+func WriteHTML(w io.Writer, r *Run) error {
+	r.close(time.Now())
+	return page.Execute(w, r.page())
+}
 
 //go:embed page.html
 var pageText string

@@ -32,6 +32,7 @@ import (
 //   - Files that a test wrote are in system-out as [[ATTACHMENT|path]], which
 //     GitLab and Jenkins show.
 func WriteJUnit(w io.Writer, r *Run) error {
+	r.close(time.Now())
 	doc := junitSuites{Name: "attest", Time: seconds(r.finished.Duration), Timestamp: stamp(r.begin)}
 	host, _ := os.Hostname()
 	for _, f := range r.files {

@@ -414,7 +414,7 @@ func (r *Run) log(rec event.Record, e event.Log) {
 }
 
 // close completes a run that may have been interrupted: what was under way is
-// interrupted, a test that never began is skipped.
+// interrupted, a test that never began is skipped. Again, it changes nothing.
 func (r *Run) close(now time.Time) {
 	if r.begin.IsZero() {
 		r.begin = now

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/attest-vm/attest/internal/event"
 )
@@ -152,9 +151,6 @@ func (s *Set) Close() ([]event.Artifact, error) {
 			return
 		}
 		written = append(written, event.Artifact{Kind: kind, Path: path})
-	}
-	if s.run != nil {
-		s.run.close(time.Now())
 	}
 	for _, d := range s.documents {
 		done(d.kind, d.path, writeFile(d.path, func(w io.Writer) error { return d.write(w, s.run) }))
