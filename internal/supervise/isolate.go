@@ -21,8 +21,10 @@ func startIsolated(r *startRequest, attr *syscall.ProcAttr) (int, error) {
 		path = filepath.Join(r.Dir, path)
 	}
 	// Later than this only isolate could say that there is nothing to execute.
-	if err := unix.Access(path, unix.X_OK); err != nil {
+	if fi, err := os.Stat(path); err != nil {
 		return 0, err
+	} else if fi.IsDir() || fi.Mode().Perm()&0o111 == 0 {
+		return 0, syscall.EACCES
 	}
 	sys := *attr.Sys
 	sys.Cloneflags = syscall.CLONE_NEWPID

@@ -63,8 +63,8 @@ func (c *Command) request(stateDir string) (*startRequest, []*os.File, error) {
 	return r, files, nil
 }
 
-// Process is a process that a supervisor started. It leads a process group;
-// when it ends, what is left of that group is killed.
+// Process is a process that a supervisor started. It leads a process group.
+// What it leaves behind when it ends lives until the supervisor ends.
 type Process struct {
 	supervisor *Supervisor
 	id         uint64

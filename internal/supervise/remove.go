@@ -13,15 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RemoveTree removes a directory that processes of a supervisor may have left
-// in disorder: mounts below it are detached, not entered.
-func RemoveTree(dir string) error { return removeTree(dir) }
-
-// removeTree removes a directory with all that is in it. What is mounted below
+// RemoveTree removes a directory with all that is in it. What is mounted below
 // is detached and not touched. Directories that their owner cannot write to are
 // no obstacle, nor are files of subordinate uids, which a build in a user
 // namespace leaves.
-func removeTree(dir string) error {
+func RemoveTree(dir string) error {
 	if err := detachBelow(dir); err != nil {
 		return err
 	}

@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -61,9 +60,11 @@ func serve() error {
 	s := &server{dir: os.Args[1], children: map[int]uint64{}}
 	control, lock := os.NewFile(3, "control"), os.NewFile(4, s.dir)
 	defer runtime.KeepAlive(lock) // closing it would give up the lock
-	for _, f := range []*os.File{control, lock} {
-		unix.CloseOnExec(int(f.Fd()))
-	}
+	unix.CloseOnExec(3)
+	unix.CloseOnExec(4)
+	// What the client inherited, such as make's pipes, is not for the children
+	// either. Kernels before 5.11 do not know the flag; there they get it.
+	unix.CloseRange(5, 1<<31, unix.CLOSE_RANGE_CLOEXEC)
 	var err error
 	if s.conn, err = unixConn(control); err != nil {
 		return err
@@ -81,7 +82,7 @@ func serve() error {
 	if kept(s.dir) {
 		return left
 	}
-	return errors.Join(left, removeTree(s.dir))
+	return errors.Join(left, RemoveTree(s.dir))
 }
 
 // loop serves the client until it is gone, or until somebody asks to end.
@@ -188,17 +189,16 @@ func (s *server) start(r *startRequest, fds []int) (int, error) {
 // reap collects every child that has ended, ours and adopted ones.
 func (s *server) reap() {
 	for {
-		pid := endedChild()
-		if pid == 0 {
+		var ws syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &ws, syscall.WNOHANG, nil)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if pid <= 0 || err != nil {
 			return
 		}
 		id, ours := s.children[pid]
-		if ours {
-			// Before it is reaped, so that the number cannot belong to another group.
-			syscall.Kill(-pid, syscall.SIGKILL)
-		}
-		var ws syscall.WaitStatus
-		if _, err := syscall.Wait4(pid, &ws, syscall.WNOHANG, nil); err != nil || !ours {
+		if !ours {
 			continue
 		}
 		delete(s.children, pid)
@@ -207,26 +207,5 @@ func (s *server) reap() {
 			st.Signal = ws.Signal()
 		}
 		s.reply(reply{ID: id, Exit: &st})
-	}
-}
-
-// endedChild is a child that has ended and still is to be reaped, or 0.
-func endedChild() int {
-	// waitid(2)'s siginfo_t, whose fields for SIGCHLD x/sys does not name.
-	var info struct {
-		signo, errno, code int32
-		_                  [0]uintptr // the union that follows is aligned to a word
-		pid                int32
-		_                  [124]byte
-	}
-	for {
-		err := unix.Waitid(unix.P_ALL, 0, (*unix.Siginfo)(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return 0
-		}
-		return int(info.pid)
 	}
 }

@@ -160,7 +160,7 @@ func (s *Supervisor) close() error {
 		return nil
 	}
 	// Nothing is left to do unless the supervisor died or failed.
-	if err := removeTree(s.dir); err != nil {
+	if err := RemoveTree(s.dir); err != nil {
 		return fmt.Errorf("remove state directory: %w", err)
 	}
 	return nil

@@ -28,7 +28,7 @@ func Sweep(ctx context.Context, root string) (removed []string, err error) {
 		}
 		dir := f.Name()
 		kerr := killBelonging(dir, killTimeout)
-		if rerr := removeTree(dir); rerr != nil {
+		if rerr := RemoveTree(dir); rerr != nil {
 			err = errors.Join(err, fmt.Errorf("remove %s: %w", dir, errors.Join(rerr, kerr)))
 			continue
 		}
