@@ -21,6 +21,10 @@ type Options struct {
 	// PingTimeout is how long the answer may take. Default 60 s: an emulated
 	// guest under load is slow.
 	PingTimeout time.Duration
+	// Greet is called when an agent has answered, first of all: nobody else gets
+	// through to it before Greet has returned nil. Calls with its context go to
+	// that agent. An error is what Ready returns, until another agent answers.
+	Greet func(ctx context.Context, info wire.Info) error
 }
 
 // A Client talks to the agent of one machine. Its methods can be called from any goroutine.
@@ -36,7 +40,7 @@ type Client struct {
 	mu      sync.Mutex
 	session *session      // nil: none yet
 	changed chan struct{} // closed and replaced when session or trouble changes
-	trouble error         // a *ProtocolError since the last session
+	trouble error         // a *ProtocolError, or what Greet said, since the last session
 }
 
 // A session is the time between one Welcome and whatever ends it.
@@ -102,6 +106,9 @@ func (c *Client) ready(ctx context.Context) (*session, error) {
 	c.mu.Lock()
 	known := c.trouble
 	c.mu.Unlock()
+	if s, ok := ctx.Value(greeting{}).(*session); ok {
+		return s, nil
+	}
 	for {
 		c.mu.Lock()
 		s, trouble, changed := c.session, c.trouble, c.changed
@@ -124,6 +131,44 @@ func (c *Client) ready(ctx context.Context) (*session, error) {
 			}
 			return nil, &WaitError{Machine: c.name, Operation: "wait for the agent", After: time.Since(start), LastSeen: seen, Err: context.Cause(ctx)}
 		}
+	}
+}
+
+// ReadyAgain waits until another agent answers than the one that was before:
+// the guest has restarted.
+func (c *Client) ReadyAgain(ctx context.Context, before wire.Info) (wire.Info, error) {
+	for {
+		c.mu.Lock()
+		changed := c.changed
+		c.mu.Unlock()
+		info, err := c.Ready(ctx)
+		if err != nil || info.Instance != before.Instance {
+			return info, err
+		}
+		select {
+		case <-changed:
+		case <-c.ctx.Done():
+		case <-ctx.Done():
+			return info, &WaitError{Machine: c.name, Operation: "wait for the guest to restart", LastSeen: "it has not gone down yet", Err: context.Cause(ctx)}
+		}
+	}
+}
+
+// greeting is the context key of the session that Greet is for.
+type greeting struct{}
+
+// greet lets others use a session when Greet agrees.
+func (c *Client) greet(ctx context.Context, s *session) {
+	var err error
+	if c.opt.Greet != nil {
+		err = c.opt.Greet(context.WithValue(ctx, greeting{}, s), s.info)
+	}
+	switch {
+	case ctx.Err() != nil: // the session is over
+	case err != nil:
+		c.set(nil, err)
+	default:
+		c.set(s, nil)
 	}
 }
 
@@ -225,6 +270,7 @@ func (l *link) end(err error) {
 	l.c.set(nil, nil)
 	l.s.mux.Close(err)
 	l.stop()
+	l.c.set(nil, nil) // Greet may have succeeded just before
 	l.s = nil
 }
 
@@ -290,14 +336,11 @@ func (l *link) welcome(f wire.Frame) error {
 	l.s = &session{id: m.Session, info: m.Info, w: l.w, mux: wire.NewMux(l.w, nil),
 		heard: time.Now(), activity: make(chan struct{}, 1)}
 	ctx, cancel := context.WithCancel(l.c.ctx)
-	done := make(chan struct{})
+	var owned sync.WaitGroup
 	s := l.s
-	go func() {
-		defer close(done)
-		l.c.watchdog(ctx, s)
-	}()
-	l.stop = func() { cancel(); <-done }
-	l.c.set(l.s, nil)
+	owned.Go(func() { l.c.watchdog(ctx, s) })
+	owned.Go(func() { l.c.greet(ctx, s) })
+	l.stop = func() { cancel(); owned.Wait() }
 	return nil
 }
 

@@ -1,0 +1,187 @@
+package attest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/guest"
+)
+
+// A Result is how a command ended and what it said.
+type Result struct {
+	ExitCode int    // 128+N after signal N; 124 after a timeout; -2 of a detached command
+	Signal   string // "SIGKILL", if one ended it
+	Stdout   string
+	Stderr   string
+	Duration time.Duration
+	TimedOut bool
+}
+
+// defaultTimeout is the NixOS driver's limit for waits and execute.
+const defaultTimeout = 15 * time.Minute
+
+// Execute runs a command in a fresh bash with "set -euo pipefail", as root, in
+// /tmp, and waits for its end and for the end of its standard output. That a
+// command fails is not an error of Execute. It is ended after Timeout, or
+// after 15 minutes.
+func (m *Machine) Execute(ctx context.Context, command string, opts ...Option) (Result, error) {
+	var result Result
+	err := step(ctx, m.Name(), "execute", strconv.Quote(command), func(ctx context.Context) (err error) {
+		o := collect(opts)
+		o.timeout, o.hasTimeout = o.limit(m.lab.host, defaultTimeout), true
+		result, err = m.run(ctx, "execute", command, o)
+		return err
+	})
+	return result, err
+}
+
+// Succeed runs a command as Execute does, with no time limit unless Timeout is
+// given, and returns its standard output. A non-zero exit code is a
+// *CommandError.
+func (m *Machine) Succeed(ctx context.Context, command string, opts ...Option) (string, error) {
+	return m.expect(ctx, "succeed", command, opts, func(r Result) bool { return r.ExitCode == 0 })
+}
+
+// Fail is Succeed for a command that must have a non-zero exit code.
+func (m *Machine) Fail(ctx context.Context, command string, opts ...Option) (string, error) {
+	return m.expect(ctx, "fail", command, opts, func(r Result) bool { return r.ExitCode != 0 })
+}
+
+func (m *Machine) expect(ctx context.Context, operation, command string, opts []Option, good func(Result) bool) (string, error) {
+	var result Result
+	err := step(ctx, m.Name(), operation, strconv.Quote(command), func(ctx context.Context) (err error) {
+		result, err = m.run(ctx, operation, command, collect(opts))
+		if err == nil && !good(result) {
+			err = &CommandError{Machine: m.Name(), Operation: operation, Command: command, Result: result}
+		}
+		return err
+	})
+	return result.Stdout, err
+}
+
+// run runs a command on behalf of an operation.
+func (m *Machine) run(ctx context.Context, operation, command string, o options) (Result, error) {
+	r, err := m.use(ctx, operation)
+	if err != nil {
+		return Result{}, err
+	}
+	c := o.command(command)
+	var log *stderrLog
+	if c.Stderr == nil {
+		log = &stderrLog{publish: func(line string) {
+			event.Publish(ctx, event.Output{Machine: m.Name(), Stream: "stderr", Data: line + "\n"})
+		}}
+		c.Stderr = log
+	}
+	res, err := r.guest.Run(ctx, c)
+	result := resultOf(res)
+	if log != nil {
+		result.Stderr = log.finish()
+	}
+	if err != nil {
+		return result, r.explain(ctx, operation, err)
+	}
+	if result.Stdout != "" {
+		event.Publish(ctx, event.Output{Machine: m.Name(), Stream: "stdout", Data: result.Stdout})
+	}
+	return result, nil
+}
+
+func (o options) command(script string) guest.Command {
+	return guest.Command{
+		Script: script, User: o.user, Env: o.env, Dir: o.dir, Timeout: o.timeout,
+		Stdin: o.stdin, Stdout: o.stdout, Stderr: o.stderr, Detach: o.detach,
+	}
+}
+
+func resultOf(r guest.Result) Result {
+	return Result{
+		ExitCode: r.ExitCode, Signal: r.Signal, Duration: r.Duration, TimedOut: r.TimedOut,
+		Stdout: strings.ToValidUTF8(string(r.Stdout), "\uFFFD"), Stderr: strings.ToValidUTF8(string(r.Stderr), "\uFFFD"),
+	}
+}
+
+// explain turns the guest channel's error into what really happened: when the
+// machine went down under the operation, that is the news.
+func (r *run) explain(ctx context.Context, operation string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	var down *DownError
+	if errors.As(err, &down) {
+		return r.machine.downError(operation, down)
+	}
+	return err
+}
+
+// A stderrLog keeps a command's standard error, up to guest.DefaultLimit, and
+// publishes it line by line while it arrives.
+type stderrLog struct {
+	publish func(line string)
+	text    bytes.Buffer
+	line    []byte // the unfinished one
+}
+
+func (l *stderrLog) Write(p []byte) (int, error) {
+	l.text.Write(p[:min(len(p), guest.DefaultLimit-l.text.Len())])
+	for rest := p; len(rest) > 0; {
+		line, after, complete := bytes.Cut(rest, []byte("\n"))
+		l.line = append(l.line, line...)
+		if complete || len(l.line) >= maxConsoleLine {
+			l.flush()
+		}
+		rest = after
+	}
+	return len(p), nil
+}
+
+func (l *stderrLog) flush() {
+	l.publish(printable(l.line))
+	l.line = l.line[:0]
+}
+
+// finish returns all that was kept.
+func (l *stderrLog) finish() string {
+	if len(l.line) > 0 {
+		l.flush()
+	}
+	return strings.ToValidUTF8(l.text.String(), "\uFFFD")
+}
+
+// Systemctl runs systemctl with these arguments, of the system or, with User,
+// of a user's service manager. That it fails is not an error.
+func (m *Machine) Systemctl(ctx context.Context, args string, opts ...Option) (Result, error) {
+	var result Result
+	err := step(ctx, m.Name(), "systemctl", strconv.Quote(args), func(ctx context.Context) (err error) {
+		o := collect(opts)
+		o.timeout, o.hasTimeout = o.limit(m.lab.host, defaultTimeout), true
+		command := "systemctl " + args
+		if o.user != "" {
+			command = "XDG_RUNTIME_DIR=/run/user/$(id -u) systemctl --user " + args
+		}
+		result, err = m.run(ctx, "systemctl", command, o)
+		return err
+	})
+	return result, err
+}
+
+// Sleep waits for d of the guest's time.
+func (m *Machine) Sleep(ctx context.Context, d time.Duration) error {
+	return step(ctx, m.Name(), "sleep", d.String(), func(ctx context.Context) error {
+		_, err := m.run(ctx, "sleep", "sleep "+strconv.FormatFloat(d.Seconds(), 'f', -1, 64), options{})
+		return err
+	})
+}
+
+// Log writes a line with the machine's name to the run's log.
+func (m *Machine) Log(ctx context.Context, text string) {
+	event.Publish(ctx, event.Log{Machine: m.Name(), Level: "info", Text: text})
+}

@@ -1,0 +1,122 @@
+package attest
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/attest-vm/attest/internal/image"
+)
+
+// Image is what a machine boots: Debian, Rootfs or Disk.
+type Image = image.Source
+
+// Debian is an image that attest builds itself from Debian packages.
+type Debian = image.Debian
+
+// Rootfs is a root filesystem that somebody else made: a directory, a tar
+// archive or a filesystem image. It is never modified.
+type Rootfs = image.Rootfs
+
+// File is a file to write into a Debian image.
+type File = image.File
+
+// Disk is a whole disk that somebody else made. It is never modified.
+type Disk = image.Disk
+
+// LabConfig is a lab as plain data: machines, and by their Networks the
+// networks between them. The zero value is a lab without machines.
+type LabConfig struct {
+	Name     string // for reports and directories; empty: "lab"
+	Machines []MachineConfig
+	// OutDir is where copy_from_machine and the like put files. Empty: the
+	// current directory.
+	OutDir string
+	// SourceDir is where relative paths of copy_from_host begin. Empty: the
+	// current directory.
+	SourceDir string
+}
+
+// MachineConfig is one machine as plain data.
+type MachineConfig struct {
+	Name     string // [A-Za-z0-9][A-Za-z0-9_-]*; also its host name
+	Image    Image
+	Backend  string // "qemu", …; empty or "auto": the cheapest that can do what the test needs
+	Memory   int    // MiB; 0: 1024
+	CPUs     int    // 0: 1
+	Networks []int  // numbers of the networks it is on, 1 to 254; nil: network 1; empty: none
+	Type     string // QEMU's machine type: "q35" (default) or "microvm"
+	Cmdline  string // appended to the kernel's command line
+	// AllowReboot lets the guest reboot by itself. Otherwise a guest that
+	// resets ends, as with the NixOS driver; Machine.Reboot works either way.
+	AllowReboot bool
+}
+
+const (
+	defaultMemory = 1024
+	minMemory     = 64
+	maxMemory     = 1 << 20
+	maxCPUs       = 255
+	maxNetwork    = 254
+)
+
+var machineName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`)
+
+func (c *LabConfig) normalize() error {
+	if c.Name == "" {
+		c.Name = "lab"
+	}
+	seen := map[string]bool{}
+	for i := range c.Machines {
+		m := &c.Machines[i]
+		if err := m.normalize(); err != nil {
+			return err
+		}
+		// Host names do not differ by case, and neither do the names in the
+		// other machines' /etc/hosts.
+		key := strings.ToLower(m.Name)
+		if seen[key] {
+			return &ConfigError{fmt.Sprintf("machine %q", m.Name), "there are two machines of this name; give one of them another name="}
+		}
+		seen[key] = true
+	}
+	return nil
+}
+
+func (m *MachineConfig) normalize() error {
+	bad := func(format string, args ...any) error {
+		return &ConfigError{fmt.Sprintf("machine %q", m.Name), fmt.Sprintf(format, args...)}
+	}
+	if !machineName.MatchString(m.Name) {
+		return bad("not a name for a machine: it is the host name too, so letters, digits, - and _, at most 63, beginning with a letter or a digit")
+	}
+	if m.Image == nil {
+		return bad("it has no image; give it one, such as debian()")
+	}
+	if m.Memory == 0 {
+		m.Memory = defaultMemory
+	}
+	if m.Memory < minMemory || m.Memory > maxMemory {
+		return bad("memory=%d is out of range; it is in MiB, %d to %d", m.Memory, minMemory, maxMemory)
+	}
+	if m.CPUs == 0 {
+		m.CPUs = 1
+	}
+	if m.CPUs < 1 || m.CPUs > maxCPUs {
+		return bad("cpus=%d is out of range; 1 to %d", m.CPUs, maxCPUs)
+	}
+	if m.Networks == nil {
+		m.Networks = []int{1}
+	}
+	on := map[int]bool{}
+	for _, n := range m.Networks {
+		if n < 1 || n > maxNetwork {
+			return bad("network %d is out of range; 1 to %d", n, maxNetwork)
+		}
+		if on[n] {
+			return bad("it is on network %d twice", n)
+		}
+		on[n] = true
+	}
+	return nil
+}

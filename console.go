@@ -1,0 +1,224 @@
+package attest
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"unicode/utf8"
+)
+
+const (
+	// A line longer than this is cut into several: a guest may write for ever
+	// without a newline.
+	maxConsoleLine = 64 << 10
+	// So much of a console stays in memory, for waits and errors. All of it is
+	// in the log file.
+	maxConsoleText = 8 << 20
+	// Lines shown with an error.
+	consoleTail = 30
+)
+
+// A console is what one machine wrote to its serial console since it was first
+// started: a log file, and the end of it in memory.
+type console struct {
+	publish func(line string) // called for each line, in order
+
+	mu       sync.Mutex
+	changed  chan struct{} // closed and replaced when text is added
+	text     []byte        // complete lines and the unfinished one, from offset base on
+	base     int64         // offset of text[0] in the whole console
+	boot     int64         // offset at which the current start began
+	consumed int64         // wait_for_console_text looks from here on
+	line     int64         // offset at which the unfinished line begins
+	log      *os.File
+	panicked string // the kernel's panic line, since boot
+	fatal    string // the line with which attest's own init gave up, since boot
+}
+
+func newConsole(log *os.File, publish func(string)) *console {
+	return &console{log: log, publish: publish, changed: make(chan struct{})}
+}
+
+// begin marks a new start of the machine.
+func (c *console) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	end := c.end()
+	c.boot, c.consumed, c.line = end, end, end
+	c.panicked, c.fatal = "", ""
+}
+
+func (c *console) end() int64 { return c.base + int64(len(c.text)) }
+
+// pump copies r until it ends.
+func (c *console) pump(r io.Reader) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			c.add(buf[:n])
+		}
+		if err != nil {
+			c.finishLine()
+			return
+		}
+	}
+}
+
+// finishLine ends the last line when nothing follows any more.
+func (c *console) finishLine() {
+	c.mu.Lock()
+	unfinished := c.line < c.end()
+	c.mu.Unlock()
+	if unfinished {
+		c.add([]byte("\n"))
+	}
+}
+
+var (
+	panicLine = regexp.MustCompile(`Kernel panic - not syncing.*`)
+	fatalLine = regexp.MustCompile(`attest-init: FATAL: .*`)
+)
+
+func (c *console) add(p []byte) {
+	c.mu.Lock()
+	if c.log != nil {
+		c.log.Write(p) // a full disk must not stop the test; the text is in memory
+	}
+	var lines []string
+	for _, b := range p {
+		if b == '\r' {
+			continue
+		}
+		start := c.line - c.base
+		c.text = append(c.text, b)
+		if b == '\n' || int64(len(c.text))-start >= maxConsoleLine {
+			line := printable(bytes.TrimRight(c.text[start:], "\n"))
+			lines = append(lines, line)
+			c.line = c.end()
+			if m := panicLine.FindString(line); m != "" && c.panicked == "" {
+				c.panicked = m
+			}
+			if m := fatalLine.FindString(line); m != "" && c.fatal == "" {
+				c.fatal = m
+			}
+		}
+	}
+	if extra := len(c.text) - maxConsoleText; extra > maxConsoleText/4 {
+		c.text = append(c.text[:0:0], c.text[extra:]...)
+		c.base += int64(extra)
+		c.line = max(c.line, c.base)
+		c.consumed = max(c.consumed, c.base)
+		c.boot = max(c.boot, c.base)
+	}
+	close(c.changed)
+	c.changed = make(chan struct{})
+	c.mu.Unlock()
+	for _, line := range lines {
+		if line != "" {
+			c.publish(line)
+		}
+	}
+}
+
+var terminalEscape = regexp.MustCompile(`\x1b(\[[0-?]*[ -/]*[@-~]|\][^\a\x1b]*(\a|\x1b\\)|[PX^_][^\x1b]*\x1b\\|[ -/]*[0-~])`)
+
+// printable drops what would disturb a terminal or a report: escape sequences,
+// control characters and invalid UTF-8. A guest can write anything.
+func printable(line []byte) string {
+	s := terminalEscape.ReplaceAllString(strings.ToValidUTF8(string(line), "\uFFFD"), "")
+	return strings.Map(func(r rune) rune {
+		if r < ' ' && r != '\t' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return -1
+		}
+		return r
+	}, s)
+}
+
+// Log is everything since the current start, as text.
+func (c *console) sinceBoot() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return strings.TrimSuffix(strings.ToValidUTF8(string(c.text[c.boot-c.base:]), "\uFFFD"), "\n")
+}
+
+// tail is the last n lines since the current start, those that say something.
+func (c *console) tail(n int) []string {
+	c.mu.Lock()
+	text := c.text[c.boot-c.base:]
+	if limit := n * 4096; len(text) > limit {
+		text = text[len(text)-limit:]
+		for len(text) > 0 && !utf8.RuneStart(text[0]) {
+			text = text[1:]
+		}
+	}
+	lines := strings.Split(string(text), "\n")
+	c.mu.Unlock()
+	var out []string
+	for _, l := range lines {
+		if p := printable([]byte(l)); strings.TrimSpace(p) != "" {
+			out = append(out, p)
+		}
+	}
+	if len(out) > n {
+		out = out[len(out)-n:]
+	}
+	return out
+}
+
+func (c *console) panicLine() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.panicked
+}
+
+func (c *console) fatalLine() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.fatal
+}
+
+// next returns a channel that is closed when more text arrives.
+func (c *console) next() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.changed
+}
+
+// searchOverlap is how far back a new search begins, so that a match which was
+// cut in two by the arrival of its text is found without searching everything
+// again for each line.
+const searchOverlap = maxConsoleLine
+
+// waitText waits until re matches what the console has said since the last
+// match. Lines are separated by "\n"; an unfinished line (a prompt) counts.
+func (c *console) waitText(ctx context.Context, re *regexp.Regexp, gone <-chan struct{}) error {
+	searched := int64(0)
+	for {
+		c.mu.Lock()
+		from := max(c.consumed, searched-searchOverlap)
+		if m := re.FindIndex(c.text[from-c.base:]); m != nil {
+			c.consumed = from + int64(m[1])
+			c.mu.Unlock()
+			return nil
+		}
+		searched = c.end()
+		changed := c.changed
+		c.mu.Unlock()
+		select {
+		case <-changed:
+		case <-gone:
+			select {
+			case <-changed: // what arrived last still counts
+			default:
+				return errMachineGone
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}

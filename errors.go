@@ -1,0 +1,245 @@
+package attest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+// Status says what kind of end a test, a step or an error is. See StatusOf.
+type Status = event.Status
+
+// The kinds of ends. They are different things with different remedies, so
+// they are told apart in every report and in the exit code of attest run.
+const (
+	Passed      = event.Passed
+	Failed      = event.Failed      // the test's own claim did not hold
+	BootFailed  = event.BootFailed  // a guest did not come up
+	Infra       = event.Infra       // the host is broken: no VMM, no space, …
+	Unsupported = event.Unsupported // this backend or this host cannot do it
+	Invalid     = event.Invalid     // wrong usage, an invalid test file or configuration
+	Interrupted = event.Interrupted // somebody stopped the run
+)
+
+// Detail is a titled block of text that belongs to a failure, such as the
+// journal of a unit.
+type Detail = event.Detail
+
+// Position is a place in a test file.
+type Position = event.Position
+
+// UnsupportedError is an operation or setting that a backend does not have. It
+// names the operation, the backend, and the backends that can.
+type UnsupportedError = vmm.UnsupportedError
+
+// MissingError is something that the host lacks, with what to do about it.
+type MissingError = vmm.MissingError
+
+// A CommandError is a command that ended otherwise than the test demanded.
+type CommandError struct {
+	Machine   string
+	Operation string // "succeed", "fail"
+	Command   string
+	Result    Result
+}
+
+func (e *CommandError) Error() string {
+	if e.Operation == "fail" {
+		return fmt.Sprintf("%s: command `%s` unexpectedly succeeded", e.Machine, e.Command)
+	}
+	how := fmt.Sprintf("exit code %d", e.Result.ExitCode)
+	switch {
+	case e.Result.TimedOut:
+		how = fmt.Sprintf("timed out after %v, exit code %d", e.Result.Duration.Round(time.Millisecond), e.Result.ExitCode)
+	case e.Result.Signal != "":
+		how += ", " + e.Result.Signal
+	}
+	return fmt.Sprintf("%s: command `%s` failed (%s)", e.Machine, e.Command, how)
+}
+
+// A WaitError is a wait that ended without what it waited for: its time was
+// over, or the thing cannot happen any more.
+type WaitError struct {
+	Machine   string
+	Operation string        // "wait_for_unit"
+	Args      string        // `"nginx.service"`
+	Elapsed   time.Duration // how long it waited
+	Limit     time.Duration // how long it was ready to wait
+	Tries     int           // 0 where nothing is tried: the wait is for an event
+	LastSeen  string        // what was observed last
+	Reason    string        // why it cannot happen any more; empty: the time was over
+	Result    *Result       // the last attempt, where the attempts are commands
+	Details   []Detail
+}
+
+func (e *WaitError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s(%s) ", e.Machine, e.Operation, e.Args)
+	if e.Reason != "" {
+		fmt.Fprintf(&b, "cannot succeed any more: %s (after %v", e.Reason, roundDuration(e.Elapsed))
+	} else {
+		fmt.Fprintf(&b, "timed out after %v (limit %v", roundDuration(e.Elapsed), roundDuration(e.Limit))
+	}
+	if e.Tries > 0 {
+		fmt.Fprintf(&b, ", %s", plural(e.Tries, "try", "tries"))
+	}
+	b.WriteString(")")
+	if e.LastSeen != "" {
+		fmt.Fprintf(&b, "; last seen: %s", e.LastSeen)
+	}
+	return b.String()
+}
+
+// Timeout makes a WaitError a net.Error-like timeout for those who ask.
+func (e *WaitError) Timeout() bool { return e.Reason == "" }
+
+// A BootError is a guest that did not come up: its kernel panicked, it never
+// answered, its init gave up.
+type BootError struct {
+	Machine string
+	Reason  string        // "kernel panic", "the guest did not answer within 5m0s"
+	After   time.Duration // since the VMM started
+	Console []string      // the last lines of the console
+}
+
+func (e *BootError) Error() string {
+	msg := fmt.Sprintf("%s: guest did not boot: %s (after %v)", e.Machine, e.Reason, roundDuration(e.After))
+	if len(e.Console) == 0 {
+		return msg + "; the console stayed silent"
+	}
+	return msg
+}
+
+// A DownError is a machine that is not running, or stopped under an operation.
+type DownError struct {
+	Machine   string
+	Operation string
+	Reason    string // "powered off", "kernel panic", "was never started"
+	Broken    bool   // the VMM gave up by itself: the host's fault, not the guest's
+	Console   []string
+}
+
+func (e *DownError) Error() string {
+	return fmt.Sprintf("%s: %s: the machine is down: %s", e.Machine, e.Operation, e.Reason)
+}
+
+// A ConfigError is a lab, a machine or an argument that makes no sense. Nothing
+// was started.
+type ConfigError struct {
+	Subject string // `machine "server"`, "--machine-config lab.json: /machines/0/memory"
+	Reason  string
+}
+
+func (e *ConfigError) Error() string {
+	if e.Subject == "" {
+		return e.Reason
+	}
+	return e.Subject + ": " + e.Reason
+}
+
+// StatusOf tells which kind of failure err is; Passed for nil. An error that
+// nobody classified is Failed: it came from the test.
+func StatusOf(err error) Status {
+	var (
+		kinder interface{ Status() event.Status }
+		boot   *BootError
+		down   *DownError
+		config *ConfigError
+		unsup  *vmm.UnsupportedError
+		miss   *vmm.MissingError
+		start  *vmm.StartError
+		infra  *InfraError
+	)
+	switch {
+	case err == nil:
+		return Passed
+	case errors.As(err, &kinder):
+		return kinder.Status()
+	case errors.Is(err, context.Canceled):
+		return Interrupted
+	case errors.As(err, &boot):
+		return BootFailed
+	case errors.As(err, &down):
+		if down.Broken {
+			return Infra
+		}
+		return Failed
+	case errors.As(err, &config):
+		return Invalid
+	case errors.As(err, &unsup):
+		return Unsupported
+	case errors.As(err, &miss), errors.As(err, &start), errors.As(err, &infra):
+		return Infra
+	}
+	return Failed
+}
+
+// An InfraError is something that went wrong on the host, not in the test.
+type InfraError struct {
+	Machine string // may be empty
+	Action  string // "create the overlay disk"
+	Err     error
+}
+
+func (e *InfraError) Error() string {
+	msg := fmt.Sprintf("%s: %v", e.Action, e.Err)
+	if e.Machine != "" {
+		msg = e.Machine + ": " + msg
+	}
+	return msg
+}
+
+func (e *InfraError) Unwrap() error { return e.Err }
+
+// failureOf lays an error out for the reports.
+func failureOf(err error, machine, operation string) *event.Failure {
+	if err == nil {
+		return nil
+	}
+	f := &event.Failure{Status: StatusOf(err), Message: err.Error(), Machine: machine, Operation: operation}
+	var (
+		command *CommandError
+		wait    *WaitError
+		boot    *BootError
+		down    *DownError
+	)
+	switch {
+	case errors.As(err, &command):
+		f.Command = command.Command
+		setResult(f, command.Result)
+	case errors.As(err, &wait):
+		f.Duration, f.Tries, f.LastSeen, f.Details = wait.Elapsed, wait.Tries, wait.LastSeen, wait.Details
+		if wait.Result != nil {
+			setResult(f, *wait.Result)
+		}
+	case errors.As(err, &boot):
+		f.Duration, f.Console = boot.After, boot.Console
+	case errors.As(err, &down):
+		f.Console = down.Console
+	}
+	return f
+}
+
+func setResult(f *event.Failure, r Result) {
+	code := r.ExitCode
+	f.ExitCode, f.Stdout, f.Stderr, f.Duration = &code, r.Stdout, r.Stderr, r.Duration
+}
+
+func roundDuration(d time.Duration) time.Duration {
+	if d < time.Second {
+		return d.Round(time.Millisecond)
+	}
+	return d.Round(10 * time.Millisecond)
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}

@@ -1,0 +1,65 @@
+package attest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/guest"
+)
+
+// CopyFromHost copies a file or a tree of the host into the guest, as cp -r
+// does: into target if that is a directory, else as target, whose parent
+// directories are made. A relative source begins at LabConfig.SourceDir.
+func (m *Machine) CopyFromHost(ctx context.Context, source, target string) error {
+	args := strconv.Quote(source) + ", " + strconv.Quote(target)
+	return step(ctx, m.Name(), "copy_from_host", args, func(ctx context.Context) error {
+		path := m.lab.sourcePath(source)
+		if _, err := os.Lstat(path); err != nil {
+			return fmt.Errorf("%s: copy_from_host(%s): %w", m.Name(), args, err)
+		}
+		r, err := m.use(ctx, "copy_from_host")
+		if err != nil {
+			return err
+		}
+		copied, err := r.guest.CopyIn(ctx, path, target)
+		reportSkipped(ctx, m.Name(), copied)
+		return r.explain(ctx, "copy_from_host", err)
+	})
+}
+
+// CopyFromMachine copies a file or a tree of the guest to the host, into
+// targetDir below LabConfig.OutDir. Nothing is written outside of it, whatever
+// the guest sends.
+func (m *Machine) CopyFromMachine(ctx context.Context, source, targetDir string) error {
+	args := strconv.Quote(source)
+	if targetDir != "" {
+		args += ", " + strconv.Quote(targetDir)
+	}
+	return step(ctx, m.Name(), "copy_from_machine", args, func(ctx context.Context) error {
+		dir := m.lab.outPath(targetDir)
+		if filepath.IsAbs(targetDir) {
+			dir = targetDir
+		}
+		r, err := m.use(ctx, "copy_from_machine")
+		if err != nil {
+			return err
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return &InfraError{m.Name(), "create the directory for copies", err}
+		}
+		copied, err := r.guest.CopyOut(ctx, source, dir)
+		reportSkipped(ctx, m.Name(), copied)
+		return r.explain(ctx, "copy_from_machine", err)
+	})
+}
+
+// reportSkipped says what of a tree cannot be copied: devices, sockets, pipes.
+func reportSkipped(ctx context.Context, machine string, copied guest.CopyResult) {
+	for _, what := range copied.Skipped {
+		event.Publish(ctx, event.Log{Machine: machine, Level: "warning", Text: "not copied: " + what})
+	}
+}

@@ -1,0 +1,97 @@
+package attest
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/attest-vm/attest/internal/accel"
+	"github.com/attest-vm/attest/internal/boot"
+	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/supervise"
+
+	_ "github.com/attest-vm/attest/internal/vmm/qemu" // registers the backend
+)
+
+// HostConfig is how labs use this host. The zero value is right for most.
+type HostConfig struct {
+	Backend string // for machines that name none; empty or "auto": the cheapest that can
+	Keep    bool   // keep the state directory at the end, for a look at it
+}
+
+// A Host is what all labs of one process share: the supervisor that keeps the
+// promise that nothing is left behind, the image store, and what is known
+// about the speed of this machine. Close it at the end; a process that dies
+// without doing so leaves nothing either.
+type Host struct {
+	config     HostConfig
+	supervisor *supervise.Supervisor
+	images     *image.Store
+	probe      accel.Probe
+
+	guestOnce sync.Once
+	guestPath string
+	guestErr  error
+}
+
+// OpenHost starts the supervisor and finds out how machines run here.
+func OpenHost(ctx context.Context, config HostConfig) (*Host, error) {
+	probe, err := accel.Detect(ctx)
+	if err != nil {
+		return nil, &InfraError{Action: "find out how to accelerate virtual machines", Err: err}
+	}
+	sup, err := supervise.Start(ctx, supervise.Options{})
+	if err != nil {
+		return nil, err
+	}
+	if config.Keep {
+		if err := sup.Keep(true); err != nil {
+			sup.Close()
+			return nil, err
+		}
+	}
+	store, err := image.OpenStore(sup)
+	if err != nil {
+		sup.Close()
+		return nil, err
+	}
+	return &Host{config: config, supervisor: sup, images: store, probe: probe}, nil
+}
+
+// Close ends every machine that is still there and removes all state.
+func (h *Host) Close() error { return h.supervisor.Close() }
+
+// StateDir is the directory in which labs keep their state while they run.
+func (h *Host) StateDir() string { return h.supervisor.Dir() }
+
+// String says in one line how machines run here.
+func (h *Host) String() string { return h.probe.String() }
+
+// scale adapts a default timeout to the speed of the host: guests whose
+// instructions are emulated take several times as long.
+func (h *Host) scale(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * h.probe.TimeoutFactor())
+}
+
+// guestBinary is the attest binary that guests run as /init and as agent.
+func (h *Host) guestBinary(ctx context.Context) (string, error) {
+	h.guestOnce.Do(func() { h.guestPath, h.guestErr = boot.GuestBinary(ctx) })
+	return h.guestPath, h.guestErr
+}
+
+// NewLab checks a configuration and lays out a lab: its directory and its
+// networks. Machines start on first use. Nothing of the lab outlives ctx; its
+// events go to the bus of ctx.
+func (h *Host) NewLab(ctx context.Context, config LabConfig) (*Lab, error) {
+	return newLab(ctx, h, config)
+}
+
+func (h *Host) backendName(asked string) string {
+	if asked == "" {
+		asked = h.config.Backend
+	}
+	if asked == "" || asked == "auto" {
+		return "qemu"
+	}
+	return asked
+}

@@ -1,0 +1,182 @@
+package attest
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/network"
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+// A Lab is a set of machines and the networks between them: the unit that is
+// started and stopped.
+type Lab struct {
+	host      *Host
+	config    LabConfig
+	dir       string
+	machines  []*Machine // in the order of LabConfig
+	switches  map[int]*network.Switch
+	addresses network.Addresses
+
+	ctx    context.Context // ends with Close; carries the bus
+	cancel context.CancelCauseFunc
+
+	imagesMu sync.Mutex // one image is built at a time: builds share the disk and the mirror
+	images   map[string]*image.Image
+}
+
+func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) {
+	config.Machines = slices.Clone(config.Machines)
+	if err := config.normalize(); err != nil {
+		return nil, err
+	}
+	l := &Lab{host: h, config: config, switches: map[int]*network.Switch{}, images: map[string]*image.Image{}}
+	plan := make([]network.Machine, len(config.Machines))
+	backends := make([]vmm.Backend, len(config.Machines))
+	for i := range config.Machines {
+		m := &config.Machines[i]
+		m.Backend = h.backendName(m.Backend)
+		b, ok := vmm.Lookup(m.Backend)
+		if !ok {
+			return nil, &ConfigError{fmt.Sprintf("machine %q", m.Name), fmt.Sprintf("unknown backend %q; this attest has %s", m.Backend, strings.Join(vmm.Names(), ", "))}
+		}
+		backends[i] = b
+		plan[i] = network.Machine{Name: m.Name, Networks: m.Networks}
+	}
+	l.addresses, err = network.Plan(plan)
+	if err != nil {
+		return nil, &ConfigError{"lab", err.Error()}
+	}
+	l.ctx, l.cancel = context.WithCancelCause(ctx)
+	defer func() {
+		if err != nil {
+			l.Close()
+		}
+	}()
+	if l.dir, err = os.MkdirTemp(h.supervisor.Dir(), "l"); err != nil {
+		return nil, &InfraError{Action: "create a lab directory", Err: err}
+	}
+	for i, mc := range config.Machines {
+		m := &Machine{lab: l, config: mc, backend: backends[i]}
+		m.address, _ = l.addresses.Machine(mc.Name)
+		if err := m.prepare(); err != nil {
+			return nil, err
+		}
+		l.machines = append(l.machines, m)
+		for _, n := range mc.Networks {
+			if l.switches[n] == nil {
+				l.switches[n] = network.New(fmt.Sprintf("net%d", n), network.Options{})
+			}
+		}
+	}
+	return l, nil
+}
+
+// Machines are all machines, in the order in which they were declared.
+func (l *Lab) Machines() []*Machine { return slices.Clone(l.machines) }
+
+// Machine finds a machine by its name; nil if there is none.
+func (l *Lab) Machine(name string) *Machine {
+	for _, m := range l.machines {
+		if m.Name() == name {
+			return m
+		}
+	}
+	return nil
+}
+
+// Host is the host that the lab runs on.
+func (l *Lab) Host() *Host { return l.host }
+
+// Prepare builds the images of all machines and checks that their backends can
+// run them, so that what cannot work is refused before anything boots.
+func (l *Lab) Prepare(ctx context.Context) error {
+	for _, m := range l.machines {
+		if _, _, err := m.vmmConfig(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// StartAll starts every machine that is not running, all at once, and returns
+// when their VMMs run; it does not wait for the guests.
+func (l *Lab) StartAll(ctx context.Context) error {
+	return step(ctx, "", "start_all", "", func(ctx context.Context) error {
+		if err := l.Prepare(ctx); err != nil {
+			return err
+		}
+		errs := make([]error, len(l.machines))
+		var wg sync.WaitGroup
+		for i, m := range l.machines {
+			wg.Go(func() { errs[i] = m.Start(ctx) })
+		}
+		wg.Wait()
+		return errors.Join(errs...)
+	})
+}
+
+// image builds an image once for the lab.
+func (l *Lab) image(ctx context.Context, source Image) (*image.Image, error) {
+	l.imagesMu.Lock()
+	defer l.imagesMu.Unlock()
+	key, err := image.Key(source)
+	if err != nil {
+		return nil, err
+	}
+	if img := l.images[key]; img != nil {
+		return img, nil
+	}
+	img, err := l.host.images.Build(ctx, source)
+	if err != nil {
+		return nil, err
+	}
+	l.images[key] = img
+	return img, nil
+}
+
+// Close ends all machines at once, as by pulling the plug, and removes what
+// the lab had on disk. It can be called more than once.
+func (l *Lab) Close() error {
+	l.cancel(errLabClosed)
+	var wg sync.WaitGroup
+	errs := make([]error, len(l.machines))
+	for i, m := range l.machines {
+		wg.Go(func() { errs[i] = m.close() })
+	}
+	wg.Wait()
+	for _, s := range l.switches {
+		s.Close()
+	}
+	l.imagesMu.Lock()
+	for _, img := range l.images {
+		img.Release()
+	}
+	clear(l.images)
+	l.imagesMu.Unlock()
+	if l.dir != "" && !l.host.config.Keep {
+		errs = append(errs, os.RemoveAll(l.dir))
+	}
+	return errors.Join(errs...)
+}
+
+var errLabClosed = errors.New("the lab was closed")
+
+// outPath is where a file for the user goes.
+func (l *Lab) outPath(name string) string { return filepath.Join(cmp.Or(l.config.OutDir, "."), name) }
+
+// sourcePath is where a file of the user is.
+func (l *Lab) sourcePath(name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(l.config.SourceDir, name)
+}

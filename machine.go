@@ -1,0 +1,413 @@
+package attest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/guest"
+	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/network"
+	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// A Machine is one guest of a Lab. It starts on first use. Its methods can be
+// called from any goroutine, and operations of one machine can overlap.
+type Machine struct {
+	lab     *Lab
+	config  MachineConfig
+	backend vmm.Backend
+	address network.MachineAddresses
+	dir     string
+	console *console
+
+	startMu sync.Mutex // one start at a time
+	mu      sync.Mutex
+	current *run // the start that is in force; nil when the machine is off
+	ended   *run // the last one, when it ended without being asked to
+	booted  bool // it was started at least once
+	closed  bool
+}
+
+// A run is one start of a machine, from power on to power off.
+type run struct {
+	machine *Machine
+	vm      vmm.VM
+	guest   *guest.Client
+	started time.Time
+	pumped  chan struct{} // closed when the console has been read to its end
+	over    chan struct{} // closed when all of the run is gone; down is set before
+	down    error         // why the machine is down, as operations report it
+	asked   bool          // somebody asked for the end; guarded by machine.mu
+
+	readyOnce sync.Once
+	ready     chan struct{} // closed when the guest answered once, or never will
+	readyErr  error
+}
+
+// How long a guest may take from power on to its first answer.
+const bootTimeout = 5 * time.Minute
+
+// Name is the machine's name and host name.
+func (m *Machine) Name() string { return m.config.Name }
+
+// Config is what the machine was made of, defaults filled in.
+func (m *Machine) Config() MachineConfig { return m.config }
+
+// Addresses are the machine's own addresses, IPv4 before IPv6, in the order of
+// its networks.
+func (m *Machine) Addresses() []netip.Addr {
+	var v4, v6 []netip.Addr
+	for _, i := range m.address.Interfaces {
+		v4, v6 = append(v4, i.IPv4.Addr()), append(v6, i.IPv6.Addr())
+	}
+	return append(v4, v6...)
+}
+
+// prepare makes what a machine has even before it starts.
+func (m *Machine) prepare() error {
+	m.dir = filepath.Join(m.lab.dir, m.config.Name)
+	if err := os.Mkdir(m.dir, 0o700); err != nil {
+		return &InfraError{m.Name(), "create the machine's directory", err}
+	}
+	log, err := os.Create(filepath.Join(m.dir, "console.log"))
+	if err != nil {
+		return &InfraError{m.Name(), "create the console log", err}
+	}
+	m.console = newConsole(log, func(line string) {
+		event.Publish(m.lab.ctx, event.Console{Machine: m.Name(), Line: line})
+	})
+	return nil
+}
+
+// StartOptions change a start.
+type StartOptions struct {
+	// AllowReboot lets the guest reboot by itself in this run.
+	AllowReboot bool
+}
+
+// Start starts the machine if it is not running. It returns when the VMM runs;
+// it does not wait for the guest. A missing image is built.
+func (m *Machine) Start(ctx context.Context, opts ...StartOptions) error {
+	args := ""
+	allow := m.config.AllowReboot
+	for _, o := range opts {
+		if o.AllowReboot {
+			args, allow = "allow_reboot=True", true
+		}
+	}
+	return step(ctx, m.Name(), "start", args, func(ctx context.Context) error {
+		_, err := m.start(ctx, allow)
+		return err
+	})
+}
+
+func (m *Machine) start(ctx context.Context, allowReboot bool) (*run, error) {
+	m.startMu.Lock()
+	defer m.startMu.Unlock()
+	if r := m.running(); r != nil {
+		return r, nil
+	}
+	config, img, err := m.vmmConfig(ctx)
+	if err != nil {
+		return nil, err
+	}
+	config.AllowReboot = allowReboot
+	if err := m.attachDisk(ctx, &config, img); err != nil {
+		return nil, err
+	}
+	if err := m.attachNICs(&config); err != nil {
+		return nil, err
+	}
+	m.console.begin()
+	started := time.Now()
+	m.announce("starting", "", 0)
+	vm, err := m.backend.Start(ctx, vmm.Host{Supervisor: m.lab.host.supervisor, Accel: m.lab.host.probe.Accel()}, config)
+	if err != nil {
+		for _, n := range config.NICs {
+			n.Conn.Close()
+		}
+		m.announce("stopped", err.Error(), time.Since(started))
+		return nil, err
+	}
+	r := &run{machine: m, vm: vm, started: started,
+		pumped: make(chan struct{}), over: make(chan struct{}), ready: make(chan struct{})}
+	r.guest = guest.New(m.Name(), vm.Dial, guest.Options{Greet: r.greet})
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		r.guest.Close(errLabClosed)
+		vm.Kill()
+		return nil, errLabClosed
+	}
+	m.current, m.ended, m.booted = r, nil, true
+	m.mu.Unlock()
+	m.announce("running", "", time.Since(started))
+	go r.pump()
+	go r.watch()
+	return r, nil
+}
+
+func (m *Machine) announce(state, detail string, after time.Duration) {
+	event.Publish(m.lab.ctx, event.MachineState{Machine: m.Name(), State: state, Detail: detail, After: after})
+}
+
+func (m *Machine) running() *run {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.current
+}
+
+// pump reads the console, and ends a guest at once whose kernel has panicked or
+// whose init has given up: it will say nothing more.
+func (r *run) pump() {
+	defer close(r.pumped)
+	source := r.vm.Console()
+	defer source.Close()
+	r.machine.console.pump(source)
+}
+
+// watch waits for the end of the run and tells everybody who waits for
+// something of this machine.
+func (r *run) watch() {
+	m := r.machine
+	r.awaitEnd()
+	<-r.pumped
+	m.mu.Lock()
+	if r.down == nil {
+		r.down = r.verdict()
+	}
+	m.current = nil
+	if !r.asked {
+		m.ended = r
+	}
+	m.mu.Unlock()
+	r.guest.Close(r.down)
+	state := "stopped"
+	switch {
+	case m.console.panicLine() != "":
+		state = "panicked"
+	case !r.asked && r.vm.Exit().Reason != vmm.PoweredOff:
+		state = "crashed"
+	}
+	m.announce(state, string(r.vm.Exit().Reason), time.Since(r.started))
+	close(r.over)
+}
+
+// awaitEnd returns when the VMM is gone. A kernel that panics with a reset to
+// follow ends the VMM by itself; one that may reboot, or hangs, is ended here.
+func (r *run) awaitEnd() {
+	c := r.machine.console
+	for {
+		changed := c.next()
+		if c.panicLine() != "" || c.fatalLine() != "" {
+			select {
+			case <-r.vm.Done():
+			case <-time.After(panicGrace): // let it finish its last words
+				r.vm.Kill()
+			}
+			return
+		}
+		select {
+		case <-r.vm.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// panicGrace is how long a panicking kernel may go on talking.
+const panicGrace = 2 * time.Second
+
+// verdict says why the machine is down. It is called when the console is
+// complete.
+func (r *run) verdict() error {
+	m := r.machine
+	exit := r.vm.Exit()
+	down := &DownError{Machine: m.Name(), Reason: string(exit.Reason), Console: m.console.tail(consoleTail)}
+	if exit.Detail != "" && exit.Reason == vmm.Broken {
+		down.Reason = exit.Detail
+	}
+	if fatal := m.console.fatalLine(); fatal != "" {
+		down.Reason = fatal
+	}
+	if panicked := m.console.panicLine(); panicked != "" {
+		down.Reason = panicked
+	}
+	down.Broken = exit.Reason == vmm.Broken || exit.Reason == vmm.Killed && !r.asked
+	if m.console.panicLine() != "" || m.console.fatalLine() != "" {
+		down.Broken = false
+	}
+	return down
+}
+
+// greet gives the guest its identity; it runs whenever an agent answers, so at
+// the first boot and after each reboot, before any operation gets through.
+func (r *run) greet(ctx context.Context, info wire.Info) error {
+	m := r.machine
+	if err := r.guest.Identity(ctx, m.identity()); err != nil {
+		return err
+	}
+	m.announce("ready", info.Kernel, time.Since(r.started))
+	return nil
+}
+
+// use gives fn the guest of a running machine that has answered at least once;
+// it starts the machine if need be.
+func (m *Machine) use(ctx context.Context, operation string) (*run, error) {
+	m.mu.Lock()
+	r, ended := m.current, m.ended
+	m.mu.Unlock()
+	if r == nil && ended != nil {
+		return nil, m.downError(operation, ended.down)
+	}
+	if r == nil {
+		err := step(ctx, m.Name(), "start", "", func(ctx context.Context) (err error) {
+			r, err = m.start(ctx, m.config.AllowReboot)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if err := r.awaitReady(ctx, operation); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// awaitReady waits for the first answer of the guest. The limit counts from
+// power on and holds for everybody who waits.
+func (r *run) awaitReady(ctx context.Context, operation string) error {
+	r.readyOnce.Do(func() {
+		go func() {
+			defer close(r.ready)
+			r.readyErr = r.firstAnswer()
+		}()
+	})
+	select {
+	case <-r.ready:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return r.readyErr
+}
+
+func (r *run) firstAnswer() error {
+	m := r.machine
+	limit := m.lab.host.scale(bootTimeout)
+	ctx, cancel := context.WithDeadline(m.lab.ctx, r.started.Add(limit))
+	defer cancel()
+	_, err := r.guest.Ready(ctx)
+	if err == nil {
+		return nil
+	}
+	if m.lab.ctx.Err() != nil {
+		return context.Cause(m.lab.ctx)
+	}
+	bootError := &BootError{Machine: m.Name(), After: time.Since(r.started)}
+	if ctx.Err() != nil {
+		bootError.Reason = fmt.Sprintf("the guest did not answer within %v", limit)
+		bootError.Console = m.console.tail(consoleTail)
+		return bootError
+	}
+	select { // the console may still be arriving
+	case <-r.over:
+	case <-ctx.Done():
+	}
+	bootError.Console = m.console.tail(consoleTail)
+	var down *DownError
+	switch {
+	case errors.As(err, &down) && down.Broken:
+		return down
+	case errors.As(err, &down):
+		bootError.Reason = down.Reason
+	default:
+		bootError.Reason = err.Error()
+	}
+	return bootError
+}
+
+// downError is cause with the operation that found the machine down.
+func (m *Machine) downError(operation string, cause error) error {
+	var down *DownError
+	if !errors.As(cause, &down) {
+		return cause
+	}
+	d := *down
+	d.Operation = operation
+	return &d
+}
+
+// stop marks the end of the current run as asked for and waits until it is
+// over. do asks for it; nil waits for what comes by itself.
+func (m *Machine) stop(ctx context.Context, do func(context.Context, *run) error) error {
+	m.mu.Lock()
+	r := m.current
+	if r != nil {
+		r.asked = true
+	}
+	m.mu.Unlock()
+	if r == nil {
+		return nil
+	}
+	if do != nil {
+		if err := do(ctx, r); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-r.over:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// close ends the machine for good.
+func (m *Machine) close() error {
+	m.mu.Lock()
+	m.closed = true
+	r := m.current
+	if r != nil {
+		r.asked = true
+		if r.down == nil {
+			r.down = errLabClosed
+		}
+	}
+	m.mu.Unlock()
+	if r == nil {
+		return m.console.log.Close()
+	}
+	r.guest.Close(errLabClosed)
+	err := r.vm.Kill()
+	<-r.over
+	return errors.Join(err, m.console.log.Close())
+}
+
+// vmmConfig is what the backend is to start, without what exists only while
+// it runs.
+func (m *Machine) vmmConfig(ctx context.Context) (vmm.Config, *image.Image, error) {
+	config := vmm.Config{
+		Name: m.Name(), Dir: m.dir,
+		Memory: m.config.Memory, CPUs: m.config.CPUs, MachineType: m.config.Type,
+	}
+	if err := m.backend.Check(config); err != nil {
+		return config, nil, err // before an image is built for nothing
+	}
+	img, err := m.lab.image(ctx, m.config.Image)
+	if err != nil {
+		return config, nil, err
+	}
+	if err := m.bootMedia(ctx, &config, img); err != nil {
+		return config, nil, err
+	}
+	return config, img, m.backend.Check(config)
+}

@@ -1,0 +1,77 @@
+package attest
+
+import (
+	"io"
+	"time"
+)
+
+// An Option changes one operation. An option that an operation has no use for
+// is ignored by it.
+type Option func(*options)
+
+type options struct {
+	timeout    time.Duration
+	hasTimeout bool
+	user       string
+	address    string
+	stdin      io.Reader
+	stdout     io.Writer
+	stderr     io.Writer
+	env        map[string]string
+	dir        string
+	detach     bool
+}
+
+func collect(opts []Option) options {
+	var o options
+	for _, opt := range opts {
+		opt(&o)
+	}
+	return o
+}
+
+// limit is the operation's time limit: the one that was asked for as it is, or
+// the default scaled to the speed of the host.
+func (o options) limit(h *Host, otherwise time.Duration) time.Duration {
+	if o.hasTimeout {
+		return o.timeout
+	}
+	return h.scale(otherwise)
+}
+
+// Timeout limits an operation to d of wall-clock time. For a command the guest
+// ends it then (SIGTERM, and SIGKILL a second later), with exit code 124.
+func Timeout(d time.Duration) Option {
+	return func(o *options) { o.timeout, o.hasTimeout = d, true }
+}
+
+// User runs a command as this user, or asks this user's service manager.
+func User(name string) Option { return func(o *options) { o.user = name } }
+
+// Address is where to look for a port; "localhost" unless given.
+func Address(addr string) Option { return func(o *options) { o.address = addr } }
+
+// Stdin is what a command reads; nothing unless given.
+func Stdin(r io.Reader) Option { return func(o *options) { o.stdin = r } }
+
+// Stdout receives a command's standard output as it arrives, instead of the Result.
+func Stdout(w io.Writer) Option { return func(o *options) { o.stdout = w } }
+
+// Stderr receives a command's standard error as it arrives, instead of the Result.
+func Stderr(w io.Writer) Option { return func(o *options) { o.stderr = w } }
+
+// Env adds a variable to a command's environment.
+func Env(name, value string) Option {
+	return func(o *options) {
+		if o.env == nil {
+			o.env = map[string]string{}
+		}
+		o.env[name] = value
+	}
+}
+
+// Dir is the directory in which a command runs; /tmp unless given.
+func Dir(path string) Option { return func(o *options) { o.dir = path } }
+
+// Detach returns as soon as the command runs, without its output or exit code.
+func Detach() Option { return func(o *options) { o.detach = true } }

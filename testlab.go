@@ -1,0 +1,209 @@
+package attest
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// A TestLab is a Lab whose operations end the test when they fail.
+type TestLab struct {
+	*Lab
+	t   TB
+	ctx context.Context
+}
+
+// Machine finds a machine by its name.
+func (l *TestLab) Machine(name string) *TestMachine {
+	l.t.Helper()
+	m := l.Lab.Machine(name)
+	if m == nil {
+		var names []string
+		for _, m := range l.Lab.machines {
+			names = append(names, m.Name())
+		}
+		l.t.Fatalf("attest: there is no machine %q in this lab, only %s", name, strings.Join(names, ", "))
+	}
+	return &TestMachine{Machine: m, t: l.t, ctx: l.ctx}
+}
+
+// Context carries the lab's events and ends with the test.
+func (l *TestLab) Context() context.Context { return l.ctx }
+
+// StartAll starts every machine, all at once.
+func (l *TestLab) StartAll() {
+	l.t.Helper()
+	check(l.t, l.Lab.StartAll(l.ctx))
+}
+
+// A TestMachine is a Machine whose operations end the test when they fail. The
+// embedded Machine has the same operations with a context and an error.
+type TestMachine struct {
+	*Machine
+	t   TB
+	ctx context.Context
+}
+
+func check(t TB, err error) {
+	if err != nil {
+		t.Helper()
+		t.Fatalf("%s", explainError(err))
+	}
+}
+
+// explainError is an error with all that belongs to it, for a test's log.
+func explainError(err error) string {
+	f := FailureOf(err)
+	var b strings.Builder
+	switch f.Status {
+	case BootFailed:
+		b.WriteString("guest did not boot: ")
+	case Infra:
+		b.WriteString("the host is broken, not the test: ")
+	case Unsupported:
+		b.WriteString("not supported here: ")
+	}
+	b.WriteString(f.Message)
+	block := func(title, text string) {
+		if text = strings.TrimRight(text, "\n"); text != "" {
+			fmt.Fprintf(&b, "\n%s:\n    %s", title, strings.ReplaceAll(text, "\n", "\n    "))
+		}
+	}
+	block("stdout", f.Stdout)
+	block("stderr", f.Stderr)
+	for _, d := range f.Details {
+		block(d.Title, d.Text)
+	}
+	block("last console lines", strings.Join(f.Console, "\n"))
+	return b.String()
+}
+
+// Start starts the machine without waiting for its guest.
+func (m *TestMachine) Start(opts ...StartOptions) {
+	m.t.Helper()
+	check(m.t, m.Machine.Start(m.ctx, opts...))
+}
+
+// Execute runs a command; that it fails does not end the test.
+func (m *TestMachine) Execute(command string, opts ...Option) Result {
+	m.t.Helper()
+	r, err := m.Machine.Execute(m.ctx, command, opts...)
+	check(m.t, err)
+	return r
+}
+
+// Succeed runs a command that must succeed, and returns its standard output.
+func (m *TestMachine) Succeed(command string, opts ...Option) string {
+	m.t.Helper()
+	out, err := m.Machine.Succeed(m.ctx, command, opts...)
+	check(m.t, err)
+	return out
+}
+
+// Fail runs a command that must fail, and returns its standard output.
+func (m *TestMachine) Fail(command string, opts ...Option) string {
+	m.t.Helper()
+	out, err := m.Machine.Fail(m.ctx, command, opts...)
+	check(m.t, err)
+	return out
+}
+
+// WaitUntilSucceeds repeats a command until it succeeds.
+func (m *TestMachine) WaitUntilSucceeds(command string, opts ...Option) string {
+	m.t.Helper()
+	out, err := m.Machine.WaitUntilSucceeds(m.ctx, command, opts...)
+	check(m.t, err)
+	return out
+}
+
+// WaitUntilFails repeats a command until it fails.
+func (m *TestMachine) WaitUntilFails(command string, opts ...Option) string {
+	m.t.Helper()
+	out, err := m.Machine.WaitUntilFails(m.ctx, command, opts...)
+	check(m.t, err)
+	return out
+}
+
+// WaitForUnit waits until a systemd unit is active.
+func (m *TestMachine) WaitForUnit(unit string, opts ...Option) {
+	m.t.Helper()
+	check(m.t, m.Machine.WaitForUnit(m.ctx, unit, opts...))
+}
+
+// WaitForOpenPort waits until a TCP port accepts connections.
+func (m *TestMachine) WaitForOpenPort(port int, opts ...Option) {
+	m.t.Helper()
+	check(m.t, m.Machine.WaitForOpenPort(m.ctx, port, opts...))
+}
+
+// WaitForClosedPort waits until a TCP port accepts no connections.
+func (m *TestMachine) WaitForClosedPort(port int, opts ...Option) {
+	m.t.Helper()
+	check(m.t, m.Machine.WaitForClosedPort(m.ctx, port, opts...))
+}
+
+// WaitForFile waits until a path exists.
+func (m *TestMachine) WaitForFile(path string, opts ...Option) {
+	m.t.Helper()
+	check(m.t, m.Machine.WaitForFile(m.ctx, path, opts...))
+}
+
+// WaitForConsoleText waits until the serial console says something.
+func (m *TestMachine) WaitForConsoleText(pattern string, opts ...Option) {
+	m.t.Helper()
+	check(m.t, m.Machine.WaitForConsoleText(m.ctx, pattern, opts...))
+}
+
+// Systemctl runs systemctl; that it fails does not end the test.
+func (m *TestMachine) Systemctl(args string, opts ...Option) Result {
+	m.t.Helper()
+	r, err := m.Machine.Systemctl(m.ctx, args, opts...)
+	check(m.t, err)
+	return r
+}
+
+// CopyFromHost copies a file or a tree into the guest.
+func (m *TestMachine) CopyFromHost(source, target string) {
+	m.t.Helper()
+	check(m.t, m.Machine.CopyFromHost(m.ctx, source, target))
+}
+
+// CopyFromMachine copies a file or a tree out of the guest.
+func (m *TestMachine) CopyFromMachine(source, targetDir string) {
+	m.t.Helper()
+	check(m.t, m.Machine.CopyFromMachine(m.ctx, source, targetDir))
+}
+
+// Shutdown powers the guest off and waits for that.
+func (m *TestMachine) Shutdown(opts ...Option) {
+	m.t.Helper()
+	check(m.t, m.Machine.Shutdown(m.ctx, opts...))
+}
+
+// WaitForShutdown waits until the guest powers itself off.
+func (m *TestMachine) WaitForShutdown(opts ...Option) {
+	m.t.Helper()
+	check(m.t, m.Machine.WaitForShutdown(m.ctx, opts...))
+}
+
+// Crash pulls the plug.
+func (m *TestMachine) Crash() {
+	m.t.Helper()
+	check(m.t, m.Machine.Crash(m.ctx))
+}
+
+// Reboot restarts the guest and waits until it answers again.
+func (m *TestMachine) Reboot(opts ...Option) {
+	m.t.Helper()
+	check(m.t, m.Machine.Reboot(m.ctx, opts...))
+}
+
+// Sleep waits for d of the guest's time.
+func (m *TestMachine) Sleep(d time.Duration) {
+	m.t.Helper()
+	check(m.t, m.Machine.Sleep(m.ctx, d))
+}
+
+// Log writes a line to the test's log.
+func (m *TestMachine) Log(text string) { m.Machine.Log(m.ctx, text) }
