@@ -15,7 +15,7 @@ import (
 // from one machine to another stay in order.
 func TestSwitchProperties(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
-		s := New("lan", Options{})
+		s := New("lan", Options{QueueBytes: 16 << 20}) // more than all that is drawn
 		defer s.Close()
 		n := rapid.IntRange(2, 5).Draw(r, "machines")
 		m := attach(t, s, n)
