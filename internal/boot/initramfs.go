@@ -49,6 +49,9 @@ func (i Initramfs) Build(ctx context.Context) (string, error) {
 }
 
 func (i Initramfs) build(ctx context.Context, dir string) (string, error) {
+	if i.Binary == "" {
+		return "", errors.New("initramfs: no binary for /init")
+	}
 	// Reading 20 MB to find out that they are the same takes longer than all
 	// the rest, so what was built is remembered by the inputs' identity.
 	key, err := i.identity()
@@ -217,9 +220,6 @@ func (i Initramfs) identity() (string, error) {
 // strippedELF reads a static executable without what the kernel does not load:
 // symbols and debug information, a third of a binary that go build makes.
 func strippedELF(path string) ([]byte, error) {
-	if path == "" {
-		return nil, errors.New("initramfs: no binary for /init")
-	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("initramfs: %w", err)
