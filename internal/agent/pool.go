@@ -59,11 +59,11 @@ const (
 //	r PID   the worker with this process id, and group, waits
 //	x CODE  it has ended
 //
-// The traps keep a shell alive when a command does "pkill bash"; its name, until
-// the worker takes bash's again, hides it from that.
-const warmScript = `trap : HUP INT QUIT TERM USR1 USR2 ALRM PIPE; set -m; printf attest-shell >/proc/self/comm; ` +
+// Its name, until the worker takes bash's again, hides it from "pkill bash". It
+// has no traps: systemd-shutdown would wait for a shell that survives SIGTERM.
+const warmScript = `set -m; printf attest-shell >/proc/self/comm; ` +
 	`while read -r -u 3 A B C D; do ( ` +
-	`trap - HUP INT QUIT TERM USR1 USR2 ALRM PIPE; set +m; printf bash >/proc/self/comm; ` +
+	`set +m; printf bash >/proc/self/comm; ` +
 	`exec 5</proc/$A/fd/$B >/proc/$A/fd/$C 2>/proc/$A/fd/$D 3<&-; printf 'r %s\n' $BASHPID >&4; exec 4>&-; ` +
 	`read -r -N 99999999 -u 5 A; ` +
 	`eval "unset A B C D REPLY BASH_EXECUTION_STRING; exec 5<&-; SECONDS=0; set -euo pipefail; $A" ` +

@@ -1,0 +1,274 @@
+package wire
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// pair is a host's Mux and an agent's, connected; serve runs each stream that
+// the host opens.
+func pair(t interface{ Cleanup(func()) }, serve func(*Stream, Request)) (host *Mux) {
+	a, b := net.Pipe()
+	var all sync.WaitGroup
+	wa, wb := NewWriter(a), NewWriter(b)
+	host = NewMux(wa, nil)
+	agent := NewMux(wb, func(s *Stream, r Request) { all.Go(func() { serve(s, r) }) })
+	wa.Restart(Frame{Type: Hello})
+	wb.Restart(Frame{Type: Welcome})
+	for _, side := range []struct {
+		conn net.Conn
+		mux  *Mux
+	}{{a, host}, {b, agent}} {
+		all.Go(func() {
+			d := NewDecoder(side.conn)
+			for {
+				f, err := d.Next()
+				if err == nil && f.Type > Pong {
+					err = side.mux.Handle(f)
+				}
+				if err != nil {
+					side.mux.Close(err)
+					side.conn.Close()
+					return
+				}
+			}
+		})
+	}
+	t.Cleanup(func() {
+		a.Close()
+		b.Close()
+		all.Wait()
+		wa.Close()
+		wb.Close()
+	})
+	return host
+}
+
+// A slow reader of one channel stops its own writer, and nobody else.
+func TestSlowConsumerBlocksOnlyItself(t *testing.T) {
+	host := pair(t, func(s *Stream, r Request) {
+		n, _ := s.Write(Stdout, make([]byte, 8<<20))
+		s.Finish(Reply{Result: n})
+	})
+	slow, err := host.Open("flood", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 1)
+	if _, err := slow.Read(Stdout, buf); err != nil {
+		t.Fatal(err)
+	}
+	fast, err := host.Open("flood", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := io.Copy(io.Discard, fast.Reader(Stdout)); err != nil || n != 8<<20 {
+		t.Fatalf("the fast one got %d bytes, %v", n, err)
+	}
+	select {
+	case <-slow.Done():
+		t.Fatal("the slow one ended although nobody read its output")
+	default:
+	}
+	slow.mu.Lock()
+	held := slow.in[Stdout].size
+	slow.mu.Unlock()
+	if held > Window {
+		t.Fatalf("%d bytes are held for the slow one, the window is %d", held, Window)
+	}
+	if n, err := io.Copy(io.Discard, slow.Reader(Stdout)); err != nil || n != 8<<20-1 {
+		t.Fatalf("the slow one got %d bytes, %v", n, err)
+	}
+}
+
+// Many streams at once, both ways, pieces of any size: everything arrives, in
+// order, where it belongs.
+func TestNothingIsMixed(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		streams := rapid.IntRange(1, 4).Draw(t, "streams")
+		size := rapid.SampledFrom([]int{0, 1, 1000, Window + 17}).Draw(t, "size")
+		seed := rapid.Uint64().Draw(t, "seed")
+		content := func(stream, channel int) []byte {
+			b := make([]byte, size)
+			rand.NewChaCha8([32]byte{byte(stream), byte(channel), byte(seed)}).Read(b)
+			return b
+		}
+		write := func(s *Stream, channel int, b []byte) {
+			pieces := rand.New(rand.NewPCG(seed, uint64(channel)))
+			for len(b) > 0 {
+				n := min(len(b), 1+pieces.IntN(100_000))
+				if _, err := s.Write(channel, b[:n]); err != nil {
+					return
+				}
+				b = b[n:]
+			}
+			s.CloseWrite(channel)
+		}
+		host := pair(t, func(s *Stream, r Request) {
+			var id int
+			json.Unmarshal(r.Args, &id)
+			var w sync.WaitGroup
+			var got []byte
+			w.Go(func() { got, _ = io.ReadAll(s.Reader(Stdin)) })
+			w.Go(func() { write(s, Stdout, content(id, Stdout)) })
+			w.Go(func() { write(s, Stderr, content(id, Stderr)) })
+			w.Wait()
+			s.Finish(Reply{Result: bytes.Equal(got, content(id, Stdin)) && string(r.Body) == fmt.Sprint(id)})
+		})
+		var w sync.WaitGroup
+		errs := make(chan error, streams)
+		for id := range streams {
+			w.Go(func() {
+				s, err := host.Open("x", id, []byte(fmt.Sprint(id)))
+				if err != nil {
+					errs <- err
+					return
+				}
+				go write(s, Stdin, content(id, Stdin))
+				var stderr []byte
+				var one sync.WaitGroup
+				one.Go(func() { stderr, _ = io.ReadAll(s.Reader(Stderr)) })
+				stdout, err := io.ReadAll(s.Reader(Stdout))
+				one.Wait()
+				<-s.Done()
+				result, resultErr := s.Result()
+				switch {
+				case errors.Join(err, resultErr) != nil:
+					errs <- errors.Join(err, resultErr)
+				case string(result) != `{"result":true}`:
+					errs <- fmt.Errorf("stream %d: the agent got something else: %s", id, result)
+				case !bytes.Equal(stdout, content(id, Stdout)) || !bytes.Equal(stderr, content(id, Stderr)):
+					errs <- fmt.Errorf("stream %d: the host got something else", id)
+				}
+			})
+		}
+		w.Wait()
+		close(errs)
+		for err := range errs {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRestartIsInOrder(t *testing.T) {
+	host := pair(t, func(s *Stream, r Request) {
+		s.Write(Stdout, []byte("first"))
+		s.Restart(Stdout)
+		s.Restart(Stdout)
+		s.Write(Stdout, []byte("second"))
+		s.Finish(Reply{})
+	})
+	s, err := host.Open("x", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := io.ReadAll(s.Reader(Stdout))
+	if !errors.Is(err, ErrRestart) || string(first) != "first" {
+		t.Fatalf("read %q, %v", first, err)
+	}
+	var second []byte
+	for {
+		b, err := io.ReadAll(s.Reader(Stdout))
+		second = append(second, b...)
+		if err == nil {
+			break
+		}
+	}
+	if string(second) != "second" {
+		t.Fatalf("read %q", second)
+	}
+}
+
+func TestCancelReachesTheAgent(t *testing.T) {
+	host := pair(t, func(s *Stream, r Request) {
+		<-s.Context().Done()
+		s.Finish(Reply{Result: "ended"})
+	})
+	s, err := host.Open("x", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cause := errors.New("no longer wanted")
+	s.Cancel(cause)
+	if _, err := s.Read(Stdout, make([]byte, 1)); err != cause {
+		t.Errorf("read: %v", err)
+	}
+	if got := context.Cause(s.Context()); got != cause {
+		t.Errorf("the stream ended with %v", got)
+	}
+	select {
+	case <-s.Done():
+	case <-time.After(30 * time.Second):
+		t.Fatal("no result")
+	}
+	if result, _ := s.Result(); string(result) != `{"result":"ended"}` {
+		t.Errorf("result %s", result)
+	}
+}
+
+// What the other side must not do is an error, and never a panic.
+func TestBrokenRules(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		frame Frame
+	}{
+		{"a result for a stream that is not open", Frame{Type: Result, Stream: 9}},
+		{"data for a stream that is not open", Frame{Type: Data, Stream: 9}},
+		{"an open frame", Frame{Type: Open, Stream: 2, Payload: []byte("x\x00{}\x00")}},
+		{"a cancel frame", Frame{Type: Cancel, Stream: 1}},
+		{"a channel that does not exist", Frame{Type: Data, Channel: 99, Stream: 1}},
+		{"credit beyond the window", Frame{Type: Credit, Stream: 1, Payload: []byte{0, 0, 0, 1}}},
+		{"credit of no number", Frame{Type: Credit, Stream: 1, Payload: []byte{1}}},
+		{"a hello in a stream", Frame{Type: Welcome, Stream: 1}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := NewWriter(io.Discard)
+			defer w.Close()
+			m := NewMux(w, nil)
+			if _, err := m.Open("x", nil, nil); err != nil {
+				t.Fatal(err)
+			}
+			var bad *FormatError
+			if err := m.Handle(tt.frame); !errors.As(err, &bad) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+// A host that is sent any frames reports them or ignores them.
+func FuzzMux(f *testing.F) {
+	f.Add([]byte{byte(Data), Stdout, 1, 5, 'h', 'e', 'l', 'l', 'o', byte(Result), 0, 1, 2, '{', '}'})
+	f.Add([]byte{byte(Restart), Stdout, 1, 0, byte(EOF), Stdout, 1, 0, byte(Data), Stdout, 1, 1, 'x'})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, accept := range []func(*Stream, Request){nil, func(s *Stream, _ Request) { s.Finish(Reply{}) }} {
+			w := NewWriter(io.Discard)
+			m := NewMux(w, accept)
+			if accept == nil {
+				if _, err := m.Open("x", nil, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for rest := b; len(rest) >= 4; {
+				n := min(int(rest[3]), len(rest)-4)
+				if m.Handle(Frame{Type: Type(rest[0]), Channel: rest[1], Stream: uint32(rest[2]), Payload: rest[4 : 4+n]}) != nil {
+					break
+				}
+				rest = rest[4+n:]
+			}
+			m.Close(io.ErrUnexpectedEOF)
+			w.Close()
+		}
+	})
+}
