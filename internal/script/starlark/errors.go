@@ -1,0 +1,252 @@
+package starlark
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"go.starlark.net/resolve"
+	sl "go.starlark.net/starlark"
+	"go.starlark.net/syntax"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/operation"
+)
+
+// An Error is something that went wrong at a place in a test file.
+type Error struct {
+	Position event.Position   // zero if the place is unknown
+	Source   string           // the line at Position
+	Stack    []event.Position // the calls that led there, outermost first
+	Err      error            // what went wrong
+}
+
+func (e *Error) Error() string {
+	if e.Position.File == "" {
+		return e.Err.Error()
+	}
+	return where(e.Position) + ": " + e.Err.Error()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// A LoadError is a test file that cannot be run.
+type LoadError struct {
+	Path   string
+	Errors []*Error // at least one, in the order of the file
+}
+
+func (e *LoadError) Error() string {
+	var b strings.Builder
+	for i, x := range e.Errors {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		b.WriteString(x.Error())
+		if source := strings.TrimSpace(x.Source); source != "" {
+			b.WriteString("\n\t" + source)
+		}
+	}
+	return b.String()
+}
+
+func (e *LoadError) Unwrap() []error {
+	errs := make([]error, len(e.Errors))
+	for i, x := range e.Errors {
+		errs[i] = x
+	}
+	return errs
+}
+
+// Status makes every reason not to run a file the same kind of failure.
+func (e *LoadError) Status() attest.Status { return attest.Invalid }
+
+// An AssertError is a claim of the test that does not hold.
+type AssertError struct{ Message string }
+
+func (e *AssertError) Error() string         { return e.Message }
+func (e *AssertError) Status() attest.Status { return attest.Failed }
+
+// A usageError is a call that makes no sense, whatever the machines do.
+type usageError struct{ message string }
+
+func (e *usageError) Error() string         { return e.message }
+func (e *usageError) Status() attest.Status { return attest.Invalid }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
+
+func where(p event.Position) string {
+	switch {
+	case p.Line == 0:
+		return p.File
+	case p.Column == 0:
+		return fmt.Sprintf("%s:%d", p.File, p.Line)
+	}
+	return fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Column)
+}
+
+func positionOf(p syntax.Position) event.Position {
+	return event.Position{File: p.Filename(), Line: int(p.Line), Column: int(p.Col)}
+}
+
+// builtinFile is what Starlark gives as the file of a function that is
+// written in Go.
+const builtinFile = "<builtin>"
+
+// frames are the places of a call stack that are in test files.
+func frames(stack sl.CallStack) []event.Position {
+	var out []event.Position
+	for _, f := range stack {
+		if f.Pos.Filename() == builtinFile {
+			continue
+		}
+		p := positionOf(f.Pos)
+		p.Func = f.Name
+		out = append(out, p)
+	}
+	return out
+}
+
+// sources are the texts of the files that were loaded, by the names that
+// positions have, in lines.
+type sources map[string][]string
+
+func (s sources) add(name string, text []byte) {
+	s[name] = strings.Split(strings.ReplaceAll(string(text), "\r\n", "\n"), "\n")
+}
+
+func (s sources) line(p event.Position) string {
+	if lines := s[p.File]; p.Line >= 1 && p.Line <= len(lines) {
+		return lines[p.Line-1]
+	}
+	return ""
+}
+
+func (s sources) errorAt(p event.Position, err error) *Error {
+	return &Error{Position: p, Source: s.line(p), Err: err}
+}
+
+// shownFrames are so many of a deep stack's outermost and innermost calls.
+const shownFrames = 20
+
+// explain turns what a Starlark thread ended with into an Error. The call
+// stacks of threads that it started in turn are joined to its own.
+func (s sources) explain(err error) *Error {
+	out := &Error{}
+	for {
+		eval, ok := err.(*sl.EvalError)
+		if !ok {
+			break
+		}
+		out.Stack = append(out.Stack, frames(eval.CallStack)...)
+		err = eval.Unwrap()
+	}
+	out.Err = err
+	var inner *Error
+	if errors.As(err, &inner) {
+		out.Stack = append(out.Stack, inner.Stack...)
+		if err == inner {
+			out.Err = inner.Err
+		}
+	}
+	if n := len(out.Stack); n > 2*shownFrames {
+		out.Stack = append(out.Stack[:shownFrames:shownFrames], out.Stack[n-shownFrames:]...)
+	}
+	if n := len(out.Stack); n > 0 {
+		out.Position = out.Stack[n-1]
+		out.Source = s.line(out.Position)
+	}
+	return out
+}
+
+// parseErrors are the mistakes that the parser or the resolver found; env is
+// what is predeclared.
+func (s sources) parseErrors(err error, env sl.StringDict) []*Error {
+	var one syntax.Error
+	var list resolve.ErrorList
+	switch {
+	case errors.As(err, &one):
+		p := positionOf(one.Pos)
+		return []*Error{s.errorAt(p, errors.New(one.Msg+syntaxHint(s.line(p))))}
+	case errors.As(err, &list):
+		var out []*Error
+		for _, e := range list {
+			out = append(out, s.errorAt(positionOf(e.Pos), errors.New(e.Msg+undefinedHint(e.Msg, env))))
+		}
+		return out
+	}
+	return []*Error{{Err: err}}
+}
+
+var (
+	formatted  = regexp.MustCompile(`(^|[^\w"'])[fF]["']`)
+	firstWord  = regexp.MustCompile(`^\s*(\w+)`)
+	pythonOnly = map[string]string{
+		"assert":   "write assert_eq(got, want), assert_contains or assert_matches, or if …: fail(text)",
+		"class":    "Starlark has no classes; use functions and struct(…)",
+		"except":   "Starlark has no exceptions; retry(fn) calls again what fails, m.execute tells how a command ended",
+		"from":     `write load("lib.star", "name")`,
+		"global":   "global variables are frozen when the file has been read",
+		"import":   `write load("lib.star", "name"); json, math, time and struct are there already`,
+		"nonlocal": "keep what inner functions change in a list or a dict",
+		"raise":    "write fail(text)",
+		"try":      "Starlark has no exceptions; retry(fn) calls again what fails, m.execute tells how a command ended",
+		"with":     "write subtest(name, fn), with a function for the block",
+	}
+	undefinedNames = map[string]string{
+		"filter":     "write [x for x in list if …]",
+		"isinstance": `write type(x) == "string"`,
+		"map":        "write [fn(x) for x in list]",
+		"network":    "faults of networks are not in this version of attest; machine(networks = […]) is",
+		"open":       "a test file does not read files of the host; m.copy_from_host copies them to a machine",
+		"os":         "a test file does not see the host",
+		"re":         "there is assert_matches(text, regexp)",
+		"sleep":      "write m.sleep(secs), or better a wait or retry(fn)",
+		"sum":        "add the numbers in a loop",
+	}
+)
+
+// syntaxHint helps people who write Python.
+func syntaxHint(line string) string {
+	if formatted.MatchString(line) {
+		return ` (Starlark has no f-strings; write "…%s…" % value)`
+	}
+	if m := firstWord.FindStringSubmatch(line); m != nil && pythonOnly[m[1]] != "" {
+		return " (" + pythonOnly[m[1]] + ")"
+	}
+	return ""
+}
+
+func undefinedHint(msg string, env sl.StringDict) string {
+	name, ok := strings.CutPrefix(msg, "undefined: ")
+	if !ok || strings.Contains(name, " ") {
+		return "" // the resolver has a hint of its own
+	}
+	if hint := undefinedNames[name]; hint != "" {
+		return " (" + hint + ")"
+	}
+	return operation.DidYouMean(name, append(env.Keys(), sl.Universe.Keys()...))
+}
+
+// cancelled says whether Starlark ended because its thread was cancelled.
+func cancelled(err error) bool {
+	for {
+		eval, ok := err.(*sl.EvalError)
+		if !ok {
+			break
+		}
+		err = eval.Unwrap()
+	}
+	return err != nil && strings.HasPrefix(err.Error(), "Starlark computation cancelled:")
+}
+
+// cause is why ctx ended.
+func cause(ctx context.Context) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return ctx.Err()
+}

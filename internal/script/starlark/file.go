@@ -1,0 +1,122 @@
+package starlark
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+
+	sl "go.starlark.net/starlark"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/operation"
+)
+
+// Options change how files are loaded. The zero value is ready to use.
+type Options struct {
+	Stdout io.Writer // where print writes; nil: nowhere
+	// Machines that the file does not declare itself: they are variables of
+	// their names, with _ for what a variable cannot have.
+	Machines []attest.MachineConfig
+}
+
+// A File is a test file that was loaded and found to make sense.
+type File struct {
+	path     string
+	sources  sources
+	print    *printer
+	globals  sl.StringDict
+	machines []attest.MachineConfig
+	setup    bool
+	tests    []Test
+}
+
+// A Test is a function of a file: test_*, or main.
+type Test struct {
+	Name     string
+	Title    string // the first line of its docstring; may be empty
+	Position event.Position
+}
+
+// Setup is the name of the function that runs before the tests.
+const Setup = "setup"
+
+// Path is the file's name, as it was given.
+func (f *File) Path() string { return f.path }
+
+// Machines are the machines of the file, in the order of their declaration.
+func (f *File) Machines() []attest.MachineConfig { return f.machines }
+
+// HasSetup says whether there is a function setup.
+func (f *File) HasSetup() bool { return f.setup }
+
+// Tests are the functions to run, in the order of the file.
+func (f *File) Tests() []Test { return f.tests }
+
+// Call runs setup or a test on a lab. Operations publish their events on the
+// bus of ctx. Its error is an *Error that wraps what the operation, the
+// assertion or Starlark said; it is the cause of ctx if that ended.
+func (f *File) Call(ctx context.Context, lab operation.Runner, name string) error {
+	fn, ok := f.globals[name]
+	if !ok {
+		return fmt.Errorf("%s: there is no function %s", f.path, name)
+	}
+	th := &thread{sources: f.sources, lab: lab, print: f.print, interpreter: &sync.Mutex{}, ctx: ctx}
+	_, err := th.call(fn)
+	return err
+}
+
+// choose finds the functions of the file that are run.
+func (f *File) choose(m *module) []*Error {
+	var errs []*Error
+	var main *Test
+	for _, name := range m.names {
+		isTest := strings.HasPrefix(name, "test_")
+		if !isTest && name != Setup && name != "main" {
+			continue
+		}
+		fn, err := runnable(name, m.globals[name])
+		if err != nil {
+			errs = append(errs, f.sources.errorAt(m.positions[name], err))
+			continue
+		}
+		doc, _, _ := strings.Cut(strings.TrimSpace(fn.Doc()), "\n")
+		test := Test{Name: name, Title: doc, Position: positionOf(fn.Position())}
+		switch {
+		case isTest:
+			f.tests = append(f.tests, test)
+		case name == Setup:
+			f.setup = true
+		default:
+			main = &test
+		}
+	}
+	switch {
+	case len(errs) > 0:
+	case main != nil && len(f.tests) > 0:
+		errs = append(errs, f.sources.errorAt(main.Position, usagef("the file has both main() and tests such as %s(); main() is for files without test_* functions, so call it test_main or remove it", f.tests[0].Name)))
+	case main != nil:
+		f.tests = []Test{*main}
+	case len(f.tests) == 0:
+		errs = append(errs, f.sources.errorAt(event.Position{File: f.path}, usagef("the file has nothing to run: no function test_* and no main()")))
+	}
+	return errs
+}
+
+// runnable checks that a global is a function which can be called without arguments.
+func runnable(name string, v sl.Value) (*sl.Function, error) {
+	fn, ok := v.(*sl.Function)
+	if !ok {
+		return nil, usagef("%s must be a function, not %s", name, operation.Describe(plain(v)))
+	}
+	for i := range fn.NumParams() {
+		variadic := fn.HasVarargs() && i == fn.NumParams()-1 || fn.HasKwargs()
+		if !variadic && fn.ParamDefault(i) == nil {
+			param, _ := fn.Param(i)
+			return nil, usagef("%s is called without arguments, but has the parameter %s", name, param)
+		}
+	}
+	return fn, nil
+}

@@ -1,0 +1,259 @@
+package starlark
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	sl "go.starlark.net/starlark"
+
+	"github.com/attest-vm/attest"
+	guestimage "github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/operation"
+)
+
+// An image is what debian(…), rootfs(…) and disk(…) return.
+type image struct {
+	function string
+	source   attest.Image
+	key      string
+	attrs    sl.StringDict // what was given
+}
+
+var (
+	_ sl.HasAttrs = (*image)(nil)
+)
+
+func (i *image) String() string        { return "<image " + i.source.String() + ">" }
+func (i *image) Type() string          { return "image" }
+func (i *image) Freeze()               { i.attrs.Freeze() }
+func (i *image) Truth() sl.Bool        { return true }
+func (i *image) Hash() (uint32, error) { return sl.String(i.key).Hash() }
+func (i *image) AttrNames() []string   { return i.attrs.Keys() }
+
+func (i *image) Attr(name string) (sl.Value, error) {
+	if v, ok := i.attrs[name]; ok {
+		return v, nil
+	}
+	return nil, nil
+}
+
+// newImage checks a source and keeps a copy of the arguments as attributes.
+func newImage(b *sl.Builtin, source attest.Image, attrs sl.StringDict) (sl.Value, error) {
+	key, err := guestimage.Key(source)
+	if err != nil {
+		return nil, usagef("%s: %v", b.Name(), err)
+	}
+	for name, v := range attrs {
+		if v == nil {
+			attrs[name] = sl.None
+		}
+	}
+	return &image{b.Name(), source, key, attrs}, nil
+}
+
+func debian(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
+	var suite, kernel string
+	var packages, run, files sl.Value
+	err := unpack(b, args, kwargs, "suite?", &suite, "packages?", &packages, "files?", &files, "run?", &run, "kernel?", &kernel)
+	if err != nil {
+		return nil, err
+	}
+	path := threadOf(t).relative(t)
+	d := attest.Debian{Suite: suite, Kernel: kernelPath(kernel, path)}
+	if d.Packages, err = stringList(b, "packages", packages); err != nil {
+		return nil, err
+	}
+	if d.Run, err = stringList(b, "run", run); err != nil {
+		return nil, err
+	}
+	if d.Files, err = imageFiles(b, files, path); err != nil {
+		return nil, err
+	}
+	return newImage(b, d, sl.StringDict{
+		"suite": sl.String(suite), "packages": packages, "files": files, "run": run, "kernel": sl.String(kernel),
+	})
+}
+
+func rootfs(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
+	var path, kernel, modules string
+	if err := unpack(b, args, kwargs, "path", &path, "kernel?", &kernel, "modules?", &modules); err != nil {
+		return nil, err
+	}
+	rel := threadOf(t).relative(t)
+	r := attest.Rootfs{Path: rel(path), Kernel: kernelPath(kernel, rel), Modules: rel(modules)}
+	if err := exists(b, r.Path); err != nil {
+		return nil, err
+	}
+	return newImage(b, r, sl.StringDict{"path": sl.String(path), "kernel": sl.String(kernel), "modules": sl.String(modules)})
+}
+
+func disk(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
+	var path string
+	if err := unpack(b, args, kwargs, "path", &path); err != nil {
+		return nil, err
+	}
+	d := attest.Disk{Path: threadOf(t).relative(t)(path)}
+	if err := exists(b, d.Path); err != nil {
+		return nil, err
+	}
+	return newImage(b, d, sl.StringDict{"path": sl.String(path)})
+}
+
+// relative makes paths that the calling file gives relative to that file.
+func (th *thread) relative(t *sl.Thread) func(string) string {
+	dir := filepath.Dir(th.position(t).File)
+	return func(path string) string {
+		if path == "" || filepath.IsAbs(path) {
+			return path
+		}
+		return filepath.Join(dir, path)
+	}
+}
+
+// A kernel is a path or the name of a package.
+func kernelPath(kernel string, rel func(string) string) string {
+	if strings.HasPrefix(kernel, "debian:") {
+		return kernel
+	}
+	return rel(kernel)
+}
+
+func exists(b *sl.Builtin, path string) error {
+	if _, err := os.Stat(path); path != "" && err != nil {
+		return usagef("%s: %v", b.Name(), err)
+	}
+	return nil
+}
+
+func stringList(b *sl.Builtin, name string, v sl.Value) ([]string, error) {
+	if v == nil || v == sl.None {
+		return nil, nil
+	}
+	list, ok := v.(sl.Iterable)
+	if !ok {
+		return nil, usagef("%s: %s must be a list of strings, not %s", b.Name(), name, operation.Describe(plain(v)))
+	}
+	var out []string
+	for x := range sl.Elements(list) {
+		s, ok := sl.AsString(x)
+		if !ok {
+			return nil, usagef("%s: %s must be a list of strings; it has %s", b.Name(), name, operation.Describe(plain(x)))
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+// imageFiles reads {path: content}, where content is a string or has the
+// fields content or source, and mode.
+func imageFiles(b *sl.Builtin, v sl.Value, rel func(string) string) (map[string]guestimage.File, error) {
+	if v == nil || v == sl.None {
+		return nil, nil
+	}
+	dict, ok := v.(*sl.Dict)
+	if !ok {
+		return nil, usagef("%s: files must be a dict of paths and contents, not %s", b.Name(), operation.Describe(plain(v)))
+	}
+	out := map[string]guestimage.File{}
+	for k, v := range dict.Entries() {
+		path, ok := sl.AsString(k)
+		if !ok {
+			return nil, usagef("%s: files has %s for a path", b.Name(), operation.Describe(plain(k)))
+		}
+		f, err := imageFile(v, rel)
+		if err != nil {
+			return nil, usagef("%s: files[%q]: %v", b.Name(), path, err)
+		}
+		out[path] = f
+	}
+	return out, nil
+}
+
+var fileFields = []string{"content", "source", "mode"}
+
+func imageFile(v sl.Value, rel func(string) string) (f guestimage.File, err error) {
+	if s, ok := sl.AsString(v); ok {
+		return guestimage.File{Content: s}, nil
+	}
+	fields, err := fieldsOf(v)
+	if err != nil {
+		return f, err
+	}
+	for name, v := range fields {
+		switch name {
+		case "content", "source":
+			s, ok := sl.AsString(v)
+			if !ok {
+				return f, usagef("%s must be a string, not %s", name, operation.Describe(plain(v)))
+			}
+			if name == "content" {
+				f.Content = s
+			} else {
+				f.Path = rel(s)
+			}
+		case "mode":
+			if f.Mode, err = fileMode(v); err != nil {
+				return f, err
+			}
+		default:
+			return f, usagef("there is no field %q%s", name, operation.DidYouMean(name, fileFields))
+		}
+	}
+	if f.Path != "" {
+		_, err = os.Stat(f.Path)
+	}
+	return f, err
+}
+
+// fieldsOf are the entries of a dict, or the fields of a struct.
+func fieldsOf(v sl.Value) (map[string]sl.Value, error) {
+	fields := map[string]sl.Value{}
+	switch v := v.(type) {
+	case *sl.Dict:
+		for k, x := range v.Entries() {
+			name, _ := sl.AsString(k)
+			fields[name] = x
+		}
+		return fields, nil
+	case sl.HasAttrs:
+		if v.Type() == "struct" {
+			for _, name := range v.AttrNames() {
+				x, err := v.Attr(name)
+				if err != nil {
+					return nil, err
+				}
+				fields[name] = x
+			}
+			return fields, nil
+		}
+	}
+	return nil, usagef("must be a string, or a dict or struct with content or source, and mode; not %s", operation.Describe(plain(v)))
+}
+
+// fileMode reads 0o755, or "0755" as chmod does.
+func fileMode(v sl.Value) (uint32, error) {
+	bad := usagef(`mode must be permission bits such as 0o755, not %s`, operation.Describe(plain(v)))
+	var mode uint64
+	switch v := v.(type) {
+	case sl.Int:
+		m, ok := v.Uint64()
+		if !ok {
+			return 0, bad
+		}
+		mode = m
+	case sl.String:
+		m, err := strconv.ParseUint(string(v), 8, 32)
+		if err != nil {
+			return 0, bad
+		}
+		mode = m
+	default:
+		return 0, bad
+	}
+	if mode == 0 || mode > 0o7777 {
+		return 0, bad
+	}
+	return uint32(mode), nil
+}

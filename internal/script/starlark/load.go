@@ -1,0 +1,193 @@
+package starlark
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"go.starlark.net/resolve"
+	sl "go.starlark.net/starlark"
+	"go.starlark.net/syntax"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+)
+
+// dialect is what people who know Python expect, as far as Starlark has it.
+var dialect = &syntax.FileOptions{Set: true, While: true, TopLevelControl: true, GlobalReassign: true, Recursion: true}
+
+// Load reads a test file and the files that it loads, runs their top level,
+// and checks all that can be checked without a machine. A file that cannot be
+// run is a *LoadError. Nothing is started.
+func Load(ctx context.Context, path string, opts Options) (*File, error) {
+	l := &loader{sources: sources{}, print: &printer{out: cmp.Or[io.Writer](opts.Stdout, io.Discard)}, ctx: ctx, modules: map[string]*module{}}
+	l.env = l.predeclared()
+	for _, c := range opts.Machines {
+		m := &machine{config: c}
+		l.machines = append(l.machines, m)
+		l.env[variable(c.Name)] = m
+	}
+	f := &File{path: path, sources: l.sources, print: l.print}
+	m, err := l.load(path)
+	if err != nil {
+		return nil, l.failed(path, err)
+	}
+	f.globals = m.globals
+	errs := l.checkMachines(f)
+	for _, m := range l.order {
+		errs = append(errs, m.check(l.sources)...)
+	}
+	errs = append(errs, f.choose(m)...)
+	if len(errs) > 0 {
+		return nil, l.failed(path, &LoadError{path, errs})
+	}
+	return f, nil
+}
+
+// A loader loads one test file with the files that it loads.
+type loader struct {
+	sources  sources
+	print    *printer
+	ctx      context.Context
+	env      sl.StringDict
+	modules  map[string]*module // by absolute path
+	order    []*module          // that were loaded, innermost first
+	machines []*machine         // in the order of their declaration
+}
+
+// A module is one file.
+type module struct {
+	path      string
+	loading   bool
+	syntax    *syntax.File
+	globals   sl.StringDict
+	names     []string // of the globals, in the order of the file
+	positions map[string]event.Position
+}
+
+// failed makes every error a *LoadError, except that somebody stopped it.
+func (l *loader) failed(path string, err error) error {
+	if l.ctx.Err() != nil {
+		return cause(l.ctx)
+	}
+	var load *LoadError
+	if !errors.As(err, &load) {
+		var one *Error
+		if !errors.As(err, &one) {
+			one = &Error{Position: event.Position{File: path}, Err: err}
+		}
+		load = &LoadError{path, []*Error{one}}
+	}
+	load.Path = path
+	return load
+}
+
+// load loads one file. Its error is a *LoadError or an *Error.
+func (l *loader) load(path string) (*module, error) {
+	key, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	if m := l.modules[key]; m != nil {
+		if m.loading {
+			return nil, usagef("%s is loaded by a file that it loads itself", path)
+		}
+		return m, nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	m := &module{path: path, loading: true, positions: map[string]event.Position{}}
+	l.modules[key] = m
+	defer func() { m.loading = false }()
+	l.sources.add(path, text)
+	var program *sl.Program
+	m.syntax, program, err = sl.SourceProgramOptions(dialect, path, text, l.env.Has)
+	if err != nil {
+		return nil, &LoadError{path, l.sources.parseErrors(err, l.env)}
+	}
+	if err := l.run(m, program); err != nil {
+		return nil, err
+	}
+	for _, b := range m.syntax.Module.(*resolve.Module).Globals {
+		name := b.First.Name
+		m.names = append(m.names, name)
+		m.positions[name] = positionOf(b.First.NamePos)
+		if v, ok := m.globals[name].(*machine); ok && v.config.Name == "" {
+			v.config.Name = name
+		}
+	}
+	l.order = append(l.order, m)
+	return m, nil
+}
+
+// run runs a file's top level.
+func (l *loader) run(m *module, program *sl.Program) error {
+	th := &thread{sources: l.sources, print: l.print, interpreter: &sync.Mutex{}, ctx: l.ctx}
+	th.load = func(t *sl.Thread, name string) (sl.StringDict, error) {
+		if name == "" || filepath.IsAbs(name) {
+			return nil, usagef("load(%q): the path of a file, relative to %s", name, m.path)
+		}
+		loaded, err := l.load(filepath.Join(filepath.Dir(m.path), name))
+		if err != nil {
+			return nil, err
+		}
+		return loaded.globals, nil
+	}
+	t, stop := th.start()
+	defer stop()
+	th.interpreter.Lock()
+	defer th.interpreter.Unlock()
+	globals, err := program.Init(t, l.env)
+	m.globals = globals
+	globals.Freeze()
+	if err != nil {
+		e := th.explain(err)
+		// A loaded file's own mistakes are the news, not that it was loaded.
+		var load *LoadError
+		if errors.As(e, &load) {
+			return load
+		}
+		return e
+	}
+	return nil
+}
+
+// checkMachines gives the file its machines, and finds those that make no
+// sense. Host names do not differ by case.
+func (l *loader) checkMachines(f *File) []*Error {
+	var errs []*Error
+	byName := map[string]*machine{}
+	for _, m := range l.machines {
+		c := m.config
+		f.machines = append(f.machines, c)
+		key := strings.ToLower(c.Name)
+		other := byName[key]
+		switch err := (attest.LabConfig{Machines: []attest.MachineConfig{c}}).Check(); {
+		case c.Name == "":
+			errs = append(errs, l.sources.errorAt(m.declared, usagef("this machine has no name: give it name=, or assign it to a variable of its own")))
+		case other != nil && other.declared.Line == 0:
+			errs = append(errs, l.sources.errorAt(m.declared, usagef("two machines are called %q: this one and that of the machine configuration", c.Name)))
+		case other != nil:
+			errs = append(errs, l.sources.errorAt(m.declared, usagef("two machines are called %q: this one and that of %s", c.Name, where(other.declared))))
+		case err != nil:
+			errs = append(errs, l.sources.errorAt(m.declared, err))
+		}
+		byName[key] = m
+	}
+	slices.SortStableFunc(errs, func(a, b *Error) int { return cmp.Compare(a.Position.Line, b.Position.Line) })
+	return errs
+}
+
+var notInVariables = regexp.MustCompile(`[^A-Za-z0-9_]|^[0-9]`)
+
+// variable is the name that a machine of the configuration has in a script.
+func variable(name string) string { return notInVariables.ReplaceAllString(name, "_") }

@@ -1,0 +1,124 @@
+package starlark
+
+import (
+	"fmt"
+	"sort"
+
+	sl "go.starlark.net/starlark"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/operation"
+)
+
+// A machine is what machine(…) returns: a name for a guest. The guest itself
+// belongs to the lab in which the code runs.
+type machine struct {
+	config   attest.MachineConfig
+	declared event.Position
+}
+
+var _ sl.HasAttrs = (*machine)(nil)
+
+func (m *machine) name() string {
+	if m.config.Name == "" {
+		return "machine" // its variable has not been seen yet
+	}
+	return m.config.Name
+}
+
+func (m *machine) String() string        { return fmt.Sprintf("<machine %s>", m.name()) }
+func (m *machine) Type() string          { return "machine" }
+func (m *machine) Freeze()               {} // nothing that a script could change
+func (m *machine) Truth() sl.Bool        { return true }
+func (m *machine) Hash() (uint32, error) { return sl.String(m.name()).Hash() }
+
+func (m *machine) AttrNames() []string {
+	names := append(operation.Names(operation.Machine), "name")
+	sort.Strings(names)
+	return names
+}
+
+func (m *machine) Attr(name string) (sl.Value, error) {
+	if name == "name" {
+		return sl.String(m.name()), nil
+	}
+	o := operation.Find(operation.Machine, name)
+	if o == nil {
+		return nil, noOperation(name)
+	}
+	return operate(m, o), nil
+}
+
+func noOperation(name string) error {
+	return usagef("machine has no operation %s%s", name, operation.DidYouMean(name, operation.Names(operation.Machine)))
+}
+
+// operate is an operation as a function; m is nil for those of the lab.
+func operate(m *machine, o *operation.Operation) *sl.Builtin {
+	name, on := o.Name, ""
+	if m != nil {
+		name = m.name() + "." + o.Name
+	}
+	return sl.NewBuiltin(name, func(t *sl.Thread, _ *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
+		if m != nil {
+			on = m.config.Name
+		}
+		th := threadOf(t)
+		if th.lab == nil {
+			return nil, usagef("%s: machines exist only while setup(), a test or main() runs; this is the top level of the file", name)
+		}
+		bound, err := o.Bind(plainArgs(args, kwargs))
+		if err != nil {
+			return nil, err
+		}
+		var v any
+		ctx := event.WithPosition(th.ctx, th.position(t))
+		th.unlocked(func() { v, err = th.lab.Invoke(ctx, on, o, bound) })
+		if err != nil {
+			return nil, &operation.Error{Machine: on, Operation: o.Name, Err: err}
+		}
+		return value(v), nil
+	})
+}
+
+// declare is machine(…).
+func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
+	th := threadOf(t)
+	if th.lab != nil {
+		return nil, usagef("machine: machines are declared at the top level of the file, before a test runs")
+	}
+	if len(args) > 0 {
+		return nil, usagef(`machine: arguments are given by name, as in machine(image = debian())`)
+	}
+	m := &machine{declared: th.position(t)}
+	var source sl.Value
+	var networks *sl.List
+	c := &m.config
+	err := unpack(b, nil, kwargs,
+		"name?", &c.Name, "image?", &source, "backend?", &c.Backend, "memory?", &c.Memory, "cpus?", &c.CPUs,
+		"networks?", &networks, "type?", &c.Type, "cmdline?", &c.Cmdline, "allow_reboot?", &c.AllowReboot)
+	if err != nil {
+		return nil, err
+	}
+	switch source := source.(type) {
+	case nil, sl.NoneType:
+		return nil, usagef("machine: it has no image; give it one, such as image = debian()")
+	case *image:
+		c.Image = source.source
+	default:
+		return nil, usagef("machine: image must be debian(…), rootfs(…) or disk(…), not %s", operation.Describe(plain(source)))
+	}
+	if networks != nil {
+		c.Networks = []int{}
+		for v := range networks.Elements() {
+			n, err := sl.AsInt32(v)
+			if err != nil {
+				return nil, usagef("machine: networks is a list of numbers such as [1, 2]; it has %s", operation.Describe(plain(v)))
+			}
+			c.Networks = append(c.Networks, n)
+		}
+	}
+	l.machines = append(l.machines, m)
+	return m, nil
+}

@@ -1,0 +1,677 @@
+package starlark
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/operation"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fakeLab is a lab without machines: it answers every operation with answer,
+// and remembers what it was asked.
+type fakeLab struct {
+	answer func(ctx context.Context, machine, op string, args operation.Args) (any, error)
+
+	mu    sync.Mutex
+	calls []string
+	at    []event.Position
+}
+
+func (l *fakeLab) Invoke(ctx context.Context, machine string, o *operation.Operation, args operation.Args) (any, error) {
+	l.mu.Lock()
+	l.calls = append(l.calls, strings.TrimPrefix(machine+"."+o.Name, "."))
+	l.at = append(l.at, event.PositionOf(ctx))
+	l.mu.Unlock()
+	if l.answer != nil {
+		return l.answer(ctx, machine, o.Name, args)
+	}
+	switch o.Result {
+	case operation.String:
+		return "", nil
+	case operation.Bool:
+		return true, nil
+	case operation.Pair:
+		return operation.Result{}, nil
+	}
+	return nil, nil
+}
+
+func (l *fakeLab) Close() error { return nil }
+
+// write makes files in a directory of the test's own and returns it.
+func write(t *testing.T, files ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for i := 0; i < len(files); i += 2 {
+		if err := os.WriteFile(filepath.Join(dir, files[i]), []byte(files[i+1]), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// load loads a file that must make sense; positions have its base name.
+func load(t *testing.T, text string) *File {
+	t.Helper()
+	t.Chdir(write(t, "x.star", text))
+	f, err := Load(t.Context(), "x.star", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+const two = "web = machine(image = debian())\ndb = machine(image = debian(), name = \"store\")\n"
+
+func TestFile(t *testing.T) {
+	f := load(t, two+`
+def setup(): pass
+
+def test_b():
+    """the second letter
+
+    and more"""
+    web.succeed("true")
+
+def helper(): pass
+
+def test_a(): pass
+`)
+	if !f.HasSetup() {
+		t.Error("no setup")
+	}
+	var got []string
+	for _, test := range f.Tests() {
+		got = append(got, fmt.Sprintf("%s:%d:%s", test.Name, test.Position.Line, test.Title))
+	}
+	if want := "test_b:6:the second letter test_a:14:"; strings.Join(got, " ") != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if m := f.Machines(); len(m) != 2 || m[0].Name != "web" || m[1].Name != "store" {
+		t.Errorf("machines are %+v", m)
+	}
+	lab := &fakeLab{}
+	if err := f.Call(t.Context(), lab, "test_b"); err != nil {
+		t.Error(err)
+	}
+	if len(lab.calls) != 1 || lab.calls[0] != "web.succeed" || lab.at[0] != (event.Position{File: "x.star", Line: 10, Column: 16, Func: "test_b"}) {
+		t.Errorf("calls %v at %v", lab.calls, lab.at)
+	}
+}
+
+func TestMachineArguments(t *testing.T) {
+	f := load(t, `
+web = machine(image = debian(suite = "trixie", packages = ["nginx"], run = ["true"],
+    files = {"/etc/a": "text", "/etc/b": {"content": "b", "mode": 0o600}, "/etc/c": struct(source = "x.star", mode = "0755")}),
+    backend = "auto", memory = 512, cpus = 2, networks = [1, 2], type = "microvm", cmdline = "quiet", allow_reboot = True)
+alone = machine(name = "al-one", image = debian(), networks = [])
+def main(): pass
+`)
+	web := f.Machines()[0]
+	d := web.Image.(attest.Debian)
+	if web.Memory != 512 || web.CPUs != 2 || len(web.Networks) != 2 || web.Type != "microvm" || web.Cmdline != "quiet" || !web.AllowReboot {
+		t.Errorf("got %+v", web)
+	}
+	if d.Suite != "trixie" || d.Packages[0] != "nginx" || d.Run[0] != "true" || d.Files["/etc/a"].Content != "text" ||
+		d.Files["/etc/b"].Mode != 0o600 || d.Files["/etc/c"].Path != "x.star" || d.Files["/etc/c"].Mode != 0o755 {
+		t.Errorf("got %+v", d)
+	}
+	if n := f.Machines()[1].Networks; n == nil || len(n) != 0 {
+		t.Errorf("networks = [] gives %v", n)
+	}
+	if f.Tests()[0].Name != "main" {
+		t.Errorf("got %v", f.Tests())
+	}
+}
+
+// Paths are relative to the file in which they are written.
+func TestImagesOfFiles(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"lib/images.star": `base = rootfs(path = "root.tar", kernel = "vmlinux", modules = "mods")`,
+		"lib/root.tar":    "",
+		"whole.qcow2":     "",
+		"x.star": `load("lib/images.star", "base")
+a = machine(image = base)
+b = machine(image = disk("whole.qcow2"))
+def main():
+    assert_eq(base.path, "root.tar")
+    assert_eq(type(base), "image")
+    assert_eq({base: 1}[base], 1)
+`,
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := Load(t.Context(), filepath.Join(dir, "x.star"), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := attest.Rootfs{Path: filepath.Join(dir, "lib/root.tar"), Kernel: filepath.Join(dir, "lib/vmlinux"), Modules: filepath.Join(dir, "lib/mods")}
+	if got := f.Machines()[0].Image; got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got := f.Machines()[1].Image; got != (attest.Disk{Path: filepath.Join(dir, "whole.qcow2")}) {
+		t.Errorf("got %+v", got)
+	}
+	if err := f.Call(t.Context(), &fakeLab{}, "main"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Functions that make machines, loops and libraries: each machine gets a name.
+func TestNamesOfMachines(t *testing.T) {
+	t.Chdir(write(t, "lib.star", `
+def server(**kwargs): return machine(image = debian(), **kwargs)
+shared = server()
+`, "x.star", `
+load("lib.star", "server", "shared")
+web = server()
+again = web
+nodes = [server(name = "node%d" % i) for i in range(2)]
+_hidden = server(name = "h")
+def main(): pass
+`))
+	f, err := Load(t.Context(), "x.star", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, m := range f.Machines() {
+		got = append(got, m.Name)
+	}
+	if want := "shared web node0 node1 h"; strings.Join(got, " ") != want {
+		t.Errorf("got %v, want %s", got, want)
+	}
+}
+
+func TestMachinesOfTheConfiguration(t *testing.T) {
+	path := filepath.Join(write(t, "x.star", "def main(): b_1.succeed('true')"), "x.star")
+	config := attest.MachineConfig{Name: "b-1", Image: attest.Debian{}}
+	f, err := Load(t.Context(), path, Options{Machines: []attest.MachineConfig{config}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lab := &fakeLab{}
+	if err := f.Call(t.Context(), lab, "main"); err != nil || lab.calls[0] != "b-1.succeed" || f.Machines()[0].Name != "b-1" {
+		t.Errorf("got %v, %v", lab.calls, err)
+	}
+}
+
+// Every reason not to run a file, found without a machine.
+func TestLoadErrors(t *testing.T) {
+	const m = "m = machine(image = debian())\n"
+	const main = "def main(): pass\n"
+	tests := []struct{ name, text, want string }{
+		{"syntax", "def main(:\n  pass\n", `x.star:1:11: got ':', want ')'`},
+		{"f-string", "def main():\n    print(f\"a\")\n", `x.star:2:15: got string literal, want ',' (Starlark has no f-strings; write "…%s…" % value)`},
+		{"assert", "def main():\n    assert 1 == 2\n", `x.star:2:13: got int literal, want newline (write assert_eq(got, want), assert_contains or assert_matches, or if …: fail(text))`},
+		{"with", "def main():\n    with subtest('x'):\n        pass\n", `x.star:2:5: got with, want primary expression (write subtest(name, fn), with a function for the block)`},
+		{"undefined, several", m + "def main():\n    m.succeed(cmd)\n    asert_eq(1, 2)\n", "x.star:3:15: undefined: cmd\n\tm.succeed(cmd)\nx.star:4:5: undefined: asert_eq; did you mean assert_eq?"},
+		{"network", "def main():\n    network.partition([], [])\n", "x.star:2:5: undefined: network (faults of networks are not in this version of attest; machine(networks = […]) is)"},
+		{"misspelt operation", m + "def main():\n    m.suceed('true')\n", "x.star:3:7: machine has no operation suceed; did you mean succeed?"},
+		{"misspelt operations, all of them", m + "def setup():\n    m.strat()\ndef main():\n    m.suceed('true')\n", "x.star:3:7: machine has no operation strat; did you mean start?\n\tm.strat()\nx.star:5:7: machine has no operation suceed; did you mean succeed?"},
+		{"misspelt argument", m + "def main():\n    m.wait_for_unit('a', timeuot = 5)\n", `x.star:3:7: wait_for_unit(unit, user=None, timeout=900): there is no argument "timeuot"; did you mean timeout?`},
+		{"missing argument", m + "def main():\n    m.wait_for_unit()\n", "x.star:3:7: wait_for_unit(unit, user=None, timeout=900): argument unit is missing"},
+		{"wrong type", m + "def main():\n    m.wait_for_open_port('80')\n", `x.star:3:7: wait_for_open_port(port, addr="localhost", timeout=900): port must be an integer, not the string "80"`},
+		{"bool for a duration", m + "def main():\n    m.sleep(True)\n", `x.star:3:7: sleep(secs): secs must be a duration (a number of seconds, or a string such as "200ms"), not True`},
+		{"negative duration", m + "def main():\n    m.sleep(-1)\n", `x.star:3:7: sleep(secs): secs: a duration of -1s is negative`},
+		{"operation at the top level", m + "m.succeed('true')\n" + main, "x.star:2:10: machine.succeed: machines exist only while setup(), a test or main() runs; this is the top level of the file"},
+		{"start_all at the top level", m + "start_all()\n" + main, "x.star:2:10: start_all: machines exist only while setup(), a test or main() runs; this is the top level of the file"},
+		{"nothing to run", m, "x.star: the file has nothing to run: no function test_* and no main()"},
+		{"main and tests", "def test_a(): pass\n" + main, "x.star:2:1: the file has both main() and tests such as test_a(); main() is for files without test_* functions, so call it test_main or remove it"},
+		{"a test that is none", "test_a = 5\n", "x.star:1:1: test_a must be a function, not the number 5"},
+		{"a test with parameters", "def test_a(x): pass\n", "x.star:1:5: test_a is called without arguments, but has the parameter x"},
+		{"two of one name", m + "n = machine(name = 'M', image = debian())\n" + main, `x.star:2:12: two machines are called "M": this one and that of x.star:1:12`},
+		{"no name", "l = [machine(image = debian())]\n" + main, "x.star:1:13: this machine has no name: give it name=, or assign it to a variable of its own"},
+		{"bad name", "_m = machine(image = debian())\n" + main, `x.star:1:13: machine "_m": not a name for a machine: it is the host name too, so letters, digits, - and _, at most 63, beginning with a letter or a digit`},
+		{"no image", "m = machine()\n" + main, "x.star:1:12: machine: it has no image; give it one, such as image = debian()"},
+		{"bad image", "m = machine(image = 'debian')\n" + main, `x.star:1:12: machine: image must be debian(…), rootfs(…) or disk(…), not the string "debian"`},
+		{"unknown backend", "m = machine(image = debian(), backend = 'vmware')\n" + main, `x.star:1:12: machine "m": unknown backend "vmware"; this attest has ` + backends()},
+		{"too little memory", "m = machine(image = debian(), memory = 1)\n" + main, `x.star:1:12: machine "m": memory=1 is out of range; it is in MiB, 64 to 1048576`},
+		{"unknown argument of machine", "m = machine(image = debian(), memroy = 1)\n" + main, `x.star:1:12: machine: unexpected keyword argument "memroy" (did you mean memory?)`},
+		{"image by position", "m = machine(debian())\n" + main, "x.star:1:12: machine: arguments are given by name, as in machine(image = debian())"},
+		{"bad networks", "m = machine(image = debian(), networks = ['a'])\n" + main, `x.star:1:12: machine: networks is a list of numbers such as [1, 2]; it has the string "a"`},
+		{"bad package", "debian(packages = ['--yes'])\n" + main, `x.star:1:7: debian: image: package "--yes": not a package name`},
+		{"packages as a string", "debian(packages = 'nginx')\n" + main, `x.star:1:7: debian: packages must be a list of strings, not the string "nginx"`},
+		{"a file's field", "debian(files = {'/a': {'contnet': ''}})\n" + main, `x.star:1:7: debian: files["/a"]: there is no field "contnet"; did you mean content?`},
+		{"a file's mode", "debian(files = {'/a': {'content': '', 'mode': '999'}})\n" + main, `x.star:1:7: debian: files["/a"]: mode must be permission bits such as 0o755, not the string "999"`},
+		{"a file's source", "debian(files = {'/a': {'source': 'none'}})\n" + main, `x.star:1:7: debian: files["/a"]: stat none: no such file or directory`},
+		{"a disk that is not there", "disk('none.qcow2')\n" + main, `x.star:1:5: disk: stat none.qcow2: no such file or directory`},
+		{"error at the top level", "a = [][1]\n" + main, "x.star:1:7: index 1 out of range: empty list"},
+		{"load of nothing", "load('none.star', 'x')\n" + main, "x.star:1:1: cannot load none.star: open none.star: no such file or directory"},
+		{"load of itself", "load('x.star', 'x')\n" + main, "x.star:1:1: cannot load x.star: x.star is loaded by a file that it loads itself"},
+		{"load with a mistake", "load('lib.star', 'x')\n" + main, "lib.star:1:5: undefined: y"},
+		{"recursion without end", "def f(n): return f(n + 1)\nf(0)\n" + main, "x.star:1:20: calls are nested too deeply: a recursion without end? (the limit is 1000)"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Chdir(write(t, "x.star", tt.text, "lib.star", "x = y\n"))
+			_, err := Load(t.Context(), "x.star", Options{})
+			var load *LoadError
+			if !errors.As(err, &load) {
+				t.Fatalf("got %v (%T)", err, err)
+			}
+			got := err.Error()
+			if source := strings.TrimSpace(load.Errors[len(load.Errors)-1].Source); source != "" {
+				got = strings.TrimSuffix(got, "\n\t"+source)
+			}
+			if got != tt.want {
+				t.Errorf("\n got %s\nwant %s", got, tt.want)
+			}
+			if s := attest.StatusOf(err); s != attest.Invalid {
+				t.Errorf("status %s", s)
+			}
+		})
+	}
+}
+
+func backends() string {
+	err := attest.LabConfig{Machines: []attest.MachineConfig{{Name: "m", Image: attest.Debian{}, Backend: "vmware"}}}.Check()
+	_, list, _ := strings.Cut(err.Error(), "has ")
+	return list
+}
+
+// What goes wrong in a test: the message, and the kind.
+func TestRunErrors(t *testing.T) {
+	down := &attest.DownError{Machine: "m", Operation: "succeed", Reason: "powered off"}
+	command := &attest.CommandError{Machine: "m", Operation: "succeed", Command: "false", Result: attest.Result{ExitCode: 1}}
+	boot := &attest.BootError{Machine: "m", Reason: "kernel panic"}
+	tests := []struct {
+		name, body string
+		err        error // of every operation
+		want       string
+		status     attest.Status
+	}{
+		{"command", "m.succeed('false')", command, "x.star:3:14: m: command `false` failed (exit code 1)", attest.Failed},
+		{"boot", "m.succeed('false')", boot, "x.star:3:14: m: guest did not boot: kernel panic (after 0s); the console stayed silent", attest.BootFailed},
+		{"down", "m.succeed('false')", down, "x.star:3:14: m: succeed: the machine is down: powered off", attest.Failed},
+		{"misspelt, unseen until now", "[x.suceed('true') for x in [m]]", nil, "x.star:3:7: machine has no operation suceed; did you mean succeed?", attest.Invalid},
+		{"argument, unseen until now", "[x.sleep(None) for x in [m]]", nil, `x.star:3:13: sleep(secs): secs must be a duration (a number of seconds, or a string such as "200ms"), not None`, attest.Invalid},
+		{"type error", "len(1)", nil, "x.star:3:8: len: value of type int has no len", attest.Failed},
+		{"index", "[1][4]", nil, "x.star:3:8: list index 4 out of range [-1:0]", attest.Failed},
+		{"frozen global", "state.append(1)", nil, "x.star:3:17: append: cannot append to frozen list", attest.Failed},
+		{"recursion", "deep()", nil, "x.star:2:13: calls are nested too deeply: a recursion without end? (the limit is 1000)", attest.Failed},
+		{"fail", "fail('no luck')", nil, "x.star:3:9: no luck", attest.Failed},
+		{"assert_eq", "assert_eq(1 + 1, 3)", nil, "x.star:3:14: assert_eq: got 2\nwant 3", attest.Failed},
+		{"assert_eq of strings", `assert_eq("a\n", "a")`, nil, "x.star:3:14: assert_eq: got \"a\\n\"\nwant \"a\"", attest.Failed},
+		{"assert_eq of types", `assert_eq("1", 1)`, nil, "x.star:3:14: assert_eq: got \"1\", of type string\nwant 1, of type int", attest.Failed},
+		{"assert_eq of texts", `assert_eq("a\nb\nc\n", "a\nB\nc\n")`, nil, "x.star:3:14: assert_eq: got is not want\ndiff want got\n--- want\n+++ got\n@@ -1,3 +1,3 @@\n a\n-B\n+b\n c", attest.Failed},
+		{"assert_eq of lists", `assert_eq([1, 2], [1, 3])`, nil, "x.star:3:14: assert_eq: got [1, 2]\nwant [1, 3]", attest.Failed},
+		{"assert_contains", `assert_contains("abc", "x")`, nil, `x.star:3:20: assert_contains: "x" is not in "abc"`, attest.Failed},
+		{"assert_contains of lines", `assert_contains("a\nb\n", "x")`, nil, "x.star:3:20: assert_contains: \"x\" is not in this text:\n\ta\n\tb", attest.Failed},
+		{"assert_contains of nothing", `assert_contains(None, "x")`, nil, `x.star:3:20: assert_contains: cannot look for a string in a NoneType`, attest.Invalid},
+		{"assert_matches", `assert_matches("abc", "^b")`, nil, `x.star:3:19: assert_matches: "^b" does not match "abc"`, attest.Failed},
+		{"assert_matches of a bad pattern", `assert_matches("abc", "(")`, nil, "x.star:3:19: assert_matches: error parsing regexp: missing closing ): `(`", attest.Invalid},
+		{"a machine made too late", "machine(image = debian())", nil, "x.star:3:12: machine: machines are declared at the top level of the file, before a test runs", attest.Invalid},
+		{"wait_all", "wait_all([1, m], lambda x: x == 1 or x.succeed('false'))", command, "x.star:3:51: wait_all: m: m: command `false` failed (exit code 1)", attest.Failed},
+		{"retry", "retry(lambda: m.succeed('x'), timeout = 0.01, interval = '1ms')", boot, "x.star:3:28: m: guest did not boot: kernel panic (after 0s); the console stayed silent", attest.BootFailed},
+		{"retry on a machine that is down", "retry(lambda: m.succeed('x'))", down, "x.star:3:28: m: succeed: the machine is down: powered off", attest.Failed},
+		{"retry of a call that makes no sense", "retry(lambda: m.sleep(str(1)))", nil, `x.star:3:26: sleep(secs): secs: "1" is not a duration such as "200ms" or "1m30s"; for seconds write the number without quotes, or "1s"`, attest.Invalid},
+		{"retry with a bad timeout", "retry(m.start, timeout = True)", nil, `x.star:3:10: retry: for parameter "timeout": must be a duration (a number of seconds, or a string such as "200ms"), not True`, attest.Invalid},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := load(t, "m = machine(image = debian()); state = []\ndef deep(): deep()\ndef main(): "+tt.body+"\n")
+			lab := &fakeLab{answer: func(context.Context, string, string, operation.Args) (any, error) { return "", tt.err }}
+			err := f.Call(t.Context(), lab, "main")
+			if err == nil {
+				t.Fatal("it passes")
+			}
+			if want := shiftColumn(tt.want); err.Error() != want {
+				t.Errorf("\n got %s\nwant %s", err, want)
+			}
+			if s := attest.StatusOf(err); s != tt.status {
+				t.Errorf("status %s, want %s", s, tt.status)
+			}
+			var e *Error
+			if !errors.As(err, &e) || e.Source == "" || len(e.Stack) == 0 || len(e.Stack) > 2*shownFrames || e.Stack[0].Func != "main" {
+				t.Errorf("no source or stack: %+v", e)
+			}
+		})
+	}
+}
+
+// shiftColumn moves a column of a test's body to where "def main(): " puts it.
+func shiftColumn(s string) string {
+	var column int
+	if _, err := fmt.Sscanf(s, "x.star:3:%d", &column); err != nil {
+		return s
+	}
+	_, rest, _ := strings.Cut(strings.TrimPrefix(s, "x.star:3:"), ":")
+	return fmt.Sprintf("x.star:3:%d:%s", column+8, rest)
+}
+
+func TestStack(t *testing.T) {
+	t.Chdir(write(t, "lib.star", "def check(m):\n    wait_all([m], check_one)\n\ndef check_one(m):\n    subtest(\"inner\", lambda: m.succeed(\"false\"))\n",
+		"x.star", "load(\"lib.star\", \"check\")\nm = machine(image = debian())\n\ndef test_a():\n    check(m)\n"))
+	f, err := Load(t.Context(), "x.star", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := &attest.CommandError{Machine: "m", Command: "false", Result: attest.Result{ExitCode: 1}}
+	err = f.Call(t.Context(), &fakeLab{answer: func(context.Context, string, string, operation.Args) (any, error) { return nil, command }}, "test_a")
+	var e *Error
+	var got *attest.CommandError
+	var op *operation.Error
+	if !errors.As(err, &e) || !errors.As(err, &got) || got != command || !errors.As(err, &op) || op.Machine != "m" || op.Operation != "succeed" {
+		t.Fatalf("got %v", err)
+	}
+	var stack []string
+	for _, p := range e.Stack {
+		stack = append(stack, fmt.Sprintf("%s %s:%d", p.Func, p.File, p.Line))
+	}
+	want := "test_a x.star:5, check lib.star:2, check_one lib.star:5, lambda lib.star:5"
+	if strings.Join(stack, ", ") != want {
+		t.Errorf("\n got %s\nwant %s", strings.Join(stack, ", "), want)
+	}
+	if e.Source != `    subtest("inner", lambda: m.succeed("false"))` {
+		t.Errorf("source %q", e.Source)
+	}
+}
+
+func TestResult(t *testing.T) {
+	f := load(t, `m = machine(image = debian())
+def main():
+    status, out = m.execute("x")
+    assert_eq(status, 3)
+    assert_eq(out, "out")
+    r = m.execute("x")
+    assert_eq(r, (3, "out"))
+    assert_eq(r[0], r.exit_code)
+    assert_eq([r.stdout, r.stderr, r.duration], ["out", "err", 1.5])
+    assert_eq(len(r), 2)
+    assert_eq(r, m.execute("x"))
+    assert_eq(m.is_up(), True)
+    assert_eq(m.start(), None)
+    assert_eq(m.name, "m")
+    assert_eq(hasattr(m, "suceed"), False)
+    assert_eq(hasattr(m, "copy_from_vm"), True)
+`)
+	lab := &fakeLab{answer: func(_ context.Context, _, op string, _ operation.Args) (any, error) {
+		switch op {
+		case "execute":
+			r := attest.Result{ExitCode: 3, Stdout: "out", Stderr: "err", Duration: 1500 * time.Millisecond}
+			return operation.Result{Status: 3, Output: "out", Result: r}, nil
+		case "is_up":
+			return true, nil
+		}
+		return nil, nil
+	}}
+	if err := f.Call(t.Context(), lab, "main"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDialect(t *testing.T) {
+	f := load(t, `
+total = 0
+for i in range(3):
+    total += i
+if total == 3:
+    word = "three"
+else:
+    word = "other"
+
+def fib(n):
+    return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+def main():
+    n = 0
+    while n < 10:
+        n += 1
+    assert_eq([n, fib(10), total, word], [10, 55, 3, "three"])
+    assert_eq(set([1, 1, 2]), set([1, 2]))
+    assert_eq(json.decode('{"a": [1]}'), {"a": [1]})
+    assert_eq(math.floor(1.5), 1)
+    assert_eq(struct(a = 1).a, 1)
+    assert_eq(time.parse_duration("2s").seconds, 2.0)
+    assert_contains([1, 2], 2)
+    assert_matches("nginx/1.22.1", r"nginx/\d+")
+`)
+	if err := f.Call(t.Context(), &fakeLab{}, "main"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRetry(t *testing.T) {
+	f := load(t, `m = machine(image = debian())
+def test_until_it_works():
+    assert_eq(retry(lambda: m.succeed("x"), interval = "1ms"), "third")
+def test_false():
+    tries = []
+    def fn():
+        tries.append(1)
+        return len(tries) == 4
+    retry(fn, interval = 0)
+    assert_eq(len(tries), 4)
+def test_never():
+    retry(lambda: m.succeed("y"), timeout = "20ms", interval = "1ms")
+def test_hangs():
+    retry(lambda: m.succeed("hang"), timeout = "20ms")
+def test_spins():
+    def fn():
+        while True: pass
+    retry(fn, timeout = "20ms")
+`)
+	n := 0
+	lab := &fakeLab{answer: func(ctx context.Context, _, _ string, args operation.Args) (any, error) {
+		n++
+		switch cmd := args.Strings("commands")[0]; {
+		case cmd == "x" && n == 3:
+			return "third", nil
+		case cmd == "hang":
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		}
+		return nil, &attest.CommandError{Machine: "m", Command: "x", Result: attest.Result{ExitCode: n}}
+	}}
+	for _, name := range []string{"test_until_it_works", "test_false"} {
+		if err := f.Call(t.Context(), lab, name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	err := f.Call(t.Context(), lab, "test_never")
+	var over *RetryError
+	var command *attest.CommandError
+	if !errors.As(err, &over) || over.Tries == 0 || over.Limit != 20*time.Millisecond || !errors.As(err, &command) {
+		t.Errorf("got %v", err)
+	}
+	if attest.StatusOf(err) != attest.Failed || !strings.Contains(err.Error(), "x.star:12:28: m: command `x` failed") {
+		t.Errorf("got %v", err)
+	}
+	for _, name := range []string{"test_hangs", "test_spins"} {
+		err = f.Call(t.Context(), lab, name)
+		if !errors.As(err, &over) || !strings.HasSuffix(err.Error(), "the first try had not ended") {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+// Calls of wait_all overlap where they wait for machines, and share variables.
+func TestWaitAll(t *testing.T) {
+	f := load(t, `m = machine(image = debian())
+def main():
+    seen = {}
+    def one(i):
+        for _ in range(100):
+            seen[i] = seen.get(i, 0) + 1
+        m.succeed("meet")
+        seen["all"] = seen.get("all", 0) + 1
+        return i * i
+    assert_eq(wait_all(range(5), one), [0, 1, 4, 9, 16])
+    assert_eq(seen["all"], 5)
+    seen["after"] = True
+    assert_eq(wait_all([], one), [])
+`)
+	var inside sync.WaitGroup
+	inside.Add(5)
+	lab := &fakeLab{answer: func(context.Context, string, string, operation.Args) (any, error) {
+		inside.Done()
+		inside.Wait() // hangs unless all five are here at once
+		return "", nil
+	}}
+	if err := f.Call(t.Context(), lab, "main"); err != nil {
+		t.Error(err)
+	}
+	for _, p := range lab.at {
+		if p.Line != 7 || p.Func != "one" {
+			t.Errorf("position %v", p)
+		}
+	}
+}
+
+// An operation itself can be the function; its position is that of wait_all.
+func TestWaitAllOfOperations(t *testing.T) {
+	f := load(t, "m = machine(image = debian())\ndef main(): wait_all([\"a\", \"b\"], m.succeed)\n")
+	lab := &fakeLab{}
+	if err := f.Call(t.Context(), lab, "main"); err != nil || len(lab.at) != 2 || lab.at[0].Line != 2 {
+		t.Errorf("got %v at %v", err, lab.at)
+	}
+}
+
+// The first failure ends the others.
+func TestWaitAllFails(t *testing.T) {
+	f := load(t, `m = machine(image = debian())
+def one(cmd):
+    m.succeed(cmd)
+def main():
+    wait_all(["hang", "false", "hang"], one)
+`)
+	lab := &fakeLab{answer: func(ctx context.Context, _, _ string, args operation.Args) (any, error) {
+		if args.Strings("commands")[0] == "hang" {
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		}
+		return nil, &attest.CommandError{Machine: "m", Command: "false", Result: attest.Result{ExitCode: 1}}
+	}}
+	err := f.Call(t.Context(), lab, "main")
+	if want := "x.star:3:14: wait_all: \"false\": m: command `false` failed (exit code 1)"; err == nil || err.Error() != want {
+		t.Errorf("\n got %v\nwant %s", err, want)
+	}
+}
+
+func TestSubtestAndLog(t *testing.T) {
+	f := load(t, `def main():
+    def inner():
+        log("deep")
+    subtest("outer", lambda: subtest("inner", inner))
+    assert_eq(subtest("value", lambda: 7), 7)
+    subtest("bad", lambda: fail("oh"))
+`)
+	var bus event.Bus
+	var got []string
+	bus.Subscribe(func(r event.Record) {
+		switch e := r.Event.(type) {
+		case event.SubtestStarted:
+			got = append(got, "+"+r.Scope.Subtest)
+		case event.SubtestFinished:
+			got = append(got, strings.TrimSpace("-"+r.Scope.Subtest+" "+string(e.Status)+" "+e.Message))
+		case event.Log:
+			got = append(got, r.Scope.Test+" "+r.Scope.Subtest+": "+e.Text)
+		}
+	})
+	ctx := event.WithScope(event.WithBus(t.Context(), &bus), event.Scope{Test: "main"})
+	err := f.Call(ctx, &fakeLab{}, "main")
+	var assertion *AssertError
+	if !errors.As(err, &assertion) || assertion.Message != "oh" {
+		t.Errorf("got %v", err)
+	}
+	want := []string{"+outer", "+outer/inner", "main outer/inner: deep", "-outer/inner passed", "-outer passed", "+value", "-value passed", "+bad", "-bad failed oh"}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestPrint(t *testing.T) {
+	path := filepath.Join(write(t, "x.star", "print('top')\ndef main(): wait_all(range(20), lambda i: print('line', i))\n"), "x.star")
+	var out bytes.Buffer
+	f, err := Load(t.Context(), path, Options{Stdout: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Call(t.Context(), &fakeLab{}, "main"); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(out.String(), "\n")
+	if len(lines) != 22 || lines[0] != "top" || !strings.HasPrefix(lines[20], "line ") {
+		t.Errorf("got %q", lines)
+	}
+}
+
+// The end of the context ends whatever a script does, and is what the error says.
+func TestCancel(t *testing.T) {
+	f := load(t, `m = machine(image = debian())
+def test_spin():
+    m.log("spinning")
+    while True: pass
+def test_operation(): m.succeed("hang")
+def test_retry(): retry(lambda: m.succeed("hang"))
+def test_wait_all(): wait_all([1, 2], lambda x: m.succeed("hang"))
+`)
+	stop := errors.New("somebody said stop")
+	for _, test := range f.Tests() {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		lab := &fakeLab{answer: func(ctx context.Context, _, op string, _ operation.Args) (any, error) {
+			cancel(stop)
+			if op == "log" {
+				return nil, nil
+			}
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		}}
+		err := f.Call(ctx, lab, test.Name)
+		var e *Error
+		if !errors.Is(err, stop) || !errors.As(err, &e) || e.Position.Line == 0 {
+			t.Errorf("%s: got %v", test.Name, err)
+		}
+		cancel(nil)
+	}
+}
+
+func TestCancelWhileLoading(t *testing.T) {
+	path := filepath.Join(write(t, "x.star", "while True: pass\n"), "x.star")
+	stop := errors.New("somebody said stop")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(stop)
+	if _, err := Load(ctx, path, Options{}); err != stop {
+		t.Errorf("got %v", err)
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	f.Add("m = machine(image = debian())\ndef test_a():\n    m.succeed('true')\n")
+	f.Add("load('x.star', 'y')")
+	f.Add("def main(): pass\nx = [machine(name='a', image=disk('/'), networks=[1.5])]")
+	f.Fuzz(func(t *testing.T, text string) {
+		path := filepath.Join(t.TempDir(), "x.star")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		file, err := Load(ctx, path, Options{})
+		if err == nil && len(file.Tests()) == 0 {
+			t.Error("a file without anything to run is accepted")
+		}
+	})
+}

@@ -1,0 +1,114 @@
+package starlark
+
+import (
+	"fmt"
+	"strings"
+
+	sl "go.starlark.net/starlark"
+	"go.starlark.net/syntax"
+
+	"github.com/attest-vm/attest/internal/operation"
+)
+
+// plain makes a Starlark value into one that operations take.
+func plain(v sl.Value) any {
+	switch v := v.(type) {
+	case sl.NoneType:
+		return nil
+	case sl.Bool:
+		return bool(v)
+	case sl.String:
+		return string(v)
+	case sl.Float:
+		return float64(v)
+	case sl.Int:
+		if i, ok := v.Int64(); ok {
+			return i
+		}
+	}
+	return operation.Opaque(v.Type())
+}
+
+func plainArgs(args sl.Tuple, kwargs []sl.Tuple) ([]any, []operation.Named) {
+	positional := make([]any, len(args))
+	for i, a := range args {
+		positional[i] = plain(a)
+	}
+	named := make([]operation.Named, len(kwargs))
+	for i, kv := range kwargs {
+		named[i] = operation.Named{Name: string(kv[0].(sl.String)), Value: plain(kv[1])}
+	}
+	return positional, named
+}
+
+// value makes the result of an operation into a Starlark value.
+func value(v any) sl.Value {
+	switch v := v.(type) {
+	case nil:
+		return sl.None
+	case string:
+		return sl.String(v)
+	case bool:
+		return sl.Bool(v)
+	case operation.Result:
+		return result{v}
+	}
+	panic(fmt.Sprintf("operation result of type %T", v)) // the table has no such type
+}
+
+// A result is the pair of status and output that execute returns, with the rest
+// as attributes.
+type result struct{ operation.Result }
+
+var (
+	_ sl.Sequence   = result{}
+	_ sl.Indexable  = result{}
+	_ sl.HasAttrs   = result{}
+	_ sl.Comparable = result{}
+)
+
+func (r result) tuple() sl.Tuple       { return sl.Tuple{sl.MakeInt(r.Status), sl.String(r.Output)} }
+func (r result) String() string        { return r.tuple().String() }
+func (r result) Type() string          { return "result" }
+func (r result) Freeze()               {}
+func (r result) Truth() sl.Bool        { return true }
+func (r result) Hash() (uint32, error) { return r.tuple().Hash() }
+func (r result) Len() int              { return 2 }
+func (r result) Index(i int) sl.Value  { return r.tuple()[i] }
+func (r result) Iterate() sl.Iterator  { return r.tuple().Iterate() }
+func (r result) AttrNames() []string   { return []string{"duration", "exit_code", "stderr", "stdout"} }
+
+func (r result) CompareSameType(op syntax.Token, y sl.Value, depth int) (bool, error) {
+	return r.tuple().CompareSameType(op, y.(result).tuple(), depth)
+}
+
+func (r result) Attr(name string) (sl.Value, error) {
+	switch name {
+	case "exit_code":
+		return sl.MakeInt(r.ExitCode), nil
+	case "stdout":
+		return sl.String(r.Stdout), nil
+	case "stderr":
+		return sl.String(r.Stderr), nil
+	case "duration":
+		return sl.Float(r.Duration.Seconds()), nil
+	}
+	return nil, nil
+}
+
+// describe names a value in an error, briefly.
+func describe(v sl.Value) string {
+	if m, ok := v.(*machine); ok {
+		return m.name()
+	}
+	return shorten(v.String(), 60)
+}
+
+// shorten cuts the middle out of a long text.
+func shorten(s string, limit int) string {
+	if len(s) <= limit {
+		return s
+	}
+	head, tail := s[:limit/2], s[len(s)-limit/2:]
+	return strings.ToValidUTF8(head, "") + " … " + strings.ToValidUTF8(tail, "")
+}
