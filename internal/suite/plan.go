@@ -1,0 +1,214 @@
+package suite
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/machineconfig"
+	"github.com/attest-vm/attest/internal/script/starlark"
+)
+
+// A plan is what there is to run.
+type plan struct {
+	files   []*file
+	timeout time.Duration  // of the machine configuration
+	said    []event.Record // while the files were loaded
+}
+
+// A file is one test file.
+type file struct {
+	path   string
+	script *starlark.File
+	err    error           // why it cannot be run
+	tests  []starlark.Test // those that are selected
+}
+
+func (f *file) names() []string {
+	names := make([]string, len(f.tests))
+	for i, t := range f.tests {
+		names[i] = t.Name
+	}
+	return names
+}
+
+// plan finds and loads all files. An error is one of usage, or that somebody
+// stopped it; what is wrong with a file is in the plan.
+func (r *run) plan(ctx context.Context) (*plan, error) {
+	if b := r.opts.Boot; b != "" && b != "cold" {
+		return nil, refusef(event.Unsupported, "--boot=%s is not supported: this version boots every machine (--boot=cold)", b)
+	}
+	paths, err := discover(r.opts.Files)
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{}
+	options := starlark.Options{Stdout: r.opts.stdout()}
+	if r.opts.MachineConfig != "" {
+		config, err := machineconfig.Read(r.opts.MachineConfig)
+		if err == nil {
+			options.Machines, err = machinesOf(config)
+		}
+		if err != nil {
+			return nil, asInvalid(err)
+		}
+		p.timeout = config.GlobalTimeout
+	}
+	if r.opts.OutDir != "" {
+		if err := os.MkdirAll(r.opts.OutDir, 0o755); err != nil {
+			return nil, refusef(event.Invalid, "output directory: %v", err)
+		}
+	}
+	var bus event.Bus
+	bus.Subscribe(func(rec event.Record) { p.said = append(p.said, rec) })
+	for _, path := range paths {
+		f := &file{path: path}
+		p.files = append(p.files, f)
+		ctx := event.WithScope(event.WithBus(ctx, &bus), event.Scope{File: path})
+		switch ext := filepath.Ext(path); ext {
+		case ".star":
+			f.script, f.err = starlark.Load(ctx, path, options)
+		case ".py":
+			f.err = refusef(event.Unsupported, "%s: Python test scripts are not supported by this version; write a .star file", path)
+		default:
+			f.err = refusef(event.Invalid, "%s: not a test file: its name must end in .star", path)
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if f.err == nil {
+			f.tests = f.script.Tests()
+		}
+	}
+	return p, nil
+}
+
+func (p *plan) invalid() bool {
+	return slices.ContainsFunc(p.files, func(f *file) bool { return f.err != nil })
+}
+
+// selectTests keeps the tests that match.
+func (p *plan) selectTests(re *regexp.Regexp) error {
+	if re == nil {
+		return nil
+	}
+	total, left := 0, 0
+	for _, f := range p.files {
+		total += len(f.tests)
+		f.tests = slices.DeleteFunc(slices.Clone(f.tests), func(t starlark.Test) bool {
+			return !re.MatchString(t.Name) && !re.MatchString(f.path+":"+t.Name)
+		})
+		left += len(f.tests)
+	}
+	if left == 0 {
+		return refusef(event.Invalid, "--run %q selects none of the %d tests", re, total)
+	}
+	return nil
+}
+
+// discover makes files and directories into a list of files, each once.
+func discover(names []string) ([]string, error) {
+	if len(names) == 0 {
+		return nil, refusef(event.Invalid, "there is no test file to run")
+	}
+	var out []string
+	seen := map[string]bool{}
+	add := func(path string) {
+		if clean := filepath.Clean(path); !seen[clean] {
+			seen[clean] = true
+			out = append(out, path)
+		}
+	}
+	for _, name := range names {
+		info, err := os.Stat(name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil, refusef(event.Invalid, "%s: there is no such file", name)
+		case err != nil:
+			return nil, refusef(event.Invalid, "%v", err)
+		case !info.IsDir():
+			add(name)
+			continue
+		}
+		found, err := inDirectory(name)
+		if err != nil {
+			return nil, err
+		}
+		for _, path := range found {
+			add(path)
+		}
+	}
+	return out, nil
+}
+
+// inDirectory finds the test files below a directory, in alphabetical order.
+func inDirectory(dir string) ([]string, error) {
+	var out []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && path != dir && strings.HasPrefix(d.Name(), "."):
+			return fs.SkipDir
+		case !d.IsDir() && strings.HasSuffix(d.Name(), "_test.star"):
+			out = append(out, path)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, refusef(event.Invalid, "%v", err)
+	}
+	if len(out) == 0 {
+		return nil, refusef(event.Invalid, "%s: there is no *_test.star in this directory", dir)
+	}
+	return out, nil
+}
+
+// machinesOf are the machines of a configuration, for those backends that this
+// version has.
+func machinesOf(f *machineconfig.File) ([]attest.MachineConfig, error) {
+	var out []attest.MachineConfig
+	for _, m := range f.Machines {
+		unsupported := func(what string) error {
+			return refusef(event.Unsupported, "machine configuration %s: machine %q: %s is not supported by this version", f.Path, m.Name, what)
+		}
+		switch {
+		case m.StartCommand != "":
+			return nil, unsupported("start_command")
+		case m.SnapshotPath != "":
+			return nil, unsupported("snapshot_path")
+		case m.Image == nil:
+			return nil, unsupported("backend " + m.Backend)
+		}
+		spec, err := image.ParseSpec(m.Image)
+		if err != nil {
+			return nil, refusef(event.Invalid, "machine configuration %s: machine %q: %v", f.Path, m.Name, err)
+		}
+		c := attest.MachineConfig{
+			Name: m.Name, Backend: m.Backend, Image: spec, Memory: m.Memory, CPUs: m.CPUs,
+			Networks: append([]int{}, m.VLANs...), AllowReboot: m.AllowReboot,
+		}
+		if err := (attest.LabConfig{Machines: []attest.MachineConfig{c}}).Check(); err != nil {
+			return nil, refusef(event.Invalid, "machine configuration %s: %v", f.Path, err)
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// asInvalid makes an error that has no kind of its own one of usage.
+func asInvalid(err error) error {
+	if attest.StatusOf(err) == event.Failed {
+		return refusef(event.Invalid, "%v", err)
+	}
+	return err
+}

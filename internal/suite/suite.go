@@ -1,0 +1,293 @@
+package suite
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/operation"
+)
+
+// Options say what to run. The zero value of each field but Files is ready to use.
+type Options struct {
+	Files         []string          // test files, and directories in which *_test.star are looked for
+	Select        *regexp.Regexp    // only tests whose name, or FILE:NAME, matches
+	OutDir        string            // where tests put files; made if missing. Empty: the current directory
+	Jobs          int               // how many files run at once; 0: half as many as there are processors
+	Seed          int64             // of everything random in the run; 0: a random one
+	Timeout       time.Duration     // limit of the whole run; 0: that of MachineConfig, or none
+	Cold          bool              // boot every machine, as this version always does
+	Boot          string            // "cold" or empty
+	MachineConfig string            // path of a machine configuration
+	Version       string            // for the reports
+	Stdout        io.Writer         // where print writes; nil: standard output
+	Host          attest.HostConfig // how labs use this host
+	Open          Opener            // nil: OpenHost(Host)
+}
+
+// A Host makes labs. It is opened after all files were found to make sense.
+type Host interface {
+	NewLab(context.Context, attest.LabConfig) (operation.Runner, error)
+	String() string // one line about the host
+	Close() error
+}
+
+// An Opener opens the Host of a run.
+type Opener func(context.Context) (Host, error)
+
+// OpenHost opens this host.
+func OpenHost(config attest.HostConfig) Opener {
+	return func(ctx context.Context) (Host, error) {
+		h, err := attest.OpenHost(ctx, config)
+		if err != nil {
+			return nil, err
+		}
+		return realHost{h}, nil
+	}
+}
+
+type realHost struct{ *attest.Host }
+
+// NewLab also builds the images: a package that does not exist is a failure of
+// the file, not of the test that happens to be the first to use the machine.
+func (h realHost) NewLab(ctx context.Context, config attest.LabConfig) (operation.Runner, error) {
+	lab, err := h.Host.NewLab(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	if err := lab.Prepare(ctx); err != nil {
+		lab.Close()
+		return nil, err
+	}
+	return operation.Of(lab), nil
+}
+
+// A Summary is how a run ended.
+type Summary struct {
+	Status   event.Status
+	Counts   map[event.Status]int // tests; also files that are invalid, and setups that failed
+	Duration time.Duration
+}
+
+// ExitCode is the exit code of attest run.
+func (s Summary) ExitCode() int { return ExitCode(s.Status) }
+
+// ExitCode is the exit code for a status.
+func ExitCode(s event.Status) int {
+	switch s {
+	case event.Passed, event.Skipped:
+		return 0
+	case event.Interrupted:
+		return 130
+	case event.Invalid, event.Unsupported:
+		return 2
+	case event.BootFailed, event.Infra:
+		return 3
+	}
+	return 1
+}
+
+// severity orders the statuses as the package documentation says.
+var severity = []event.Status{
+	event.Interrupted, event.Invalid, event.Unsupported, event.Failed,
+	event.BootFailed, event.Infra, event.Passed, event.Skipped,
+}
+
+func worse(a, b event.Status) event.Status {
+	if slices.Index(severity, b) < slices.Index(severity, a) {
+		return b
+	}
+	return a
+}
+
+// A TimeoutError is a run that took longer than it may.
+type TimeoutError struct{ Limit time.Duration }
+
+func (e *TimeoutError) Error() string {
+	return fmt.Sprintf("the run's time is over: its limit is %v", e.Limit)
+}
+
+// Status is that of a test which hangs.
+func (e *TimeoutError) Status() event.Status { return event.Failed }
+
+// Run runs test files and publishes all that happens on the bus of ctx, from
+// RunStarted to RunFinished. Its error is one that belongs to no file: wrong
+// usage, for which no event is published, or a host on which nothing runs; the
+// Summary has its status. What is wrong with files and tests is no error.
+func Run(ctx context.Context, opts Options) (Summary, error) {
+	r := &run{opts: opts, started: time.Now(), counts: map[event.Status]int{}, status: event.Skipped}
+	if err := r.run(ctx); err != nil {
+		r.status = worse(r.status, attest.StatusOf(err))
+		if ctx.Err() != nil {
+			r.status = event.Interrupted
+		}
+		return r.finish(ctx), err
+	}
+	return r.finish(ctx), nil
+}
+
+type run struct {
+	opts      Options
+	started   time.Time
+	announced bool // RunStarted was published
+	host      Host
+
+	mu     sync.Mutex
+	status event.Status
+	counts map[event.Status]int
+}
+
+func (r *run) run(ctx context.Context) error {
+	plan, err := r.plan(ctx)
+	if err != nil {
+		return err
+	}
+	if plan.invalid() {
+		r.announce(ctx, plan)
+		r.refuse(ctx, plan)
+		return nil
+	}
+	if err := plan.selectTests(r.opts.Select); err != nil {
+		return err
+	}
+	ctx, cancel := r.limit(ctx, plan)
+	defer cancel()
+	open := r.opts.Open
+	if open == nil {
+		open = OpenHost(r.opts.Host)
+	}
+	r.host, err = open(ctx)
+	r.announce(ctx, plan)
+	if err != nil {
+		return asInfra("use this host", err)
+	}
+	r.files(ctx, plan)
+	return asInfra("clean up", r.host.Close())
+}
+
+// limit ends the run when its time is over.
+func (r *run) limit(ctx context.Context, p *plan) (context.Context, context.CancelFunc) {
+	limit := cmp.Or(r.opts.Timeout, p.timeout)
+	if limit == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, limit, &TimeoutError{limit})
+}
+
+// announce publishes RunStarted, and after it what files said while they were
+// loaded.
+func (r *run) announce(ctx context.Context, p *plan) {
+	e := event.RunStarted{Version: r.opts.Version, Seed: r.opts.Seed, Output: r.opts.OutDir}
+	for e.Seed == 0 {
+		e.Seed = rand.Int64()
+	}
+	for _, f := range p.files {
+		e.Files = append(e.Files, f.path)
+	}
+	if r.host != nil {
+		e.Host = r.host.String()
+	}
+	r.announced = true
+	event.Publish(ctx, e)
+	for _, rec := range p.said {
+		event.Publish(event.WithScope(ctx, rec.Scope), rec.Event)
+	}
+}
+
+// finish publishes RunFinished.
+func (r *run) finish(ctx context.Context) Summary {
+	if r.status == event.Skipped && ctx.Err() == nil {
+		r.status = event.Passed
+	}
+	s := Summary{Status: r.status, Counts: r.counts, Duration: time.Since(r.started)}
+	if r.announced {
+		event.Publish(ctx, event.RunFinished{Status: s.Status, Duration: s.Duration, Counts: s.Counts})
+	}
+	return s
+}
+
+// refuse reports the files that cannot be run. The others do not run either.
+func (r *run) refuse(ctx context.Context, p *plan) {
+	for _, f := range p.files {
+		ctx := event.WithScope(ctx, event.Scope{File: f.path})
+		done := event.FileFinished{Status: event.Skipped}
+		if f.err != nil {
+			done.Failure = failureOf(f.err, attest.StatusOf(f.err))
+			done.Status = done.Failure.Status
+			r.count(done.Status)
+		}
+		event.Publish(ctx, event.FileStarted{Tests: f.names()})
+		event.Publish(ctx, done)
+	}
+}
+
+// count adds to the run's result.
+func (r *run) count(s event.Status) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.counts[s]++
+	r.status = worse(r.status, s)
+}
+
+// files runs all files, several at once.
+func (r *run) files(ctx context.Context, p *plan) {
+	jobs := r.opts.Jobs
+	if jobs <= 0 {
+		// A file's machines keep about two processors busy: the guests' and
+		// that of the VMM's own threads.
+		jobs = max(1, runtime.NumCPU()/2)
+	}
+	slots := make(chan struct{}, jobs)
+	var wg sync.WaitGroup
+	for _, f := range p.files {
+		if len(f.tests) == 0 {
+			continue
+		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			r.file(ctx, f)
+		})
+	}
+	wg.Wait()
+}
+
+// asInfra makes an error that has no kind of its own one of the host: no test
+// has run when it happens.
+func asInfra(action string, err error) error {
+	if attest.StatusOf(err) == event.Failed {
+		return &attest.InfraError{Action: action, Err: err}
+	}
+	return err
+}
+
+func (o *Options) stdout() io.Writer {
+	if o.Stdout == nil {
+		return os.Stdout
+	}
+	return o.Stdout
+}
+
+// A refusal is a reason not to begin, with its kind.
+type refusal struct {
+	status  event.Status
+	message string
+}
+
+func (e *refusal) Error() string        { return e.message }
+func (e *refusal) Status() event.Status { return e.status }
+
+func refusef(s event.Status, format string, args ...any) error {
+	return &refusal{s, strings.TrimSpace(fmt.Sprintf(format, args...))}
+}

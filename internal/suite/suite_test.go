@@ -1,0 +1,410 @@
+package suite
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/operation"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fakeHost makes labs without machines. A command is what happens: "false"
+// fails, "boot" finds that the guest does not come up, "hang" waits for the end.
+type fakeHost struct {
+	newLab error // of NewLab
+
+	mu     sync.Mutex
+	labs   []attest.LabConfig
+	open   int // labs
+	most   int // labs open at once
+	closed bool
+	hung   chan struct{} // gets a value when a command hangs
+}
+
+func (h *fakeHost) String() string { return "a fake host" }
+func (h *fakeHost) Close() error   { h.closed = true; return nil }
+
+func (h *fakeHost) NewLab(_ context.Context, c attest.LabConfig) (operation.Runner, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.labs = append(h.labs, c)
+	if h.newLab != nil {
+		return nil, h.newLab
+	}
+	h.open++
+	h.most = max(h.most, h.open)
+	return fakeLab{h}, nil
+}
+
+type fakeLab struct{ host *fakeHost }
+
+func (l fakeLab) Close() error {
+	l.host.mu.Lock()
+	defer l.host.mu.Unlock()
+	l.host.open--
+	return nil
+}
+
+func (l fakeLab) Invoke(ctx context.Context, machine string, o *operation.Operation, args operation.Args) (any, error) {
+	if o.Name != "succeed" {
+		return nil, fmt.Errorf("the fake lab has no %s", o.Name)
+	}
+	switch command := args.Strings("commands")[0]; command {
+	case "false":
+		return nil, &attest.CommandError{Machine: machine, Operation: "succeed", Command: command, Result: attest.Result{ExitCode: 1, Stderr: "no"}}
+	case "boot":
+		return nil, &attest.BootError{Machine: machine, Reason: "kernel panic", Console: []string{"Kernel panic"}}
+	case "screenshot":
+		return nil, &attest.UnsupportedError{Machine: machine, Operation: "screenshot", Backend: "fake"}
+	case "hang":
+		if l.host.hung != nil {
+			l.host.hung <- struct{}{}
+		}
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}
+	return "", nil
+}
+
+// outcome is a run, told in lines: "a.star:test_x passed".
+type outcome struct {
+	Summary
+	err   error
+	lines []string
+	fails map[string]*event.Failure // by file or file:test
+	host  *fakeHost
+	seq   []event.Record
+}
+
+// runFiles runs files, given as names and texts, in a directory of the test's own: those
+// that opts names, or all.
+func runFiles(t *testing.T, ctx context.Context, opts Options, host *fakeHost, files ...string) outcome {
+	t.Helper()
+	dir := t.TempDir()
+	t.Chdir(dir)
+	all := opts.Files == nil
+	for i := 0; i < len(files); i += 2 {
+		if err := os.MkdirAll(filepath.Dir(files[i]), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(files[i], []byte(files[i+1]), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if all {
+			opts.Files = append(opts.Files, files[i])
+		}
+	}
+	o := outcome{fails: map[string]*event.Failure{}, host: host}
+	opts.Open = func(context.Context) (Host, error) { return host, nil }
+	var bus event.Bus
+	bus.Subscribe(func(r event.Record) {
+		o.seq = append(o.seq, r)
+		name := strings.TrimSuffix(r.Scope.File+":"+r.Scope.Test, ":")
+		switch e := r.Event.(type) {
+		case event.TestFinished:
+			o.lines = append(o.lines, name+" "+string(e.Status))
+			o.fails[name] = e.Failure
+		case event.FileFinished:
+			o.lines = append(o.lines, name+" "+string(e.Status))
+			o.fails[name] = e.Failure
+		}
+	})
+	o.Summary, o.err = Run(event.WithBus(ctx, &bus), opts)
+	if host.open != 0 {
+		t.Errorf("%d labs are still open", host.open)
+	}
+	return o
+}
+
+const machine = "m = machine(image = debian())\n"
+
+func (o outcome) expect(t *testing.T, status event.Status, exit int, lines ...string) {
+	t.Helper()
+	if o.Status != status || o.ExitCode() != exit {
+		t.Errorf("status %s, exit code %d; want %s, %d (%v)", o.Status, o.ExitCode(), status, exit, o.err)
+	}
+	if got, want := strings.Join(o.lines, "\n"), strings.Join(lines, "\n"); got != want {
+		t.Errorf("\n got %s\nwant %s", got, want)
+	}
+}
+
+func TestRunPasses(t *testing.T) {
+
+	o := runFiles(t, t.Context(), Options{Version: "1", OutDir: "out"}, &fakeHost{},
+		"sub/a.star", machine+"def setup(): m.succeed('true')\ndef test_b(): pass\ndef test_a(): pass\n")
+	o.expect(t, event.Passed, 0, "sub/a.star:setup passed", "sub/a.star:test_b passed", "sub/a.star:test_a passed", "sub/a.star passed")
+	if o.err != nil || o.Counts[event.Passed] != 2 || len(o.Counts) != 1 || !o.host.closed {
+		t.Errorf("got %+v", o)
+	}
+	first, ok := o.seq[0].Event.(event.RunStarted)
+	if !ok || first.Seed == 0 || first.Host != "a fake host" || first.Version != "1" || first.Files[0] != "sub/a.star" || first.Output != "out" {
+		t.Errorf("first event %+v", o.seq[0].Event)
+	}
+	if last, ok := o.seq[len(o.seq)-1].Event.(event.RunFinished); !ok || last.Status != event.Passed || last.Counts[event.Passed] != 2 {
+		t.Errorf("last event %+v", o.seq[len(o.seq)-1].Event)
+	}
+	if started, ok := o.seq[1].Event.(event.FileStarted); !ok || strings.Join(started.Tests, " ") != "test_b test_a" {
+		t.Errorf("second event %+v", o.seq[1].Event)
+	}
+	lab := o.host.labs[0]
+	if lab.Name != "a" || lab.OutDir != "out" || lab.SourceDir != "sub" || len(lab.Machines) != 1 {
+		t.Errorf("lab %+v", lab)
+	}
+	if _, err := os.Stat("out"); err != nil {
+		t.Error(err)
+	}
+}
+
+// How each kind of end is reported, and the exit code.
+func TestStatuses(t *testing.T) {
+	const pass = "def test_ok(): pass\n"
+	for _, tt := range []struct {
+		name, text string
+		status     event.Status
+		exit       int
+		lines      []string
+	}{
+		{"a test fails, the next runs", machine + "def test_a(): m.succeed('false')\n" + pass, event.Failed, 1,
+			[]string{"a.star:test_a failed", "a.star:test_ok passed", "a.star failed"}},
+		{"an assertion", "def main(): assert_eq(1, 2)\n", event.Failed, 1, []string{"a.star:main failed", "a.star failed"}},
+		{"a type error", "def main(): len(1)\n", event.Failed, 1, []string{"a.star:main failed", "a.star failed"}},
+		{"a guest does not boot", machine + "def test_a(): m.succeed('boot')\n", event.BootFailed, 3, []string{"a.star:test_a boot_failed", "a.star boot_failed"}},
+		{"failed wins over boot failed", machine + "def test_a(): m.succeed('boot')\ndef test_b(): m.succeed('false')\n", event.Failed, 1,
+			[]string{"a.star:test_a boot_failed", "a.star:test_b failed", "a.star failed"}},
+		{"unsupported", machine + "def test_a(): m.succeed('screenshot')\n" + pass, event.Unsupported, 2, []string{"a.star:test_a unsupported", "a.star:test_ok passed", "a.star unsupported"}},
+		{"setup fails", machine + "def setup(): m.succeed('boot')\n" + pass, event.BootFailed, 3,
+			[]string{"a.star:setup boot_failed", "a.star:test_ok skipped", "a.star boot_failed"}},
+		{"setup's claim fails", machine + "def setup(): m.succeed('false')\n" + pass, event.Failed, 1,
+			[]string{"a.star:setup failed", "a.star:test_ok skipped", "a.star failed"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			o := runFiles(t, t.Context(), Options{}, &fakeHost{}, "a.star", tt.text)
+			o.expect(t, tt.status, tt.exit, tt.lines...)
+			if o.err != nil {
+				t.Error(o.err)
+			}
+		})
+	}
+}
+
+func TestFailure(t *testing.T) {
+	o := runFiles(t, t.Context(), Options{}, &fakeHost{}, "a.star", machine+"def check():\n    m.succeed(\"false\")\n\ndef test_a():\n    check()\n")
+	f := o.fails["a.star:test_a"]
+	if f == nil || f.Message != "m: command `false` failed (exit code 1)" || f.Machine != "m" || f.Operation != "succeed" || f.Command != "false" ||
+		f.ExitCode == nil || *f.ExitCode != 1 || f.Stderr != "no" || f.Source != `    m.succeed("false")` {
+		t.Fatalf("got %+v", f)
+	}
+	if f.Position != (event.Position{File: "a.star", Line: 3, Column: 14, Func: "check"}) || len(f.Stack) != 2 || f.Stack[0].Func != "test_a" {
+		t.Errorf("at %+v, stack %+v", f.Position, f.Stack)
+	}
+}
+
+// One file that makes no sense: nothing boots, and all mistakes are shown.
+func TestInvalidFiles(t *testing.T) {
+	o := runFiles(t, t.Context(), Options{}, &fakeHost{},
+		"good.star", "def main(): pass\n", "bad.star", machine+"def main():\n    m.suceed('a')\n    m.strat()\n", "test.py", "start_all()\n", "notes.txt", "")
+	o.expect(t, event.Invalid, 2, "good.star skipped", "bad.star invalid", "test.py unsupported", "notes.txt invalid")
+	if len(o.host.labs) != 0 || o.host.closed || o.err != nil {
+		t.Errorf("the host was used: %+v, %v", o.host, o.err)
+	}
+	f := o.fails["bad.star"]
+	if f.Message != "machine has no operation suceed; did you mean succeed?" || f.Position.Line != 3 || f.Source != "    m.suceed('a')" {
+		t.Errorf("got %+v", f)
+	}
+	if len(f.Details) != 1 || f.Details[0].Text != "bad.star:4:7: machine has no operation strat; did you mean start?\nm.strat()" {
+		t.Errorf("got %+v", f.Details)
+	}
+	if f := o.fails["test.py"]; f.Message != "test.py: Python test scripts are not supported by this version; write a .star file" {
+		t.Errorf("got %+v", f)
+	}
+	if f := o.fails["notes.txt"]; f.Message != "notes.txt: not a test file: its name must end in .star" {
+		t.Errorf("got %+v", f)
+	}
+}
+
+func TestUnsupportedFileAlone(t *testing.T) {
+	o := runFiles(t, t.Context(), Options{}, &fakeHost{}, "test.py", "start_all()\n")
+	o.expect(t, event.Unsupported, 2, "test.py unsupported")
+}
+
+func TestUsage(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		opts   Options
+		status event.Status
+		want   string
+	}{
+		{"nothing selected", Options{Files: []string{"a.star"}, Select: regexp.MustCompile("^nothing$")}, event.Invalid, `--run "^nothing$" selects none of the 1 tests`},
+		{"no such file", Options{Files: []string{"none.star"}}, event.Invalid, "none.star: there is no such file"},
+		{"empty directory", Options{Files: []string{"empty"}}, event.Invalid, "empty: there is no *_test.star in this directory"},
+		{"boot", Options{Boot: "both"}, event.Unsupported, "--boot=both is not supported: this version boots every machine (--boot=cold)"},
+		{"output directory", Options{OutDir: "a.star"}, event.Invalid, "output directory: mkdir a.star: not a directory"},
+		{"no machine configuration", Options{MachineConfig: "none.json"}, event.Invalid, "machine configuration: open none.json: no such file or directory"},
+		{"a backend of a later version", Options{MachineConfig: "fc.json"}, event.Unsupported, `machine configuration fc.json: machine "m": backend firecracker is not supported by this version`},
+		{"a start command", Options{MachineConfig: "start.json"}, event.Unsupported, `machine configuration start.json: machine "m": start_command is not supported by this version`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			o := runFiles(t, t.Context(), tt.opts, &fakeHost{}, "a.star", "def main(): pass\n", "empty/x", "",
+				"fc.json", `{"machines": [{"name": "m", "backend": "firecracker", "kernel_image_path": "k", "rootfs_path": "r"}]}`,
+				"start.json", `{"machines": [{"name": "m", "backend": "qemu", "start_command": "x"}]}`)
+			if o.err == nil || o.err.Error() != tt.want || o.Status != tt.status || o.ExitCode() != 2 || len(o.seq) != 0 {
+				t.Errorf("got %v (%s, exit %d, %d events)", o.err, o.Status, o.ExitCode(), len(o.seq))
+			}
+		})
+	}
+	if _, err := Run(t.Context(), Options{}); err == nil || err.Error() != "there is no test file to run" {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestSelect(t *testing.T) {
+	const text = "def test_a(): pass\ndef test_b(): pass\n"
+	o := runFiles(t, t.Context(), Options{Select: regexp.MustCompile(`^a\.star:test_b$|^main$`)}, &fakeHost{}, "a.star", text, "b.star", text, "c.star", "def main(): pass\n")
+	o.expect(t, event.Passed, 0, "a.star:test_b passed", "a.star passed", "c.star:main passed", "c.star passed")
+	if len(o.host.labs) != 2 {
+		t.Errorf("a lab for a file of which nothing is selected: %+v", o.host.labs)
+	}
+}
+
+func TestDirectories(t *testing.T) {
+	o := runFiles(t, t.Context(), Options{Files: []string{".", "./b_test.star"}}, &fakeHost{},
+		"b_test.star", "def main(): pass\n", "a/a_test.star", "def main(): pass\n", "lib.star", "x = 1\n", ".hidden/x_test.star", "bad(")
+	o.expect(t, event.Passed, 0, "a/a_test.star:main passed", "a/a_test.star passed", "b_test.star:main passed", "b_test.star passed")
+}
+
+func TestMachineConfiguration(t *testing.T) {
+	o := runFiles(t, t.Context(), Options{Files: []string{"a.star"}, MachineConfig: "lab.json"}, &fakeHost{},
+		"a.star", "def main(): b_1.succeed('true')\n",
+		"lab.json", `{"machines": [{"name": "b-1", "backend": "qemu", "image": {"debian": {"packages": ["curl"]}}, "mem_size_mib": 512, "vlans": [2]}]}`)
+	o.expect(t, event.Passed, 0, "a.star:main passed", "a.star passed")
+	if m := o.host.labs[0].Machines[0]; m.Name != "b-1" || m.Memory != 512 || m.Networks[0] != 2 {
+		t.Errorf("got %+v", m)
+	}
+}
+
+// Infrastructure that fails when the lab is made is no test's fault.
+func TestNoLab(t *testing.T) {
+	for _, tt := range []struct {
+		err    error
+		status event.Status
+		exit   int
+	}{
+		{errors.New("no space left on device"), event.Infra, 3},
+		{&attest.MissingError{What: "qemu-system-x86_64", Reason: "not found on PATH"}, event.Infra, 3},
+		{&attest.ConfigError{Subject: "machine", Reason: "nonsense"}, event.Invalid, 2},
+	} {
+		o := runFiles(t, t.Context(), Options{}, &fakeHost{newLab: tt.err}, "a.star", "def test_a(): pass\n")
+		o.expect(t, tt.status, tt.exit, "a.star:test_a skipped", "a.star "+string(tt.status))
+		if !strings.Contains(o.fails["a.star"].Message, tt.err.Error()) {
+			t.Errorf("got %+v", o.fails["a.star"])
+		}
+	}
+}
+
+func TestNoHost(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a.star")
+	if err := os.WriteFile(path, []byte("def main(): pass\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var bus event.Bus
+	var kinds []string
+	bus.Subscribe(func(r event.Record) { kinds = append(kinds, event.Kind(r.Event)) })
+	s, err := Run(event.WithBus(t.Context(), &bus), Options{
+		Files: []string{path},
+		Open:  func(context.Context) (Host, error) { return nil, errors.New("no supervisor") },
+	})
+	if err == nil || s.Status != event.Infra || s.ExitCode() != 3 || strings.Join(kinds, " ") != "run_started run_finished" {
+		t.Errorf("got %+v, %v, %v", s, err, kinds)
+	}
+}
+
+// The run's own limit fails what was running, and skips the rest.
+func TestTimeout(t *testing.T) {
+	host := &fakeHost{}
+	o := runFiles(t, t.Context(), Options{Timeout: 100 * time.Millisecond, Jobs: 1}, host,
+		"a.star", machine+"def test_a(): m.succeed('hang')\ndef test_b(): pass\n", "b.star", "def main(): pass\n")
+	o.expect(t, event.Failed, 1, "a.star:test_a failed", "a.star:test_b skipped", "a.star failed", "b.star:main skipped", "b.star skipped")
+	f := o.fails["a.star:test_a"]
+	if f.Message != "the run's time is over: its limit is 100ms" || f.Position.Line != 2 || f.Machine != "m" || f.Operation != "succeed" {
+		t.Errorf("got %+v", f)
+	}
+	if o.err != nil || !host.closed {
+		t.Errorf("got %v, closed %v", o.err, host.closed)
+	}
+}
+
+func TestTimeoutOfALoop(t *testing.T) {
+	o := runFiles(t, t.Context(), Options{Timeout: 50 * time.Millisecond}, &fakeHost{}, "a.star", "def main():\n    while True: pass\n")
+	o.expect(t, event.Failed, 1, "a.star:main failed", "a.star failed")
+}
+
+func TestInterrupt(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	host := &fakeHost{hung: make(chan struct{}, 1)}
+	go func() {
+		<-host.hung
+		cancel(errors.New("interrupted (SIGINT)"))
+	}()
+	o := runFiles(t, ctx, Options{}, host, "a.star", machine+"def test_a(): m.succeed('hang')\ndef test_b(): pass\n")
+	o.expect(t, event.Interrupted, 130, "a.star:test_a interrupted", "a.star:test_b skipped", "a.star interrupted")
+	if f := o.fails["a.star:test_a"]; f.Message != "interrupted (SIGINT)" || f.Position.Line != 2 {
+		t.Errorf("got %+v", f)
+	}
+}
+
+func TestInterruptWhileLoading(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("stop"))
+	o := runFiles(t, ctx, Options{}, &fakeHost{}, "a.star", "while True: pass\n")
+	o.expect(t, event.Interrupted, 130)
+	if o.err == nil || o.err.Error() != "stop" {
+		t.Errorf("got %v", o.err)
+	}
+}
+
+func TestJobs(t *testing.T) {
+	for _, jobs := range []int{1, 3} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		host := &fakeHost{hung: make(chan struct{}, 3)}
+		go func() { // ends the run when as many files as may hang do
+			for range jobs {
+				<-host.hung
+			}
+			cancel(errors.New("all are here"))
+		}()
+		const hang = machine + "def main(): m.succeed('hang')\n"
+		o := runFiles(t, ctx, Options{Jobs: jobs}, host, "a.star", hang, "b.star", hang, "c.star", hang)
+		if o.Status != event.Interrupted || host.most != jobs {
+			t.Errorf("-j %d: %d labs at once (%s)", jobs, host.most, o.Status)
+		}
+		cancel(nil)
+	}
+}
+
+// What a file says while it is loaded comes after RunStarted.
+func TestEarlyLog(t *testing.T) {
+	var out bytes.Buffer
+	o := runFiles(t, t.Context(), Options{Stdout: &out, Seed: 7}, &fakeHost{}, "a.star", "log('early')\nprint('printed')\ndef main(): pass\n")
+	if first := o.seq[0].Event.(event.RunStarted); first.Seed != 7 {
+		t.Errorf("seed %d", first.Seed)
+	}
+	if second, ok := o.seq[1].Event.(event.Log); !ok || second.Text != "early" || o.seq[1].Scope.File != "a.star" || out.String() != "printed\n" {
+		t.Errorf("got %+v, %q", o.seq[1], out.String())
+	}
+}
