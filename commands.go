@@ -57,12 +57,15 @@ func (m *Machine) expect(ctx context.Context, operation, command string, opts []
 	err := step(ctx, m.Name(), operation, strconv.Quote(command), func(ctx context.Context) (err error) {
 		result, err = m.run(ctx, operation, command, collect(opts))
 		if err == nil && !good(result) {
-			err = &CommandError{Machine: m.Name(), Operation: operation, Command: command, Result: result}
+			err = &CommandError{Machine: m.Name(), Operation: operation, Command: command, Result: result, Console: m.console.tail(commandConsoleTail)}
 		}
 		return err
 	})
 	return result.Stdout, err
 }
+
+// commandConsoleTail is less than elsewhere: a command's own output says more.
+const commandConsoleTail = 8
 
 // run runs a command on behalf of an operation.
 func (m *Machine) run(ctx context.Context, operation, command string, o options) (Result, error) {

@@ -46,6 +46,7 @@ type CommandError struct {
 	Operation string // "succeed", "fail"
 	Command   string
 	Result    Result
+	Console   []string // the machine's last console lines
 }
 
 func (e *CommandError) Error() string {
@@ -210,7 +211,7 @@ func failureOf(err error, machine, operation string) *event.Failure {
 	)
 	switch {
 	case errors.As(err, &command):
-		f.Command = command.Command
+		f.Command, f.Console = command.Command, command.Console
 		setResult(f, command.Result)
 	case errors.As(err, &wait):
 		f.Duration, f.Tries, f.LastSeen, f.Details = wait.Elapsed, wait.Tries, wait.LastSeen, wait.Details

@@ -61,6 +61,7 @@ func (sh *shell) exec(stream *wire.Stream, q wire.ExecRequest, script []byte) (a
 		return nil, err
 	}
 	stream.OnSignal(c.kill)
+	defer stream.OnSignal(nil) // by then its number may be another's
 	r, err := sh.wait(ctx, c, q, stream.Reader(wire.Stdin), stream)
 	r.Duration = time.Since(start)
 	return r, err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -48,6 +49,9 @@ type pool struct {
 const (
 	minShells = 2 // one runs a command while the other has the next worker ready
 	maxShells = 8
+	// maxFork is how long a command waits for a worker that is being forked. That
+	// takes milliseconds; a cold start, some ten times as much.
+	maxFork = 500 * time.Millisecond
 	// maxFailures is how many shells may fail to get ready before the pool gives up.
 	maxFailures = 3
 )
@@ -155,21 +159,20 @@ func (p *pool) take(ctx context.Context) *worker {
 	select {
 	case w := <-c:
 		return w
+	case <-time.After(maxFork): // somebody has stopped the shell
 	case <-ctx.Done():
-		p.forget(c)
-		return nil
 	}
+	p.forget(c)
+	return nil
 }
 
 // forget gives up waiting on c.
 func (p *pool) forget(c chan *worker) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i, x := range p.waiters {
-		if x == c {
-			p.waiters = append(p.waiters[:i:i], p.waiters[i+1:]...)
-			return
-		}
+	if i := slices.Index(p.waiters, c); i >= 0 {
+		p.waiters = slices.Delete(p.waiters, i, i+1)
+		return
 	}
 	if w := <-c; w != nil { // it came at the same moment
 		p.ready = append(p.ready, w)
@@ -252,6 +255,7 @@ func (p *pool) serve(path string, env []string) (served int, err error) {
 	}
 	p.stop = append(p.stop, z.control)
 	p.mu.Unlock()
+	defer p.forgetControl(z.control)
 	for {
 		w, err := z.fork()
 		if err != nil {
@@ -278,6 +282,13 @@ func (p *pool) serve(path string, env []string) (served int, err error) {
 	}
 }
 
+// forgetControl takes the control pipe of a shell that ends off the list.
+func (p *pool) forgetControl(f *os.File) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stop = slices.DeleteFunc(p.stop, func(x *os.File) bool { return x == f })
+}
+
 // deliver hands a worker to who waits longest. Called with mu held.
 func (p *pool) deliver(w *worker) {
 	switch {
@@ -294,12 +305,9 @@ func (p *pool) deliver(w *worker) {
 // drop takes a worker that was killed while it waited out of the ready ones.
 // Called with mu held.
 func (p *pool) drop(w *worker) {
-	for i, x := range p.ready {
-		if x == w {
-			p.ready = append(p.ready[:i:i], p.ready[i+1:]...)
-			w.close()
-			return
-		}
+	if i := slices.Index(p.ready, w); i >= 0 {
+		p.ready = slices.Delete(p.ready, i, i+1)
+		w.close()
 	}
 }
 
@@ -323,12 +331,12 @@ func startShell(path string, env []string) (z *warmShell, err error) {
 		return nil, err
 	}
 	defer answersW.Close()
-	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	null, err := os.Open("/dev/null")
 	if err == nil {
 		defer null.Close()
 		z = &warmShell{control: controlW, answers: answersR, lines: bufio.NewReader(answersR)}
 		z.process, err = spawn(path, []string{"bash", "--norc", "-c", warmScript}, &os.ProcAttr{
-			Dir: workDir(), Env: env, Files: []*os.File{null, null, null, controlR, answersW},
+			Dir: workDir(), Env: env, Files: []*os.File{null, nil, nil, controlR, answersW},
 			Sys: &syscall.SysProcAttr{Setpgid: true},
 		})
 	}

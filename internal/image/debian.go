@@ -162,8 +162,13 @@ func (s *Store) buildBase(ctx context.Context, dir, suite string, meta *baseMeta
 	if err := errors.Join(t.index.encode(x), x.Close()); err != nil {
 		return err
 	}
-	meta.Layer, err = describeLayer(dir, baseErofs)
-	return err
+	st, err := os.Stat(image.Name())
+	if err != nil {
+		return err
+	}
+	// The index has the digest of every file: no need to read all of it again.
+	meta.Layer = Layer{ID: digest("tree", t.index), Path: baseErofs, Format: "erofs", Size: st.Size()}
+	return nil
 }
 
 // describeLayer is the record of an erofs image that was just made.

@@ -90,9 +90,14 @@ func (s *Store) mmdebstrap(ctx context.Context, m mmdebstrap) error {
 	}
 	// The lock on the build's directory lives as long as any process of the build.
 	extra = append(extra, tmp.f)
+	args := append([]string{path, "--verbose", "--mode=unshare", "--format=tar"}, m.args...)
+	if script := memoryMount(); script != "" && !useDisk(ctx) {
+		path = "/bin/sh"
+		args = append([]string{"sh", "-c", script, "sh"}, args...)
+	}
 	code, err := s.run.run(ctx, supervise.Command{
 		Path:   path,
-		Args:   append([]string{"mmdebstrap", "--verbose", "--mode=unshare", "--format=tar"}, m.args...),
+		Args:   args,
 		Env:    toolEnv(append(m.env, "TMPDIR="+tmp.dir)...),
 		Dir:    "/",
 		Stdout: stdout.w, Stderr: stderr.w, ExtraFiles: extra,
@@ -114,7 +119,23 @@ func (s *Store) mmdebstrap(ctx context.Context, m mmdebstrap) error {
 	return err
 }
 
-// pipe is one pipe; parent says which end is ours.
+type useDiskKey struct{}
+
+// useDisk says that a build does not fit into memory.
+func useDisk(ctx context.Context) bool { return ctx.Value(useDiskKey{}) != nil }
+
+// inMemory runs a build, in memory at first; one that runs out of space there
+// is done again on the disk. attempt is called once or twice.
+func inMemory(ctx context.Context, attempt func(context.Context) error) error {
+	err := attempt(ctx)
+	var space *SpaceError
+	if !errors.As(err, &space) || space.Need != 0 || memoryMount() == "" {
+		return err
+	}
+	return attempt(context.WithValue(ctx, useDiskKey{}, true))
+}
+
+// pipe is one pipe.
 type pipe struct{ r, w *os.File }
 
 type pipes []pipe

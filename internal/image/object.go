@@ -117,23 +117,23 @@ func (s *Store) make(ctx context.Context, r ref, meta any, fill func(ctx context
 	}
 	defer tmp.remove()
 	content := filepath.Join(tmp.dir, "object")
-	if err := os.Mkdir(content, 0o755); err != nil {
+	err = inMemory(ctx, func(ctx context.Context) error {
+		if err := os.RemoveAll(content); err != nil {
+			return err
+		}
+		if err := os.Mkdir(content, 0o755); err != nil {
+			return err
+		}
+		return s.explain(fill(ctx, content))
+	})
+	if err != nil {
 		return err
-	}
-	if err := fill(context.WithValue(ctx, scratchKey{}, tmp), content); err != nil {
-		return s.explain(err)
 	}
 	if err := s.publish(content, dir, meta); err != nil {
 		return s.explain(err)
 	}
 	return nil
 }
-
-type scratchKey struct{}
-
-// scratchOf is the directory that make has for a build, on the same file
-// system as the object and gone after it.
-func scratchOf(ctx context.Context) *scratch { return ctx.Value(scratchKey{}).(*scratch) }
 
 // publish makes a finished directory an object: record, sync, rename, sync.
 func (s *Store) publish(content, dir string, meta any) error {

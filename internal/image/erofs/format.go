@@ -199,8 +199,10 @@ func (n *inode) encode() []byte {
 	le.PutUint32(b[20:], n.number)
 	le.PutUint32(b[24:], n.attr.UID)
 	le.PutUint32(b[28:], n.attr.GID)
-	le.PutUint64(b[32:], uint64(n.attr.ModTime.Unix()))
-	le.PutUint32(b[40:], uint32(n.attr.ModTime.Nanosecond()))
+	if t := n.attr.ModTime; !t.IsZero() {
+		le.PutUint64(b[32:], uint64(t.Unix()))
+		le.PutUint32(b[40:], uint32(t.Nanosecond()))
+	}
 	le.PutUint32(b[44:], n.links)
 	return b
 }

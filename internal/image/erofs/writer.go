@@ -17,7 +17,7 @@ import (
 type Attr struct {
 	Mode     uint32 // permission bits, setuid, setgid and sticky: 07777
 	UID, GID uint32
-	ModTime  time.Time
+	ModTime  time.Time         // zero: the start of 1970
 	Xattrs   map[string]string // full names, values as getxattr(2) returns them
 }
 

@@ -56,14 +56,11 @@ func noOperation(name string) error {
 
 // operate is an operation as a function; m is nil for those of the lab.
 func operate(m *machine, o *operation.Operation) *sl.Builtin {
-	name, on := o.Name, ""
+	name := o.Name
 	if m != nil {
 		name = m.name() + "." + o.Name
 	}
 	return sl.NewBuiltin(name, func(t *sl.Thread, _ *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
-		if m != nil {
-			on = m.config.Name
-		}
 		th := threadOf(t)
 		if th.lab == nil {
 			return nil, usagef("%s: machines exist only while setup(), a test or main() runs; this is the top level of the file", name)
@@ -71,6 +68,10 @@ func operate(m *machine, o *operation.Operation) *sl.Builtin {
 		bound, err := o.Bind(plainArgs(args, kwargs))
 		if err != nil {
 			return nil, err
+		}
+		on := ""
+		if m != nil {
+			on = m.config.Name
 		}
 		var v any
 		ctx := event.WithPosition(th.ctx, th.position(t))

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -131,7 +132,8 @@ func (c *Client) Err() error {
 	return c.err
 }
 
-// Close ends the connection and waits for the reader.
+// Close ends the connection and waits for the reader, so a subscriber must not
+// call it.
 func (c *Client) Close() error {
 	c.fail(ErrClosed)
 	err := c.conn.Close()
@@ -165,11 +167,14 @@ func (c *Client) Subscribe(fn func(Event)) (cancel func()) {
 // nil. arguments is marshalled to the command's JSON object; nil is none. A
 // refusal is an *Error.
 func (c *Client) Do(ctx context.Context, command string, arguments, result any) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("qmp %s: %w", command, context.Cause(ctx))
+	}
 	reply := make(chan message, 1)
 	c.mu.Lock()
-	if c.err != nil {
+	if err := c.err; err != nil {
 		c.mu.Unlock()
-		return fmt.Errorf("qmp %s: %w", command, c.Err())
+		return fmt.Errorf("qmp %s: %w", command, err)
 	}
 	c.lastID++
 	id := c.lastID
@@ -209,21 +214,34 @@ func (c *Client) send(ctx context.Context, id uint64, command string, arguments 
 	}
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
-	// A QEMU that is stuck does not read. Half a command must not be followed
-	// by another: a write that was cut short ends the connection.
-	deadline, _ := ctx.Deadline()
-	c.conn.SetWriteDeadline(deadline)
-	if _, err := c.conn.Write(append(line, '\n')); err != nil {
+	// A QEMU that is stuck does not read.
+	c.conn.SetWriteDeadline(time.Time{})
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		c.conn.SetWriteDeadline(time.Unix(1, 0))
+	})
+	_, err = c.conn.Write(append(line, '\n'))
+	if !stop() {
+		<-interrupted // so that it does not hit the next command
+	}
+	if err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = fmt.Errorf("not taken: %w", context.Cause(ctx))
+		}
+		// Half a command must not be followed by another.
 		c.fail(err)
 		c.conn.Close()
-		return err
 	}
-	return nil
+	return err
 }
 
 func (m message) decode(command string, result any) error {
 	if m.Error != nil {
 		return &Error{Command: command, Class: m.Error.Class, Desc: m.Error.Desc}
+	}
+	if m.Return == nil {
+		return fmt.Errorf("qmp %s: neither a result nor an error came back", command)
 	}
 	if result == nil {
 		return nil

@@ -1,0 +1,35 @@
+# The two commands that matter are "make demo" and "make test".
+
+GO ?= go
+export CGO_ENABLED = 0
+
+.PHONY: all build demo test bench generate clean
+
+all: build
+
+build:
+	$(GO) build -trimpath -o bin/attest ./cmd/attest
+
+# Runs the examples on real machines.
+demo:
+	@scripts/setup run
+	@$(MAKE) --no-print-directory build
+	bin/attest run -o out/demo examples/*.star
+
+# Everything: static checks, unit tests, the race detector, and end-to-end tests
+# on real guests. It installs what it needs.
+test:
+	@scripts/setup test
+	@scripts/test
+
+# Measures, beside the NixOS driver's protocol in the same run.
+bench: build
+	@scripts/setup run
+	$(GO) run ./test/bench -attest bin/attest -json out/bench.json
+
+# Rewrites what is generated: golden files and pages of docs/.
+generate:
+	$(GO) test ./internal/operation ./internal/report -update
+
+clean:
+	rm -rf bin out

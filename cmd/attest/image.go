@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/report"
+	"github.com/attest-vm/attest/internal/script/starlark"
+	"github.com/attest-vm/attest/internal/supervise"
+)
+
+func newImage() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "image",
+		Short: "Build, list and remove guest images",
+		Long: "Images are built when a test first needs them and kept in a cache,\n" +
+			"$XDG_CACHE_HOME/attest (~/.cache/attest). These commands are for building them\n" +
+			"ahead and for getting the space back.",
+		Args: knownCommand,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newImageBuild(), newImageList(), newImageRemove(), newImagePrune())
+	return cmd
+}
+
+func newImageBuild() *cobra.Command {
+	var debian image.Debian
+	cmd := &cobra.Command{
+		Use:   "build [FILE.star]...",
+		Short: "Build images ahead: those of test files, or a Debian image",
+		Example: "  attest image build web_test.star\n" +
+			"  attest image build --suite bookworm --packages nginx,curl",
+		RunE: func(cmd *cobra.Command, files []string) error {
+			sources, err := sourcesOf(cmd.Context(), files)
+			if err != nil {
+				return err
+			}
+			if len(files) == 0 {
+				sources = []image.Source{debian}
+			}
+			return buildImages(cmd, sources)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&debian.Suite, "suite", "", "Debian release (default "+image.DefaultSuite+")")
+	f.StringSliceVar(&debian.Packages, "packages", nil, "packages to install, separated by commas")
+	f.StringSliceVar(&debian.Run, "run", nil, "shell line to run in the image at the end (repeatable)")
+	f.StringVar(&debian.Kernel, "kernel", "", "debian:PACKAGE, or the path of a kernel")
+	return cmd
+}
+
+// sourcesOf are the images of all machines of test files.
+func sourcesOf(ctx context.Context, files []string) ([]image.Source, error) {
+	var sources []image.Source
+	for _, path := range files {
+		file, err := starlark.Load(ctx, path, starlark.Options{})
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range file.Machines() {
+			sources = append(sources, m.Image)
+		}
+	}
+	return sources, nil
+}
+
+func buildImages(cmd *cobra.Command, sources []image.Source) error {
+	ctx := cmd.Context()
+	sup, err := supervise.Start(ctx, supervise.Options{})
+	if err != nil {
+		return err
+	}
+	defer sup.Close()
+	store, err := image.OpenStore(sup)
+	if err != nil {
+		return err
+	}
+	bus := &event.Bus{}
+	terminal := report.NewTerminal(report.StandardTerminal(report.Normal))
+	bus.Subscribe(terminal.Record)
+	defer terminal.Close()
+	for _, source := range sources {
+		img, err := store.Build(event.WithBus(ctx, bus), source)
+		if err != nil {
+			return err
+		}
+		defer img.Release()
+		fmt.Fprintf(cmd.OutOrStdout(), "%.12s  %s\n", img.ID, img.Title)
+	}
+	return nil
+}
+
+func newImageList() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the images in the cache with their sizes and last use",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			store, err := image.OpenStore(nil)
+			if err != nil {
+				return err
+			}
+			entries, err := store.List(cmd.Context())
+			if err != nil {
+				return err
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "ID\tSIZE\tOWN\tLAST USED\tIMAGE")
+			for _, e := range entries {
+				used := ago(time.Since(e.LastUsed))
+				if e.InUse {
+					used = "in use"
+				}
+				fmt.Fprintf(w, "%.12s\t%s\t%s\t%s\t%s\n", e.ID, bytes(e.Size), bytes(e.Own), used, e.Title)
+			}
+			return w.Flush()
+		},
+	}
+}
+
+func newImageRemove() *cobra.Command {
+	return &cobra.Command{
+		Use:   "remove IMAGE...",
+		Short: "Remove images, by ID or by title, as list shows them",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			store, err := image.OpenStore(nil)
+			if err != nil {
+				return err
+			}
+			var errs []error
+			for _, name := range names {
+				errs = append(errs, removeImage(cmd, store, name))
+			}
+			return errors.Join(errs...)
+		},
+	}
+}
+
+func removeImage(cmd *cobra.Command, store *image.Store, name string) error {
+	found, err := store.Find(cmd.Context(), name)
+	if err != nil {
+		return err
+	}
+	switch len(found) {
+	case 0:
+		return &attest.ConfigError{Subject: "image " + name, Reason: "there is none; attest image list shows what there is"}
+	case 1:
+		freed, err := store.Remove(cmd.Context(), found[0])
+		if err == nil {
+			fmt.Fprintf(cmd.OutOrStdout(), "removed %s (%.12s), %s\n", found[0].Title, found[0].ID, bytes(freed))
+		}
+		return err
+	}
+	var ids []string
+	for _, e := range found {
+		ids = append(ids, fmt.Sprintf("%.12s", e.ID))
+	}
+	return &attest.ConfigError{Subject: "image " + name, Reason: "there are several, say which: " + strings.Join(ids, ", ")}
+}
+
+func newImagePrune() *cobra.Command {
+	var o image.PruneOptions
+	var maxSize string
+	cmd := &cobra.Command{
+		Use:   "prune",
+		Short: "Remove images that nobody uses, least recently used first",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if maxSize != "" {
+				if o.MaxSize, err = parseBytes(maxSize); err != nil {
+					return fmt.Errorf("--max-size %s: %w", maxSize, err)
+				}
+			}
+			store, err := image.OpenStore(nil)
+			if err != nil {
+				return err
+			}
+			removed, freed, err := store.Prune(cmd.Context(), o)
+			for _, e := range removed {
+				fmt.Fprintf(cmd.OutOrStdout(), "removed %s (%.12s)\n", e.Title, e.ID)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s, %s freed\n", count(len(removed), "image"), bytes(freed))
+			return err
+		},
+	}
+	cmd.Flags().DurationVar(&o.OlderThan, "older-than", 0, "only images that were not used for this long, such as 240h")
+	cmd.Flags().StringVar(&maxSize, "max-size", "", "only until the cache has at most this size, such as 10G")
+	return cmd
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// bytes is a size for people.
+func bytes(n int64) string {
+	const unit = 1024
+	f, units := float64(n), []string{"B", "KiB", "MiB", "GiB", "TiB"}
+	for f >= unit && len(units) > 1 {
+		f, units = f/unit, units[1:]
+	}
+	if f < 10 && units[0] != "B" {
+		return fmt.Sprintf("%.1f %s", f, units[0])
+	}
+	return fmt.Sprintf("%.0f %s", f, units[0])
+}
+
+// parseBytes reads a size such as 512M or 10GiB.
+func parseBytes(s string) (int64, error) {
+	number := strings.TrimRight(s, "KMGTiB")
+	var f float64
+	if n, err := fmt.Sscanf(number, "%g", &f); n != 1 || err != nil || f < 0 {
+		return 0, errors.New("want a size such as 500M or 10G")
+	}
+	factor, ok := map[string]float64{"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}[strings.TrimSuffix(strings.TrimSuffix(s[len(number):], "B"), "i")]
+	if !ok {
+		return 0, errors.New("want a size such as 500M or 10G")
+	}
+	return int64(f * factor), nil
+}
+
+// ago is a time in the past for people.
+func ago(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return "just now"
+	case d < time.Hour:
+		return fmt.Sprintf("%d min ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h ago", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d days ago", int(d.Hours()/24))
+}

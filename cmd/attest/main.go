@@ -1,0 +1,146 @@
+// Command attest runs integration tests on real virtual machines.
+//
+// The same static binary is the command line, the /init and the agent of its
+// guests, and the supervisor that cleans up behind a run; argv[0] tells which.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/agent"
+	"github.com/attest-vm/attest/internal/boot"
+)
+
+// The exit codes of every command.
+const (
+	exitPassed      = 0
+	exitFailed      = 1   // a test failed
+	exitUsage       = 2   // wrong usage, or an invalid test file or configuration
+	exitInfra       = 3   // the infrastructure failed
+	exitInterrupted = 130 // as a shell reports SIGINT
+)
+
+func main() {
+	switch os.Args[0] {
+	case boot.InitArg0:
+		if os.Getpid() == 1 {
+			boot.Init()
+		}
+	case boot.AgentArg0:
+		os.Exit(agent.Main(os.Args))
+	}
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is the command line; it returns the exit code.
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := interruptible(context.Background(), stderr)
+	defer stop()
+	root := newRoot(stdout, stderr)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	var code exitCode
+	switch {
+	case err == nil:
+		return exitPassed
+	case errors.As(err, &code):
+		return int(code)
+	}
+	fmt.Fprintf(stderr, "attest: %v\n", err)
+	switch attest.StatusOf(err) {
+	case attest.Interrupted:
+		return exitInterrupted
+	case attest.Infra, attest.BootFailed:
+		return exitInfra
+	}
+	return exitUsage
+}
+
+// An exitCode ends the program with this code; everything has been said.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// errInterrupted is the cause of a context that a signal ended.
+type errInterrupted struct{ signal os.Signal }
+
+func (e errInterrupted) Error() string         { return fmt.Sprintf("interrupted (%v)", e.signal) }
+func (e errInterrupted) Status() attest.Status { return attest.Interrupted }
+
+// interruptible returns a context that ends with the first SIGINT, SIGTERM or
+// SIGHUP. A second signal ends the program on the spot; the supervisor cleans
+// up after it then too.
+func interruptible(ctx context.Context, stderr io.Writer) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	go func() {
+		s, ok := <-signals
+		if !ok {
+			return
+		}
+		cancel(errInterrupted{s})
+		if _, ok := <-signals; ok {
+			os.Exit(exitInterrupted)
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(signals)
+		cancel(nil)
+	}
+}
+
+func newRoot(stdout, stderr io.Writer) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "attest",
+		Short: "Run integration tests on real virtual machines",
+		Long: "attest boots one or many virtual machines, runs a test against them, and says\n" +
+			"what happened. It needs no root and no daemon.",
+		Version:                    version(),
+		SilenceErrors:              true,
+		SilenceUsage:               true,
+		SuggestionsMinimumDistance: 2,
+		Args:                       knownCommand,
+		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetVersionTemplate("attest {{.Version}}\n")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
+	})
+	root.AddCommand(newRun(), newDoctor(), newImage(), newGC())
+	return root
+}
+
+// knownCommand refuses a word that is no command, and guesses what was meant.
+func knownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	msg := fmt.Sprintf("unknown command %q", args[0])
+	if guesses := cmd.SuggestionsFor(args[0]); len(guesses) > 0 {
+		msg += fmt.Sprintf("; did you mean %s?", strings.Join(guesses, " or "))
+	}
+	return fmt.Errorf("%s (see %s --help)", msg, cmd.CommandPath())
+}
+
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
+		return "development"
+	}
+	return info.Main.Version
+}

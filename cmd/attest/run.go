@@ -1,0 +1,148 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/report"
+	"github.com/attest-vm/attest/internal/suite"
+)
+
+// defaultTimeout limits a run for which nobody gave a limit, as it does in the
+// NixOS driver.
+const defaultTimeout = time.Hour
+
+type runFlags struct {
+	suite.Options
+	junit, html, json string
+	pattern           string
+	timeout           durationFlag
+	verbose, quiet    bool
+}
+
+func newRun() *cobra.Command {
+	f := &runFlags{timeout: durationFlag(defaultTimeout)}
+	cmd := &cobra.Command{
+		Use:   "run [flags] FILE...",
+		Short: "Run test files",
+		Long: "run boots the machines that test files declare and runs their tests. A\n" +
+			"directory stands for the *_test.star below it.\n\n" +
+			"It exits with 0 when all tests passed, 1 when a test failed, 2 when the usage\n" +
+			"or a test file is wrong, 3 when the infrastructure failed (no VMM, a guest that\n" +
+			"did not boot, no space), and 130 when it was interrupted. Results go to standard\n" +
+			"output, progress to standard error.",
+		Example: "  attest run web_test.star\n" +
+			"  attest run -o out -j 4 --run 'partition|failover' tests/",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("no test file given; see attest run --help")
+			}
+			return nil
+		},
+		RunE: f.run,
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVarP(&f.OutDir, "output", "o", "", "`directory` for reports (junit.xml, report.html, events.jsonl) and for what tests copy out; made if missing")
+	flags.StringVar(&f.junit, "junit", "", "write a JUnit XML `file`")
+	flags.StringVar(&f.html, "html", "", "write an HTML `file`")
+	flags.StringVar(&f.json, "json", "", "write every event as a line of JSON to a `file`")
+	flags.IntVarP(&f.Jobs, "jobs", "j", max(1, runtime.NumCPU()/2), "run up to `N` files at once")
+	flags.StringVar(&f.pattern, "run", "", "run only tests whose name, or FILE:NAME, matches this `regexp`")
+	flags.StringVar(&f.Host.Backend, "backend", "auto", "`name` of the backend for machines that name none")
+	flags.BoolVar(&f.Cold, "cold", false, "boot every machine instead of starting it from a snapshot")
+	flags.StringVar(&f.Boot, "boot", "", "how machines start: cold, warm or both, each test once either `way`")
+	flags.BoolVar(&f.Host.Keep, "keep", false, "keep the state directory (consoles, disks) and say where it is")
+	flags.Var(&f.timeout, "timeout", "`limit` of the whole run, in seconds or as 90s, 10m; 0 for none")
+	flags.Int64Var(&f.Seed, "seed", 0, "seed `N` of all that is random; 0 chooses one")
+	flags.StringVar(&f.MachineConfig, "machine-config", os.Getenv("machineConfig"), "JSON `file` with machines (environment: machineConfig)")
+	flags.BoolVarP(&f.verbose, "verbose", "v", false, "show every step, console line and command output as it comes")
+	flags.BoolVarP(&f.quiet, "quiet", "q", false, "show failures and the last line only")
+	return cmd
+}
+
+func (f *runFlags) run(cmd *cobra.Command, files []string) error {
+	if f.Jobs < 1 {
+		return fmt.Errorf("-j %d: want at least 1", f.Jobs)
+	}
+	if f.pattern != "" {
+		re, err := regexp.Compile(f.pattern)
+		if err != nil {
+			return fmt.Errorf("--run %s: not a regular expression: %w", f.pattern, err)
+		}
+		f.Select = re
+	}
+	f.Files, f.Version = files, version()
+	f.Timeout = time.Duration(f.timeout)
+	if f.MachineConfig != "" && !cmd.Flags().Changed("timeout") {
+		f.Timeout = 0 // that of the file
+	}
+	reports, err := report.Open(f.reports())
+	if err != nil {
+		return err
+	}
+	bus := &event.Bus{}
+	unsubscribe := bus.Subscribe(reports.Record)
+	f.Stdout = reports.Stdout()
+	summary, err := suite.Run(event.WithBus(cmd.Context(), bus), f.Options)
+	unsubscribe()
+	_, reportErr := reports.Close()
+	if err != nil {
+		return errors.Join(err, reportErr)
+	}
+	if reportErr != nil {
+		return &attest.InfraError{Action: "write the reports", Err: reportErr}
+	}
+	if code := summary.ExitCode(); code != exitPassed {
+		return exitCode(code)
+	}
+	return nil
+}
+
+// reports are those that were asked for by name, and with -o all of them.
+func (f *runFlags) reports() report.Options {
+	level := report.Normal
+	switch {
+	case f.verbose:
+		level = report.Verbose
+	case f.quiet:
+		level = report.Quiet
+	}
+	terminal := report.StandardTerminal(level)
+	o := report.Options{Terminal: &terminal, JUnit: f.junit, HTML: f.html, JSON: f.json}
+	if f.OutDir != "" {
+		o.JUnit = cmp.Or(o.JUnit, filepath.Join(f.OutDir, "junit.xml"))
+		o.HTML = cmp.Or(o.HTML, filepath.Join(f.OutDir, "report.html"))
+		o.JSON = cmp.Or(o.JSON, filepath.Join(f.OutDir, "events.jsonl"))
+	}
+	return o
+}
+
+// A durationFlag is a number of seconds, or a duration as Go reads it.
+type durationFlag time.Duration
+
+func (d *durationFlag) String() string { return time.Duration(*d).String() }
+func (d *durationFlag) Type() string   { return "duration" }
+
+func (d *durationFlag) Set(s string) error {
+	v, err := time.ParseDuration(s)
+	if seconds, numErr := strconv.ParseFloat(s, 64); numErr == nil {
+		v, err = time.Duration(seconds*float64(time.Second)), nil
+	}
+	if err != nil || v < 0 {
+		return errors.New("want a number of seconds or a duration such as 90s or 10m")
+	}
+	*d = durationFlag(v)
+	return nil
+}
