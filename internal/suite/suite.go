@@ -26,7 +26,7 @@ type Options struct {
 	OutDir        string            // where tests put files; made if missing. Empty: the current directory
 	Jobs          int               // how many files run at once; 0: half as many as there are processors
 	Seed          int64             // of everything random in the run; 0: a random one
-	Timeout       time.Duration     // limit of the whole run; 0: that of MachineConfig, or none
+	Timeout       time.Duration     // limit of the whole run; 0: that of MachineConfig, or none; negative: none
 	Cold          bool              // boot every machine, as this version always does
 	Boot          string            // "cold" or empty
 	MachineConfig string            // path of a machine configuration
@@ -179,7 +179,7 @@ func (r *run) run(ctx context.Context) error {
 // limit ends the run when its time is over.
 func (r *run) limit(ctx context.Context, p *plan) (context.Context, context.CancelFunc) {
 	limit := cmp.Or(r.opts.Timeout, p.timeout)
-	if limit == 0 {
+	if limit <= 0 {
 		return context.WithCancel(ctx)
 	}
 	return context.WithTimeoutCause(ctx, limit, &TimeoutError{limit})
