@@ -44,7 +44,7 @@ type MachineConfig struct {
 	Backend  string // "qemu", …; empty or "auto": the cheapest that can do what the test needs
 	Memory   int    // MiB; 0: 1024
 	CPUs     int    // 0: 1
-	Networks []int  // numbers of the networks it is on, 1 to 254; nil: network 1; empty: none
+	Networks []int  // numbers of the networks it is on, 1 to 255; nil: network 1; empty: none
 	Type     string // QEMU's machine type: "q35" (default) or "microvm"
 	Cmdline  string // appended to the kernel's command line
 	// AllowReboot lets the guest reboot by itself. Otherwise a guest that
@@ -57,7 +57,7 @@ const (
 	minMemory     = 64
 	maxMemory     = 1 << 20
 	maxCPUs       = 255
-	maxNetwork    = 254
+	maxNetwork    = 255
 )
 
 var machineName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`)

@@ -47,9 +47,8 @@ type run struct {
 	down    error         // why the machine is down, as operations report it
 	asked   bool          // somebody asked for the end; guarded by machine.mu
 
-	readyOnce sync.Once
-	ready     chan struct{} // closed when the guest answered once, or never will
-	readyErr  error
+	ready    chan struct{} // closed when the guest answered once, or never will; readyErr is set before
+	readyErr error
 }
 
 // How long a guest may take from power on to its first answer.
@@ -151,6 +150,7 @@ func (m *Machine) start(ctx context.Context, allowReboot bool) (*run, error) {
 	m.mu.Unlock()
 	m.announce("running", "", time.Since(started))
 	go r.pump()
+	go r.awaitFirstAnswer()
 	go r.watch()
 	return r, nil
 }
@@ -198,6 +198,7 @@ func (r *run) watch() {
 		state = "crashed"
 	}
 	m.announce(state, string(r.vm.Exit().Reason), time.Since(r.started))
+	<-r.ready
 	close(r.over)
 }
 
@@ -277,7 +278,7 @@ func (m *Machine) use(ctx context.Context, operation string) (*run, error) {
 			return nil, err
 		}
 	}
-	if err := r.awaitReady(ctx, operation); err != nil {
+	if err := r.awaitReady(ctx); err != nil {
 		return nil, err
 	}
 	return r, nil
@@ -285,54 +286,51 @@ func (m *Machine) use(ctx context.Context, operation string) (*run, error) {
 
 // awaitReady waits for the first answer of the guest. The limit counts from
 // power on and holds for everybody who waits.
-func (r *run) awaitReady(ctx context.Context, operation string) error {
-	r.readyOnce.Do(func() {
-		go func() {
-			defer close(r.ready)
-			r.readyErr = r.firstAnswer()
-		}()
-	})
+func (r *run) awaitReady(ctx context.Context) error {
 	select {
 	case <-r.ready:
+		return r.readyErr
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	return r.readyErr
 }
 
-func (r *run) firstAnswer() error {
-	m := r.machine
-	limit := m.lab.host.scale(bootTimeout)
-	ctx, cancel := context.WithDeadline(m.lab.ctx, r.started.Add(limit))
+func (r *run) awaitFirstAnswer() {
+	defer close(r.ready)
+	limit := r.machine.lab.host.scale(bootTimeout)
+	ctx, cancel := context.WithDeadline(r.machine.lab.ctx, r.started.Add(limit))
 	defer cancel()
+	var garbage *guest.ProtocolError // what came first may not be what is left
 	_, err := r.guest.Ready(ctx)
-	if err == nil {
-		return nil
+	for errors.As(err, &garbage) {
+		_, err = r.guest.Ready(ctx)
 	}
+	if err != nil {
+		r.readyErr = r.bootError(ctx, limit, garbage, err)
+	}
+}
+
+// bootError says why there was no first answer.
+func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest.ProtocolError, err error) error {
+	m := r.machine
 	if m.lab.ctx.Err() != nil {
 		return context.Cause(m.lab.ctx)
 	}
-	bootError := &BootError{Machine: m.Name(), After: time.Since(r.started)}
-	if ctx.Err() != nil {
-		bootError.Reason = fmt.Sprintf("the guest did not answer within %v", limit)
-		bootError.Console = m.console.tail(consoleTail)
-		return bootError
-	}
-	select { // the console may still be arriving
-	case <-r.over:
-	case <-ctx.Done():
-	}
-	bootError.Console = m.console.tail(consoleTail)
+	boot := &BootError{Machine: m.Name(), After: time.Since(r.started), Console: m.console.tail(consoleTail)}
 	var down *DownError
 	switch {
 	case errors.As(err, &down) && down.Broken:
 		return down
 	case errors.As(err, &down):
-		bootError.Reason = down.Reason
+		boot.Reason = down.Reason
+	case ctx.Err() != nil && garbage != nil:
+		boot.Reason = fmt.Sprintf("within %v nothing came but this: %v", limit, garbage)
+	case ctx.Err() != nil:
+		boot.Reason = fmt.Sprintf("the guest did not answer within %v", limit)
 	default:
-		bootError.Reason = err.Error()
+		boot.Reason = err.Error()
 	}
-	return bootError
+	return boot
 }
 
 // downError is cause with the operation that found the machine down.

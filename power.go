@@ -33,10 +33,14 @@ func (m *Machine) IsUp() bool {
 // A machine that is off stays off.
 func (m *Machine) Shutdown(ctx context.Context, opts ...Option) error {
 	return m.powerOff(ctx, "shutdown", collect(opts), func(ctx context.Context, r *run) error {
-		if err := r.awaitReady(ctx, "shutdown"); err != nil {
+		if err := r.awaitReady(ctx); err != nil {
 			return err
 		}
-		return r.guest.Poweroff(ctx)
+		err := r.guest.Poweroff(ctx)
+		if down := (*DownError)(nil); errors.As(err, &down) {
+			return nil // it was quicker than its answer
+		}
+		return err
 	})
 }
 
@@ -52,8 +56,10 @@ func (m *Machine) powerOff(ctx context.Context, operation string, o options, ask
 		defer cancel()
 		r := m.running()
 		err := m.stop(ctx, ask)
-		if err != nil && context.Cause(ctx) == errWaitOver {
+		if err != nil {
 			m.resume(r)
+		}
+		if err != nil && context.Cause(ctx) == errWaitOver {
 			err = &WaitError{LastSeen: "the machine still runs"}
 		}
 		if err == nil && r != nil {

@@ -97,7 +97,7 @@ func (w wait) attach(ctx context.Context, r *run, we *WaitError) {
 }
 
 // attachTimeout limits the look at the guest after a failed wait.
-const attachTimeout = 5 * time.Second
+const attachTimeout = 3 * time.Second
 
 // WaitUntilSucceeds runs a command again and again, at first after 10 ms and
 // then up to 250 ms apart, until it succeeds, and returns its output.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 
 	"github.com/attest-vm/attest/internal/wire"
 )
@@ -165,24 +167,53 @@ const (
 )
 
 func dialManager(ctx context.Context, socket, unit string) (*busWatch, error) {
-	conn, err := dbus.Dial("unix:path=" + socket)
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket})
 	if err != nil {
+		return nil, err
+	}
+	conn, err := dbus.NewConn(c)
+	if err != nil {
+		c.Close()
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	if err := conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Getuid()))}); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("authentication: %w", err)
-	}
 	w := &busWatch{conn: conn, signals: make(chan *dbus.Signal, 64), unit: unit}
-	conn.Signal(w.signals)
-	manager := conn.Object(systemdName, managerPath)
-	if err := manager.CallWithContext(ctx, managerType+".Subscribe", 0).Err; err != nil && !isDBusError(err) {
+	err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Getuid()))})
+	if err == nil {
+		err = awaitRead(ctx, c)
+	}
+	if err == nil {
+		conn.Signal(w.signals)
+		err = conn.Object(systemdName, managerPath).CallWithContext(ctx, managerType+".Subscribe", 0).Err
+	}
+	if err != nil && !isDBusError(err) {
 		conn.Close()
 		return nil, err
 	}
 	return w, nil
+}
+
+// awaitRead waits until the other side has read all that was written. A systemd
+// that finds the end of the authentication and the first message in one read
+// looks at the message only when another one comes (seen with 252).
+func awaitRead(ctx context.Context, c *net.UnixConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		unread := 0
+		var ioctlErr error
+		if err := raw.Control(func(fd uintptr) { unread, ioctlErr = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); err != nil {
+			return err
+		}
+		if unread == 0 || ioctlErr != nil {
+			return ioctlErr
+		}
+		time.Sleep(200 * time.Microsecond)
+	}
+	return ctx.Err()
 }
 
 func isDBusError(err error) bool {

@@ -289,30 +289,43 @@ func (t *scratch) remove() error {
 // Sweep removes what killed builds left below the cache's tmp and returns its
 // paths. Every build does it first. Builds under way are left alone.
 func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
-	parent := filepath.Join(s.root, "tmp")
-	guard, err := os.Open(parent)
+	for _, parent := range []string{filepath.Join(s.root, "tmp"), otherTmp()} {
+		more, serr := sweepScratch(ctx, parent)
+		removed = append(removed, more...)
+		if serr != nil && !errors.Is(serr, fs.ErrNotExist) {
+			err = errors.Join(err, fmt.Errorf("image cache: leftover of a build: %w", serr))
+		}
+	}
+	return removed, err
+}
+
+func sweepScratch(ctx context.Context, parent string) (removed []string, err error) {
+	if st, err := os.Lstat(parent); err != nil || st.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
+		return nil, err // /var/tmp is everybody's: what has our name may be another's
+	}
+	guard, err := os.OpenFile(parent, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return nil, fmt.Errorf("image cache: %w", err)
+		return nil, err
 	}
 	defer guard.Close()
 	if err := flock(guard, unix.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("image cache: %w", err)
+		return nil, err
 	}
 	names, err := guard.Readdirnames(-1)
-	if err != nil {
-		return nil, fmt.Errorf("image cache: %w", err)
-	}
 	for _, name := range names {
 		dir := filepath.Join(parent, name)
+		if ctx.Err() != nil {
+			return removed, ctx.Err()
+		}
 		if locked(dir) {
 			continue
 		}
 		if err := supervise.RemoveTree(dir); err != nil {
-			return removed, fmt.Errorf("image cache: leftover of a build: %w", err)
+			return removed, err
 		}
 		removed = append(removed, dir)
 	}
-	return removed, ctx.Err()
+	return removed, err
 }
 
 // Sweep is Store.Sweep on the user's cache.

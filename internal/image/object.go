@@ -111,6 +111,9 @@ func (s *Store) make(ctx context.Context, r ref, meta any, fill func(ctx context
 	if _, err := os.Lstat(dir); err == nil {
 		return nil // whoever held the lock before has made it
 	}
+	if _, err := s.Sweep(ctx); err != nil {
+		event.Warnf(ctx, "%v", err) // it takes space, and harms nothing else
+	}
 	tmp, err := s.scratch()
 	if err != nil {
 		return err

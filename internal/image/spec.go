@@ -210,11 +210,16 @@ func (d *Debian) check() error {
 	return checkKernel(d.Kernel)
 }
 
+// volatile are the directories that an image cannot fill.
+var volatile = regexp.MustCompile(`^/(dev|proc|run|sys|tmp)/`)
+
 func (f File) check(name string) error {
 	field := fmt.Sprintf("files[%q]", name)
 	switch {
 	case !path.IsAbs(name) || path.Clean(name) != name || name == "/" || strings.ContainsRune(name, 0):
 		return specErrorf(field, "not a clean absolute path of a file")
+	case volatile.MatchString(name):
+		return specErrorf(field, "the guest starts with an empty file system there")
 	case f.Content != "" && f.Path != "":
 		return specErrorf(field, "both content and path")
 	case f.Mode > 0o7777:

@@ -1,0 +1,116 @@
+package attest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestConsoleLines(t *testing.T) {
+	var lines []string
+	c := newConsole(nil, func(l string) { lines = append(lines, l) })
+	for _, piece := range []string{"first\r\nsec", "ond\n\n", "\x1b[32mgreen\x1b[0m \xff\x07bell\n", "unfinished"} {
+		c.add([]byte(piece))
+	}
+	c.finishLine()
+	c.finishLine()
+	want := []string{"first", "second", "green \uFFFDbell", "unfinished"}
+	if diff := cmp.Diff(want, lines); diff != "" {
+		t.Errorf("published lines (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(want[2:], c.tail(2)); diff != "" {
+		t.Errorf("tail (-want +got):\n%s", diff)
+	}
+	if got := c.sinceBoot(); !strings.HasPrefix(got, "first\nsecond\n\n") {
+		t.Errorf("log %q", got)
+	}
+}
+
+func TestConsoleStartsAnew(t *testing.T) {
+	c := newConsole(nil, func(string) {})
+	c.add([]byte("Kernel panic - not syncing: Attempted to kill init!\n"))
+	if c.panicLine() == "" {
+		t.Error("the panic was not seen")
+	}
+	c.begin()
+	c.add([]byte("second boot\n"))
+	if c.panicLine() != "" || c.sinceBoot() != "second boot" {
+		t.Errorf("after a new start: panic %q, log %q", c.panicLine(), c.sinceBoot())
+	}
+}
+
+// A guest that floods its console costs a bounded amount of memory.
+func TestConsoleIsBounded(t *testing.T) {
+	n := 0
+	c := newConsole(nil, func(string) { n++ })
+	for i := range 40 {
+		c.add([]byte(strings.Repeat("x", maxConsoleLine*8))) // without a newline
+		c.add([]byte(fmt.Sprintf("\nline %d\n", i)))
+	}
+	if len(c.text) > 2*maxConsoleText {
+		t.Errorf("%d bytes are kept", len(c.text))
+	}
+	if tail := c.tail(1); tail[0] != "line 39" {
+		t.Errorf("the last line is %.40q", tail[0])
+	}
+}
+
+func TestWaitText(t *testing.T) {
+	wait := func(c *console, pattern string, gone <-chan struct{}) error {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		return c.waitText(ctx, regexp.MustCompile("(?m)"+pattern), gone)
+	}
+	never := make(chan struct{})
+	t.Run("each match is used once", func(t *testing.T) {
+		c := newConsole(nil, func(string) {})
+		c.add([]byte("one\ntwo\n"))
+		if err := errors.Join(wait(c, "^one$", never), wait(c, "two", never)); err != nil {
+			t.Fatal(err)
+		}
+		gone := make(chan struct{})
+		close(gone)
+		if err := wait(c, "one", gone); err != errMachineGone {
+			t.Errorf("the first line matched again: %v", err)
+		}
+	})
+	t.Run("text that comes in pieces, and a prompt without newline", func(t *testing.T) {
+		c := newConsole(nil, func(string) {})
+		done := make(chan error)
+		go func() { done <- wait(c, "server login: $", never) }()
+		for _, piece := range []string{"ser", "ver lo", "gin: "} {
+			c.add([]byte(piece))
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Run("the last words of a machine count", func(t *testing.T) {
+		c := newConsole(nil, func(string) {})
+		gone := make(chan struct{})
+		done := make(chan error)
+		go func() { done <- wait(c, "Power down", gone) }()
+		c.add([]byte("reboot: Power down\n"))
+		close(gone)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func FuzzPrintable(f *testing.F) {
+	f.Add([]byte("\x1b]0;title\x07text\x1b[1;31m\x9b\x00"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		for _, r := range printable(data) {
+			if r != '\t' && (r < ' ' || r >= 0x7f && r < 0xa0) {
+				t.Fatalf("%q keeps %q", data, r)
+			}
+		}
+	})
+}

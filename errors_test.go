@@ -1,0 +1,101 @@
+package attest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+)
+
+func TestErrorTexts(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{&CommandError{Machine: "a", Operation: "succeed", Command: "false", Result: Result{ExitCode: 1}},
+			"a: command `false` failed (exit code 1)"},
+		{&CommandError{Machine: "a", Operation: "succeed", Command: "x", Result: Result{ExitCode: 137, Signal: "SIGKILL"}},
+			"a: command `x` failed (exit code 137, SIGKILL)"},
+		{&CommandError{Machine: "a", Operation: "succeed", Command: "sleep 9", Result: Result{ExitCode: 124, TimedOut: true, Duration: time.Second}},
+			"a: command `sleep 9` failed (timed out after 1s, exit code 124)"},
+		{&CommandError{Machine: "a", Operation: "fail", Command: "true"},
+			"a: command `true` unexpectedly succeeded"},
+		{&WaitError{Machine: "a", Operation: "wait_for_file", Args: `"/x"`, Elapsed: 2 * time.Second, Limit: 2 * time.Second, LastSeen: "no such file"},
+			`a: wait_for_file("/x") timed out after 2s (limit 2s); last seen: no such file`},
+		{&WaitError{Machine: "a", Operation: "wait_until_succeeds", Args: `"false"`, Elapsed: 50 * time.Millisecond, Limit: 50 * time.Millisecond, Tries: 1},
+			`a: wait_until_succeeds("false") timed out after 50ms (limit 50ms, 1 try)`},
+		{&WaitError{Machine: "a", Operation: "wait_for_unit", Args: `"u"`, Elapsed: time.Second, Reason: `reached state "failed"`},
+			`a: wait_for_unit("u") cannot succeed any more: reached state "failed" (after 1s)`},
+		{&BootError{Machine: "a", Reason: "kernel panic", After: 1500 * time.Millisecond, Console: []string{"x"}},
+			"a: guest did not boot: kernel panic (after 1.5s)"},
+		{&BootError{Machine: "a", Reason: "no answer", After: time.Second},
+			"a: guest did not boot: no answer (after 1s); the console stayed silent"},
+		{&DownError{Machine: "a", Operation: "execute", Reason: "powered off"},
+			"a: execute: the machine is down: powered off"},
+	} {
+		if got := test.err.Error(); got != test.want {
+			t.Errorf("got  %s\nwant %s", got, test.want)
+		}
+	}
+}
+
+func TestStatusOf(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		want Status
+	}{
+		{nil, Passed},
+		{errors.New("anything"), Failed},
+		{&CommandError{}, Failed},
+		{&WaitError{}, Failed},
+		{&BootError{}, BootFailed},
+		{&DownError{}, Failed},
+		{&DownError{Broken: true}, Infra},
+		{&InfraError{Err: errors.New("no space")}, Infra},
+		{&MissingError{}, Infra},
+		{&UnsupportedError{}, Unsupported},
+		{&ConfigError{}, Invalid},
+		{context.Canceled, Interrupted},
+	} {
+		if got := StatusOf(test.err); got != test.want {
+			t.Errorf("%T: %s, want %s", test.err, got, test.want)
+		}
+		if test.err != nil {
+			if got := StatusOf(fmt.Errorf("outer: %w", test.err)); got != test.want {
+				t.Errorf("wrapped %T: %s, want %s", test.err, got, test.want)
+			}
+		}
+	}
+}
+
+func TestLabConfigErrors(t *testing.T) {
+	machine := func(change func(*MachineConfig)) []MachineConfig {
+		m := MachineConfig{Name: "a", Image: Debian{}}
+		change(&m)
+		return []MachineConfig{m}
+	}
+	for name, test := range map[string]struct {
+		machines []MachineConfig
+		want     string
+	}{
+		"two of a name":   {[]MachineConfig{{Name: "a", Image: Debian{}}, {Name: "A", Image: Debian{}}}, `machine "A": there are two machines of this name; give one of them another name=`},
+		"bad name":        {machine(func(m *MachineConfig) { m.Name = "a b" }), `machine "a b": not a name for a machine: it is the host name too, so letters, digits, - and _, at most 63, beginning with a letter or a digit`},
+		"no image":        {machine(func(m *MachineConfig) { m.Image = nil }), `machine "a": it has no image; give it one, such as debian()`},
+		"little memory":   {machine(func(m *MachineConfig) { m.Memory = 1 }), `machine "a": memory=1 is out of range; it is in MiB, 64 to 1048576`},
+		"negative CPUs":   {machine(func(m *MachineConfig) { m.CPUs = -1 }), `machine "a": cpus=-1 is out of range; 1 to 255`},
+		"network 0":       {machine(func(m *MachineConfig) { m.Networks = []int{0} }), `machine "a": network 0 is out of range; 1 to 255`},
+		"network twice":   {machine(func(m *MachineConfig) { m.Networks = []int{2, 2} }), `machine "a": it is on network 2 twice`},
+		"unknown backend": {machine(func(m *MachineConfig) { m.Backend = "vmware" }), `machine "a": unknown backend "vmware"; this attest has qemu`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := LabConfig{Machines: test.machines}.Check()
+			if err == nil || err.Error() != test.want || StatusOf(err) != Invalid {
+				t.Errorf("got  %v (%s)\nwant %s", err, StatusOf(err), test.want)
+			}
+		})
+	}
+	if err := (LabConfig{Machines: machine(func(*MachineConfig) {})}).Check(); err != nil {
+		t.Errorf("a good one: %v", err)
+	}
+}
