@@ -113,7 +113,9 @@ type FileFinished struct {
 
 // TestStarted and TestFinished enclose one test; the scope names it. setup()
 // is reported as a test of that name.
-type TestStarted struct{}
+type TestStarted struct {
+	Title string `json:"title,omitempty"` // what the test says it is about, in one line
+}
 type TestFinished struct {
 	Status   Status        `json:"status"`
 	Duration time.Duration `json:"duration"`

@@ -53,7 +53,7 @@ func (r *run) inLab(ctx context.Context, f *file) (event.Status, *event.Failure)
 
 func (r *run) tests(ctx context.Context, f *file, lab operation.Runner) (event.Status, *event.Failure) {
 	if f.script.HasSetup() {
-		status, failure := r.test(ctx, f, lab, starlark.Setup)
+		status, failure := r.test(ctx, f, lab, starlark.Test{Name: starlark.Setup})
 		if status != event.Passed {
 			r.count(status)
 			r.skip(ctx, f.tests)
@@ -66,7 +66,7 @@ func (r *run) tests(ctx context.Context, f *file, lab operation.Runner) (event.S
 			r.skip(ctx, f.tests[i:])
 			return worse(file, classify(ctx, ctx.Err())), nil
 		}
-		status, _ := r.test(ctx, f, lab, t.Name)
+		status, _ := r.test(ctx, f, lab, t)
 		r.count(status)
 		file = worse(file, status)
 	}
@@ -74,11 +74,11 @@ func (r *run) tests(ctx context.Context, f *file, lab operation.Runner) (event.S
 }
 
 // test runs one function of a file.
-func (r *run) test(ctx context.Context, f *file, lab operation.Runner, name string) (event.Status, *event.Failure) {
-	ctx = event.WithScope(ctx, event.Scope{File: f.path, Test: name})
-	event.Publish(ctx, event.TestStarted{})
+func (r *run) test(ctx context.Context, f *file, lab operation.Runner, t starlark.Test) (event.Status, *event.Failure) {
+	ctx = event.WithScope(ctx, event.Scope{File: f.path, Test: t.Name})
+	event.Publish(ctx, event.TestStarted{Title: t.Title})
 	start := time.Now()
-	err := f.script.Call(ctx, lab, name)
+	err := f.script.Call(ctx, lab, t.Name)
 	done := event.TestFinished{Status: classify(ctx, err), Duration: time.Since(start)}
 	done.Failure = failureOf(err, done.Status)
 	event.Publish(ctx, done)
@@ -91,7 +91,7 @@ func (r *run) skip(ctx context.Context, tests []starlark.Test) event.Status {
 		scope := event.ScopeOf(ctx)
 		scope.Test = t.Name
 		ctx := event.WithScope(ctx, scope)
-		event.Publish(ctx, event.TestStarted{})
+		event.Publish(ctx, event.TestStarted{Title: t.Title})
 		event.Publish(ctx, event.TestFinished{Status: event.Skipped})
 		r.count(event.Skipped)
 	}
