@@ -1,9 +1,10 @@
 # Run by mmdebstrap when the base image is unpacked. $1 is the root, descriptor 4
 # a tar of the spec's files, and of its run lines as /tmp/attest-run/NNNN.
-set -eu
+set -euf
 exec >&2 </dev/null
 root=$1
-saved=$(cat "$root/etc/hostname")
+# Names have to be found during the build; the image's own file comes back at the end.
+mv "$root/etc/resolv.conf" "$root/tmp/attest-resolv.conf"
 if [ -e /etc/resolv.conf ]; then
 	cat /etc/resolv.conf > "$root/etc/resolv.conf"
 fi
@@ -42,8 +43,7 @@ while [ $i -lt $ATTEST_RUN ]; do
 	i=$((i + 1))
 done
 echo "attest: phase packing the image"
-# As base.sh left them, unless a package or a run line made them its own.
-if [ ! -L "$root/etc/resolv.conf" ] && cmp -s /etc/resolv.conf "$root/etc/resolv.conf"; then
-	: > "$root/etc/resolv.conf"
+# Unless a package or a run line made it its own.
+if [ -e /etc/resolv.conf ] && [ ! -L "$root/etc/resolv.conf" ] && cmp -s /etc/resolv.conf "$root/etc/resolv.conf"; then
+	mv "$root/tmp/attest-resolv.conf" "$root/etc/resolv.conf"
 fi
-[ -s "$root/etc/hostname" ] || printf '%s\n' "$saved" > "$root/etc/hostname"

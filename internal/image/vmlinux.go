@@ -73,7 +73,7 @@ func decompress(payload []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := bytes.NewBuffer(make([]byte, 0, min(max(want, 1<<20), maxKernel)))
+	out := bytes.NewBuffer(make([]byte, 0, min(want, 128<<20)))
 	_, err = io.Copy(out, io.LimitReader(r, maxKernel))
 	// What follows the stream is no part of it, and some readers mind.
 	if err != nil && (want == 0 || out.Len() != want) {

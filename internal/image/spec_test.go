@@ -1,0 +1,114 @@
+package image
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestParseSpec(t *testing.T) {
+	for _, test := range []struct{ json, want string }{
+		{`{}`, "debian:bookworm"},
+		{`{"debian":{"suite":"trixie","packages":["nginx","curl","nginx"],"run":["true"],"files":{"/etc/x":"y"}}}`, "debian:trixie+curl+nginx+1 file+1 run line"},
+		{`{"debian":{"files":{"/etc/x":{"content":"y","mode":"0600"}, "/etc/y":{"path":"/z"}}}}`, "debian:bookworm+2 files"},
+		{`{"rootfs":{"path":"/srv/root","kernel":"debian:linux-image-amd64"}}`, "rootfs:/srv/root"},
+		{`{"disk":{"path":"a.qcow2"}}`, "disk:a.qcow2"},
+		{`{"debian":{"packages":["curl=7.88*","vim/bookworm","libc6:amd64","exim4-"]}}`, "debian:bookworm+curl=7.88*+exim4-+libc6:amd64+vim/bookworm"},
+
+		{`{"debian":{"package":["nginx"]}}`, `unknown field "package"`},
+		{`{"debian":{"files":{"/etc/x":{"contents":"y"}}}}`, `unknown field "contents"`},
+		{`{"debian":{},"disk":{"path":"x"}}`, "more than one"},
+		{`{} {}`, "more than one JSON value"},
+		{`{"debian":{"packages":["nginx; rm -rf /"]}}`, "not a package name"},
+		{`{"debian":{"packages":["--allow-unauthenticated"]}}`, "not a package name"},
+		{`{"debian":{"suite":"../x"}}`, "suite"},
+		{`{"debian":{"files":{"etc/x":"y"}}}`, "absolute path"},
+		{`{"debian":{"files":{"/etc/../x":"y"}}}`, "absolute path"},
+		{`{"debian":{"files":{"/tmp/x":"y"}}}`, "empty file system"},
+		{`{"debian":{"files":{"/x":{"content":"y","path":"z"}}}}`, "both content and path"},
+		{`{"debian":{"files":{"/x":{"content":"y","mode":"888"}}}}`, "octal"},
+		{`{"debian":{"run":["true"," "]}}`, "run[1]: empty line"},
+		{`{"debian":{"kernel":"debian:-x"}}`, "not a package name"},
+		{`{"rootfs":{}}`, "rootfs.path: missing"},
+		{`{"rootfs":{"path":"x","modules":"y"}}`, "rootfs.modules"},
+		{`{"disk":{"path":"x","format":"vmdk"}}`, "neither raw nor qcow2"},
+	} {
+		spec, err := ParseSpec([]byte(test.json))
+		got := spec.String()
+		if err != nil {
+			got = err.Error()
+			var specErr *SpecError
+			var pkgErr *PackageError
+			if !errors.As(err, &specErr) && !errors.As(err, &pkgErr) {
+				t.Errorf("%s: %T is not the user's fault", test.json, err)
+			}
+		}
+		if err == nil && got != test.want || err != nil && !strings.Contains(got, test.want) {
+			t.Errorf("%s: got %s, want %s", test.json, got, test.want)
+		}
+	}
+}
+
+// Key tells apart what gives another image, and nothing else.
+func TestKey(t *testing.T) {
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := Debian{}
+	for _, test := range []struct {
+		what string
+		a, b Source
+		same bool
+	}{
+		{"defaults", base, Debian{Suite: "bookworm", Kernel: "debian:linux-image-cloud-amd64"}, true},
+		{"a Spec", base, Spec{}, true},
+		{"order of packages", Debian{Packages: []string{"a1", "b1"}}, Debian{Packages: []string{"b1", "a1", "b1"}}, true},
+		{"packages", base, Debian{Packages: []string{"a1"}}, false},
+		{"order of lines", Debian{Run: []string{"a", "b"}}, Debian{Run: []string{"b", "a"}}, false},
+		{"where a line ends", Debian{Run: []string{"a", "b"}}, Debian{Run: []string{"ab"}}, false},
+		{"mode of a file", Debian{Files: map[string]File{"/x": {}}}, Debian{Files: map[string]File{"/x": {Mode: 0o600}}}, false},
+		{"suite", base, Debian{Suite: "trixie"}, false},
+		{"relative path", Disk{Path: "x"}, Disk{Path: filepath.Join(wd, "x")}, true},
+		{"kind", Disk{Path: "x"}, Rootfs{Path: "x"}, false},
+	} {
+		a, err := Key(test.a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := Key(test.b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (a == b) != test.same {
+			t.Errorf("%s: same key: %v", test.what, a == b)
+		}
+	}
+}
+
+// The content of a host's file is part of what is built, its path is not.
+func TestResolveFiles(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "script")
+	if err := os.WriteFile(name, []byte("#!/bin/sh\n\xff"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d, err := Debian{Files: map[string]File{"/bin/x": {Path: name}, "/etc/y": {Content: "y"}}}.resolveFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := d.Files["/bin/x"], (File{Content: "#!/bin/sh\n\xff", Mode: 0o755}); got != want {
+		t.Errorf("/bin/x: %+v", got)
+	}
+	if got, want := d.Files["/etc/y"], (File{Content: "y", Mode: 0o644}); got != want {
+		t.Errorf("/etc/y: %+v", got)
+	}
+	for _, bad := range []string{name + "-missing", filepath.Dir(name)} {
+		_, err := Debian{Files: map[string]File{"/x": {Path: bad}}}.resolveFiles()
+		var specErr *SpecError
+		if !errors.As(err, &specErr) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}

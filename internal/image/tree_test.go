@@ -1,0 +1,260 @@
+package image
+
+import (
+	"archive/tar"
+	"bytes"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	goerofs "github.com/erofs/go-erofs"
+)
+
+// makeTar writes entries of the form "dir d/", "file name content",
+// "link name target", "symlink name target", "exec name content" (another mode),
+// "touch name content" (another time).
+func makeTar(t *testing.T, entries ...string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, e := range entries {
+		f := strings.SplitN(e+"  ", " ", 3)
+		arg := strings.TrimRight(f[2], " ")
+		h := &tar.Header{Name: "./" + f[1], Mode: 0o644, ModTime: time.Unix(1e9, 0), Format: tar.FormatPAX}
+		switch f[0] {
+		case "dir":
+			h.Typeflag, h.Mode = tar.TypeDir, 0o755
+			h.ModTime = time.Now() // a directory's time is no difference
+		case "file", "exec", "touch":
+			h.Typeflag, h.Size = tar.TypeReg, int64(len(arg))
+			if f[0] == "exec" {
+				h.Mode = 0o755
+			}
+			if f[0] == "touch" {
+				h.ModTime = h.ModTime.Add(time.Second)
+			}
+		case "link":
+			h.Typeflag, h.Linkname = tar.TypeLink, "./"+arg
+		case "symlink":
+			h.Typeflag, h.Linkname = tar.TypeSymlink, arg
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if h.Typeflag == tar.TypeReg {
+			io.WriteString(w, arg)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// makeTree writes a tar as an image.
+func makeTree(t *testing.T, data []byte) (index, fs.FS) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "tree.erofs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	tr, err := newTree(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := eachEntry(bytes.NewReader(data), tr.add); err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	fsys, err := goerofs.Open(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tr.index, fsys
+}
+
+// listing describes a tree, one line per file but the root.
+func listing(t *testing.T, fsys fs.FS) (lines []string) {
+	t.Helper()
+	first := map[int64]string{}
+	err := fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || name == "." {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		st := info.Sys().(*goerofs.Stat)
+		switch mode := info.Mode(); {
+		case mode.IsDir():
+			name += "/"
+		case mode&fs.ModeCharDevice != 0 && st.Rdev == 0:
+			name = "whiteout " + name
+		case mode&fs.ModeSymlink != 0:
+			target, err := fs.ReadLink(fsys, name)
+			if err != nil {
+				return err
+			}
+			name += " -> " + target
+		case first[st.Ino] != "":
+			name += " = " + first[st.Ino]
+		default:
+			first[st.Ino] = name
+			data, err := fs.ReadFile(fsys, name)
+			if err != nil {
+				return err
+			}
+			if mode&0o100 != 0 {
+				name += "*"
+			}
+			name += " " + string(data)
+		}
+		lines = append(lines, name)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+func TestDifference(t *testing.T) {
+	base := []string{"dir .", "dir etc", "file etc/a A", "file etc/b B", "dir usr", "dir usr/bin", "file usr/bin/perl P",
+		"link usr/bin/perl5 usr/bin/perl", "symlink bin usr/bin", "dir opt", "dir opt/x", "file opt/x/1 1"}
+	edit := func(remove []string, add ...string) []string {
+		out := slices.DeleteFunc(slices.Clone(base), func(e string) bool { return slices.Contains(remove, strings.Fields(e)[1]) })
+		return append(out, add...)
+	}
+	big := strings.Repeat("0123456789", compareInMemory/10+1)
+	for _, test := range []struct {
+		name    string
+		derived []string
+		want    []string
+	}{
+		{"nothing", base, nil},
+		{"new file", edit(nil, "file etc/c C"), []string{"etc/", "etc/c C"}},
+		{"new directory", edit(nil, "dir srv", "file srv/x X"), []string{"srv/", "srv/x X"}},
+		{"content", edit([]string{"etc/a"}, "file etc/a AA"), []string{"etc/", "etc/a AA"}},
+		{"mode", edit([]string{"etc/a"}, "exec etc/a A"), []string{"etc/", "etc/a* A"}},
+		{"time", edit([]string{"etc/a"}, "touch etc/a A"), []string{"etc/", "etc/a A"}},
+		{"deleted file", edit([]string{"etc/b"}), []string{"etc/", "whiteout etc/b"}},
+		{"deleted directory", edit([]string{"opt/x", "opt/x/1"}), []string{"opt/", "whiteout opt/x"}},
+		{"deleted tree", edit([]string{"opt", "opt/x", "opt/x/1"}), []string{"whiteout opt"}},
+		{"directory becomes file", edit([]string{"opt", "opt/x", "opt/x/1"}, "file opt O"), []string{"opt O"}},
+		{"symlink becomes directory", edit([]string{"bin"}, "dir bin", "file bin/sh S"), []string{"bin/", "bin/sh S"}},
+		{"symlink's target", edit([]string{"bin"}, "symlink bin bin2"), []string{"bin -> bin2"}},
+		{"both names of a file", edit([]string{"usr/bin/perl", "usr/bin/perl5"}, "file usr/bin/perl Q", "link usr/bin/perl5 usr/bin/perl"),
+			[]string{"usr/", "usr/bin/", "usr/bin/perl Q", "usr/bin/perl5 = usr/bin/perl"}},
+		{"new name of an old file", edit(nil, "link usr/bin/p2 usr/bin/perl", "link usr/bin/p3 usr/bin/p2"),
+			[]string{"usr/", "usr/bin/", "usr/bin/p2 P", "usr/bin/p3 = usr/bin/p2"}},
+		{"large file", edit(nil, "file etc/big "+big), []string{"etc/", "etc/big " + big}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			x, lower := makeTree(t, makeTar(t, base...))
+			f, err := os.Create(filepath.Join(t.TempDir(), "layer.erofs"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			d, err := newDifference(x, lower, f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := eachEntry(bytes.NewReader(makeTar(t, test.derived...)), d.add); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.finish(); err != nil {
+				t.Fatal(err)
+			}
+			fsys, err := goerofs.Open(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := listing(t, fsys); !slices.Equal(got, test.want) {
+				t.Errorf("got  %.300q\nwant %.300q", got, test.want)
+			}
+		})
+	}
+}
+
+// A large file that did not change leaves no trace, also not of its size.
+func TestDifferenceOfLargeFile(t *testing.T) {
+	data := makeTar(t, "dir .", "file big "+strings.Repeat("x", compareInMemory+1), "file small s")
+	x, lower := makeTree(t, data)
+	f, err := os.Create(filepath.Join(t.TempDir(), "layer.erofs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	d, err := newDifference(x, lower, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := eachEntry(bytes.NewReader(data), d.add); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.finish(); err != nil {
+		t.Fatal(err)
+	}
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st.Size() > 16<<10 {
+		t.Errorf("a layer without changes has %d bytes", st.Size())
+	}
+}
+
+func TestIndexSurvivesItsFile(t *testing.T) {
+	x, _ := makeTree(t, makeTar(t, "dir .", "file a A", "link b a", "symlink c a"))
+	var b bytes.Buffer
+	if err := x.encode(&b); err != nil {
+		t.Fatal(err)
+	}
+	y, err := decodeIndex(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, n := range x {
+		if !n.same(y[name]) {
+			t.Errorf("%s: %+v became %+v", name, n, y[name])
+		}
+	}
+}
+
+// A tar that ends early or is none is an error, whatever is in it.
+func FuzzTree(f *testing.F) {
+	f.Add([]byte("garbage"))
+	f.Add(bytes.Repeat([]byte{0}, 1024))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		out, err := os.Create(filepath.Join(t.TempDir(), "tree.erofs"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		tr, err := newTree(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := eachEntry(bytes.NewReader(data), tr.add); err != nil {
+			return
+		}
+		if err := tr.w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := goerofs.Open(out); err != nil {
+			t.Fatal(fmt.Errorf("what was written cannot be read: %w", err))
+		}
+	})
+}
