@@ -2,6 +2,7 @@ package attest
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -65,7 +66,14 @@ func (h *Host) Close() error { return h.supervisor.Close() }
 func (h *Host) StateDir() string { return h.supervisor.Dir() }
 
 // String says in one line how machines run here.
-func (h *Host) String() string { return h.probe.String() }
+func (h *Host) String() string {
+	switch factor := h.probe.TimeoutFactor(); {
+	case h.probe.KVM:
+		return "KVM"
+	default:
+		return fmt.Sprintf("emulated guests (TCG; attest doctor says why), default timeouts × %.0f", factor)
+	}
+}
 
 // scale adapts a default timeout to the speed of the host: guests whose
 // instructions are emulated take several times as long.

@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/agent"
@@ -73,9 +74,9 @@ type exitCode int
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
 // errInterrupted is the cause of a context that a signal ended.
-type errInterrupted struct{ signal os.Signal }
+type errInterrupted struct{ signal syscall.Signal }
 
-func (e errInterrupted) Error() string         { return fmt.Sprintf("interrupted (%v)", e.signal) }
+func (e errInterrupted) Error() string         { return "interrupted (" + unix.SignalName(e.signal) + ")" }
 func (e errInterrupted) Status() attest.Status { return attest.Interrupted }
 
 // interruptible returns a context that ends with the first SIGINT, SIGTERM or
@@ -90,7 +91,7 @@ func interruptible(ctx context.Context, stderr io.Writer) (context.Context, func
 		if !ok {
 			return
 		}
-		cancel(errInterrupted{s})
+		cancel(errInterrupted{s.(syscall.Signal)})
 		if _, ok := <-signals; ok {
 			os.Exit(exitInterrupted)
 		}
