@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/event"
 )
 
 // What has to fit below the state root. A socket's path has 108 bytes with its
@@ -33,6 +35,9 @@ func (e *PathTooLongError) Error() string {
 	return fmt.Sprintf("state directory %s (from %s) has %d bytes, and the limit is %d: the path of a unix socket in it must fit in %d bytes; set ATTEST_STATE_DIR to a shorter directory, such as /tmp/attest",
 		e.Path, e.Source, len(e.Path), e.Limit, maxSocketPath)
 }
+
+// Status says that the setting is the user's to change.
+func (*PathTooLongError) Status() event.Status { return event.Invalid }
 
 // StateRoot is the directory in which every run makes its own: $ATTEST_STATE_DIR,
 // or $XDG_RUNTIME_DIR/attest, or attest-<uid> in the directory for temporary
