@@ -125,7 +125,7 @@ func (sh *shell) wait(ctx context.Context, c *child, q wire.ExecRequest, stdin i
 		select {
 		case e = <-exited:
 			exited = nil
-			if killed() {
+			if killed() || e.err != nil {
 				c.kill(syscall.SIGKILL) // the others of the group had their chance
 			}
 		case <-waiting:

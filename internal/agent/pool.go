@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -61,17 +62,34 @@ const (
 // numbers of the agent's pipes, 4 takes its answers:
 //
 //	r PID   the worker with this process id, and group, waits
+//	e CODE  its command has ended; the process itself soon will
 //	x CODE  it has ended
 //
-// Its name, until the worker takes bash's again, hides it from "pkill bash". It
-// has no traps: systemd-shutdown would wait for a shell that survives SIGTERM.
+// What the worker reads is one digit and the command. With 1 it says "e" when it
+// gets to the end of the command, and lets go of its output: to take a process
+// apart costs more than all the rest (some milliseconds under emulation).
+//
+// Its name hides the shell from "pkill bash". It has no traps: systemd-shutdown
+// would wait for a shell that survives SIGTERM.
 const warmScript = `set -m; printf attest-shell >/proc/self/comm; ` +
 	`while read -r -u 3 A B C D; do ( ` +
-	`set +m; printf bash >/proc/self/comm; ` +
-	`exec 5</proc/$A/fd/$B >/proc/$A/fd/$C 2>/proc/$A/fd/$D 3<&-; printf 'r %s\n' $BASHPID >&4; exec 4>&-; ` +
-	`read -r -N 99999999 -u 5 A; ` +
-	`eval "unset A B C D REPLY BASH_EXECUTION_STRING; exec 5<&-; SECONDS=0; set -euo pipefail; $A" ` +
-	`); printf 'x %s\n' $? >&4; done`
+	`set +m; exec 5</proc/$A/fd/$B >/proc/$A/fd/$C 2>/proc/$A/fd/$D 3<&-; ` +
+	`unset C D REPLY BASH_EXECUTION_STRING; set -euo pipefail; A=:; eval "SECONDS=0; $A"; ` +
+	`builtin printf 'r %s\n' $BASHPID >/proc/$$/fd/4; exec 4>&-; ` +
+	`read -r -N 1 -u 5 B || :; read -r -N 99999999 -u 5 A || :; case $B in ` +
+	`1) eval "` + warmPrologue + `$A"; builtin printf 'e %s\n' "$?" >/proc/$$/fd/4; exec >&- 2>&-;; ` +
+	`*) eval "` + warmPrologue + `$A";; ` +
+	`esac ); printf 'x %s\n' $? >&4; done`
+
+// warmPrologue is what is left to do when the command is there. All that can be
+// done before is done before, the eval of something included: the first time a
+// process touches a page after a fork is a fault, and hundreds of them are slow.
+// The last command leaves $_ as it is after "set -euo pipefail".
+const warmPrologue = `unset A B; exec 5<&-; SECONDS=0; set -o pipefail; `
+
+// holdsOn is in a script whose process must be gone before its end is told: it may
+// hold a directory, a descriptor or a lock, or what is done after its end would show.
+var holdsOn = regexp.MustCompile(`\b(cd|pushd|popd|exec|coproc|trap|set|enable|builtin|function)\b|\}[<>]`)
 
 // A worker is a subshell that waits for a command, and then runs it.
 type worker struct {
@@ -129,7 +147,11 @@ func (p *pool) start(ctx context.Context, script []byte) *child {
 	if w == nil {
 		return nil
 	}
-	w.script.Write(script) // fits into the pipe; a worker that was killed says so by its exit
+	mode := byte('1')
+	if holdsOn.Match(script) {
+		mode = '0'
+	}
+	w.script.Write(append([]byte{mode}, script...)) // fits into the pipe; a worker that was killed says so by its exit
 	w.script.Close()
 	return &child{pid: w.pid, stdout: w.stdout, stderr: w.stderr, exited: w.exited, warm: true}
 }
@@ -267,7 +289,7 @@ func (p *pool) serve(path string, env []string) (served int, err error) {
 		p.deliver(w)
 		p.mu.Unlock()
 		preparing = false
-		e := z.waitWorker()
+		told, e := z.waitWorker(w)
 		// The next worker is on its way before anybody hears of this one's end,
 		// so that whoever asks next knows to wait for it.
 		p.mu.Lock()
@@ -275,7 +297,9 @@ func (p *pool) serve(path string, env []string) (served int, err error) {
 		p.drop(w)
 		p.mu.Unlock()
 		preparing = true
-		w.exited <- e
+		if !told {
+			w.exited <- e
+		}
 		if e.err != nil {
 			return served, e.err
 		}
@@ -372,7 +396,10 @@ func (z *warmShell) fork() (*worker, error) {
 		_, err = fmt.Fprintf(z.control, "%d %d %d %d\n", os.Getpid(), fd(theirs[0]), fd(theirs[1]), fd(theirs[2]))
 	}
 	if err == nil {
-		w.pid, err = z.answer("r ")
+		var kind byte
+		if kind, w.pid, err = z.answer(); err == nil && kind != 'r' {
+			err = fmt.Errorf("the warm shell says %q out of turn", kind)
+		}
 	}
 	if err != nil {
 		w.close()
@@ -389,23 +416,33 @@ func fd(f *os.File) (n int) {
 	return n
 }
 
-// waitWorker waits for the end of the worker.
-func (z *warmShell) waitWorker() exit {
-	code, err := z.answer("x ")
-	if err != nil {
-		return exit{err: errorf(wire.KindLost, "the exit status of the command is unknown: the shell that ran it was killed")}
+// waitWorker waits for the end of the worker. If its command ended before, that
+// has been told.
+func (z *warmShell) waitWorker(w *worker) (told bool, e exit) {
+	kind, code, err := z.answer()
+	if kind == 'e' {
+		w.exited <- shellExit(code)
+		told = true
+		kind, code, err = z.answer()
 	}
-	return shellExit(code)
+	if err == nil && kind != 'x' {
+		err = fmt.Errorf("the warm shell says %q out of turn", kind)
+	}
+	if err != nil {
+		return told, exit{err: errorf(wire.KindLost, "the exit status of the command is unknown: the shell that ran it was killed (%v)", err)}
+	}
+	return told, shellExit(code)
 }
 
-func (z *warmShell) answer(prefix string) (int, error) {
+// answer reads a line of the shell.
+func (z *warmShell) answer() (kind byte, number int, err error) {
 	line, err := z.lines.ReadString('\n')
 	if err != nil {
-		return 0, fmt.Errorf("the warm shell is gone: %w", err)
+		return 0, 0, fmt.Errorf("the warm shell is gone: %w", err)
 	}
-	n, err := strconv.Atoi(strings.TrimSpace(strings.TrimPrefix(line, prefix)))
-	if err != nil || !strings.HasPrefix(line, prefix) {
-		return 0, fmt.Errorf("the warm shell says %q", line)
+	if len(line) < 3 || line[1] != ' ' {
+		return 0, 0, fmt.Errorf("the warm shell says %q", line)
 	}
-	return n, nil
+	number, err = strconv.Atoi(strings.TrimSpace(line[2:]))
+	return line[0], number, err
 }

@@ -40,7 +40,7 @@ const (
 	secondLook = 100 * time.Millisecond
 	// busPatience is how long systemd's socket may be there and not answer
 	// before systemctl is tried instead.
-	busPatience = 3 * time.Second
+	busPatience = 20 * time.Second
 )
 
 // waitUnit waits until a unit is active, and returns at once when it cannot

@@ -331,8 +331,8 @@ func TestWarmShellIsKilled(t *testing.T) {
 	if err := m.Warm(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	// The parent of the shell that runs this is the warm shell.
-	script := "kill -KILL $(cut -d' ' -f4 /proc/$(cut -d' ' -f4 /proc/self/stat)/stat); sleep 0.1; echo still here"
+	// The child of the agent, this process, that is above the command is the warm shell.
+	script := fmt.Sprintf("p=self; for i in 1 2 3 4 5; do q=$p; read -r _ _ _ p _ < /proc/$p/stat; test $p != %d || break; done; kill -KILL $q; sleep 1000", os.Getpid())
 	r, err := m.Run(testContext(t), guest.Command{Script: script})
 	var op *guest.OpError
 	if !errors.As(err, &op) || !strings.Contains(err.Error(), "exit status of the command is unknown") {
