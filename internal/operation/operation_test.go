@@ -244,3 +244,16 @@ func TestErrorKeepsWhatItWraps(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// Whoever adds an operation tries it on a real machine.
+func TestEveryOperationIsTried(t *testing.T) {
+	text, err := os.ReadFile("testdata/every_operation.star")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range append(Names(Machine), Names(Lab)...) {
+		if !strings.Contains(string(text), name+"(") {
+			t.Errorf("testdata/every_operation.star does not call %s", name)
+		}
+	}
+}
