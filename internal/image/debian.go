@@ -130,11 +130,11 @@ func (s *Store) buildBase(ctx context.Context, dir, suite string, meta *baseMeta
 	}
 	defer root.Close()
 	copied := tar.NewWriter(root)
-	args := []string{"--variant=minbase", "--include=" + strings.Join(basePackages, ","), "--skip=cleanup/apt/lists", "--customize-hook=" + baseScript, suite, "-"}
+	args := []string{"--variant=minbase", "--include=" + strings.Join(basePackages, ","), "--skip=cleanup/apt/lists", suite, "-"}
 	if s.mirror != "" {
 		args = append(args, s.mirror)
 	}
-	err = s.mmdebstrap(ctx, mmdebstrap{title: meta.Title, args: args, entry: func(h *tar.Header, r io.Reader) error {
+	err = s.mmdebstrap(ctx, mmdebstrap{title: meta.Title, args: args, script: baseScript, entry: func(h *tar.Header, r io.Reader) error {
 		name := treePath(h.Name)
 		if strings.HasPrefix(name, "dev/") {
 			// The kernel fills /dev, and mmdebstrap does it in its builds.
@@ -220,9 +220,10 @@ func (s *Store) buildLayer(ctx context.Context, dir string, base *lease, baseMet
 		files = "1"
 	}
 	err = s.mmdebstrap(ctx, mmdebstrap{
-		title: meta.Title,
-		run:   d.Run,
-		args:  append(onBase, "--customize-hook="+deriveScript, d.Suite, "-"),
+		title:  meta.Title,
+		run:    d.Run,
+		args:   slices.Concat(onBase, []string{d.Suite, "-"}),
+		script: deriveScript,
 		env: []string{
 			"ATTEST_PACKAGES=" + strings.Join(d.Packages, " "), "ATTEST_LISTS=" + listsState(time.Since(baseMeta.Built)),
 			"ATTEST_FILES=" + files, fmt.Sprintf("ATTEST_RUN=%d", len(d.Run)),

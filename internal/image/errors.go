@@ -5,9 +5,8 @@ import (
 	"strings"
 )
 
-// Errors of Build that are the user's to mend are *SpecError and
-// *PackageError; those of the host are *SpaceError, *BuildError and
-// *vmm.MissingError.
+// Errors of Build that are the user's to mend are *SpecError, *PackageError and
+// *RunError; those of the host are *SpaceError, *BuildError and *vmm.MissingError.
 
 // SpecError is a spec that makes no sense or names a file that is not there.
 type SpecError struct {

@@ -3,15 +3,15 @@ package image
 import (
 	"archive/tar"
 	"context"
+	"crypto/sha256"
 	_ "embed"
 	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-
-	"crypto/sha256"
 )
 
 // defaultKernelPackage is Debian's kernel for virtual machines: small, with
@@ -88,7 +88,8 @@ func (s *Store) packagedKernel(ctx context.Context, suite, name string, meta *ke
 		}
 		err = s.mmdebstrap(ctx, mmdebstrap{
 			title:  baseMeta.Title,
-			args:   append(onBase, "--customize-hook="+kernelScript, suite, "-"),
+			args:   slices.Concat(onBase, []string{suite, "-"}),
+			script: kernelScript,
 			env:    []string{"ATTEST_KERNEL=" + name},
 			inputs: []func(io.Writer) error{unpack(filepath.Join(base.dir, baseRoot))},
 			entry: func(h *tar.Header, r io.Reader) error {

@@ -24,6 +24,7 @@ import (
 type mmdebstrap struct {
 	title  string
 	args   []string
+	script string // for sh, run when the packages are installed; $1 is the root
 	env    []string
 	run    []string                               // the run lines, for messages
 	inputs []func(io.Writer) error                // what the descriptors from 3 on read
@@ -90,15 +91,20 @@ func (s *Store) mmdebstrap(ctx context.Context, m mmdebstrap) error {
 	}
 	// The lock on the build's directory lives as long as any process of the build.
 	extra = append(extra, tmp.f)
-	args := append([]string{path, "--verbose", "--mode=unshare", "--format=tar"}, m.args...)
-	if script := memoryMount(); script != "" && !useDisk(ctx) {
+	// The script is a file, and not an argument, for the sake of ps and of messages.
+	script, root := filepath.Join(tmp.dir, "script"), filepath.Join(tmp.dir, "root")
+	if err := errors.Join(os.WriteFile(script, []byte(m.script), 0o644), mkdirAs(root, tmp.dir)); err != nil {
+		return err
+	}
+	args := append([]string{path, "--verbose", "--mode=unshare", "--format=tar", `--customize-hook=sh "$ATTEST_SCRIPT" "$1"`}, m.args...)
+	if mount := memoryMount(); mount != "" && !useDisk(ctx) {
 		path = "/bin/sh"
-		args = append([]string{"sh", "-c", script, "sh"}, args...)
+		args = append([]string{"sh", "-c", mount, "sh"}, args...)
 	}
 	code, err := s.run.run(ctx, supervise.Command{
 		Path:   path,
 		Args:   args,
-		Env:    toolEnv(append(m.env, "TMPDIR="+tmp.dir)...),
+		Env:    toolEnv(append(m.env, "TMPDIR="+root, "ATTEST_SCRIPT="+script)...),
 		Dir:    "/",
 		Stdout: stdout.w, Stderr: stderr.w, ExtraFiles: extra,
 		Isolate: true,
@@ -194,6 +200,15 @@ func (s *Store) buildDir(ctx context.Context) (*scratch, error) {
 		return nil, err
 	}
 	return t, nil
+}
+
+// mkdirAs makes a directory with the mode of another.
+func mkdirAs(dir, like string) error {
+	st, err := os.Stat(like)
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.Mkdir(dir, 0o700), os.Chmod(dir, st.Mode()))
 }
 
 // otherTmp is where builds of a user are whose home is closed.
