@@ -1,0 +1,142 @@
+// Command bench measures attest beside the NixOS test driver's protocol: on one
+// host, in one run, on the same guest image, the samples of both taken in turn.
+// docs/benchmarks.md says what each row measures. Run it with
+//
+//	make bench
+//
+// or, for a look while developing, with few samples:
+//
+//	go run ./test/bench -attest bin/attest -quick
+//
+// It prints a table on standard output, its progress on standard error, and
+// exits with 0 whether the targets are met or not: it measures, it does not
+// assert.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/boot"
+	"github.com/attest-vm/attest/internal/event"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == witnessArg {
+		witness(os.Stdin, os.Stdout)
+		return
+	}
+	var o options
+	flag.StringVar(&o.attest, "attest", "bin/attest", "the attest `binary` to measure")
+	flag.StringVar(&o.json, "json", "", "write the results as JSON to `file`")
+	flag.StringVar(&o.markdown, "markdown", "", "replace the table in `file`, such as docs/benchmarks.md, by this run's")
+	flag.BoolVar(&o.quick, "quick", false, "take few samples, to see whether it works")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "bench: unexpected argument %q\n", flag.Arg(0))
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, o)
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+type options struct {
+	attest, json, markdown string
+	quick                  bool
+}
+
+// counts are the numbers of samples, of attest and of the reference. One of the
+// reference costs some hundred times as much.
+type counts struct {
+	starts                  int // of the binary
+	boots, referenceBoots   int
+	rounds                  int // of commands; each has as many as the next two say
+	commands, references    int
+	pauses, referencePauses int // of commands after a pause, in each round
+	waits, referenceWaits   int // for each kind of wait
+	copies, referenceCopies int
+	size, sizeIn, sizeOut   int // of what is copied, and of what the reference copies; MiB
+}
+
+var (
+	full = counts{
+		starts: 20, boots: 3, referenceBoots: 2,
+		rounds: 10, commands: 25, references: 4, pauses: 10, referencePauses: 2,
+		waits: 20, referenceWaits: 6, copies: 3, referenceCopies: 1, size: 256, sizeIn: 2, sizeOut: 8,
+	}
+	quick = counts{
+		starts: 5, boots: 1, referenceBoots: 1,
+		rounds: 2, commands: 20, references: 3, pauses: 5, referencePauses: 1,
+		waits: 3, referenceWaits: 1, copies: 1, referenceCopies: 1, size: 32, sizeIn: 1, sizeOut: 1,
+	}
+)
+
+// A bench is one run.
+type bench struct {
+	counts
+	host    *attest.Host
+	attest  string // the binary
+	dir     string // for files on the host; removed at the end
+	started time.Time
+}
+
+func run(ctx context.Context, o options) (err error) {
+	b := &bench{counts: full, started: time.Now()}
+	if o.quick {
+		b.counts = quick
+	}
+	if b.attest, err = filepath.Abs(o.attest); err != nil {
+		return err
+	}
+	if _, err := os.Stat(b.attest); err != nil {
+		return fmt.Errorf("no attest binary (make build makes it): %w", err)
+	}
+	// What is measured is also what runs in the guests.
+	if err := os.Setenv(boot.BinaryEnv, b.attest); err != nil {
+		return err
+	}
+	if b.dir, err = os.MkdirTemp("", "attest-bench"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
+	bus := &event.Bus{}
+	defer bus.Subscribe(func(r event.Record) {
+		if p, ok := r.Event.(event.Progress); ok && p.Message != "" {
+			b.say("%s: %s", p.Title, p.Message)
+		}
+	})()
+	ctx = event.WithBus(ctx, bus)
+	if b.host, err = attest.OpenHost(ctx, attest.HostConfig{}); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.host.Close()) }()
+
+	results := Results{Time: b.started.UTC().Truncate(time.Second)}
+	if results.Host, err = describeHost(ctx); err != nil {
+		return err
+	}
+	if results.Rows, results.Guest, err = b.measure(ctx); err != nil {
+		return err
+	}
+	results.Host.LoadAfter = load()
+	results.Seconds = time.Since(b.started).Seconds()
+	return results.write(o)
+}
+
+// say reports progress.
+func (b *bench) say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%5.0fs  %s\n", time.Since(b.started).Seconds(), fmt.Sprintf(format, args...))
+}
