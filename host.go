@@ -39,7 +39,7 @@ type Host struct {
 func OpenHost(ctx context.Context, config HostConfig) (*Host, error) {
 	probe, err := accel.Detect(ctx)
 	if err != nil {
-		return nil, &InfraError{Action: "find out how to accelerate virtual machines", Err: err}
+		return nil, &ConfigError{Reason: err.Error()} // the environment variable makes no sense
 	}
 	sup, err := supervise.Start(ctx, supervise.Options{})
 	if err != nil {
