@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"unicode/utf8"
 
 	"go.starlark.net/resolve"
 	sl "go.starlark.net/starlark"
@@ -170,6 +171,11 @@ func (s sources) parseErrors(err error, env sl.StringDict) []*Error {
 	switch {
 	case errors.As(err, &one):
 		p := positionOf(one.Pos)
+		if strings.HasPrefix(one.Msg, "got newline") && p.Column == 1 && p.Line > 1 {
+			// The scanner has read past the newline; the mistake is before it.
+			p.Line--
+			p.Column = utf8.RuneCountInString(s.line(p)) + 1
+		}
 		return []*Error{s.errorAt(p, errors.New(one.Msg+syntaxHint(s.line(p))))}
 	case errors.As(err, &list):
 		var out []*Error

@@ -223,6 +223,8 @@ func TestLoadErrors(t *testing.T) {
 	const main = "def main(): pass\n"
 	tests := []struct{ name, text, want string }{
 		{"syntax", "def main(:\n  pass\n", `x.star:1:11: got ':', want ')'`},
+		{"syntax at the end of a line", "x = 1\ndef main()\n  pass\n", `x.star:2:11: got newline, want ':'`},
+		{"syntax at the end of the file", "x =", `x.star:1:4: got end of file, want primary expression`},
 		{"f-string", "def main():\n    print(f\"a\")\n", `x.star:2:15: got string literal, want ',' (Starlark has no f-strings; write "…%s…" % value)`},
 		{"assert", "def main():\n    assert 1 == 2\n", `x.star:2:13: got int literal, want newline (write assert_eq(got, want), assert_contains or assert_matches, or if …: fail(text))`},
 		{"with", "def main():\n    with subtest('x'):\n        pass\n", `x.star:2:5: got with, want primary expression (write subtest(name, fn), with a function for the block)`},
