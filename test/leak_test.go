@@ -1,0 +1,3 @@
+package test
+
+const victimEnv = "ATTEST_TEST_VICTIM"

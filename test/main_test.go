@@ -1,0 +1,56 @@
+// Package test holds attest's end-to-end tests: the attest command and the Go
+// API as people use them, on real guests.
+//
+// The scripts in testdata (TestScripts) are also the command line's
+// documentation by example: each says what it shows. What a script cannot do,
+// such as killing attest in the middle of something, is in Go.
+//
+// They use the user's image cache; the first run fills it. Every test has a
+// state directory of its own and must leave nothing behind: no process, socket,
+// mount or file. Run one with
+//
+//	go test ./test -run TestScripts/kernel_panic -v
+package test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/attest-vm/attest/internal/boot"
+)
+
+// attestBinary is the attest that is tested; it is on the PATH, too.
+var attestBinary string
+
+func TestMain(m *testing.M) {
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (int, error) {
+	if victim := os.Getenv(victimEnv); victim != "" {
+		return m.Run(), nil // everything is there already
+	}
+	dir, err := os.MkdirTemp("", "attest-test")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	attestBinary = filepath.Join(dir, "attest")
+	// The same bytes for the same source, so that guests find their initramfs in the cache.
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", attestBinary, "../cmd/attest")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("build attest: %w\n%s", err, out)
+	}
+	os.Setenv(boot.BinaryEnv, attestBinary)
+	os.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	return m.Run(), nil
+}
