@@ -25,6 +25,14 @@ func (m *Machine) bootMedia(ctx context.Context, config *vmm.Config, img *image.
 	if err != nil {
 		return err
 	}
+	kernel := img.Kernel
+	if kernel == nil { // a whole disk: attest's own kernel starts what is on it
+		base, err := m.lab.image(ctx, Debian{})
+		if err != nil {
+			return err
+		}
+		kernel = base.Kernel
+	}
 	guest := boot.Guest{}
 	if m.config.Cmdline != "" {
 		guest.Args = []string{m.config.Cmdline}
@@ -47,7 +55,7 @@ func (m *Machine) bootMedia(ctx context.Context, config *vmm.Config, img *image.
 			shared(boot.SerialLayer(i), l.Path)
 		}
 	}
-	if modules := img.Kernel.Modules.Path; modules != "" {
+	if modules := kernel.Modules.Path; modules != "" {
 		guest.Modules = true
 		initramfs.Modules = modules
 		shared(boot.SerialModules, modules)
@@ -58,9 +66,9 @@ func (m *Machine) bootMedia(ctx context.Context, config *vmm.Config, img *image.
 	if config.Initrd, err = initramfs.Build(ctx); err != nil {
 		return &InfraError{m.Name(), "build the initramfs", err}
 	}
-	config.Kernel = img.Kernel.Path
-	if !img.Kernel.PVH {
-		config.Kernel = img.Kernel.BzImage
+	config.Kernel = kernel.Path
+	if !kernel.PVH {
+		config.Kernel = kernel.BzImage
 	}
 	return nil
 }
