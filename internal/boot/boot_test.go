@@ -68,9 +68,21 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
+// A machine is a kind of machine that QEMU has.
+type machine struct {
+	option string
+	bus    string // of its virtio devices: how their names end
+}
+
+var (
+	q35     = machine{"q35", "-pci"}
+	microvm = machine{"microvm,acpi=on,pcie=off,rtc=on", "-device"}
+)
+
 // boot boots a guest and returns its console when the VMM has ended by itself.
-func (b *bench) boot(t *testing.T, guest Guest, disks map[string]string) string {
+func (b *bench) boot(t *testing.T, m machine, guest Guest, disks map[string]string) string {
 	t.Helper()
+	guest.Emulated = true
 	line, err := guest.Cmdline()
 	if err != nil {
 		t.Fatal(err)
@@ -78,9 +90,9 @@ func (b *bench) boot(t *testing.T, guest Guest, disks map[string]string) string 
 	ctx, cancel := context.WithTimeout(t.Context(), bootPatience)
 	defer cancel()
 	args := []string{
-		"-M", "q35", "-accel", "tcg", "-m", "256", "-nodefaults", "-no-user-config", "-display", "none",
+		"-M", m.option, "-accel", "tcg", "-m", "256", "-nodefaults", "-no-user-config", "-display", "none",
 		"-serial", "stdio", "-kernel", b.kernel.Path, "-initrd", b.initrd, "-append", "console=ttyS0 " + line,
-		"-device", "virtio-rng-pci",
+		"-device", "virtio-rng" + m.bus,
 	}
 	for serial, path := range disks {
 		readOnly := "on"
@@ -89,7 +101,7 @@ func (b *bench) boot(t *testing.T, guest Guest, disks map[string]string) string 
 		}
 		args = append(args,
 			"-drive", "if=none,format=raw,id="+serial+",readonly="+readOnly+",file="+path,
-			"-device", "virtio-blk-pci,drive="+serial+",serial="+serial)
+			"-device", "virtio-blk"+m.bus+",drive="+serial+",serial="+serial)
 	}
 	var console bytes.Buffer
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
@@ -178,7 +190,7 @@ func TestBoot(t *testing.T) {
 // Layers are stacked in order, the guest's init takes over from /init with the
 // agent beside it, and what it wrote is there after a reset.
 func (b *bench) testLayers(t *testing.T) {
-	console := b.boot(t, Guest{Root: RootLayers, Layers: 2, Modules: true}, map[string]string{
+	console := b.boot(t, q35, Guest{Root: RootLayers, Layers: 2, Modules: true}, map[string]string{
 		SerialLayer(0): layer(t, b.rootTree(t)),
 		SerialLayer(1): layer(t, writeTree(t, map[string][]byte{"etc/both": []byte("the upper layer")})),
 		SerialModules:  b.kernel.Modules.Path,
@@ -231,7 +243,7 @@ func (b *bench) testDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	console := b.boot(t, Guest{Root: RootDisk, Modules: true}, map[string]string{
+	console := b.boot(t, q35, Guest{Root: RootDisk, Modules: true}, map[string]string{
 		SerialDisk: disk.Name(), SerialModules: b.kernel.Modules.Path,
 	})
 	wantLines(t, console,
@@ -244,9 +256,10 @@ func (b *bench) testDisk(t *testing.T) {
 }
 
 // A guest without an init is kept by /init, which reaps orphans and powers off
-// when it is told to. Its root is a file system image, and nothing is kept.
+// when it is told to. Its root is a file system image, nothing is kept, and its
+// devices are memory-mapped.
 func (b *bench) testNoInit(t *testing.T) {
-	console := b.boot(t, Guest{Root: RootImage, Volatile: true, Args: []string{"test.agent=poweroff"}}, map[string]string{
+	console := b.boot(t, microvm, Guest{Root: RootImage, Volatile: true, Args: []string{"test.agent=poweroff"}}, map[string]string{
 		SerialImage: ext4(t, writeTree(t, map[string][]byte{"etc/os-release": nil})),
 	})
 	wantLines(t, console, "guest: the orphan was reaped")
@@ -309,7 +322,7 @@ func (b *bench) testFatal(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			console := b.boot(t, c.guest, c.disks)
+			console := b.boot(t, q35, c.guest, c.disks)
 			lines := strings.Split(console, "\n")
 			i := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, FatalPrefix) })
 			if i < 0 || !strings.Contains(lines[i], c.want) {

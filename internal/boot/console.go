@@ -15,9 +15,14 @@ const consolePrefix = "attest-init: "
 var console = os.Stderr
 
 func openConsole() {
-	if f, err := os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0); err == nil {
-		console = f
+	f, err := os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0)
+	if err != nil {
+		return
 	}
+	console = f
+	// A serial port has no width, so systemd would take it for 80 columns and cut
+	// the names of units. The agent keeps the port open, and with it this size.
+	unix.IoctlSetWinsize(int(f.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 50, Col: 250})
 }
 
 // infof writes to the kernel's log: it is in dmesg and in the journal, and on

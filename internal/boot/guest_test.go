@@ -1,21 +1,23 @@
 package boot
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 )
 
 func TestGuestCmdline(t *testing.T) {
-	got, err := Guest{Root: RootLayers, Layers: 2, Modules: true, Init: "/sbin/my init", Args: []string{"quiet", "x=a b"}}.Cmdline()
+	got, err := Guest{Root: RootLayers, Layers: 2, Modules: true, Init: "/sbin/my init", Args: []string{"quiet", `x="a b" y=z`}}.Cmdline()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
 		"panic=-1 ", " net.ifnames=0 ", " loglevel=5 ",
-		" attest.root=layers:2 attest.modules=1 \"attest.init=/sbin/my init\" quiet \"x=a b\"",
+		" attest.root=layers:2 attest.modules=1 \"attest.init=/sbin/my init\" quiet x=\"a b\" y=z",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in %s", want, got)
@@ -49,7 +51,9 @@ func TestGuestCheck(t *testing.T) {
 		{Guest{Root: RootLayers, Layers: 33}, "33 layers"},
 		{Guest{Root: RootDisk, Volatile: true}, "cannot be volatile"},
 		{Guest{Root: RootImage, Init: "init"}, "not an absolute path"},
-		{Guest{Root: RootImage, Args: []string{`a="b"`}}, "has a quote"},
+		{Guest{Root: RootImage, Init: `/"`}, "has a quote"},
+		{Guest{Root: RootImage, Args: []string{`a="b`}}, "a quote that is not closed"},
+		{Guest{Root: RootImage, Args: []string{"a\nb"}}, "a newline"},
 	} {
 		_, err := c.guest.Cmdline()
 		if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -99,5 +103,24 @@ func TestParseCmdlineErrors(t *testing.T) {
 		if _, err := parseCmdline(line); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: error %v, want %q", line, err, want)
 		}
+	}
+}
+
+// The frequency has to be right within what an NTP daemon can steer.
+func TestHostTSC(t *testing.T) {
+	khz := hostTSC()
+	if khz == 0 {
+		t.Skip("this host has no counter that runs evenly")
+	}
+	from, start := readTSC()
+	<-time.After(100 * time.Millisecond)
+	to, end := readTSC()
+	want := float64(to-from) / end.Sub(start).Seconds() / 1e3
+	if off := float64(khz)/want - 1; off < -0.001 || off > 0.001 {
+		t.Errorf("%d kHz, measured again %.0f", khz, want)
+	}
+	line, err := Guest{Root: RootImage, Emulated: true}.Cmdline()
+	if err != nil || !strings.Contains(line, fmt.Sprintf(" tsc_early_khz=%d ", khz)) {
+		t.Errorf("%s, %v", line, err)
 	}
 }

@@ -26,6 +26,7 @@ var bootModules = []string{
 	"crc32c_intel", "crc32c_generic", // ext4 asks for crc32c by its algorithm's name, not as a dependency
 	"ext4", "erofs", "overlay",
 	"virtio_console", "virtio_net", "virtio_rng",
+	"button", // ACPI's power button
 }
 
 // filesystemModules is what a file system asks the kernel for by name (modprobe

@@ -24,6 +24,16 @@ var apiMounts = []struct {
 	{"tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_STRICTATIME, "mode=1777"},
 }
 
+// earlyMounts are what systemd mounts with a process start for each, a second
+// in all when it is emulated; its units find them done. Kernels without one of
+// them are fine.
+var earlyMounts = []struct{ target, fstype string }{
+	{"/dev/mqueue", "mqueue"},
+	{"/dev/hugepages", "hugetlbfs"},
+	{"/sys/kernel/debug", "debugfs"},
+	{"/sys/kernel/tracing", "tracefs"},
+}
+
 // moved are the mounts that go along into the guest's root, with what is below them.
 var moved = []string{"/dev", "/proc", "/sys", "/run"}
 
@@ -36,6 +46,10 @@ func mountAPI() error {
 		if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.options); err != nil && !errors.Is(err, unix.EBUSY) {
 			return fmt.Errorf("mount %s on %s: %w%s", m.fstype, m.target, err, mountHint(m.fstype, err))
 		}
+	}
+	for _, m := range earlyMounts {
+		os.Mkdir(m.target, 0o755)
+		unix.Mount(m.fstype, m.target, m.fstype, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 	}
 	for link, target := range map[string]string{
 		"/dev/fd": "/proc/self/fd", "/dev/stdin": "fd/0", "/dev/stdout": "fd/1", "/dev/stderr": "fd/2",
