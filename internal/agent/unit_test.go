@@ -1,0 +1,67 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// A scriptedWatch shows one look after the other, the last one for ever.
+type scriptedWatch struct {
+	looks []unitLook
+	n     int
+}
+
+func (w *scriptedWatch) look(context.Context) (unitLook, error) {
+	l := w.looks[min(w.n, len(w.looks)-1)]
+	w.n++
+	return l, nil
+}
+func (w *scriptedWatch) changed(context.Context, time.Duration) {}
+func (w *scriptedWatch) close()                                 {}
+
+func TestFollowUnit(t *testing.T) {
+	at := func(state string, jobs int, starting bool) unitLook {
+		return unitLook{UnitState: wire.UnitState{ActiveState: state, LoadState: "loaded"}, jobs: jobs, starting: starting}
+	}
+	missing := func(jobs int) unitLook {
+		return unitLook{UnitState: wire.UnitState{ActiveState: "inactive", LoadState: "not-found"}, jobs: jobs}
+	}
+	failed := at("failed", 3, true)
+	failed.Result = "exit-code"
+	for _, tt := range []struct {
+		name  string
+		looks []unitLook
+		err   string // empty: it becomes active
+		n     int    // looks that it takes
+	}{
+		{"active", []unitLook{at("active", 0, false)}, "", 1},
+		{"it starts", []unitLook{at("inactive", 1, false), at("activating", 1, false), at("active", 0, false)}, "", 3},
+		{"failed, whatever else goes on", []unitLook{at("activating", 1, true), failed}, `reached state "failed" (result "exit-code")`, 2},
+		{"inactive and nothing to do", []unitLook{at("inactive", 0, false)}, "is inactive and there are no pending jobs", 2},
+		{"inactive while others start", []unitLook{at("inactive", 5, true), at("inactive", 0, true), at("inactive", 0, false), at("active", 0, false)}, "", 4},
+		{"inactive between two jobs", []unitLook{at("inactive", 0, false), at("inactive", 1, false), at("inactive", 0, false), at("active", 0, false)}, "", 4},
+		{"deactivating, then gone", []unitLook{at("deactivating", 0, false), at("inactive", 0, false)}, "is inactive", 3},
+		{"not there", []unitLook{missing(2), missing(0)}, `its load state is "not-found"`, 3},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := &scriptedWatch{looks: tt.looks}
+			var seen wire.UnitState
+			state, err := followUnit(t.Context(), w, &seen)
+			var e *wire.Error
+			switch {
+			case tt.err == "" && (err != nil || state.ActiveState != "active"):
+				t.Errorf("%+v, %v", state, err)
+			case tt.err != "" && (!errors.As(err, &e) || e.Kind != wire.KindUnit || !strings.Contains(err.Error(), tt.err)):
+				t.Errorf("%+v, error %v, want %q", state, err, tt.err)
+			}
+			if w.n != tt.n {
+				t.Errorf("%d looks, want %d", w.n, tt.n)
+			}
+		})
+	}
+}
