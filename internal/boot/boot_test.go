@@ -262,7 +262,7 @@ func (b *bench) testNoInit(t *testing.T) {
 	console := b.boot(t, microvm, Guest{Root: RootImage, Volatile: true, Args: []string{"test.agent=poweroff"}}, map[string]string{
 		SerialImage: ext4(t, writeTree(t, map[string][]byte{"etc/os-release": nil})),
 	})
-	wantLines(t, console, "guest: the orphan was reaped")
+	wantLines(t, console, "guest: the orphan was reaped", "guest: service got terminated")
 	if strings.Contains(console, FatalPrefix) {
 		t.Errorf("a fatal error:\n%s", console)
 	}

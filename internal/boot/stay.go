@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/wire"
 )
 
 // termGrace is how long processes have between SIGTERM and SIGKILL at the end.
@@ -47,12 +50,16 @@ func stay(agent int) error {
 		warnf("ctrl-alt-del: %v", err)
 	}
 	mountCgroups()
+	// The file, not prctl(2): that names the calling thread, which may be another.
+	if err := os.WriteFile("/proc/1/comm", []byte(wire.StayingInit), 0); err != nil {
+		warnf("call this process %s: %v", wire.StayingInit, err)
+	}
 	for {
 		if err := reap(agent); err != nil {
 			return err
 		}
 		if cmd, ok := powerSignals[<-signals]; ok {
-			endMachine(cmd, signals)
+			endMachine(cmd, agent, signals)
 		}
 	}
 }
@@ -79,33 +86,48 @@ func reap(agent int) error {
 	}
 }
 
-// endMachine ends all processes, writes what is in memory to the disks and
-// gives the machine back.
-func endMachine(cmd int, signals <-chan os.Signal) {
-	unix.Kill(-1, unix.SIGTERM)
-	unix.Kill(-1, unix.SIGCONT) // a stopped process does not hear SIGTERM
-	waitChildren(signals, termGrace)
-	unix.Kill(-1, unix.SIGKILL)
-	waitChildren(signals, termGrace)
+// endMachine ends all processes but the agent, through which the host listens
+// to the end, writes what is in memory to the disks and gives the machine back.
+func endMachine(cmd, agent int, signals <-chan os.Signal) {
+	for _, s := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		for _, pid := range others(agent) {
+			unix.Kill(pid, s)
+			unix.Kill(pid, unix.SIGCONT) // a stopped process does not hear SIGTERM
+		}
+		waitOthers(agent, signals, termGrace)
+	}
 	drain(console)
 	unix.Sync()
 	unix.Reboot(cmd)
 	os.Exit(1) // see powerOff
 }
 
-// waitChildren reaps until there are no children left, or for the time given.
-func waitChildren(signals <-chan os.Signal, limit time.Duration) {
-	timeout := time.After(limit)
-	for {
-		pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
-		switch {
-		case errors.Is(err, unix.ECHILD):
-			return
-		case pid > 0 || errors.Is(err, unix.EINTR):
+// others are the processes besides this one and the agent. Kernel threads and
+// zombies have no executable.
+func others(agent int) []int {
+	var pids []int
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() || pid == agent {
 			continue
 		}
+		if _, err := os.Readlink("/proc/" + e.Name() + "/exe"); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// waitOthers waits until there are no other processes, or for the time given.
+// It looks again from time to time, because it is the agent that hears of the end
+// of its own children.
+func waitOthers(agent int, signals <-chan os.Signal, limit time.Duration) {
+	timeout := time.After(limit)
+	for len(others(agent)) > 0 {
 		select {
 		case <-signals:
+		case <-time.After(20 * time.Millisecond):
 		case <-timeout:
 			return
 		}

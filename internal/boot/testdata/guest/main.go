@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -28,6 +29,8 @@ func main() {
 		makeOrphan()
 	case "orphan":
 		orphan()
+	case "service":
+		service()
 	default:
 		check(initProcess())
 	}
@@ -148,6 +151,7 @@ func agent() {
 	ready.Close()
 	if strings.Contains(string(line), "test.agent=poweroff") {
 		check(orphanIsReaped())
+		check(startService())
 		// As systemd's poweroff does.
 		check(unix.Kill(1, syscall.Signal(34+4)))
 	}
@@ -191,4 +195,25 @@ func orphan() {
 	for os.Getppid() != 1 {
 		time.Sleep(10 * time.Millisecond)
 	}
+}
+
+// startService starts a process that says when it is told to end.
+func startService() error {
+	child := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"service"}, Stderr: os.Stdout}
+	out, err := child.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := child.Start(); err != nil {
+		return err
+	}
+	_, err = out.Read(make([]byte, 1)) // it listens
+	return err
+}
+
+func service() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGTERM)
+	fmt.Println("ready")
+	fmt.Fprintf(os.Stderr, "guest: service got %v\n", <-signals)
 }
