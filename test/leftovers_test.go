@@ -12,7 +12,7 @@ import (
 )
 
 // cleanUpLimit is how long a run that was killed may take until nothing of it
-// is left. The host that it holds on may be busy with other guests.
+// is left: the promise, and fifty times what it takes.
 const cleanUpLimit = 5 * time.Second
 
 // newStateDir makes a state directory for one test, at which the test's own
