@@ -106,7 +106,10 @@ type BootError struct {
 	Reason  string        // "kernel panic", "the guest did not answer within 5m0s"
 	After   time.Duration // since the VMM started
 	Console []string      // the last lines of the console
+	Err     error         // what ended the wait for the first answer early, such as the end of the test's time
 }
+
+func (e *BootError) Unwrap() error { return e.Err }
 
 func (e *BootError) Error() string {
 	msg := fmt.Sprintf("%s: guest did not boot: %s (after %v)", e.Machine, e.Reason, roundDuration(e.After))

@@ -50,6 +50,8 @@ func TestStatusOf(t *testing.T) {
 		{&CommandError{}, Failed},
 		{&WaitError{}, Failed},
 		{&BootError{}, BootFailed},
+		{&BootError{Err: errors.New("the time is over")}, BootFailed},
+		{&BootError{Err: context.Canceled}, Interrupted},
 		{&DownError{}, Failed},
 		{&DownError{Broken: true}, Infra},
 		{&InfraError{Err: errors.New("no space")}, Infra},

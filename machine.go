@@ -291,7 +291,11 @@ func (r *run) awaitReady(ctx context.Context) error {
 	case <-r.ready:
 		return r.readyErr
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		err := context.Cause(ctx)
+		return &BootError{
+			Machine: r.machine.Name(), Reason: fmt.Sprintf("no answer yet, and %v", err),
+			After: time.Since(r.started), Console: r.machine.console.tail(consoleTail), Err: err,
+		}
 	}
 }
 

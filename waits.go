@@ -50,6 +50,9 @@ func (w wait) explain(outer, ctx context.Context, r *run, err error) error {
 		return nil
 	}
 	if outer.Err() != nil {
+		if boot := (*BootError)(nil); errors.As(err, &boot) {
+			return boot // it knows what the console said
+		}
 		return context.Cause(outer)
 	}
 	var we *WaitError
