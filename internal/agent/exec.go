@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -27,7 +28,8 @@ type child struct {
 	stdin  *os.File // nil: the command reads /dev/null
 	stdout *os.File
 	stderr *os.File
-	exited <-chan exit // receives once
+	exited chan exit // receives once
+	early  []int     // of a warm shell: stdout and stderr, until somebody has to wait for them
 	warm   bool
 }
 
@@ -96,6 +98,11 @@ func (sh *shell) wait(ctx context.Context, c *child, q wire.ExecRequest, stdin i
 			c.stdin.Close()
 		})
 	}
+	if c.early != nil {
+		if r, ok := c.quick(ctx, out); ok {
+			return r, nil
+		}
+	}
 	stdoutDone := make(chan struct{})
 	stderrDone := make(chan struct{})
 	if c.stdout != nil {
@@ -161,12 +168,68 @@ func (sh *shell) wait(ctx context.Context, c *child, q wire.ExecRequest, stdin i
 	return r, e.err
 }
 
+// quickTime is how long a command on a warm shell may take before its output is
+// waited for. One that ends before wakes the agent once, by its end.
+const quickTime = 5 * time.Millisecond
+
+// quick is wait for a command that ends soon and leaves nothing behind. ok is
+// false if it does not; then nothing has happened yet but that some of its
+// output has been passed on.
+func (c *child) quick(ctx context.Context, out output) (r wire.ExecResult, ok bool) {
+	timer := time.NewTimer(quickTime)
+	defer timer.Stop()
+	select {
+	case e := <-c.exited:
+		if e.err == nil && drainFD(c.early[0], out, wire.Stdout) {
+			if drainFD(c.early[1], out, wire.Stderr) {
+				unix.Close(c.early[0])
+				unix.Close(c.early[1])
+				r.ExitCode, r.Warm = e.code, true
+				if e.signal != 0 {
+					r.Signal = unix.SignalName(e.signal)
+				}
+				return r, true
+			}
+		}
+		c.exited <- e
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	c.stdout = os.NewFile(uintptr(c.early[0]), "stdout")
+	c.stderr = os.NewFile(uintptr(c.early[1]), "stderr")
+	return r, false
+}
+
+var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
+// drainFD passes on what can be read without waiting, and says whether that was all.
+func drainFD(fd int, out output, channel int) bool {
+	buf := buffers.Get().(*[32 << 10]byte)
+	defer buffers.Put(buf)
+	for {
+		n, err := unix.Read(fd, buf[:])
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return false
+		case n == 0:
+			return true
+		}
+		if _, err := out.Write(channel, buf[:n]); err != nil {
+			return false
+		}
+	}
+}
+
 // pump copies what the command writes until the end of the pipe. When settle
 // asks for it, it passes on what is there at that moment, closes done, and
 // reads on: a process that stays in the background must not die of SIGPIPE.
 func pump(f *os.File, out output, channel int, done chan<- struct{}) {
 	defer f.Close()
-	buf := make([]byte, 32<<10)
+	b := buffers.Get().(*[32 << 10]byte)
+	defer buffers.Put(b)
+	buf := b[:]
 	for {
 		n, err := f.Read(buf)
 		if n > 0 {

@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -57,29 +58,38 @@ const (
 	maxFailures = 3
 )
 
-// The warm shell's program. It is one line, because the line numbers in the
-// messages of a command count from the line of its eval. Descriptor 3 gives it the
-// numbers of the agent's pipes, 4 takes its answers:
+// warmScript is the warm shell's program; %[1]d is the agent's process id. It is one
+// line, because the line numbers in the messages of a command count from the
+// line of its eval. Descriptor 3 gives it twelve bytes for each worker, the
+// numbers of three of the agent's pipes; 4 takes its answers:
 //
 //	r PID   the worker with this process id, and group, waits
 //	e CODE  its command has ended; the process itself soon will
-//	x CODE  it has ended
+//	x CODE  it has ended without having said e
 //
-// What the worker reads is one digit and the command. With 1 it says "e" when it
-// gets to the end of the command, and lets go of its output: to take a process
-// apart costs more than all the rest (some milliseconds under emulation).
+// What a worker reads is one digit and the command. With 1 it says "e" when it
+// gets to the end of the command, after it has let go of its output: to take a
+// process apart takes longer than all the rest. It exits with toldStatus then.
+//
+// Everything here is about doing little between a command's arrival and its
+// result: under emulation each switch from one process to another costs some
+// hundred microseconds, and each page that is touched for the first time, ten.
 //
 // Its name hides the shell from "pkill bash". It has no traps: systemd-shutdown
 // would wait for a shell that survives SIGTERM.
 const warmScript = `set -m; printf attest-shell >/proc/self/comm; ` +
-	`while read -r -u 3 A B C D; do ( ` +
-	`set +m; exec 5</proc/$A/fd/$B >/proc/$A/fd/$C 2>/proc/$A/fd/$D 3<&-; ` +
-	`unset C D REPLY BASH_EXECUTION_STRING; set -euo pipefail; A=:; eval "SECONDS=0; $A"; ` +
-	`builtin printf 'r %s\n' $BASHPID >/proc/$$/fd/4; exec 4>&-; ` +
+	`while read -r -N 12 -u 3 A; do set -- ${A:0:4} ${A:4:4} ${A:8:4}; ( ` +
+	`set +m; exec 5</proc/%[1]d/fd/$1 >/proc/%[1]d/fd/$2 2>/proc/%[1]d/fd/$3 3<&-; set --; ` +
+	`unset REPLY BASH_EXECUTION_STRING; set -euo pipefail; A=:; eval "SECONDS=0; $A"; ` +
+	`builtin printf 'r %%s\n' $BASHPID >/proc/$$/fd/4; exec 4>&-; ` +
 	`read -r -N 1 -u 5 B || :; read -r -N 99999999 -u 5 A || :; case $B in ` +
-	`1) eval "` + warmPrologue + `$A"; builtin printf 'e %s\n' "$?" >/proc/$$/fd/4; exec >&- 2>&-;; ` +
+	`1) eval "` + warmPrologue + `$A"; set -- "$?"; exec >&- 2>&-; builtin printf 'e %%s\n' "$1" >/proc/$$/fd/4; exit 199;; ` +
 	`*) eval "` + warmPrologue + `$A";; ` +
-	`esac ); printf 'x %s\n' $? >&4; done`
+	`esac ); case $? in 199) ;; *) printf 'x %%s\n' $? >&4;; esac; done`
+
+// toldStatus is the exit status of a worker that has said e. A command may end
+// with it, too; then the next r says so.
+const toldStatus = 199
 
 // warmPrologue is what is left to do when the command is there. All that can be
 // done before is done before, the eval of something included: the first time a
@@ -94,13 +104,43 @@ var holdsOn = regexp.MustCompile(`\b(cd|pushd|popd|exec|coproc|trap|set|enable|b
 // A worker is a subshell that waits for a command, and then runs it.
 type worker struct {
 	pid    int
-	script *os.File
-	stdout *os.File
-	stderr *os.File
+	ours   [3]int // script, stdout, stderr; -1 when closed or handed on
+	theirs [3]int
 	exited chan exit
 }
 
-func (w *worker) close() { closeAll([]*os.File{w.script, w.stdout, w.stderr}) }
+// newWorker makes the pipes of a worker. They are bare descriptors: most commands
+// end before anybody has to wait for their output.
+func newWorker() (*worker, error) {
+	w := &worker{ours: [3]int{-1, -1, -1}, theirs: [3]int{-1, -1, -1}, exited: make(chan exit, 1)}
+	for i := range w.ours {
+		var p [2]int
+		if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+			w.close()
+			return nil, fmt.Errorf("pipe: %w", err)
+		}
+		w.ours[i], w.theirs[i] = p[0], p[1]
+	}
+	w.ours[0], w.theirs[0] = w.theirs[0], w.ours[0] // the agent writes the script
+	return w, nil
+}
+
+// release closes the worker's ends: it has opened them itself.
+func (w *worker) release() { closeFDs(&w.theirs) }
+
+func (w *worker) close() {
+	closeFDs(&w.ours)
+	closeFDs(&w.theirs)
+}
+
+func closeFDs(fds *[3]int) {
+	for i, fd := range fds {
+		if fd >= 0 {
+			unix.Close(fd)
+			fds[i] = -1
+		}
+	}
+}
 
 // setShell says which shell to keep warm; the ones of an older environment end.
 func (p *pool) setShell(path string, isBash bool, env []string) {
@@ -151,9 +191,9 @@ func (p *pool) start(ctx context.Context, script []byte) *child {
 	if holdsOn.Match(script) {
 		mode = '0'
 	}
-	w.script.Write(append([]byte{mode}, script...)) // fits into the pipe; a worker that was killed says so by its exit
-	w.script.Close()
-	return &child{pid: w.pid, stdout: w.stdout, stderr: w.stderr, exited: w.exited, warm: true}
+	unix.Write(w.ours[0], append([]byte{mode}, script...)) // fits into the pipe; a worker that was killed says so by its exit
+	unix.Close(w.ours[0])
+	return &child{pid: w.pid, early: w.ours[1:], exited: w.exited, warm: true}
 }
 
 // take returns a worker that is ready, or will be in a moment.
@@ -257,53 +297,89 @@ func (p *pool) run(path string, env []string) {
 // serve starts a shell and gives it one worker after the other to fork. It is
 // called with one worker counted as preparing, and says how many there were.
 func (p *pool) serve(path string, env []string) (served int, err error) {
-	preparing := true
-	defer func() {
-		if preparing {
-			p.mu.Lock()
-			p.preparing--
-			p.mu.Unlock()
-		}
-	}()
 	z, err := startShell(path, env)
+	if err == nil {
+		defer z.close()
+		if !p.adopt(z) {
+			err = errRetired
+		} else {
+			defer p.forgetControl(z.control)
+		}
+	}
+	var next *worker
+	if err == nil {
+		next, err = z.order()
+	}
 	if err != nil {
+		p.count(-1)
 		return 0, err
 	}
-	defer z.close()
-	p.mu.Lock()
-	if !p.usable {
-		p.mu.Unlock()
-		return 0, nil
-	}
-	p.stop = append(p.stop, z.control)
-	p.mu.Unlock()
-	defer p.forgetControl(z.control)
+	var now *worker // the one that waits or works
+	over := true    // its end has been told, or there is none
+	defer func() {
+		if next != nil {
+			next.close()
+		}
+		if !over {
+			p.drop(now)
+			now.exited <- exit{err: errorf(wire.KindLost, "the exit status of the command is unknown: the shell that ran it was killed (%v)", err)}
+		} else {
+			p.count(-1)
+		}
+	}()
 	for {
-		w, err := z.fork()
+		var kind byte
+		var number int
+		kind, number, err = z.answer()
 		if err != nil {
 			return served, err
 		}
-		served++
-		p.mu.Lock()
-		p.preparing--
-		p.deliver(w)
-		p.mu.Unlock()
-		preparing = false
-		told, e := z.waitWorker(w)
-		// The next worker is on its way before anybody hears of this one's end,
-		// so that whoever asks next knows to wait for it.
-		p.mu.Lock()
-		p.preparing++
-		p.drop(w)
-		p.mu.Unlock()
-		preparing = true
-		if !told {
-			w.exited <- e
-		}
-		if e.err != nil {
-			return served, e.err
+		switch {
+		case kind == 'r':
+			if !over {
+				p.count(+1)
+				now.exited <- shellExit(toldStatus)
+			}
+			served++
+			now, over = next, false
+			now.pid = number
+			now.release()
+			p.deliver(now)
+			if next, err = z.order(); err != nil {
+				return served, err
+			}
+		case (kind == 'e' || kind == 'x') && !over:
+			// The next worker counts before anybody hears of this one's end, so
+			// that whoever asks next knows to wait for it.
+			p.count(+1)
+			over = true
+			if kind == 'x' {
+				p.drop(now)
+			}
+			now.exited <- shellExit(number)
+		default:
+			return served, fmt.Errorf("the warm shell says %q out of turn", kind)
 		}
 	}
+}
+
+var errRetired = errors.New("the pool is closed")
+
+// adopt notes a new shell, unless there shall be none.
+func (p *pool) adopt(z *warmShell) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.usable {
+		p.stop = append(p.stop, z.control)
+	}
+	return p.usable
+}
+
+// count changes how many workers are being forked.
+func (p *pool) count(n int) {
+	p.mu.Lock()
+	p.preparing += n
+	p.mu.Unlock()
 }
 
 // forgetControl takes the control pipe of a shell that ends off the list.
@@ -313,8 +389,11 @@ func (p *pool) forgetControl(f *os.File) {
 	p.stop = slices.DeleteFunc(p.stop, func(x *os.File) bool { return x == f })
 }
 
-// deliver hands a worker to who waits longest. Called with mu held.
+// deliver hands a worker that was being forked to who waits longest.
 func (p *pool) deliver(w *worker) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.preparing--
 	switch {
 	case !p.usable:
 		w.close()
@@ -327,8 +406,9 @@ func (p *pool) deliver(w *worker) {
 }
 
 // drop takes a worker that was killed while it waited out of the ready ones.
-// Called with mu held.
 func (p *pool) drop(w *worker) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if i := slices.Index(p.ready, w); i >= 0 {
 		p.ready = slices.Delete(p.ready, i, i+1)
 		w.close()
@@ -359,7 +439,7 @@ func startShell(path string, env []string) (z *warmShell, err error) {
 	if err == nil {
 		defer null.Close()
 		z = &warmShell{control: controlW, answers: answersR, lines: bufio.NewReader(answersR)}
-		z.process, err = spawn(path, []string{"bash", "--norc", "-c", warmScript}, &os.ProcAttr{
+		z.process, err = spawn(path, []string{"bash", "--norc", "-c", fmt.Sprintf(warmScript, os.Getpid())}, &os.ProcAttr{
 			Dir: workDir(), Env: env, Files: []*os.File{null, nil, nil, controlR, answersW},
 			Sys: &syscall.SysProcAttr{Setpgid: true},
 		})
@@ -380,58 +460,17 @@ func (z *warmShell) close() {
 	z.process.Wait()
 }
 
-// fork makes the pipes of a worker, has the shell fork it, and waits until it
-// is ready.
-func (z *warmShell) fork() (*worker, error) {
-	w := &worker{exited: make(chan exit, 1)}
-	var theirs [3]*os.File
-	var err error
-	defer func() { closeAll(theirs[:]) }()
-	if theirs[0], w.script, err = os.Pipe(); err == nil {
-		if w.stdout, theirs[1], err = os.Pipe(); err == nil {
-			w.stderr, theirs[2], err = os.Pipe()
-		}
-	}
-	if err == nil {
-		_, err = fmt.Fprintf(z.control, "%d %d %d %d\n", os.Getpid(), fd(theirs[0]), fd(theirs[1]), fd(theirs[2]))
-	}
-	if err == nil {
-		var kind byte
-		if kind, w.pid, err = z.answer(); err == nil && kind != 'r' {
-			err = fmt.Errorf("the warm shell says %q out of turn", kind)
-		}
-	}
+// order has the shell fork a worker as soon as it has none.
+func (z *warmShell) order() (*worker, error) {
+	w, err := newWorker()
 	if err != nil {
+		return nil, err
+	}
+	if _, err := fmt.Fprintf(z.control, "%4d%4d%4d", w.theirs[0], w.theirs[1], w.theirs[2]); err != nil {
 		w.close()
 		return nil, err
 	}
 	return w, nil
-}
-
-// fd is the number of an open file, which stays in non-blocking mode.
-func fd(f *os.File) (n int) {
-	if raw, err := f.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { n = int(fd) })
-	}
-	return n
-}
-
-// waitWorker waits for the end of the worker. If its command ended before, that
-// has been told.
-func (z *warmShell) waitWorker(w *worker) (told bool, e exit) {
-	kind, code, err := z.answer()
-	if kind == 'e' {
-		w.exited <- shellExit(code)
-		told = true
-		kind, code, err = z.answer()
-	}
-	if err == nil && kind != 'x' {
-		err = fmt.Errorf("the warm shell says %q out of turn", kind)
-	}
-	if err != nil {
-		return told, exit{err: errorf(wire.KindLost, "the exit status of the command is unknown: the shell that ran it was killed (%v)", err)}
-	}
-	return told, shellExit(code)
 }
 
 // answer reads a line of the shell.

@@ -53,7 +53,7 @@ func (s *Server) askInit(ctx context.Context, what string) (asked bool, err erro
 			sig = 34 + 5
 		}
 		return true, unix.Kill(1, sig)
-	case "attest", "attest-init", "sh", "bash", "attest-agent":
+	case wire.StayingInit, "sh", "bash":
 		return false, nil // nothing that would take the system down
 	}
 	// sysvinit, OpenRC, runit, busybox, s6: their commands.

@@ -24,6 +24,7 @@ type Server struct {
 
 	instance string
 	shell    *shell
+	init     initState
 	w        *wire.Writer
 	session  string
 	mux      *wire.Mux
@@ -149,6 +150,11 @@ func (s *Server) serve(stream *wire.Stream, r wire.Request) {
 
 func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 	ctx := stream.Context()
+	if r.Op != wire.OpIdentity { // which process 1 waits for
+		if err := s.init.await(ctx); err != nil {
+			return nil, err
+		}
+	}
 	switch r.Op {
 	case wire.OpExec:
 		return do(r, func(q wire.ExecRequest) (any, error) { return s.shell.exec(stream, q, r.Body) })

@@ -60,8 +60,11 @@ func defaultEnv() []string {
 func (sh *shell) prepare() {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
+	if sh.path != "" && !sh.early {
+		return
+	}
 	_, err := os.Stat(profile)
-	if sh.path != "" && (!sh.early || err != nil) {
+	if sh.path != "" && err != nil {
 		return
 	}
 	sh.early = err != nil

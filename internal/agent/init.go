@@ -1,0 +1,64 @@
+package agent
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// systemdSocket is there when systemd's manager can be talked to.
+const systemdSocket = "/run/systemd/private"
+
+// initState knows whether the guest's init has taken over. The agent starts
+// before it: a command that ran at once could find a systemctl without a systemd,
+// and a signal that asks for a shutdown would be lost.
+type initState struct{ up atomic.Bool }
+
+// await waits until process 1 is the guest's init, and until that can be talked
+// to if it is systemd. That is some hundred milliseconds; it is not the end of
+// the guest's boot.
+func (i *initState) await(ctx context.Context) error {
+	if i.up.Load() {
+		return nil
+	}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !initIsUp() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	i.up.Store(true)
+	return nil
+}
+
+func initIsUp() bool {
+	comm, err := os.ReadFile("/proc/1/comm")
+	if err != nil {
+		return true // no /proc: nothing to be known
+	}
+	if strings.TrimSpace(string(comm)) == wire.StayingInit {
+		return true
+	}
+	program, err := os.Readlink("/proc/1/exe")
+	if err != nil {
+		return true
+	}
+	if filepath.Base(program) == "systemd" {
+		_, err := os.Stat(systemdSocket)
+		return err == nil
+	}
+	own, err := os.Stat("/proc/self/exe")
+	if err != nil {
+		return true
+	}
+	first, err := os.Stat("/proc/1/exe")
+	return err != nil || !os.SameFile(own, first) // attest's /init has become another program
+}
