@@ -68,6 +68,9 @@ func (b *booting) run() error {
 	if err := loopbackUp(); err != nil {
 		warnf("%v", err)
 	}
+	if err := emptyTmp("/"); err != nil {
+		warnf("empty /tmp: %v", err)
+	}
 	agent, err := startAgent()
 	if err != nil {
 		return err

@@ -8,6 +8,10 @@ import (
 // Version is of the protocol; both sides must have the same.
 const Version = 1
 
+// StayingInit is the name (/proc/1/comm) of attest's own init when it stays
+// process 1, because the guest has none. The agent knows it by that.
+const StayingInit = "attest-init"
+
 // The names of the operations, with their request and result types.
 const (
 	OpExec       = "exec"        // ExecRequest, ExecResult
