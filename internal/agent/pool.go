@@ -83,7 +83,7 @@ const warmScript = `set -m; printf attest-shell >/proc/self/comm; ` +
 	`unset REPLY BASH_EXECUTION_STRING; set -euo pipefail; A=:; eval "SECONDS=0; $A"; ` +
 	`builtin printf 'r %%s\n' $BASHPID >/proc/$$/fd/4; exec 4>&-; ` +
 	`read -r -N 1 -u 5 B || :; read -r -N 99999999 -u 5 A || :; case $B in ` +
-	`1) eval "` + warmPrologue + `$A"; set -- "$?"; exec >&- 2>&-; builtin printf 'e %%s\n' "$1" >/proc/$$/fd/4; exit 199;; ` +
+	`1) eval "` + warmPrologue + `$A"; set -- "$?"; exec >/proc/$$/fd/4 2>&-; builtin printf 'e %%s\n' "$1"; exit 199;; ` +
 	`*) eval "` + warmPrologue + `$A";; ` +
 	`esac ); case $? in 199) ;; *) printf 'x %%s\n' $? >&4;; esac; done`
 
