@@ -75,7 +75,7 @@ var (
 	full = counts{
 		starts: 20, boots: 3, referenceBoots: 2,
 		rounds: 10, commands: 25, references: 4, pauses: 10, referencePauses: 2,
-		waits: 20, referenceWaits: 6, copies: 3, referenceCopies: 1, size: 256, sizeIn: 1, sizeOut: 8,
+		waits: 20, referenceWaits: 6, copies: 2, referenceCopies: 1, size: 256, sizeIn: 1, sizeOut: 8,
 	}
 	quick = counts{
 		starts: 5, boots: 1, referenceBoots: 1,
