@@ -37,8 +37,40 @@ for u in systemd-pstore.service systemd-pcrphase.service systemd-pcrphase-sysini
 	systemd-journal-flush.service systemd-network-generator.service; do
 	ln -sf /dev/null $unit/$u
 done
-for g in systemd-getty-generator systemd-gpt-auto-generator systemd-hibernate-resume-generator systemd-bless-boot-generator; do
+# The same for what attest's own /init or its agent has done: remounting the root,
+# stirring the random pool; and for records of boots in utmp.
+for u in systemd-remount-fs.service systemd-random-seed.service systemd-update-utmp.service \
+	systemd-update-utmp-runlevel.service; do
+	ln -sf /dev/null $unit/$u
+done
+# Modules that are loaded, and file systems mounted, for whoever may want them:
+# who does loads fuse or configfs anyway, and there is no screen.
+for u in modprobe@drm.service sys-fs-fuse-connections.mount sys-kernel-config.mount; do
+	ln -sf /dev/null $unit/$u
+done
+rm -f etc/modules-load.d/modules.conf
+for g in systemd-veritysetup-generator systemd-integritysetup-generator systemd-system-update-generator systemd-run-generator \
+	systemd-getty-generator systemd-gpt-auto-generator systemd-hibernate-resume-generator systemd-bless-boot-generator; do
 	ln -sf /dev/null etc/systemd/system-generators/$g
+done
+
+# Coldplug is a quarter of an emulated boot, and most of it is for devices that no
+# rule of udev's does anything with but to load modules for the CPU (kvm, aesni),
+# which a test that wants them can load itself.
+mkdir -p $unit/systemd-udev-trigger.service.d
+{
+	printf '[Service]\nExecStart=\nExecStart=-udevadm trigger --type=devices --action=add'
+	for s in acpi bdi clockevents clocksource container cpu dmi event_source leds mem memory \
+		memory_tiering node pci_bus thermal tty vc vtconsole wakeup workqueue; do
+		printf ' --subsystem-nomatch=%s' $s
+	done
+	echo
+} > $unit/systemd-udev-trigger.service.d/attest.conf
+
+# A credential costs each of these a file system of its own; there are none.
+for u in systemd-sysctl systemd-tmpfiles-setup systemd-tmpfiles-setup-dev systemd-sysusers; do
+	mkdir -p $unit/$u.service.d
+	printf '[Service]\nLoadCredential=\n' > $unit/$u.service.d/attest.conf
 done
 
 # The serial console is a log that attest reads: no login on it. A login on tty1
@@ -63,3 +95,6 @@ cat > etc/systemd/system.conf.d/attest.conf <<EOF
 DefaultTimeoutStartSec=300
 DefaultDeviceTimeoutSec=300
 EOF
+
+# Nothing is left to be updated at the first boot (systemd-update-done(8)).
+touch etc/.updated var/.updated

@@ -47,3 +47,6 @@ echo "attest: phase packing the image"
 if [ -e /etc/resolv.conf ] && [ ! -L "$root/etc/resolv.conf" ] && cmp -s /etc/resolv.conf "$root/etc/resolv.conf"; then
 	mv "$root/tmp/attest-resolv.conf" "$root/etc/resolv.conf"
 fi
+rm -f "$root/tmp/attest-resolv.conf"
+# The packages' own scripts have done what would be done at the first boot.
+touch "$root/etc/.updated" "$root/var/.updated"
