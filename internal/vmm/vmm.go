@@ -114,8 +114,8 @@ const (
 // PowerButton asks the guest to shut down (ACPI). The guest may ignore it.
 type PowerButton interface{ PressPower(context.Context) error }
 
-// Rebooter resets the machine (hard, like the reset button), and can make later resets by the
-// guest restart the machine instead of ending the VMM.
+// Rebooter resets the machine (hard, like the reset button), and can make later resets, its own
+// and the guest's, restart the machine instead of ending the VMM.
 type Rebooter interface {
 	Reset(context.Context) error
 	AllowReboot(ctx context.Context, allow bool) error

@@ -10,11 +10,13 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"regexp"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/attest-vm/attest/internal/vmm"
 )
@@ -49,14 +51,36 @@ var (
 
 func (*backend) Name() string { return "qemu" }
 
-// Check refuses machine types that attest does not know how to equip.
+// Check refuses what attest does not know how to give a machine.
 func (b *backend) Check(c vmm.Config) error {
+	unsupported := func(operation, reason string) error {
+		return &vmm.UnsupportedError{Machine: c.Name, Operation: operation, Backend: b.Name(), Reason: reason}
+	}
 	if _, ok := machineTypes[c.MachineType]; !ok {
-		return &vmm.UnsupportedError{Machine: c.Name, Operation: fmt.Sprintf("machine type %q", c.MachineType), Backend: b.Name(), Reason: "want q35 or microvm"}
+		return unsupported(fmt.Sprintf("machine type %q", c.MachineType), "want q35 or microvm")
+	}
+	if c.MachineType == "microvm" && c.Kernel == "" {
+		return unsupported("machine type microvm without a kernel", "its firmware cannot boot a disk")
+	}
+	for _, d := range c.Disks {
+		if d.Format != "" && d.Format != "raw" && d.Format != "qcow2" {
+			return unsupported(fmt.Sprintf("disk format %q", d.Format), "want raw or qcow2")
+		}
+		if len(d.Serial) > maxSerial {
+			return unsupported(fmt.Sprintf("disk serial %q", d.Serial), fmt.Sprintf("it has %d bytes, and %d fit", len(d.Serial), maxSerial))
+		}
+	}
+	for _, n := range c.NICs {
+		if _, ok := n.Conn.(*net.UnixConn); !ok {
+			return unsupported(fmt.Sprintf("network card %s on a %T", n.ID, n.Conn), "want a unix socket")
+		}
 	}
 	_, _, err := b.find()
 	return err
 }
+
+// maxSerial is VIRTIO_BLK_ID_BYTES. QEMU cuts longer ones short.
+const maxSerial = 20
 
 // find is the path and version of a QEMU that is new enough.
 func (b *backend) find() (path, version string, err error) {
@@ -101,7 +125,9 @@ func (b *backend) version(path string) (string, error) {
 	if v := b.versions[key]; v != "" {
 		return v, nil
 	}
-	out, err := exec.Command(path, "--version").CombinedOutput()
+	ctx, cancel := context.WithTimeout(context.Background(), versionTimeout)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, "--version").CombinedOutput()
 	m := versionPattern.FindSubmatch(out)
 	if m == nil {
 		return "", fmt.Errorf("it does not say its version: %q (%v)", firstLine(out), err)
@@ -113,6 +139,9 @@ func (b *backend) version(path string) (string, error) {
 	b.versions[key] = v
 	return v, nil
 }
+
+// versionTimeout is for a host under load; it takes 20 ms as a rule.
+const versionTimeout = 20 * time.Second
 
 func firstLine(b []byte) string {
 	for i, c := range b {

@@ -24,6 +24,11 @@ func newChannel(conn net.Conn, gone <-chan struct{}) *channel {
 // dial waits until the channel is free.
 func (c *channel) dial(ctx context.Context) (net.Conn, error) {
 	select {
+	case <-c.gone: // even if it is free
+		return nil, net.ErrClosed
+	default:
+	}
+	select {
 	case <-c.free:
 	case <-c.gone:
 		return nil, net.ErrClosed

@@ -1,9 +1,11 @@
 package qemu
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/attest-vm/attest/internal/vmm"
 )
@@ -32,7 +34,8 @@ var machineTypes = map[string]machineType{
 var q35 = machineType{
 	// What an integration test has no use for costs boot time: each device is
 	// probed by the firmware and by the kernel.
-	option: "q35,usb=off,vmport=off,smm=off,graphics=off,sata=off,hpet=off",
+	// Not graphics=off: the firmware would then clear the serial console.
+	option: "q35,usb=off,vmport=off,smm=off,sata=off,hpet=off",
 	suffix: "-pci",
 	net:    ",romfile=", // no firmware that boots from the network
 }
@@ -62,7 +65,10 @@ func (c *command) socket(id string, f *os.File) {
 	c.add("-chardev", fmt.Sprintf("socket,id=%s,fd=%d", id, c.fd(f)))
 }
 
-// A machine is all that a QEMU is started with.
+// defaultMemory, in MiB, is what a configuration without a size gets.
+const defaultMemory = 512
+
+// hardware is all that a QEMU is started with.
 type hardware struct {
 	config              vmm.Config
 	accel               string
@@ -72,23 +78,20 @@ type hardware struct {
 
 func (h hardware) command() command {
 	c := command{typ: machineTypes[h.config.MachineType]}
-	c.add("-name", "guest="+h.config.Name+",process=attest-qemu")
+	c.add("-name", "guest="+escape(h.config.Name)+",process=attest-qemu")
 	// No file of the host's changes what a machine is.
 	c.add("-no-user-config", "-nodefaults", "-display", "none")
 	c.add("-machine", c.typ.option)
 	c.accelerator(h.accel)
-	c.add("-m", itoa(h.config.Memory), "-smp", itoa(h.config.CPUs))
+	c.add("-m", itoa(cmp.Or(h.config.Memory, defaultMemory)), "-smp", itoa(max(h.config.CPUs, 1)))
 	c.add("-S") // until somebody listens to the events
-	action := "reboot=shutdown"
-	if h.config.AllowReboot {
-		action = "reboot=reset"
-	}
-	c.add("-action", action)
+	c.add("-action", "reboot="+onReset(h.config.AllowReboot))
 	c.socket("qmp", h.qmp)
 	c.add("-mon", "chardev=qmp,mode=control")
 	c.socket("console", h.console)
 	c.add("-serial", "chardev:console")
-	c.boot(h.config)
+	c.add("-device", "pvpanic") // tells a panic, if the guest has its driver
+	c.boot(h.config, h.accel)
 	for i, d := range h.config.Disks {
 		c.disk(i, d)
 	}
@@ -102,6 +105,14 @@ func (h hardware) command() command {
 	return c
 }
 
+// onReset is QEMU's word for what a reset of the machine does.
+func onReset(allowReboot bool) string {
+	if allowReboot {
+		return "reset"
+	}
+	return "shutdown"
+}
+
 func (c *command) accelerator(accel string) {
 	if accel == "kvm" {
 		c.add("-accel", "kvm", "-cpu", "host")
@@ -112,7 +123,7 @@ func (c *command) accelerator(accel string) {
 	c.add("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off")
 }
 
-func (c *command) boot(config vmm.Config) {
+func (c *command) boot(config vmm.Config, accel string) {
 	if config.Kernel == "" {
 		return
 	}
@@ -120,7 +131,11 @@ func (c *command) boot(config vmm.Config) {
 	if config.Initrd != "" {
 		c.add("-initrd", config.Initrd)
 	}
-	c.add("-append", "console=ttyS0 "+config.Cmdline)
+	cmdline := []string{"console=ttyS0"}
+	if accel == "tcg" {
+		cmdline = append(cmdline, clockParameters()...)
+	}
+	c.add("-append", strings.Join(append(cmdline, config.Cmdline), " "))
 }
 
 // disk adds a block device. Its caches are the host's, and a flush of the
@@ -134,7 +149,7 @@ func (c *command) disk(i int, d vmm.Disk) {
 		"read-only": d.ReadOnly, "auto-read-only": false,
 	}
 	format := map[string]any{
-		"node-name": node, "driver": d.Format, "file": file, "cache": cache,
+		"node-name": node, "driver": cmp.Or(d.Format, "raw"), "file": file, "cache": cache,
 		"read-only": d.ReadOnly, "auto-read-only": false,
 	}
 	if !d.ReadOnly {
@@ -145,8 +160,11 @@ func (c *command) disk(i int, d vmm.Disk) {
 		panic(err) // strings and booleans
 	}
 	c.add("-blockdev", string(option))
-	c.virtio("blk", fmt.Sprintf(",drive=%s,serial=%s", node, d.Serial))
+	c.virtio("blk", fmt.Sprintf(",drive=%s,serial=%s", node, escape(d.Serial)))
 }
+
+// escape keeps a value in one piece where QEMU splits at commas.
+func escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }
 
 // nic adds a network card whose frames go over a connected socket, each after
 // its length (QEMU's -netdev stream).

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +31,6 @@ type machine struct {
 
 	mu     sync.Mutex
 	reason string // of the last SHUTDOWN event
-	killed bool   // by Kill
 	exit   vmm.Exit
 }
 
@@ -48,18 +48,23 @@ var (
 // seconds on a host under load.
 const greetTimeout = time.Minute
 
-// Start starts a QEMU and lets its guest run. The NICs' connections are the
-// machine's from here on if it succeeds.
+// Start starts a QEMU and lets its guest run.
 func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (_ vmm.VM, err error) {
 	start := time.Now()
-	path, _, err := b.find()
-	if err != nil {
-		return nil, err
-	}
 	var cleanup closers
 	defer func() {
 		cleanup.close(err != nil)
 	}()
+	for _, n := range config.NICs {
+		cleanup.always(n.Conn)
+	}
+	if err := b.Check(config); err != nil {
+		return nil, err
+	}
+	path, _, err := b.find()
+	if err != nil {
+		return nil, err
+	}
 	h := hardware{config: config, accel: host.Accel}
 	var monitor, console, agent net.Conn
 	for _, s := range []struct {
@@ -106,9 +111,6 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 		<-m.output.done
 		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(start), Err: err, Output: m.output.text()}
 	}
-	for _, n := range config.NICs {
-		n.Conn.Close()
-	}
 	go m.watch()
 	return m, nil
 }
@@ -136,13 +138,13 @@ func (m *machine) begin(ctx context.Context, monitor net.Conn) error {
 
 // exitBefore is how QEMU ended, if that is why its monitor is gone.
 func (m *machine) exitBefore(ctx context.Context) error {
-	if ctx.Err() != nil {
-		return nil
+	if m.monitor != nil && m.monitor.Err() == nil {
+		return nil // it answered
 	}
 	select {
 	case <-m.process.Done():
 		return fmt.Errorf("QEMU ended: %v", m.process.Status())
-	case <-time.After(time.Second):
+	case <-ctx.Done():
 		return nil
 	}
 }
@@ -182,16 +184,17 @@ func (m *machine) classify(status supervise.Status) vmm.Exit {
 		detail += ": " + text
 	}
 	reasons := map[string]vmm.ExitReason{ // QAPI ShutdownCause
-		"guest-shutdown": vmm.PoweredOff,
-		"guest-reset":    vmm.Reset,
-		"guest-panic":    vmm.Panicked,
-		"host-qmp-quit":  vmm.Quit,
-		"host-signal":    vmm.Killed,
+		"guest-shutdown":        vmm.PoweredOff,
+		"guest-reset":           vmm.Reset,
+		"host-qmp-system-reset": vmm.Reset,
+		"guest-panic":           vmm.Panicked,
+		"host-qmp-quit":         vmm.Quit,
+		"host-signal":           vmm.Killed,
 	}
 	switch reason, ok := reasons[m.reason]; {
-	case status.Signal != 0 || m.killed:
+	case status.Signal == syscall.SIGKILL: // others QEMU handles, or they are a crash of its own
 		return vmm.Exit{Reason: vmm.Killed, Detail: detail}
-	case ok && status.ExitCode == 0:
+	case ok && status.Success():
 		return vmm.Exit{Reason: reason, Detail: detail}
 	}
 	return vmm.Exit{Reason: vmm.Broken, Detail: "QEMU ended by itself: " + detail}
@@ -209,9 +212,6 @@ func (m *machine) Exit() vmm.Exit {
 func (m *machine) Dial(ctx context.Context) (net.Conn, error) { return m.agent.dial(ctx) }
 
 func (m *machine) Kill() error {
-	m.mu.Lock()
-	m.killed = true
-	m.mu.Unlock()
 	err := m.process.Kill()
 	<-m.done
 	return err
@@ -232,16 +232,15 @@ func (m *machine) Crash(ctx context.Context) error {
 }
 
 func (m *machine) PressPower(ctx context.Context) error { return m.do(ctx, "system_powerdown", nil) }
-func (m *machine) Reset(ctx context.Context) error      { return m.do(ctx, "system_reset", nil) }
 func (m *machine) Pause(ctx context.Context) error      { return m.do(ctx, "stop", nil) }
 func (m *machine) Resume(ctx context.Context) error     { return m.do(ctx, "cont", nil) }
 
+// Reset ends the VMM unless AllowReboot is on. It does not turn it on for a
+// moment: the firmware of q35 answers a reset with one of its own.
+func (m *machine) Reset(ctx context.Context) error { return m.do(ctx, "system_reset", nil) }
+
 func (m *machine) AllowReboot(ctx context.Context, allow bool) error {
-	action := "shutdown"
-	if allow {
-		action = "reset"
-	}
-	return m.do(ctx, "set-action", map[string]string{"reboot": action})
+	return m.do(ctx, "set-action", map[string]string{"reboot": onReset(allow)})
 }
 
 func (m *machine) SetLink(ctx context.Context, nic string, up bool) error {

@@ -1,0 +1,4 @@
+package qemu
+
+// tsc reads the processor's time-stamp counter.
+func tsc() uint64
