@@ -33,7 +33,7 @@ func (m *Machine) bootMedia(ctx context.Context, config *vmm.Config, img *image.
 		}
 		kernel = base.Kernel
 	}
-	guest := boot.Guest{Emulated: !m.lab.host.probe.KVM}
+	guest := boot.Guest{}
 	if m.config.Cmdline != "" {
 		guest.Args = []string{m.config.Cmdline}
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/erofs/go-erofs"
 
+	"github.com/attest-vm/attest/internal/accel"
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/supervise"
 )
@@ -82,7 +83,7 @@ var (
 // boot boots a guest and returns its console when the VMM has ended by itself.
 func (b *bench) boot(t *testing.T, m machine, guest Guest, disks map[string]string) string {
 	t.Helper()
-	guest.Emulated = true
+	guest.Args = append(guest.Args, accel.ClockParameters()...)
 	line, err := guest.Cmdline()
 	if err != nil {
 		t.Fatal(err)

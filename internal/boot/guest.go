@@ -54,9 +54,6 @@ type Guest struct {
 	// exists of the usual ones; where there is none, /init stays as a small init.
 	// "none": /init stays.
 	Init string
-	// Emulated says that the CPU is emulated (TCG): its kernel is told how fast
-	// its clock runs instead of measuring it.
-	Emulated bool
 	// Verbose shows all kernel messages on the console, not only warnings.
 	Verbose bool
 	// Args are further kernel arguments, or several of them in one string, as the
@@ -115,10 +112,8 @@ var kernelArgs = []string{
 	"panic=-1",      // a panic resets at once; the VMM then ends, or starts again
 	"net.ifnames=0", // eth0, eth1, … in the order of the NICs
 
-	// What costs time and protects nobody here. Under TCG the first two save 0.4 s,
-	// the third 0.3 s, and the rest a tenth of all that runs later.
-	"tsc=reliable",      // no calibration against other clocks
-	"no_timer_check",    // every VMM's timer works
+	// What costs time and protects nobody here. Under TCG the first saves 0.3 s,
+	// and the rest a tenth of all that runs later.
 	"cryptomgr.notests", // self tests of ciphers
 	"mitigations=off",   // guests keep no secrets
 	"init_on_alloc=0",   // Debian zeroes every page twice
@@ -147,11 +142,6 @@ func (g Guest) Cmdline() (string, error) {
 		args = append(args, "loglevel=5") // warnings and worse: printing the rest costs 0.4 s
 	}
 	args = append(args, systemdArgs...)
-	if g.Emulated {
-		if khz := hostTSC(); khz > 0 {
-			args = append(args, "tsc_early_khz="+strconv.Itoa(khz))
-		}
-	}
 
 	root := string(g.Root)
 	if g.Root == RootLayers {

@@ -1,7 +1,6 @@
 package boot
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -103,24 +102,5 @@ func TestParseCmdlineErrors(t *testing.T) {
 		if _, err := parseCmdline(line); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: error %v, want %q", line, err, want)
 		}
-	}
-}
-
-// The frequency has to be right within what an NTP daemon can steer.
-func TestHostTSC(t *testing.T) {
-	khz := hostTSC()
-	if khz == 0 {
-		t.Skip("this host has no counter that runs evenly")
-	}
-	from, start := readTSC()
-	<-time.After(100 * time.Millisecond)
-	to, end := readTSC()
-	want := float64(to-from) / end.Sub(start).Seconds() / 1e3
-	if off := float64(khz)/want - 1; off < -0.001 || off > 0.001 {
-		t.Errorf("%d kHz, measured again %.0f", khz, want)
-	}
-	line, err := Guest{Root: RootImage, Emulated: true}.Cmdline()
-	if err != nil || !strings.Contains(line, fmt.Sprintf(" tsc_early_khz=%d ", khz)) {
-		t.Errorf("%s, %v", line, err)
 	}
 }

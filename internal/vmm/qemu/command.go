@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/attest-vm/attest/internal/accel"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -113,8 +114,8 @@ func onReset(allowReboot bool) string {
 	return "shutdown"
 }
 
-func (c *command) accelerator(accel string) {
-	if accel == "kvm" {
+func (c *command) accelerator(kind string) {
+	if kind == accel.KVM {
 		c.add("-accel", "kvm", "-cpu", "host")
 		return
 	}
@@ -123,7 +124,7 @@ func (c *command) accelerator(accel string) {
 	c.add("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off")
 }
 
-func (c *command) boot(config vmm.Config, accel string) {
+func (c *command) boot(config vmm.Config, kind string) {
 	if config.Kernel == "" {
 		return
 	}
@@ -132,8 +133,8 @@ func (c *command) boot(config vmm.Config, accel string) {
 		c.add("-initrd", config.Initrd)
 	}
 	cmdline := []string{"console=ttyS0"}
-	if accel == "tcg" {
-		cmdline = append(cmdline, clockParameters()...)
+	if kind == accel.TCG {
+		cmdline = append(cmdline, accel.ClockParameters()...)
 	}
 	c.add("-append", strings.Join(append(cmdline, config.Cmdline), " "))
 }

@@ -1,4 +1,4 @@
-package qemu
+package accel
 
 // tsc reads the processor's time-stamp counter.
 func tsc() uint64

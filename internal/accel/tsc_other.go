@@ -1,6 +1,6 @@
 //go:build !amd64
 
-package qemu
+package accel
 
 // tsc is 0: QEMU counts something else on other processors.
 func tsc() uint64 { return 0 }

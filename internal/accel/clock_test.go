@@ -1,4 +1,4 @@
-package qemu
+package accel
 
 import (
 	"os"
@@ -16,7 +16,7 @@ func TestTSCFrequency(t *testing.T) {
 	}
 	khz := tscFrequency()
 	if !strings.Contains(string(cpuinfo), " constant_tsc") {
-		if khz != 0 || clockParameters() != nil {
+		if khz != 0 || ClockParameters() != nil {
 			t.Errorf("%d kHz on a host without an even TSC", khz)
 		}
 		return

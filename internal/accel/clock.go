@@ -1,4 +1,4 @@
-package qemu
+package accel
 
 import (
 	"fmt"
@@ -14,9 +14,9 @@ import (
 // and 346 MHz instead of 2596, after which the guest's clock runs seven times
 // too fast. So the guest is told.
 
-// clockParameters are the arguments of the guest's kernel; none where the host
-// has no TSC that ticks evenly.
-func clockParameters() []string {
+// ClockParameters are the arguments that tell the kernel of an emulated guest
+// how fast its clock runs; none where the host has no TSC that ticks evenly.
+func ClockParameters() []string {
 	khz := tscFrequency()
 	if khz == 0 {
 		return nil

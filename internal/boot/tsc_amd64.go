@@ -1,4 +1,0 @@
-package boot
-
-// rdtsc reads the time stamp counter.
-func rdtsc() uint64
