@@ -10,7 +10,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"regexp"
@@ -68,11 +67,6 @@ func (b *backend) Check(c vmm.Config) error {
 		}
 		if len(d.Serial) > maxSerial {
 			return unsupported(fmt.Sprintf("disk serial %q", d.Serial), fmt.Sprintf("it has %d bytes, and %d fit", len(d.Serial), maxSerial))
-		}
-	}
-	for _, n := range c.NICs {
-		if _, ok := n.Conn.(*net.UnixConn); !ok {
-			return unsupported(fmt.Sprintf("network card %s on a %T", n.ID, n.Conn), "want a unix socket")
 		}
 	}
 	_, _, err := b.find()

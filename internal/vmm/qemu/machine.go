@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -56,7 +57,9 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 		cleanup.close(err != nil)
 	}()
 	for _, n := range config.NICs {
-		cleanup.always(n.Conn)
+		if n.Conn != nil {
+			cleanup.always(n.Conn)
+		}
 	}
 	if err := b.Check(config); err != nil {
 		return nil, err
@@ -78,7 +81,11 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 		cleanup.always(*s.theirs)
 	}
 	for _, n := range config.NICs {
-		f, err := n.Conn.(*net.UnixConn).File()
+		conn, ok := n.Conn.(*net.UnixConn)
+		if !ok {
+			return nil, fmt.Errorf("%s: network card %s is on a %T, want a unix socket", config.Name, n.ID, n.Conn)
+		}
+		f, err := conn.File()
 		if err != nil {
 			return nil, fmt.Errorf("%s: %s: %w", config.Name, n.ID, err)
 		}
@@ -120,33 +127,20 @@ func (m *machine) begin(ctx context.Context, monitor net.Conn) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, greetTimeout, fmt.Errorf("QEMU did not answer within %v", greetTimeout))
 	defer cancel()
 	var err error
-	if m.monitor, err = qmp.Connect(ctx, monitor, m.event); err != nil {
-		if lost := m.exitBefore(ctx); lost != nil {
-			return lost
+	if m.monitor, err = qmp.Connect(ctx, monitor, m.event); err == nil {
+		if err = m.monitor.Do(ctx, "cont", nil, nil); err == nil {
+			return nil
 		}
-		return err
-	}
-	if err := m.monitor.Do(ctx, "cont", nil, nil); err != nil {
 		m.monitor.Close()
-		if lost := m.exitBefore(ctx); lost != nil {
-			return lost
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		select { // the connection ended because QEMU did
+		case <-m.process.Done():
+			return fmt.Errorf("QEMU ended: %v", m.process.Status())
+		case <-ctx.Done():
 		}
-		return err
 	}
-	return nil
-}
-
-// exitBefore is how QEMU ended, if that is why its monitor is gone.
-func (m *machine) exitBefore(ctx context.Context) error {
-	if m.monitor != nil && m.monitor.Err() == nil {
-		return nil // it answered
-	}
-	select {
-	case <-m.process.Done():
-		return fmt.Errorf("QEMU ended: %v", m.process.Status())
-	case <-ctx.Done():
-		return nil
-	}
+	return err
 }
 
 // event keeps what decides how the exit is called.

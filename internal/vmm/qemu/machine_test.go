@@ -69,6 +69,14 @@ func start(t *testing.T, config vmm.Config) *guest {
 	return &guest{vm.(*machine), t, bufio.NewScanner(vm.Console())}
 }
 
+// startHalted starts a machine that runs and does nothing.
+func startHalted(t *testing.T) *guest {
+	t.Helper()
+	g := start(t, vmm.Config{Kernel: kernel().print("ready\n").halt().write(t)})
+	g.expect("ready")
+	return g
+}
+
 // expect reads the console up to a line.
 func (g *guest) expect(line string) {
 	g.t.Helper()
@@ -188,8 +196,7 @@ func TestSharedReadOnlyDisk(t *testing.T) {
 }
 
 func TestKill(t *testing.T) {
-	g := start(t, vmm.Config{Kernel: kernel().print("ready\n").halt().write(t)})
-	g.expect("ready")
+	g := startHalted(t)
 	if g.Exit() != (vmm.Exit{}) {
 		t.Errorf("it runs, and its exit is %+v", g.Exit())
 	}
@@ -231,8 +238,7 @@ func TestSignals(t *testing.T) {
 		syscall.SIGSEGV: vmm.Broken, // what a bug of QEMU's looks like
 	} {
 		t.Run(fmt.Sprint(sig), func(t *testing.T) {
-			g := start(t, vmm.Config{Kernel: kernel().print("ready\n").halt().write(t)})
-			g.expect("ready")
+			g := startHalted(t)
 			g.must(g.process.Signal(sig))
 			g.expectExit(want)
 		})
@@ -240,8 +246,7 @@ func TestSignals(t *testing.T) {
 }
 
 func TestCrash(t *testing.T) {
-	g := start(t, vmm.Config{Kernel: kernel().print("ready\n").halt().write(t)})
-	g.expect("ready")
+	g := startHalted(t)
 	g.must(g.Crash(t.Context()))
 	g.expectExit(vmm.Quit)
 }
@@ -339,8 +344,7 @@ func TestSetLink(t *testing.T) {
 }
 
 func TestLossOfTheMonitor(t *testing.T) {
-	g := start(t, vmm.Config{Kernel: kernel().print("ready\n").halt().write(t)})
-	g.expect("ready")
+	g := startHalted(t)
 	g.monitor.Close()
 	if err := g.Pause(t.Context()); !errors.Is(err, qmp.ErrClosed) {
 		t.Errorf("got %v", err)
@@ -355,8 +359,7 @@ func TestLossOfTheMonitor(t *testing.T) {
 }
 
 func TestStuckMonitor(t *testing.T) {
-	g := start(t, vmm.Config{Kernel: kernel().print("ready\n").halt().write(t)})
-	g.expect("ready")
+	g := startHalted(t)
 	g.must(g.process.Signal(syscall.SIGSTOP))
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
