@@ -95,9 +95,11 @@ func Start(ctx context.Context, o Options) (_ *Supervisor, err error) {
 	}
 	defer log.Close()
 	cmd := &exec.Cmd{
-		Path:       "/proc/self/exe",
-		Args:       []string{supervisorName, dir},
-		Dir:        "/",
+		Path: "/proc/self/exe",
+		Args: []string{supervisorName, dir},
+		Dir:  "/",
+		// Under the race detector every program sleeps for a second when it ends.
+		Env:        append(os.Environ(), "GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0"),
 		Stderr:     log, // not the client's: whoever reads that until its end would wait for us
 		ExtraFiles: []*os.File{theirs, lock},
 		// A session of its own: Ctrl-C on the client's terminal is for the client.

@@ -115,6 +115,18 @@ func (g *guest) expectExit(reason vmm.ExitReason) {
 	}
 }
 
+// poll waits for what gives no event.
+func (g *guest) poll(what string, ok func() bool) {
+	g.t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); !ok(); <-tick.C {
+		if time.Now().After(deadline) {
+			g.t.Fatalf("not in %v: %s", patience, what)
+		}
+	}
+}
+
 // must fails the test on an error of an operation.
 func (g *guest) must(err error) {
 	g.t.Helper()
@@ -268,13 +280,7 @@ func TestPauseAndResume(t *testing.T) {
 	}
 	g.must(g.Pause(t.Context())) // again
 	g.must(g.Resume(t.Context()))
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(patience); g.counter() == before; <-tick.C {
-		if time.Now().After(deadline) {
-			t.Fatal("it does not go on")
-		}
-	}
+	g.poll("it counts on", func() bool { return g.counter() != before })
 }
 
 // counter is the guest's memory, in the monitor's words.
@@ -361,6 +367,10 @@ func TestLossOfTheMonitor(t *testing.T) {
 func TestStuckMonitor(t *testing.T) {
 	g := startHalted(t)
 	g.must(g.process.Signal(syscall.SIGSTOP))
+	g.poll("the process is stopped", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", g.process.Pid()))
+		return err == nil && strings.Contains(string(stat), ") T ")
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := g.Pause(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.HasPrefix(err.Error(), "web: ") {
