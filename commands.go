@@ -86,6 +86,9 @@ func (m *Machine) run(ctx context.Context, operation, command string, o options)
 	if log != nil {
 		result.Stderr = log.finish()
 	}
+	if o.detach {
+		result.ExitCode = -2
+	}
 	if err != nil {
 		return result, r.explain(ctx, operation, err)
 	}

@@ -2,6 +2,7 @@ package attest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -27,7 +28,7 @@ func (m *Machine) CopyFromHost(ctx context.Context, source, target string) error
 		}
 		copied, err := r.guest.CopyIn(ctx, path, target)
 		reportSkipped(ctx, m.Name(), copied)
-		return r.explain(ctx, "copy_from_host", err)
+		return r.explainCopy(ctx, "copy_from_host", args, err)
 	})
 }
 
@@ -53,8 +54,18 @@ func (m *Machine) CopyFromMachine(ctx context.Context, source, targetDir string)
 		}
 		copied, err := r.guest.CopyOut(ctx, source, dir)
 		reportSkipped(ctx, m.Name(), copied)
-		return r.explain(ctx, "copy_from_machine", err)
+		return r.explainCopy(ctx, "copy_from_machine", args, err)
 	})
+}
+
+// explainCopy names the paths that were asked for: the guest's own words may be
+// about a directory on the way.
+func (r *run) explainCopy(ctx context.Context, operation, args string, err error) error {
+	var op *guest.OpError
+	if errors.As(err, &op) {
+		return fmt.Errorf("%s: %s(%s): %s", r.machine.Name(), operation, args, op.Message)
+	}
+	return r.explain(ctx, operation, err)
 }
 
 // reportSkipped says what of a tree cannot be copied: devices, sockets, pipes.

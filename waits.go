@@ -180,7 +180,7 @@ func (m *Machine) WaitForUnit(ctx context.Context, unit string, opts ...Option) 
 
 func describeUnit(s wire.UnitState) string {
 	if s.ActiveState == "" {
-		return ""
+		return s.Reason // why nothing is known
 	}
 	text := s.ActiveState + " (" + s.SubState + ")"
 	if s.Result != "" && s.Result != "success" {
