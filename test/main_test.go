@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/attest-vm/attest/internal/boot"
@@ -52,5 +53,16 @@ func run(m *testing.M) (int, error) {
 	}
 	os.Setenv(boot.BinaryEnv, attestBinary)
 	os.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-	return m.Run(), nil
+	// For the tests that use the Go API in this process.
+	state, err := os.MkdirTemp("/tmp", "at")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(state)
+	os.Setenv("ATTEST_STATE_DIR", state)
+	code := m.Run()
+	if left := leftovers(state); len(left) > 0 {
+		return 1, fmt.Errorf("this is left behind:\n%s", strings.Join(left, "\n"))
+	}
+	return code, nil
 }
