@@ -54,8 +54,10 @@ func TestCloseInterruptsReadAndWrite(t *testing.T) {
 	c, guest, _ := newTestChannel(t)
 	conn := dial(t, c)
 	var wg sync.WaitGroup
+	reading := make(chan struct{})
 	wg.Go(func() {
-		readText(t, conn, "x") // so that it surely runs
+		readText(t, conn, "x")
+		close(reading)
 		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("read: %v", err)
 		}
@@ -72,6 +74,7 @@ func TestCloseInterruptsReadAndWrite(t *testing.T) {
 	})
 	io.WriteString(guest, "x")
 	readText(t, guest, "\x00")
+	<-reading
 	if err := conn.Close(); err != nil {
 		t.Fatal(err)
 	}
