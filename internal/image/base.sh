@@ -64,7 +64,8 @@ mkdir -p $unit/systemd-udev-trigger.service.d
 		memory_tiering node pci_bus thermal tty vc vtconsole wakeup workqueue; do
 		printf ' --subsystem-nomatch=%s' $s
 	done
-	echo
+	# Of the 70 terminals, those that units wait for (dev-ttyS0.device).
+	printf '\nExecStart=-udevadm trigger --type=devices --action=add --subsystem-match=tty --sysname-match=ttyS[0-3] --sysname-match=hvc*\n'
 } > $unit/systemd-udev-trigger.service.d/attest.conf
 
 # A credential costs each of these a file system of its own; there are none.
