@@ -60,8 +60,6 @@ var probeLoop = []byte{0x66, 0x49, 0x75, 0xFC, 0xF4}
 const (
 	probeAddr  = 0x1000
 	probeTurns = 2_000_000 // of two instructions each: 1 to 2 ms in hardware
-	// probeBudget is when an emulated guest has told enough about itself.
-	probeBudget = 200 * time.Millisecond
 )
 
 // kvmRate runs a loop in a guest and returns its speed in instructions per
@@ -72,10 +70,10 @@ func kvmRate(ctx context.Context) (float64, error) {
 		return 0, err
 	}
 	defer kvm.Close()
-	if v, err := ioctl(kvm.Fd(), kvmGetAPIVersion, 0); err != nil || v != kvmAPIVersion {
+	if v, err := ioctl(kvm.Fd(), kvmGetAPIVersion, nil); err != nil || v != kvmAPIVersion {
 		return 0, fmt.Errorf("KVM API version %d, want %d (%v)", v, kvmAPIVersion, err)
 	}
-	vmFd, err := ioctl(kvm.Fd(), kvmCreateVM, 0)
+	vmFd, err := ioctl(kvm.Fd(), kvmCreateVM, nil)
 	if err != nil {
 		return 0, fmt.Errorf("create a virtual machine: %w", err)
 	}
@@ -87,15 +85,15 @@ func kvmRate(ctx context.Context) (float64, error) {
 	defer unix.Munmap(memory)
 	copy(memory, probeLoop)
 	region := kvmMemoryRegion{guestPhysAddr: probeAddr, memorySize: uint64(len(memory)), userspaceAddr: uint64(uintptr(unsafe.Pointer(&memory[0])))}
-	if _, err := ioctl(vmFd, kvmSetUserMemoryRegion, uintptr(unsafe.Pointer(&region))); err != nil {
+	if _, err := ioctl(vmFd, kvmSetUserMemoryRegion, unsafe.Pointer(&region)); err != nil {
 		return 0, fmt.Errorf("give it memory: %w", err)
 	}
-	vcpu, err := ioctl(vmFd, kvmCreateVCPU, 0)
+	vcpu, err := ioctl(vmFd, kvmCreateVCPU, nil)
 	if err != nil {
 		return 0, fmt.Errorf("create a virtual CPU: %w", err)
 	}
 	defer unix.Close(int(vcpu))
-	size, err := ioctl(kvm.Fd(), kvmGetVCPUMmapSize, 0)
+	size, err := ioctl(kvm.Fd(), kvmGetVCPUMmapSize, nil)
 	if err != nil {
 		return 0, err
 	}
@@ -105,16 +103,16 @@ func kvmRate(ctx context.Context) (float64, error) {
 	}
 	defer unix.Munmap(shared)
 	var sregs kvmSregs
-	if _, err := ioctl(vcpu, kvmGetSregs, uintptr(unsafe.Pointer(&sregs))); err != nil {
+	if _, err := ioctl(vcpu, kvmGetSregs, unsafe.Pointer(&sregs)); err != nil {
 		return 0, err
 	}
 	clear(sregs[csBase : csBase+8])
 	clear(sregs[csSelector : csSelector+2])
-	if _, err := ioctl(vcpu, kvmSetSregs, uintptr(unsafe.Pointer(&sregs))); err != nil {
+	if _, err := ioctl(vcpu, kvmSetSregs, unsafe.Pointer(&sregs)); err != nil {
 		return 0, err
 	}
 	regs := kvmRegs{rip: probeAddr, rflags: 2, rcx: probeTurns}
-	if _, err := ioctl(vcpu, kvmSetRegs, uintptr(unsafe.Pointer(&regs))); err != nil {
+	if _, err := ioctl(vcpu, kvmSetRegs, unsafe.Pointer(&regs)); err != nil {
 		return 0, err
 	}
 	return timeLoop(ctx, vcpu, shared)
@@ -142,7 +140,7 @@ func timeLoop(ctx context.Context, vcpu uintptr, shared []byte) (float64, error)
 	}()
 	start := time.Now()
 	for {
-		_, err := ioctl(vcpu, kvmRun, 0)
+		_, err := ioctl(vcpu, kvmRun, nil)
 		elapsed := time.Since(start)
 		reason := *(*uint32)(unsafe.Pointer(&shared[runExitReason]))
 		switch {
@@ -156,7 +154,7 @@ func timeLoop(ctx context.Context, vcpu uintptr, shared []byte) (float64, error)
 			return 0, fmt.Errorf("the virtual CPU stopped for reason %d, want %d (HLT)", reason, kvmExitHLT)
 		}
 		var regs kvmRegs
-		if _, err := ioctl(vcpu, kvmGetRegs, uintptr(unsafe.Pointer(&regs))); err != nil {
+		if _, err := ioctl(vcpu, kvmGetRegs, unsafe.Pointer(&regs)); err != nil {
 			return 0, err
 		}
 		done := probeTurns - min(regs.rcx&0xffffffff, probeTurns)
@@ -164,8 +162,9 @@ func timeLoop(ctx context.Context, vcpu uintptr, shared []byte) (float64, error)
 	}
 }
 
-func ioctl(fd, request, arg uintptr) (uintptr, error) {
-	r, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, request, arg)
+// ioctl takes a pointer, not a number: the stack on which arg may be can move.
+func ioctl(fd, request uintptr, arg unsafe.Pointer) (uintptr, error) {
+	r, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, request, uintptr(arg))
 	if errno != 0 {
 		return 0, errno
 	}
