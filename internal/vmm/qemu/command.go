@@ -121,7 +121,7 @@ func (c *command) accelerator(kind string) {
 	}
 	// One thread for each vCPU. la57: page tables of five levels make every
 	// walk of the emulated MMU longer.
-	c.add("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off")
+	c.add("-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max,la57=off")
 }
 
 func (c *command) boot(config vmm.Config, kind string) {
