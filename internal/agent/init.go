@@ -47,11 +47,7 @@ func initIsUp() bool {
 	if strings.TrimSpace(string(comm)) == wire.StayingInit {
 		return true
 	}
-	program, err := os.Readlink("/proc/1/exe")
-	if err != nil {
-		return true
-	}
-	if filepath.Base(program) == "systemd" {
+	if systemdIsInit() {
 		_, err := os.Stat(systemdSocket)
 		return err == nil
 	}
@@ -61,4 +57,10 @@ func initIsUp() bool {
 	}
 	first, err := os.Stat("/proc/1/exe")
 	return err != nil || !os.SameFile(own, first) // attest's /init has become another program
+}
+
+// systemdIsInit says whether process 1 is systemd, whatever name it was started by.
+func systemdIsInit() bool {
+	program, err := os.Readlink("/proc/1/exe")
+	return err == nil && filepath.Base(program) == "systemd"
 }

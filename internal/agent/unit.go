@@ -27,8 +27,9 @@ type unitLook struct {
 // A unitWatch looks at one unit.
 type unitWatch interface {
 	look(context.Context) (unitLook, error)
-	// changed returns when another look may see something new, or after max.
-	changed(ctx context.Context, max time.Duration)
+	// changed returns when another look may see something new, or after max. If
+	// the news is that the unit is active, it returns its state.
+	changed(ctx context.Context, max time.Duration) (active *wire.UnitState)
 	close()
 }
 
@@ -60,6 +61,9 @@ func (s *Server) waitUnit(ctx context.Context, q wire.UnitRequest) (wire.UnitSta
 			return wire.UnitState{}, err
 		}
 		socket = fmt.Sprintf("/run/user/%d/systemd/private", u.uid)
+	}
+	if _, err := os.Stat(socket); err != nil && !systemdIsInit() {
+		return wire.UnitState{}, errorf(wire.KindUnit, "cannot become active: this guest's init is not systemd")
 	}
 	seen := wire.UnitState{Reason: "systemd does not listen on " + socket + " yet"}
 	for {
@@ -102,7 +106,9 @@ func followUnit(ctx context.Context, w unitWatch, seen *wire.UnitState) (wire.Un
 		if hopeless = l.Reason != ""; hopeless {
 			pause = secondLook
 		}
-		w.changed(ctx, pause)
+		if active := w.changed(ctx, pause); active != nil {
+			return *active, nil
+		}
 		if ctx.Err() != nil {
 			return l.UnitState, ctx.Err()
 		}
@@ -279,23 +285,46 @@ func property(ctx context.Context, o dbus.BusObject, name string, value any) err
 	return dbus.Store([]any{v.Value()}, value)
 }
 
-func (w *busWatch) changed(ctx context.Context, max time.Duration) {
+func (w *busWatch) changed(ctx context.Context, max time.Duration) (active *wire.UnitState) {
 	timer := time.NewTimer(max)
 	defer timer.Stop()
 	for {
 		select {
 		case s, ok := <-w.signals:
-			if !ok || s == nil || s.Path == w.path || s.Name == managerType+".StartupFinished" || w.concerns(s) {
-				return
+			if !ok || s == nil {
+				return nil
+			}
+			if s.Path == w.path {
+				return becameActive(s)
+			}
+			if s.Name == managerType+".StartupFinished" || w.concerns(s) {
+				return nil
 			}
 		case <-w.conn.Context().Done():
-			return // the next look says so
+			return nil // the next look says so
 		case <-timer.C:
-			return
+			return nil
 		case <-ctx.Done():
-			return
+			return nil
 		}
 	}
+}
+
+// becameActive reads the news out of the signal itself: to ask again would take
+// an emulated guest tens of milliseconds.
+func becameActive(s *dbus.Signal) *wire.UnitState {
+	if s.Name != "org.freedesktop.DBus.Properties.PropertiesChanged" || len(s.Body) < 2 {
+		return nil
+	}
+	changed, ok := s.Body[1].(map[string]dbus.Variant)
+	if !ok {
+		return nil
+	}
+	if state, _ := changed["ActiveState"].Value().(string); state != "active" {
+		return nil
+	}
+	sub, _ := changed["SubState"].Value().(string)
+	return &wire.UnitState{ActiveState: "active", SubState: sub, LoadState: "loaded"}
 }
 
 // concerns says whether a signal of the manager is about this unit.
@@ -380,11 +409,12 @@ func (w *systemctlWatch) look(ctx context.Context) (l unitLook, err error) {
 	return l, err
 }
 
-func (w *systemctlWatch) changed(ctx context.Context, max time.Duration) {
+func (w *systemctlWatch) changed(ctx context.Context, max time.Duration) (active *wire.UnitState) {
 	select {
 	case <-time.After(min(max, 250*time.Millisecond)):
 	case <-ctx.Done():
 	}
+	return nil
 }
 
 func (w *systemctlWatch) close() {}

@@ -7,6 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/godbus/dbus/v5"
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/attest-vm/attest/internal/wire"
 )
 
@@ -21,8 +24,8 @@ func (w *scriptedWatch) look(context.Context) (unitLook, error) {
 	w.n++
 	return l, nil
 }
-func (w *scriptedWatch) changed(context.Context, time.Duration) {}
-func (w *scriptedWatch) close()                                 {}
+func (w *scriptedWatch) changed(context.Context, time.Duration) *wire.UnitState { return nil }
+func (w *scriptedWatch) close()                                                 {}
 
 func TestFollowUnit(t *testing.T) {
 	at := func(state string, jobs int, starting bool) unitLook {
@@ -61,6 +64,30 @@ func TestFollowUnit(t *testing.T) {
 			}
 			if w.n != tt.n {
 				t.Errorf("%d looks, want %d", w.n, tt.n)
+			}
+		})
+	}
+}
+
+func TestBecameActive(t *testing.T) {
+	const changed = "org.freedesktop.DBus.Properties.PropertiesChanged"
+	properties := func(active, sub string) []any {
+		return []any{unitType, map[string]dbus.Variant{"ActiveState": dbus.MakeVariant(active), "SubState": dbus.MakeVariant(sub)}, []string{}}
+	}
+	for name, test := range map[string]struct {
+		signal dbus.Signal
+		want   *wire.UnitState
+	}{
+		"active":           {dbus.Signal{Name: changed, Body: properties("active", "running")}, &wire.UnitState{ActiveState: "active", SubState: "running", LoadState: "loaded"}},
+		"activating":       {dbus.Signal{Name: changed, Body: properties("activating", "start")}, nil},
+		"other properties": {dbus.Signal{Name: changed, Body: []any{"x", map[string]dbus.Variant{"Job": dbus.MakeVariant(1)}, []string{}}}, nil},
+		"wrong types":      {dbus.Signal{Name: changed, Body: []any{1, 2}}, nil},
+		"no body":          {dbus.Signal{Name: changed}, nil},
+		"other signal":     {dbus.Signal{Name: managerType + ".JobRemoved", Body: properties("active", "running")}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(test.want, becameActive(&test.signal)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
 	}
