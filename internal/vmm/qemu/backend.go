@@ -50,16 +50,14 @@ var (
 
 func (*backend) Name() string { return "qemu" }
 
-// Check refuses what attest does not know how to give a machine.
+// Check refuses what attest does not know how to give a machine. It takes
+// configurations whose files and connections do not exist yet.
 func (b *backend) Check(c vmm.Config) error {
 	unsupported := func(operation, reason string) error {
 		return &vmm.UnsupportedError{Machine: c.Name, Operation: operation, Backend: b.Name(), Reason: reason}
 	}
 	if _, ok := machineTypes[c.MachineType]; !ok {
 		return unsupported(fmt.Sprintf("machine type %q", c.MachineType), "want q35 or microvm")
-	}
-	if c.MachineType == "microvm" && c.Kernel == "" {
-		return unsupported("machine type microvm without a kernel", "its firmware cannot boot a disk")
 	}
 	for _, d := range c.Disks {
 		if d.Format != "" && d.Format != "raw" && d.Format != "qcow2" {

@@ -92,7 +92,6 @@ func TestCheck(t *testing.T) {
 		want   string
 	}{
 		{vmm.Config{MachineType: "pc"}, `machine type "pc"`},
-		{vmm.Config{MachineType: "microvm"}, "without a kernel"},
 		{vmm.Config{Disks: []vmm.Disk{{Format: "vmdk"}}}, `disk format "vmdk"`},
 		{vmm.Config{Disks: []vmm.Disk{{Serial: strings.Repeat("x", 21)}}}, "21 bytes"},
 	} {
@@ -121,6 +120,17 @@ func TestRegistered(t *testing.T) {
 	b, ok := vmm.Lookup("qemu")
 	if !ok || b.Name() != "qemu" {
 		t.Errorf("got %v, %v", b, ok)
+	}
+}
+
+func TestMicroVMNeedsAKernel(t *testing.T) {
+	config := vmm.Config{Name: "web", MachineType: "microvm"}
+	if err := (&backend{}).Check(config); err != nil {
+		t.Errorf("before there is an image: %v", err)
+	}
+	_, err := (&backend{}).Start(t.Context(), newHost(t), config)
+	if refused := (*vmm.UnsupportedError)(nil); !errors.As(err, &refused) || !strings.Contains(err.Error(), "without a kernel") {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -64,6 +64,12 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if err := b.Check(config); err != nil {
 		return nil, err
 	}
+	if config.MachineType == "microvm" && config.Kernel == "" {
+		return nil, &vmm.UnsupportedError{
+			Machine: config.Name, Operation: "machine type microvm without a kernel", Backend: b.Name(),
+			Reason: "its firmware cannot boot a disk",
+		}
+	}
 	path, _, err := b.find()
 	if err != nil {
 		return nil, err
