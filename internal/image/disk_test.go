@@ -38,7 +38,7 @@ func sparse(t *testing.T, name string, size int64) string {
 func qemuImg(t *testing.T, args ...string) []byte {
 	t.Helper()
 	if _, err := exec.LookPath("qemu-img"); err != nil {
-		t.Skip("no qemu-img to check the images with")
+		t.Fatal("no qemu-img to check the images with; scripts/setup test installs it")
 	}
 	cmd := exec.Command("qemu-img", args...)
 	out, err := cmd.Output()
