@@ -5,7 +5,7 @@
 // scripts, the interactive shell and the reference page (docs/operations.md).
 // A front end turns its own values into the plain ones that Bind takes, calls
 // Invoke, and turns the result back. An operation is therefore added in one
-// place, by an entry in table.go.
+// place, by an entry in the file of its subject.
 //
 // Names, argument names and meanings are those of the NixOS test driver, whose
 // scripts attest runs unchanged.

@@ -1,0 +1,28 @@
+package operation
+
+import "context"
+
+var filesTable = []*Operation{
+	{
+		Name: "copy_from_host", Subject: "Files", Result: None,
+		Params: []Param{
+			{Name: "source", Type: String, Doc: "a file or a directory of the host; relative to the test file"},
+			{Name: "target", Type: String, Doc: "a path in the guest"},
+		},
+		Doc: "Copies a file or a directory tree into the guest, as `cp -r` does: into the target if that is a directory, otherwise to that name. Missing parent directories are made.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.CopyFromHost(ctx, a.String("source"), a.String("target"))
+		},
+	},
+	{
+		Name: "copy_from_machine", Aliases: []string{"copy_from_vm"}, Subject: "Files", Result: None,
+		Params: []Param{
+			{Name: "source", Type: String, Doc: "a file or a directory of the guest"},
+			{Name: "target_dir", Type: String, Default: "", Doc: "a directory below the output directory (`-o`); it is made if missing"},
+		},
+		Doc: "Copies a file or a directory tree from the guest to the host, with its own name.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.CopyFromMachine(ctx, a.String("source"), a.String("target_dir"))
+		},
+	},
+}

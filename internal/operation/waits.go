@@ -1,0 +1,65 @@
+package operation
+
+import "context"
+
+var waitsTable = []*Operation{
+	{
+		Name: "wait_until_succeeds", Subject: "Waits", Result: String,
+		Params: []Param{commandParam, limitParam},
+		Doc:    "Runs a command again and again until it succeeds, and returns its standard output.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return t.machine.WaitUntilSucceeds(ctx, a.String("command"), a.limit()...)
+		},
+	},
+	{
+		Name: "wait_until_fails", Subject: "Waits", Result: String,
+		Params: []Param{commandParam, limitParam},
+		Doc:    "Runs a command again and again until it fails, and returns its standard output.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return t.machine.WaitUntilFails(ctx, a.String("command"), a.limit()...)
+		},
+	},
+	{
+		Name: "wait_for_unit", Subject: "Waits", Result: None,
+		Params: []Param{{Name: "unit", Type: String, Doc: "a systemd unit, such as `nginx.service`"}, userParam, limitParam},
+		Doc: "Waits until a systemd unit is active.\n\n" +
+			"It fails at once when that cannot happen any more: the unit has failed, does not exist, or is inactive with no job pending.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.WaitForUnit(ctx, a.String("unit"), append(a.user(), a.limit()...)...)
+		},
+	},
+	{
+		Name: "wait_for_open_port", Subject: "Waits", Result: None,
+		Params: []Param{portParam, addrParam, limitParam},
+		Doc:    "Waits until something accepts TCP connections at a port.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.WaitForOpenPort(ctx, a.Int("port"), append(a.address(), a.limit()...)...)
+		},
+	},
+	{
+		Name: "wait_for_closed_port", Subject: "Waits", Result: None,
+		Params: []Param{portParam, addrParam, limitParam},
+		Doc:    "Waits until nothing accepts TCP connections at a port.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.WaitForClosedPort(ctx, a.Int("port"), append(a.address(), a.limit()...)...)
+		},
+	},
+	{
+		Name: "wait_for_file", Subject: "Waits", Result: None,
+		Params: []Param{{Name: "filename", Type: String, Doc: "a path in the guest"}, limitParam},
+		Doc:    "Waits until a file, or anything else, exists at a path.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.WaitForFile(ctx, a.String("filename"), a.limit()...)
+		},
+	},
+	{
+		Name: "wait_for_console_text", Subject: "Waits", Result: None,
+		Params: []Param{{Name: "regex", Type: String, Doc: "a regular expression in Go's syntax; `^` and `$` match at lines"},
+			{Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the wait; 15 minutes unless given"}},
+		Doc: "Waits until the serial console has said something that matches.\n\n" +
+			"It looks at what came since the machine was started or since the last match.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.WaitForConsoleText(ctx, a.String("regex"), a.limit()...)
+		},
+	},
+}
