@@ -12,9 +12,10 @@ import (
 )
 
 // The values that Bind takes are those that every front end has: nil (None),
-// bool, int64, float64, string, and these two.
+// bool, int64, float64, string, []byte, []any, map[string]any, MachineName, Func,
+// Handle, and these two.
 
-// Opaque is a value that no parameter takes, such as a list. It is the name of
+// Opaque is a value that no parameter takes, such as a set. It is the name of
 // its type in the front end.
 type Opaque string
 
@@ -33,7 +34,7 @@ type Named struct {
 // Args are the arguments of one call, checked and converted.
 type Args struct {
 	operation *Operation
-	values    map[string]any // string, bool, int, time.Duration, nil for None; []string of a variadic one
+	values    map[string]any // as convert makes them, nil for None; []string of a variadic one
 }
 
 // An ArgumentError is a call that does not fit the operation's parameters, or
@@ -65,12 +66,14 @@ func (b binder) errorf(format string, args ...any) error {
 }
 
 func (b binder) bind(positional []any, named []Named) error {
+	if err := b.checkCount(len(positional)); err != nil {
+		return err
+	}
 	for i, p := range b.Params {
 		if p.Variadic {
 			if err := b.bindRest(p, positional[min(i, len(positional)):]); err != nil {
 				return err
 			}
-			positional = nil
 			break
 		}
 		if i < len(positional) {
@@ -78,9 +81,6 @@ func (b binder) bind(positional []any, named []Named) error {
 				return err
 			}
 		}
-	}
-	if len(positional) > len(b.Params) {
-		return b.errorf("it takes at most %d, not %d arguments", len(b.Params), len(positional))
 	}
 	for _, n := range named {
 		if err := b.bindNamed(n); err != nil {
@@ -91,6 +91,22 @@ func (b binder) bind(positional []any, named []Named) error {
 		if _, given := b.values[p.Name]; !given && p.Default == nil {
 			return b.errorf("argument %s is missing", p.Name)
 		}
+	}
+	return nil
+}
+
+// checkCount refuses more arguments by position than there are positions.
+func (b binder) checkCount(given int) error {
+	for i, p := range b.Params {
+		switch {
+		case p.Variadic:
+			return nil
+		case p.Named && given > i:
+			return b.errorf("it takes at most %d by position, not %d; give the others by name", i, given)
+		}
+	}
+	if given > len(b.Params) {
+		return b.errorf("it takes at most %d, not %d arguments", len(b.Params), given)
 	}
 	return nil
 }
@@ -149,36 +165,107 @@ func (p Param) convert(v any) (any, error) {
 			return nil, nil
 		}
 	}
-	switch p.Type {
+	c, err := p.Type.convert(v)
+	if err == nil && c == nil {
+		err = fmt.Errorf("must be %s, not %s", p.Type.phrase(), Describe(v))
+	}
+	if err == nil {
+		return c, nil
+	}
+	if reason := err.Error(); strings.HasPrefix(reason, "must be ") {
+		return nil, fmt.Errorf("%s %s", p.Name, reason)
+	}
+	return nil, fmt.Errorf("%s: %w", p.Name, err)
+}
+
+// convert returns nil, without an error, for a value of another type.
+func (t Type) convert(v any) (any, error) {
+	switch t {
 	case String:
+		return as[string](v), nil
+	case Bytes:
 		if s, ok := v.(string); ok {
-			return s, nil
+			return []byte(s), nil
 		}
+		return as[[]byte](v), nil
 	case Bool:
-		if b, ok := v.(bool); ok {
-			return b, nil
-		}
+		return as[bool](v), nil
 	case Int:
 		if i, ok := v.(int64); ok {
 			return int(i), nil
 		}
+	case Float:
+		if i, ok := v.(int64); ok {
+			return float64(i), nil
+		}
+		return as[float64](v), nil
 	case Duration:
 		switch v.(type) {
 		case int64, float64, string:
-			d, err := ParseDuration(v)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", p.Name, err)
-			}
-			return d, nil
+			return ParseDuration(v)
+		}
+	case Strings:
+		return listOf[string](v, "a string")
+	case Machines:
+		return listOf[MachineName](v, "a machine")
+	case Dict:
+		return dictOf(v)
+	case Function:
+		return as[Func](v), nil
+	}
+	if h, ok := v.(Handle); ok && h.On.String() == string(t) {
+		return h, nil
+	}
+	return nil, nil
+}
+
+// as is v if it is a T, and nil otherwise.
+func as[T any](v any) any {
+	if _, ok := v.(T); ok {
+		return v
+	}
+	return nil
+}
+
+// listOf takes one value of a type, or a list of them. What is not known yet is
+// left out.
+func listOf[T any](v any, what string) (any, error) {
+	if one, ok := v.(T); ok {
+		return []T{one}, nil
+	}
+	list, ok := v.([]any)
+	if !ok {
+		return nil, nil
+	}
+	out := []T{}
+	for _, x := range list {
+		if one, ok := x.(T); ok {
+			out = append(out, one)
+		} else if x != Unknown {
+			return nil, fmt.Errorf("%s in the list is not %s", Describe(x), what)
 		}
 	}
-	return nil, fmt.Errorf("%s must be %s, not %s", p.Name, p.Type.phrase(), Describe(v))
+	return out, nil
+}
+
+func dictOf(v any) (any, error) {
+	dict, ok := v.(map[string]any)
+	if !ok {
+		return nil, nil
+	}
+	out := map[string]string{}
+	for k, x := range dict {
+		s, ok := x.(string)
+		if !ok && x != Unknown {
+			return nil, fmt.Errorf("the value of %q must be a string, not %s", k, Describe(x))
+		}
+		out[k] = s
+	}
+	return out, nil
 }
 
 func (t Type) phrase() string {
 	switch t {
-	case String:
-		return "a string"
 	case Bool:
 		return "True or False"
 	case Int:
@@ -186,7 +273,7 @@ func (t Type) phrase() string {
 	case Duration:
 		return `a duration (a number of seconds, or a string such as "200ms")`
 	}
-	return string(t)
+	return "a " + string(t)
 }
 
 // Describe names a value in an error.
@@ -205,6 +292,18 @@ func Describe(v any) string {
 		return fmt.Sprintf("the number %d", v)
 	case float64:
 		return fmt.Sprintf("the number %v", v)
+	case []byte:
+		return "bytes"
+	case []any:
+		return "a list"
+	case map[string]any:
+		return "a dict"
+	case MachineName:
+		return "machine " + string(v)
+	case Func:
+		return "a function"
+	case Handle:
+		return "a " + v.On.String()
 	case Opaque:
 		return "a value of type " + string(v)
 	}
@@ -253,8 +352,35 @@ func (a Args) Int(name string) int { return get[int](a, name) }
 // Duration is the argument, or the parameter's default.
 func (a Args) Duration(name string) time.Duration { return get[time.Duration](a, name) }
 
-// Strings are the arguments of a variadic parameter.
+// Float is the argument, or the parameter's default.
+func (a Args) Float(name string) float64 { return get[float64](a, name) }
+
+// Bytes is the argument; nil if it is not given.
+func (a Args) Bytes(name string) []byte { return get[[]byte](a, name) }
+
+// Strings are the arguments of a variadic parameter, or the strings of a list.
 func (a Args) Strings(name string) []string { return get[[]string](a, name) }
+
+// Dict is the argument; nil if it is not given.
+func (a Args) Dict(name string) map[string]string { return get[map[string]string](a, name) }
+
+// Machines are the argument's machines in the lab of the call.
+func (a Args) Machines(t target, name string) ([]*attest.Machine, error) {
+	names := get[[]MachineName](a, name)
+	out := make([]*attest.Machine, len(names))
+	for i, n := range names {
+		if out[i] = t.lab.Machine(string(n)); out[i] == nil {
+			return nil, fmt.Errorf("the lab has no machine %q", n)
+		}
+	}
+	return out, nil
+}
+
+// Handle is the argument, of the type that its kind has.
+func (a Args) Handle(name string) Handle { return get[Handle](a, name) }
+
+// Func is the argument; nil if it is not given.
+func (a Args) Func(name string) Func { return get[Func](a, name) }
 
 // Given says whether the caller gave the argument, and not as None.
 func (a Args) Given(name string) bool { return a.values[name] != nil }

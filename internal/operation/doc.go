@@ -5,7 +5,8 @@
 // scripts, the interactive shell and the reference page (docs/operations.md).
 // A front end turns its own values into the plain ones that Bind takes, calls
 // Invoke, and turns the result back. An operation is therefore added in one
-// place, by an entry in the file of its subject.
+// place, by an entry in the file of its subject. What an operation returns can
+// have operations of its own: that is another kind of object, see On and Handle.
 //
 // Names, argument names and meanings are those of the NixOS test driver, whose
 // scripts attest runs unchanged.

@@ -10,10 +10,11 @@ import (
 // A Runner runs operations on a lab. Front ends know a lab only by this, so
 // that they can be tried without virtual machines.
 type Runner interface {
-	// Invoke runs one operation; machine is empty for operations of the lab.
-	// What is returned has the Go type of the operation's result: nil, string,
-	// bool or Result.
-	Invoke(ctx context.Context, machine string, o *Operation, args Args) (any, error)
+	// Invoke runs one operation on an object: a MachineName, a Handle, or nil
+	// for the lab and for a kind's global object. What is returned has the Go
+	// type of the operation's result: nil, string, bool, int, float64, []string,
+	// map[string]string, MachineName, []MachineName, Handle or Result.
+	Invoke(ctx context.Context, object any, o *Operation, args Args) (any, error)
 	// Close ends the lab.
 	Close() error
 }
@@ -23,12 +24,15 @@ func Of(lab *attest.Lab) Runner { return runner{lab} }
 
 type runner struct{ *attest.Lab }
 
-func (r runner) Invoke(ctx context.Context, machine string, o *Operation, args Args) (any, error) {
+func (r runner) Invoke(ctx context.Context, object any, o *Operation, args Args) (any, error) {
 	t := target{lab: r.Lab}
-	if o.On == Machine {
-		if t.machine = r.Machine(machine); t.machine == nil {
-			return nil, fmt.Errorf("the lab has no machine %q", machine)
+	switch object := object.(type) {
+	case MachineName:
+		if t.machine = r.Machine(string(object)); t.machine == nil {
+			return nil, fmt.Errorf("the lab has no machine %q", object)
 		}
+	case Handle:
+		t.object = object.Value
 	}
 	return o.call(ctx, t, args)
 }

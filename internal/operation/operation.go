@@ -10,7 +10,7 @@ import (
 	"github.com/attest-vm/attest"
 )
 
-// On is what an operation belongs to.
+// On is what an operation belongs to: a kind of object.
 type On int
 
 const (
@@ -18,17 +18,76 @@ const (
 	Lab               // a function of the test file
 )
 
-// Type is the type of a parameter or a result.
+// kinds are the kinds of objects, in the order of the reference.
+var kinds = []struct {
+	name   string // "machine": how the reference calls an object, and a front end its type
+	global string // the variable that is the one object of this kind that every lab has; mostly there is none
+}{
+	Machine: {name: "machine"},
+	Lab:     {name: "lab"},
+}
+
+// Kinds are all kinds of objects that have operations.
+func Kinds() []On {
+	out := make([]On, len(kinds))
+	for i := range kinds {
+		out[i] = On(i)
+	}
+	return out
+}
+
+func (on On) String() string { return kinds[on].name }
+
+// Global is the variable that front ends predeclare for the one object of this
+// kind that every lab has; empty if objects of this kind are made by operations.
+func (on On) Global() string { return kinds[on].global }
+
+// Type is the type of a parameter or a result. The name of a kind is a type
+// too: the result is a Handle.
 type Type string
 
 const (
 	None     Type = "None" // the result of an operation that has none
 	String   Type = "string"
+	Bytes    Type = "string or bytes"
 	Bool     Type = "bool"
 	Int      Type = "int"
+	Float    Type = "number"
 	Duration Type = "duration" // a number of seconds, or a string as time.ParseDuration reads it
+	Strings  Type = "string or list of strings"
+	Dict     Type = "dict of strings"
+	Machines Type = "machine or list of machines"
+	Function Type = "function" // of the test file; see Func
 	Pair     Type = "result"   // see Result
 )
+
+// On is the kind of object that a type stands for.
+func (t Type) On() (On, bool) {
+	for i, k := range kinds {
+		if string(t) == k.name {
+			return On(i), true
+		}
+	}
+	return 0, false
+}
+
+// A Func is a function of the test file. An operation calls it before it
+// returns, once at a time; it runs as part of the test that called the
+// operation, and the operations that it calls end with ctx. Arguments and
+// results are values as Bind takes them.
+type Func func(ctx context.Context, args ...any) (any, error)
+
+// A MachineName is a machine as front ends know it: the guest of that name in
+// whatever lab the test runs in.
+type MachineName string
+
+// A Handle is an object that an operation has returned and that has operations
+// itself, such as a job. Front ends pass it on without looking into it.
+type Handle struct {
+	On    On
+	Name  string // what tells it from others, in messages
+	Value any    // the root package's own, such as *attest.Job
+}
 
 // An Operation is one thing that a test can ask for.
 type Operation struct {
@@ -38,7 +97,10 @@ type Operation struct {
 	Subject string // heading in the reference
 	Params  []Param
 	Result  Type
-	Doc     string // the first sentence says what it does; what follows may be several paragraphs
+	// Property is an operation without parameters that says something at once;
+	// front ends offer it as an attribute.
+	Property bool
+	Doc      string // the first sentence says what it does; what follows may be several paragraphs
 
 	call func(context.Context, target, Args) (any, error)
 }
@@ -49,7 +111,8 @@ type Param struct {
 	Type     Type
 	Default  any  // a Go value of Type, or Absent; nil: the caller must give one
 	Nullable bool // the caller can say None although there is a default
-	Variadic bool // any number of values by position, at least one; the last parameter that has a position
+	Variadic bool // any number of strings by position, at least one; the last parameter that has a position
+	Named    bool // given by name only, as is everything that follows
 	Doc      string
 }
 
@@ -61,7 +124,8 @@ type absent struct{}
 // target is what an operation is called on.
 type target struct {
 	lab     *attest.Lab
-	machine *attest.Machine // nil for operations of the lab
+	machine *attest.Machine // of operations of a machine
+	object  any             // Value of the handle; nil for a kind's global object
 }
 
 // Result is what Pair operations return: a pair of status and output for
@@ -113,15 +177,24 @@ func Names(on On) []string {
 // Signature is the operation as the reference shows it:
 // "wait_for_unit(unit, user=None, timeout=900)".
 func (o *Operation) Signature() string {
-	parts := make([]string, len(o.Params))
-	for i, p := range o.Params {
+	if o.Property {
+		return o.Name
+	}
+	var parts []string
+	named := false // what follows is given by name
+	for _, p := range o.Params {
+		if p.Named && !named {
+			named = true
+			parts = append(parts, "*")
+		}
 		switch {
 		case p.Variadic:
-			parts[i] = "*" + p.Name
+			named = true
+			parts = append(parts, "*"+p.Name)
 		case p.Default == nil:
-			parts[i] = p.Name
+			parts = append(parts, p.Name)
 		default:
-			parts[i] = p.Name + "=" + literal(p.Default)
+			parts = append(parts, p.Name+"="+literal(p.Default))
 		}
 	}
 	return o.Name + "(" + strings.Join(parts, ", ") + ")"

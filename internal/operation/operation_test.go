@@ -1,6 +1,7 @@
 package operation
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -48,10 +49,16 @@ func TestTableIsConsistent(t *testing.T) {
 		if o.call == nil || o.Doc == "" || o.Subject == "" || o.Result == "" {
 			t.Errorf("%s lacks its call, doc, subject or result", o.Name)
 		}
+		if o.Property && len(o.Params) > 0 {
+			t.Errorf("%s: a property has no parameters", o.Name)
+		}
 		optional := false
 		for i, p := range o.Params {
 			if p.Doc == "" {
 				t.Errorf("%s: %s has no doc", o.Name, p.Name)
+			}
+			if i > 0 && o.Params[i-1].Named && !p.Named {
+				t.Errorf("%s: %s has a position but follows one that has none", o.Name, p.Name)
 			}
 			if !p.Variadic && p.Default == nil && optional {
 				t.Errorf("%s: %s is required but follows an optional one", o.Name, p.Name)
@@ -78,6 +85,8 @@ func fits(p Param) bool {
 		return p.Type == Bool
 	case int:
 		return p.Type == Int
+	case float64:
+		return p.Type == Float
 	case time.Duration:
 		return p.Type == Duration
 	}
@@ -192,6 +201,66 @@ func TestBindErrors(t *testing.T) {
 		if attest.StatusOf(err) != attest.Invalid {
 			t.Errorf("%v: status %s", err, attest.StatusOf(err))
 		}
+	}
+}
+
+// Every type takes what front ends can say for it, and nothing else.
+func TestTypes(t *testing.T) {
+	o := &Operation{Name: "try", Params: []Param{
+		{Name: "input", Type: Bytes, Default: Absent},
+		{Name: "env", Type: Dict, Default: Absent, Named: true},
+		{Name: "commands", Type: Strings, Default: Absent, Named: true},
+		{Name: "on", Type: Machines, Default: Absent, Named: true},
+		{Name: "rate", Type: Float, Default: 0.5, Named: true},
+		{Name: "during", Type: Function, Default: Absent, Named: true},
+	}}
+	const call = "try(input=None, *, env=None, commands=None, on=None, rate=0.5, during=None): "
+	called := Func(func(context.Context, ...any) (any, error) { return "called", nil })
+	args, err := o.Bind([]any{"text"}, []Named{
+		{"env", map[string]any{"A": "1", "B": Unknown}}, {"commands", []any{"a", "b"}},
+		{"on", []any{MachineName("web"), MachineName("db")}}, {"rate", int64(2)}, {"during", called},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(args.Bytes("input")) != "text" || args.Dict("env")["A"] != "1" || args.Float("rate") != 2 {
+		t.Errorf("got %+v", args)
+	}
+	if got := args.Strings("commands"); len(got) != 2 || got[1] != "b" {
+		t.Errorf("a list of strings is %q", got)
+	}
+	if v, _ := args.Func("during")(t.Context()); v != "called" {
+		t.Errorf("the function returns %v", v)
+	}
+	one, err := o.Bind([]any{[]byte{0xff}}, []Named{{"commands", "a"}, {"on", MachineName("web")}})
+	if err != nil || string(one.Bytes("input")) != "\xff" || len(one.Strings("commands")) != 1 || one.Float("rate") != 0.5 {
+		t.Errorf("got %+v, %v", one, err)
+	}
+	if one.Func("during") != nil || one.Dict("env") != nil || one.Given("env") {
+		t.Errorf("got %+v", one)
+	}
+	for _, tt := range []struct {
+		name  string
+		value any
+		want  string
+	}{
+		{"input", int64(1), "input must be a string or bytes, not the number 1"},
+		{"env", "A=1", `env must be a dict of strings, not the string "A=1"`},
+		{"env", map[string]any{"A": int64(1)}, `env: the value of "A" must be a string, not the number 1`},
+		{"commands", []any{"a", nil}, "commands: None in the list is not a string"},
+		{"commands", called, "commands must be a string or list of strings, not a function"},
+		{"on", "web", `on must be a machine or list of machines, not the string "web"`},
+		{"on", []any{"web"}, `on: the string "web" in the list is not a machine`},
+		{"rate", "1", `rate must be a number, not the string "1"`},
+		{"during", []any{}, "during must be a function, not a list"},
+	} {
+		if _, err := o.Bind(nil, []Named{{tt.name, tt.value}}); err == nil || err.Error() != call+tt.want {
+			t.Errorf("got %v\nwant %s", err, call+tt.want)
+		}
+	}
+	_, err = o.Bind([]any{"a", "b"}, nil)
+	if want := call + "it takes at most 1 by position, not 2; give the others by name"; err == nil || err.Error() != want {
+		t.Errorf("got %v\nwant %s", err, want)
 	}
 }
 

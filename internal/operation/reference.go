@@ -20,7 +20,7 @@ operation can fail, its failure ends the test.
 
 `)
 	subject := ""
-	for _, on := range []On{Machine, Lab} {
+	for _, on := range Kinds() {
 		for _, o := range All(on) {
 			if o.Subject != subject {
 				subject = o.Subject
@@ -34,8 +34,8 @@ operation can fail, its failure ends the test.
 
 func (o *Operation) write(b *strings.Builder) {
 	call := o.Signature()
-	if o.On == Machine {
-		call = "machine." + call
+	if o.On != Lab {
+		call = o.On.String() + "." + call
 	}
 	if o.Result != None {
 		call += " → " + string(o.Result)

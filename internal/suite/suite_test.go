@@ -59,10 +59,11 @@ func (l fakeLab) Close() error {
 	return nil
 }
 
-func (l fakeLab) Invoke(ctx context.Context, machine string, o *operation.Operation, args operation.Args) (any, error) {
+func (l fakeLab) Invoke(ctx context.Context, object any, o *operation.Operation, args operation.Args) (any, error) {
 	if o.Name != "succeed" {
 		return nil, fmt.Errorf("the fake lab has no %s", o.Name)
 	}
+	machine := string(object.(operation.MachineName))
 	switch command := args.Strings("commands")[0]; command {
 	case "false":
 		return nil, &attest.CommandError{Machine: machine, Operation: "succeed", Command: command, Result: attest.Result{ExitCode: 1, Stderr: "no"}}

@@ -34,7 +34,12 @@ func (l *loader) predeclared() sl.StringDict {
 		env[name] = sl.NewBuiltin(name, fn)
 	}
 	for _, o := range operation.All(operation.Lab) {
-		env[o.Name] = operate(nil, o)
+		env[o.Name] = operate("", nil, o)
+	}
+	for _, on := range operation.Kinds() {
+		if name := on.Global(); name != "" {
+			env[name] = &object{on: on}
+		}
 	}
 	return env
 }

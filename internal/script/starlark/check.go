@@ -8,12 +8,13 @@ import (
 	"github.com/attest-vm/attest/internal/operation"
 )
 
-// check looks at each operation that the file calls on a machine of its top
-// level, so that a misspelt one is found before anything boots and not at the
-// end of a long test.
+// check looks at each operation that the file calls on an object whose kind is
+// known for certain, so that a misspelt one is found before anything boots and
+// not at the end of a long test.
 func (m *module) check(s sources) []*Error {
 	var errs []*Error
 	calls := map[*syntax.DotExpr]*syntax.CallExpr{}
+	c := checker{m, assignments(m.syntax)}
 	syntax.Walk(m.syntax, func(n syntax.Node) bool {
 		switch n := n.(type) {
 		case *syntax.CallExpr:
@@ -21,10 +22,11 @@ func (m *module) check(s sources) []*Error {
 				calls[dot] = n
 			}
 		case *syntax.DotExpr:
-			if m.machine(n.X) == nil || n.Name.Name == "name" {
+			on, known := c.kind(n.X)
+			if !known || on == operation.Machine && n.Name.Name == "name" {
 				break
 			}
-			err := checkOperation(n.Name.Name, calls[n])
+			err := c.operation(on, n.Name.Name, calls[n])
 			if err != nil {
 				errs = append(errs, s.errorAt(positionOf(n.Name.NamePos), err))
 			}
@@ -34,27 +36,109 @@ func (m *module) check(s sources) []*Error {
 	return errs
 }
 
-// machine is the machine that an expression is for certain; nil if it is not known.
-func (m *module) machine(x syntax.Expr) *machine {
-	id, ok := x.(*syntax.Ident)
-	if !ok {
-		return nil
-	}
-	if b, ok := id.Binding.(*resolve.Binding); !ok || b.Scope != resolve.Global {
-		return nil
-	}
-	v, _ := m.globals[id.Name].(*machine)
-	return v
+// A checker knows of which kind the objects in a file are.
+type checker struct {
+	*module
+	assigned map[*syntax.Ident]syntax.Expr // by the variable's first occurrence
 }
 
-// checkOperation checks an operation's name and, if it is called, the arguments.
-func checkOperation(name string, call *syntax.CallExpr) error {
-	o := operation.Find(operation.Machine, name)
+// assignments are the variables of functions that have one value for all their
+// life, with the expression that it comes from.
+func assignments(f *syntax.File) map[*syntax.Ident]syntax.Expr {
+	out := map[*syntax.Ident]syntax.Expr{}
+	count := map[*syntax.Ident]int{}
+	set := func(x, value syntax.Expr) {
+		syntax.Walk(x, func(n syntax.Node) bool {
+			id, ok := n.(*syntax.Ident)
+			if !ok {
+				return true
+			}
+			if b, ok := id.Binding.(*resolve.Binding); ok && b.First != nil {
+				count[b.First]++
+				if id == x && id == b.First { // otherwise it was a parameter before
+					out[b.First] = value
+				}
+			}
+			return true
+		})
+	}
+	syntax.Walk(f, func(n syntax.Node) bool {
+		switch n := n.(type) {
+		case *syntax.AssignStmt:
+			if n.Op == syntax.EQ {
+				set(n.LHS, n.RHS)
+			} else {
+				set(n.LHS, nil)
+			}
+		case *syntax.ForStmt:
+			set(n.Vars, nil)
+		}
+		return true
+	})
+	for id, n := range count {
+		if n > 1 || out[id] == nil {
+			delete(out, id)
+		}
+	}
+	return out
+}
+
+// kind is what an expression is for certain.
+func (c checker) kind(x syntax.Expr) (on operation.On, known bool) {
+	switch x := x.(type) {
+	case *syntax.ParenExpr:
+		return c.kind(x.X)
+	case *syntax.Ident:
+		b, ok := x.Binding.(*resolve.Binding)
+		if !ok {
+			return 0, false
+		}
+		switch b.Scope {
+		case resolve.Global:
+			if _, ok := c.globals[x.Name].(*machine); ok {
+				return operation.Machine, true
+			}
+		case resolve.Predeclared:
+			for _, on := range operation.Kinds() {
+				if on.Global() == x.Name {
+					return on, true
+				}
+			}
+		default:
+			if value := c.assigned[b.First]; value != nil {
+				return c.kind(value)
+			}
+		}
+	case *syntax.CallExpr:
+		var o *operation.Operation
+		switch fn := x.Fn.(type) {
+		case *syntax.DotExpr:
+			if on, known := c.kind(fn.X); known {
+				o = operation.Find(on, fn.Name.Name)
+			}
+		case *syntax.Ident:
+			if b, ok := fn.Binding.(*resolve.Binding); ok && b.Scope == resolve.Predeclared {
+				o = operation.Find(operation.Lab, fn.Name)
+			}
+		}
+		if o != nil {
+			return o.Result.On()
+		}
+	}
+	return 0, false
+}
+
+// operation checks an operation's name and, if it is called, the arguments.
+func (c checker) operation(on operation.On, name string, call *syntax.CallExpr) error {
+	o := operation.Find(on, name)
 	if o == nil {
-		return noOperation(name)
+		return noOperation(on, name)
 	}
 	if call == nil {
 		return nil
+	}
+	if o.Property {
+		return usagef("%s is an attribute and not called: write .%s", name, name)
 	}
 	var positional []any
 	var named []operation.Named
@@ -66,42 +150,86 @@ func checkOperation(name string, call *syntax.CallExpr) error {
 			}
 		case *syntax.BinaryExpr:
 			if arg.Op == syntax.EQ {
-				named = append(named, operation.Named{Name: arg.X.(*syntax.Ident).Name, Value: constant(arg.Y)})
+				named = append(named, operation.Named{Name: arg.X.(*syntax.Ident).Name, Value: c.constant(arg.Y)})
 				continue
 			}
 		}
-		positional = append(positional, constant(arg))
+		positional = append(positional, c.constant(arg))
 	}
 	_, err := o.Bind(positional, named)
 	return err
 }
 
-// constant is the value of a literal; anything else is not known.
-func constant(x syntax.Expr) any {
+// constant is the value of an expression as far as it is known before the file
+// runs: literals, machines and functions.
+func (c checker) constant(x syntax.Expr) any {
 	switch x := x.(type) {
 	case *syntax.ParenExpr:
-		return constant(x.X)
+		return c.constant(x.X)
 	case *syntax.Literal:
+		if x.Token == syntax.BYTES {
+			return []byte(x.Value.(string))
+		}
 		switch v := x.Value.(type) {
 		case string, int64, float64:
-			if x.Token != syntax.BYTES {
-				return v
-			}
+			return v
 		}
 	case *syntax.UnaryExpr:
-		if v, ok := constant(x.X).(int64); ok && x.Op == syntax.MINUS {
+		if v, ok := c.constant(x.X).(int64); ok && x.Op == syntax.MINUS {
 			return -v
 		}
 	case *syntax.ListExpr:
-		return operation.Opaque("list")
+		return c.constants(x.List)
+	case *syntax.TupleExpr:
+		return c.constants(x.List)
 	case *syntax.DictExpr:
-		return operation.Opaque("dict")
-	case *syntax.Ident:
-		if b, ok := x.Binding.(*resolve.Binding); ok && b.Scope == resolve.Universal {
-			if v, ok := sl.Universe[x.Name]; ok && (x.Name == "None" || x.Name == "True" || x.Name == "False") {
-				return plain(v)
+		dict := map[string]any{}
+		for _, e := range x.List {
+			entry := e.(*syntax.DictEntry)
+			key, ok := c.constant(entry.Key).(string)
+			if !ok {
+				return operation.Unknown
 			}
+			dict[key] = c.constant(entry.Value)
+		}
+		return dict
+	case *syntax.LambdaExpr:
+		return operation.Func(nil)
+	case *syntax.Ident:
+		if v := c.named(x); v != nil {
+			return plainConstant(v)
 		}
 	}
 	return operation.Unknown
+}
+
+func (c checker) constants(list []syntax.Expr) []any {
+	out := []any{}
+	for _, x := range list {
+		out = append(out, c.constant(x))
+	}
+	return out
+}
+
+// named is the value of a name that is the same wherever it is used; nil if it
+// is not known.
+func (c checker) named(x *syntax.Ident) sl.Value {
+	b, ok := x.Binding.(*resolve.Binding)
+	if !ok {
+		return nil
+	}
+	switch b.Scope {
+	case resolve.Universal:
+		return sl.Universe[x.Name]
+	case resolve.Global:
+		return c.globals[x.Name]
+	}
+	return nil
+}
+
+func plainConstant(v sl.Value) any {
+	if _, ok := v.(sl.Callable); ok {
+		return operation.Func(nil)
+	}
+	return plain(v)
 }

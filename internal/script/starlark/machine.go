@@ -5,6 +5,7 @@ import (
 	"sort"
 
 	sl "go.starlark.net/starlark"
+	"go.starlark.net/syntax"
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
@@ -18,7 +19,10 @@ type machine struct {
 	declared event.Position
 }
 
-var _ sl.HasAttrs = (*machine)(nil)
+var (
+	_ sl.HasAttrs   = (*machine)(nil)
+	_ sl.Comparable = (*machine)(nil)
+)
 
 func (m *machine) name() string {
 	if m.config.Name == "" {
@@ -28,10 +32,23 @@ func (m *machine) name() string {
 }
 
 func (m *machine) String() string        { return fmt.Sprintf("<machine %s>", m.name()) }
-func (m *machine) Type() string          { return "machine" }
+func (m *machine) Type() string          { return operation.Machine.String() }
 func (m *machine) Freeze()               {} // nothing that a script could change
 func (m *machine) Truth() sl.Bool        { return true }
 func (m *machine) Hash() (uint32, error) { return sl.String(m.name()).Hash() }
+
+// CompareSameType makes two values for one guest equal, as when an operation
+// returns a machine that the file has declared.
+func (m *machine) CompareSameType(op syntax.Token, y sl.Value, _ int) (bool, error) {
+	same := m == y || m.config.Name != "" && m.config.Name == y.(*machine).config.Name
+	switch op {
+	case syntax.EQL:
+		return same, nil
+	case syntax.NEQ:
+		return !same, nil
+	}
+	return false, usagef("machines have no order")
+}
 
 func (m *machine) AttrNames() []string {
 	names := append(operation.Names(operation.Machine), "name")
@@ -45,42 +62,9 @@ func (m *machine) Attr(name string) (sl.Value, error) {
 	}
 	o := operation.Find(operation.Machine, name)
 	if o == nil {
-		return nil, noOperation(name)
+		return nil, noOperation(operation.Machine, name)
 	}
-	return operate(m, o), nil
-}
-
-func noOperation(name string) error {
-	return usagef("machine has no operation %s%s", name, operation.DidYouMean(name, operation.Names(operation.Machine)))
-}
-
-// operate is an operation as a function; m is nil for those of the lab.
-func operate(m *machine, o *operation.Operation) *sl.Builtin {
-	name := o.Name
-	if m != nil {
-		name = m.name() + "." + o.Name
-	}
-	return sl.NewBuiltin(name, func(t *sl.Thread, _ *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
-		th := threadOf(t)
-		if th.lab == nil {
-			return nil, usagef("%s: machines exist only while setup(), a test or main() runs; this is the top level of the file", name)
-		}
-		bound, err := o.Bind(plainArgs(args, kwargs))
-		if err != nil {
-			return nil, err
-		}
-		on := ""
-		if m != nil {
-			on = m.config.Name
-		}
-		var v any
-		ctx := event.WithPosition(th.ctx, th.position(t))
-		th.unlocked(func() { v, err = th.lab.Invoke(ctx, on, o, bound) })
-		if err != nil {
-			return nil, &operation.Error{Machine: on, Operation: o.Name, Err: err}
-		}
-		return value(v), nil
-	})
+	return operate(m.name(), operation.MachineName(m.config.Name), o), nil
 }
 
 // declare is machine(…).

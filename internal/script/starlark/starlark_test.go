@@ -31,7 +31,14 @@ type fakeLab struct {
 	at    []event.Position
 }
 
-func (l *fakeLab) Invoke(ctx context.Context, machine string, o *operation.Operation, args operation.Args) (any, error) {
+func (l *fakeLab) Invoke(ctx context.Context, object any, o *operation.Operation, args operation.Args) (any, error) {
+	machine := ""
+	switch object := object.(type) {
+	case operation.MachineName:
+		machine = string(object)
+	case operation.Handle:
+		machine = object.Name
+	}
 	l.mu.Lock()
 	l.calls = append(l.calls, strings.TrimPrefix(machine+"."+o.Name, "."))
 	l.at = append(l.at, event.PositionOf(ctx))

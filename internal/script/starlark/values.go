@@ -2,11 +2,14 @@ package starlark
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	sl "go.starlark.net/starlark"
 	"go.starlark.net/syntax"
 
+	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/operation"
 )
 
@@ -19,41 +22,117 @@ func plain(v sl.Value) any {
 		return bool(v)
 	case sl.String:
 		return string(v)
+	case sl.Bytes:
+		return []byte(v)
 	case sl.Float:
 		return float64(v)
 	case sl.Int:
 		if i, ok := v.Int64(); ok {
 			return i
 		}
+	case *sl.List:
+		return plainList(v)
+	case sl.Tuple:
+		return plainList(v)
+	case *sl.Dict:
+		dict := map[string]any{}
+		for k, x := range v.Entries() {
+			key, ok := sl.AsString(k)
+			if !ok {
+				return operation.Opaque("dict with a key that is not a string")
+			}
+			dict[key] = plain(x)
+		}
+		return dict
+	case *machine:
+		return operation.MachineName(v.name())
+	case *object:
+		if h, ok := v.of.(operation.Handle); ok {
+			return h
+		}
 	}
 	return operation.Opaque(v.Type())
 }
 
-func plainArgs(args sl.Tuple, kwargs []sl.Tuple) ([]any, []operation.Named) {
+func plainList(list sl.Iterable) []any {
+	out := []any{}
+	for x := range sl.Elements(list) {
+		out = append(out, plain(x))
+	}
+	return out
+}
+
+// plainArgs are the arguments of a call by t; a function among them runs on t.
+func (th *thread) plainArgs(t *sl.Thread, args sl.Tuple, kwargs []sl.Tuple) ([]any, []operation.Named) {
+	arg := func(v sl.Value) any {
+		if fn, ok := v.(sl.Callable); ok {
+			return th.callback(t, fn)
+		}
+		return plain(v)
+	}
 	positional := make([]any, len(args))
 	for i, a := range args {
-		positional[i] = plain(a)
+		positional[i] = arg(a)
 	}
 	named := make([]operation.Named, len(kwargs))
 	for i, kv := range kwargs {
-		named[i] = operation.Named{Name: string(kv[0].(sl.String)), Value: plain(kv[1])}
+		named[i] = operation.Named{Name: string(kv[0].(sl.String)), Value: arg(kv[1])}
 	}
 	return positional, named
 }
 
-// value makes the result of an operation into a Starlark value.
-func value(v any) sl.Value {
+// value makes the result of an operation, or the argument of a callback, into a
+// Starlark value.
+func (th *thread) value(v any) sl.Value {
 	switch v := v.(type) {
 	case nil:
 		return sl.None
 	case string:
 		return sl.String(v)
+	case []byte:
+		return sl.Bytes(v)
 	case bool:
 		return sl.Bool(v)
+	case int:
+		return sl.MakeInt(v)
+	case int64:
+		return sl.MakeInt64(v)
+	case float64:
+		return sl.Float(v)
+	case []string:
+		return listValue(th, v)
+	case []any:
+		return listValue(th, v)
+	case []operation.MachineName:
+		return listValue(th, v)
+	case map[string]string:
+		return dictValue(th, v)
+	case map[string]any:
+		return dictValue(th, v)
+	case operation.MachineName:
+		return &machine{config: attest.MachineConfig{Name: string(v)}}
+	case operation.Handle:
+		return &object{on: v.On, of: v, maker: th}
 	case operation.Result:
 		return result{v}
 	}
 	panic(fmt.Sprintf("operation result of type %T", v)) // the table has no such type
+}
+
+func listValue[T any](th *thread, list []T) sl.Value {
+	values := make([]sl.Value, len(list))
+	for i, x := range list {
+		values[i] = th.value(x)
+	}
+	return sl.NewList(values)
+}
+
+func dictValue[T any](th *thread, m map[string]T) sl.Value {
+	dict := sl.NewDict(len(m))
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		dict.SetKey(sl.String(k), th.value(m[k]))
+	}
+	return dict
 }
 
 // A result is the pair of status and output that execute returns, with the rest

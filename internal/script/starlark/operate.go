@@ -1,0 +1,122 @@
+package starlark
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+
+	sl "go.starlark.net/starlark"
+
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/operation"
+)
+
+// An object is anything else than a machine that has operations: a Handle that
+// an operation has returned, or a kind's global object.
+type object struct {
+	on    operation.On
+	of    any     // a Handle; nil for the global object
+	maker *thread // asks for properties, which know no thread; nil for the global object
+}
+
+var _ sl.HasAttrs = (*object)(nil)
+
+func (o *object) String() string {
+	if h, ok := o.of.(operation.Handle); ok && h.Name != "" {
+		return fmt.Sprintf("<%s %s>", o.on, h.Name)
+	}
+	return fmt.Sprintf("<%s>", o.on)
+}
+
+func (o *object) Type() string          { return o.on.String() }
+func (o *object) Freeze()               {} // nothing that a script could change
+func (o *object) Truth() sl.Bool        { return true }
+func (o *object) Hash() (uint32, error) { return 0, usagef("a %s cannot be the key of a dict", o.on) }
+
+func (o *object) AttrNames() []string {
+	names := operation.Names(o.on)
+	sort.Strings(names)
+	return names
+}
+
+func (o *object) Attr(name string) (sl.Value, error) {
+	op := operation.Find(o.on, name)
+	switch {
+	case op == nil:
+		return nil, noOperation(o.on, name)
+	case !op.Property:
+		return operate(o.on.String(), o.of, op), nil
+	case o.maker == nil:
+		return nil, noLab(o.on.String() + "." + name)
+	}
+	args, err := op.Bind(nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	v, err := o.maker.lab.Invoke(o.maker.ctx, o.of, op, args)
+	if err != nil {
+		return nil, &operation.Error{Operation: op.Name, Err: err}
+	}
+	return o.maker.value(v), nil
+}
+
+func noOperation(on operation.On, name string) error {
+	return usagef("%s has no operation %s%s", on, name, operation.DidYouMean(name, operation.Names(on)))
+}
+
+func noLab(name string) error {
+	return usagef("%s: machines exist only while setup(), a test or main() runs; this is the top level of the file", name)
+}
+
+// operate is an operation of an object as a function. owner is what a call is
+// shown with; it is empty for operations of the lab.
+func operate(owner string, on any, o *operation.Operation) *sl.Builtin {
+	name := o.Name
+	if owner != "" {
+		name = owner + "." + o.Name
+	}
+	return sl.NewBuiltin(name, func(t *sl.Thread, _ *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
+		th := threadOf(t)
+		if th.lab == nil {
+			return nil, noLab(name)
+		}
+		bound, err := o.Bind(th.plainArgs(t, args, kwargs))
+		if err != nil {
+			return nil, err
+		}
+		var v any
+		ctx := event.WithPosition(th.ctx, th.position(t))
+		th.unlocked(func() { v, err = th.lab.Invoke(ctx, on, o, bound) })
+		var inner *sl.EvalError
+		switch {
+		case errors.As(err, &inner):
+			return nil, err // of a callback, with its place
+		case err != nil:
+			machine, _ := on.(operation.MachineName)
+			return nil, &operation.Error{Machine: string(machine), Operation: o.Name, Err: err}
+		}
+		return th.value(v), nil
+	})
+}
+
+// callback is a function that an operation calls while t waits for that
+// operation. It continues t, so that its place in the file is known.
+func (th *thread) callback(t *sl.Thread, fn sl.Callable) operation.Func {
+	return func(ctx context.Context, args ...any) (any, error) {
+		th.interpreter.Lock()
+		defer th.interpreter.Unlock()
+		outer := th.ctx
+		th.ctx = ctx
+		defer func() { th.ctx = outer }()
+		tuple := make(sl.Tuple, len(args))
+		for i, a := range args {
+			tuple[i] = th.value(a)
+		}
+		v, err := sl.Call(t, fn, tuple, nil)
+		if err != nil {
+			return nil, err
+		}
+		return plain(v), nil
+	}
+}
