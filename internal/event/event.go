@@ -21,6 +21,7 @@ func Kind(e Event) string { return e.kind() }
 type Scope struct {
 	File    string `json:"file,omitempty"`    // the test file, as given on the command line; in go test the package
 	Test    string `json:"test,omitempty"`    // the test_* function, or "main", or "setup"
+	Boot    string `json:"boot,omitempty"`    // "cold" or "warm" where each test runs both ways, see FileStarted
 	Step    uint64 `json:"step,omitempty"`    // the step that is under way, see StepStarted
 	Subtest string `json:"subtest,omitempty"` // names of the subtests that are open, joined by "/"
 }
@@ -90,6 +91,7 @@ type RunStarted struct {
 	Seed    int64    `json:"seed"`
 	Output  string   `json:"output,omitempty"` // -o
 	Host    string   `json:"host,omitempty"`   // one line: cores, memory, accelerator
+	Boot    string   `json:"mode,omitempty"`   // how machines start: "cold", "both"; empty: warm
 }
 
 // RunFinished is the last event of a run.
@@ -102,8 +104,11 @@ type RunFinished struct {
 // FileStarted and FileFinished enclose all that one test file does. A Failure
 // in FileFinished is one that belongs to no test: the file is invalid, setup
 // failed, a machine did not boot in setup.
+//
+// Tests run in any order, and several at once.
 type FileStarted struct {
-	Tests []string `json:"tests"`
+	Tests []string `json:"tests"`           // in the order of the file
+	Boots []string `json:"boots,omitempty"` // where each test runs more than one way: Scope.Boot of each
 }
 type FileFinished struct {
 	Status   Status        `json:"status"`

@@ -185,27 +185,97 @@ func TestJUnitSetupFailed(t *testing.T) {
 	}
 }
 
-// Lines of a parallel test's machine are not this test's.
+// Every test has machines of its own; one of the whole file belongs to the test
+// that runs.
 func TestJUnitConsole(t *testing.T) {
 	doc := readJUnit(t, gather(t, func(s *story) {
 		s.scope.File = "a.star"
 		s.is(event.FileStarted{})
-		started := event.Scope{File: "a.star", Test: "setup"} // where the machine was started
-		s.test("setup", nil, func() { s.bus.Publish(started, event.Console{Machine: "m", Line: "from setup"}) })
+		file := s.scope
+		s.test("setup", nil, func() {
+			s.is(event.Console{Machine: "m", Line: "from setup"})
+			s.bus.Publish(file, event.Console{Machine: "shared", Line: "shared in setup"})
+		})
 		s.after(time.Second)
 		s.test("test_a", failure(), func() {
-			s.bus.Publish(started, event.Console{Machine: "m", Line: "from test_a"})
+			s.is(event.Console{Machine: "m", Line: "from test_a"})
+			s.bus.Publish(file, event.Console{Machine: "shared", Line: "shared in test_a"})
 			other := event.Scope{File: "a.star", Test: "test_b"}
 			s.bus.Publish(other, event.TestStarted{})
-			s.after(time.Second)
 			s.bus.Publish(other, event.Console{Machine: "m", Line: "from test_b"})
-			s.after(time.Second)
 			s.bus.Publish(other, event.TestFinished{Status: event.Passed, Duration: 2 * time.Second})
 		})
 	}))
 	out := doc.Suites[0].Cases[0].SystemOut.Text
-	if !strings.Contains(out, "from test_a") || strings.Contains(out, "from setup") || strings.Contains(out, "from test_b") {
-		t.Errorf("system-out of test_a:\n%s", out)
+	for line, want := range map[string]bool{"from test_a": true, "shared in test_a": true, "from setup": false, "from test_b": false, "shared in setup": false} {
+		if strings.Contains(out, line) != want {
+			t.Errorf("%q in system-out of test_a is %v:\n%s", line, !want, out)
+		}
+	}
+}
+
+// parallelRun is two tests that run at once, cold and warm, in another order
+// than that of the file. One of them ends otherwise when its machine was not booted.
+func parallelRun(s *story) {
+	s.is(event.RunStarted{Files: []string{"web_test.star"}, Boot: "both", Seed: 7})
+	s.scope.File = "web_test.star"
+	s.is(event.FileStarted{Tests: []string{"test_a", "test_b"}, Boots: []string{"cold", "warm"}})
+	keys := []event.Scope{
+		{File: "web_test.star", Test: "test_b", Boot: "warm"}, {File: "web_test.star", Test: "test_a", Boot: "cold"},
+		{File: "web_test.star", Test: "test_a", Boot: "warm"}, {File: "web_test.star", Test: "test_b", Boot: "cold"},
+	}
+	id := uint64(0)
+	for _, k := range keys {
+		id++
+		s.bus.Publish(k, event.TestStarted{})
+		s.bus.Publish(k, event.MachineState{Machine: "server", State: "starting"})
+		s.bus.Publish(k, event.Console{Machine: "server", Line: "console of " + k.Test + " " + k.Boot})
+		s.bus.Publish(k, event.StepStarted{ID: id, Machine: "server", Operation: "succeed", Args: `"echo ` + k.Test + " " + k.Boot + `"`})
+		k.Step = id
+		s.bus.Publish(k, event.Output{Machine: "server", Stream: "stdout", Data: "output of " + k.Test + " " + k.Boot + "\n"})
+		s.after(11 * time.Second)
+	}
+	for i, k := range keys {
+		s.bus.Publish(k, event.MachineState{Machine: "server", State: "ready", After: 3 * time.Second})
+		end, fail := event.Passed, (*event.Failure)(nil)
+		if k.Test == "test_b" && k.Boot == "warm" {
+			fail = &event.Failure{Status: event.Failed, Message: "the clock stood still"}
+			end = event.Failed
+		}
+		s.bus.Publish(k, event.StepFinished{ID: uint64(i + 1), Machine: "server", Status: end, Duration: 40 * time.Second})
+		s.bus.Publish(k, event.TestFinished{Status: end, Duration: 41 * time.Second, Failure: fail})
+	}
+	s.is(event.FileFinished{Status: event.Failed, Duration: 44 * time.Second})
+	s.scope = event.Scope{}
+	s.is(event.RunFinished{Status: event.Failed, Duration: 44 * time.Second})
+}
+
+// Tests that ran at once, and out of order, are apart and in the order of the file.
+func TestParallel(t *testing.T) {
+	r := gather(t, parallelRun)
+	var page bytes.Buffer
+	if err := WriteHTML(&page, r); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(page.String(), "≠ ended otherwise"); n != 2 {
+		t.Errorf("the page marks %d tests that differ, want both of test_b", n)
+	}
+	want := []string{"test_a [cold]", "test_a [warm]", "test_b [cold]", "test_b [warm]"}
+	var got []string
+	for _, c := range readJUnit(t, r).Suites[0].Cases {
+		got = append(got, c.Name)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	for i, part := range strings.Split(page.String(), "<summary><span class=\"badge")[1:] {
+		k := r.files[0].tests[i].testKey
+		for _, o := range r.files[0].tests {
+			own := "of " + o.test + " " + o.boot + "\n"
+			if n := strings.Count(part, own); (n == 2) != (o.testKey == k) || n != 0 && n != 2 {
+				t.Errorf("%q is %d times in the part of %s", own, n, k)
+			}
+		}
 	}
 }
 
@@ -296,9 +366,9 @@ func samples() []event.Event {
 	f := failure()
 	f.Tries, f.LastSeen, f.Stdout, f.ExitCode = 2, "seen", "out", &code
 	return []event.Event{
-		event.RunStarted{Version: "v", Files: []string{"a"}, Seed: 1, Output: "o", Host: "h"},
+		event.RunStarted{Version: "v", Files: []string{"a"}, Seed: 1, Output: "o", Host: "h", Boot: "both"},
 		event.RunFinished{Status: event.Failed, Duration: time.Second, Counts: map[event.Status]int{event.Passed: 1, event.Failed: 2}},
-		event.FileStarted{Tests: []string{"a", "b"}},
+		event.FileStarted{Tests: []string{"a", "b"}, Boots: []string{"cold", "warm"}},
 		event.FileFinished{Status: event.Failed, Duration: 1, Failure: f},
 		event.TestStarted{},
 		event.TestFinished{Status: event.Failed, Duration: time.Second, Failure: f},
@@ -341,7 +411,7 @@ func TestJSON(t *testing.T) {
 	var b bytes.Buffer
 	j := NewJSON(&b)
 	for i, e := range samples() {
-		j.Record(event.Record{Seq: uint64(i + 1), Time: atNoon, Scope: event.Scope{File: "a.star", Test: "t", Step: 5, Subtest: "s"}, Event: e})
+		j.Record(event.Record{Seq: uint64(i + 1), Time: atNoon, Scope: event.Scope{File: "a.star", Test: "t", Boot: "cold", Step: 5, Subtest: "s"}, Event: e})
 	}
 	if j.Err() != nil {
 		t.Fatal(j.Err())

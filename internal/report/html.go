@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -78,11 +79,14 @@ type htmlTest struct {
 	Status   htmlStatus
 	Took     string
 	Open     bool
+	Note     string
 	Failure  *htmlFailure
 	Subtests []htmlSubtest
+	Bars     []htmlBar // boots
 	Rows     []htmlRow
 	Cut      string
 	Links    []htmlLink
+	Consoles []htmlConsole
 }
 
 type htmlSubtest struct {
@@ -153,6 +157,9 @@ func (r *Run) page() htmlPage {
 	if r.info.Host != "" {
 		p.Facts = append(p.Facts, fact{"host", clean(r.info.Host)})
 	}
+	if b := bootWords[r.info.Boot]; b != "" {
+		p.Facts = append(p.Facts, fact{"machines", b})
+	}
 	if r.info.Seed != 0 {
 		p.Facts = append(p.Facts, fact{"seed", fmt.Sprint(r.info.Seed)})
 	}
@@ -179,7 +186,7 @@ func (r *Run) page() htmlPage {
 		p.Logs = append(p.Logs, fmt.Sprintf("%9.3fs  %s: %s", l.at.Sub(r.begin).Seconds(), clean(l.Level), clean(l.Text)))
 	}
 	for _, a := range r.artifacts {
-		if a.scope.Test == "" {
+		if keyOf(a.scope) == (testKey{}) {
 			p.Artifacts = append(p.Artifacts, r.link(a))
 		}
 	}
@@ -206,19 +213,7 @@ func (r *Run) htmlFile(f *file, n int) htmlFile {
 	if own := f.ownFailure(); own != nil {
 		h.Failure = newFailure(own)
 	}
-	for _, m := range f.machines {
-		for _, b := range m.boots {
-			bar := newBar(b.at, b.took, f.began, f.duration)
-			bar.Name, bar.Kind, bar.Class = clean(m.name), "boot", "boot"
-			if b.end != "ready" {
-				bar.Class, bar.Note = "bad", cmp.Or(clean(b.end), "did not answer")
-			}
-			h.Bars = append(h.Bars, bar)
-		}
-		if c, ok := r.htmlConsole(f, m); ok {
-			h.Consoles = append(h.Consoles, c)
-		}
-	}
+	h.Bars, h.Consoles = r.htmlMachines(f, testKey{}, f.began, f.duration)
 	for i, t := range f.tests {
 		id := fmt.Sprintf("f%dt%d", n, i+1)
 		h.Tests = append(h.Tests, r.htmlTest(f, t, id))
@@ -235,6 +230,28 @@ func (r *Run) htmlFile(f *file, n int) htmlFile {
 		h.Tests = append(h.Tests, t)
 	}
 	return h
+}
+
+// htmlMachines are the boots and consoles of a test's machines, or of those of
+// the whole file.
+func (r *Run) htmlMachines(f *file, k testKey, began time.Time, whole time.Duration) (bars []htmlBar, consoles []htmlConsole) {
+	for _, m := range f.machines {
+		if m.test != k {
+			continue
+		}
+		for _, b := range m.boots {
+			bar := newBar(b.at, b.took, began, whole)
+			bar.Name, bar.Kind, bar.Class = clean(m.name), "boot", "boot"
+			if b.end != "ready" {
+				bar.Class, bar.Note = "bad", cmp.Or(clean(b.end), "did not answer")
+			}
+			bars = append(bars, bar)
+		}
+		if c, ok := r.htmlConsole(f, m); ok {
+			consoles = append(consoles, c)
+		}
+	}
+	return bars, consoles
 }
 
 func (r *Run) htmlTest(f *file, t *test, id string) htmlTest {
@@ -258,8 +275,14 @@ func (r *Run) htmlTest(f *file, t *test, id string) htmlTest {
 	for _, s := range t.entries {
 		h.Rows = append(h.Rows, newRow(s, t))
 	}
+	if t.name != "" {
+		h.Bars, h.Consoles = r.htmlMachines(f, t.testKey, t.began, t.duration)
+	}
+	if f.differs(t) {
+		h.Note = "ended otherwise the other way"
+	}
 	for _, a := range r.artifacts {
-		if a.scope.File == f.name && a.scope.Test == t.name && t.name != "" {
+		if a.scope.File == f.name && keyOf(a.scope) == t.testKey && t.name != "" {
 			h.Links = append(h.Links, r.link(a))
 		}
 	}
@@ -324,11 +347,15 @@ func newFailure(f *event.Failure) *htmlFailure {
 }
 
 // htmlConsole is a machine's console with the time in the run before each line,
-// and a rule where a test begins.
+// and a rule where a test begins, if it is a machine of the whole file.
 func (r *Run) htmlConsole(f *file, m *machine) (htmlConsole, bool) {
 	h := htmlConsole{Machine: clean(m.name)}
 	var b strings.Builder
-	tests, n := f.tests, 0
+	var tests []*test
+	if m.test == (testKey{}) {
+		tests = slices.SortedStableFunc(slices.Values(f.tests), func(a, b *test) int { return a.began.Compare(b.began) })
+	}
+	n := 0
 	write := func(part []consoleLine) {
 		for _, l := range part {
 			for len(tests) > 0 && !tests[0].began.After(l.at) {

@@ -132,7 +132,7 @@ func classname(path string) string {
 func (r *Run) junitSuite(f *file) junitSuite {
 	s := junitSuite{Name: clean(f.name), Time: seconds(f.duration), Timestamp: stamp(f.began), File: clean(f.name)}
 	var props []junitProperty
-	for _, p := range []junitProperty{{"attest.version", r.info.Version}, {"attest.host", r.info.Host}, {"attest.seed", fmt.Sprint(r.info.Seed)}} {
+	for _, p := range []junitProperty{{"attest.version", r.info.Version}, {"attest.host", r.info.Host}, {"attest.boot", r.info.Boot}, {"attest.seed", fmt.Sprint(r.info.Seed)}} {
 		if p.Value != "" && p.Value != "0" {
 			props = append(props, junitProperty{p.Name, clean(p.Value)})
 		}
@@ -237,7 +237,7 @@ func (r *Run) junitOut(f *file, t *test) string {
 	}
 	if t.status != event.Passed && t.status != event.Skipped {
 		for _, m := range f.machines {
-			ls := m.during(f, t)
+			ls := m.during(t)
 			kept, n := tail(ls, junitConsole, junitBytes)
 			if len(kept) == 0 {
 				continue
@@ -253,7 +253,7 @@ func (r *Run) junitOut(f *file, t *test) string {
 		}
 	}
 	for _, a := range r.artifacts {
-		if a.scope.File == f.name && a.scope.Test == t.name {
+		if a.scope.File == f.name && keyOf(a.scope) == t.testKey {
 			fmt.Fprintf(&b, "[[ATTACHMENT|%s]]\n", clean(a.Path))
 		}
 	}
@@ -287,22 +287,15 @@ func stepLine(s *entry, began time.Time) string {
 	return at + l + ")"
 }
 
-// during are the console lines of a machine from a test's time. A console goes
-// on under the scope in which its machine was started, so a line belongs to the
-// test that ran when it came, unless it names another one that ran as well.
-func (m *machine) during(f *file, t *test) []string {
+// during are the console lines of a machine from a test's time. A machine of
+// the whole file belongs to every test while it runs.
+func (m *machine) during(t *test) []string {
 	end := t.began.Add(t.duration)
 	var ls []string
 	for _, l := range slices.Concat(m.console.head, m.console.tail) {
-		if l.at.Before(t.began) || l.at.After(end) {
-			continue
+		if m.test == t.testKey || m.test == (testKey{}) && !l.at.Before(t.began) && !l.at.After(end) {
+			ls = append(ls, lines(l.text)...)
 		}
-		if l.test != t.name && l.test != "" {
-			if o := f.test(l.test); o != nil && !l.at.Before(o.began) && !l.at.After(o.began.Add(o.duration)) {
-				continue
-			}
-		}
-		ls = append(ls, lines(l.text)...)
 	}
 	return ls
 }

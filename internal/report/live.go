@@ -218,22 +218,14 @@ func (t *Terminal) fileRows(f *file, now time.Time, steps bool, running *int) []
 	if len(f.declared) > 1 {
 		head.spans = append(head.spans, span{dim, fmt.Sprintf("  %d of %d tests", ended, len(f.declared))})
 	}
-	rows := []row{head}
-	for _, m := range f.machines {
-		if m.booting {
-			r := row{depth: 1, spans: []span{{cyan, clean(m.name)}, {"", " booting"}}, right: elapsed(now.Sub(m.began))}
-			if c := m.console.last(); c != "" {
-				r.spans = append(r.spans, span{dim, "  " + c})
-			}
-			rows = append(rows, r)
-		}
-	}
+	rows := append([]row{head}, f.bootingRows(testKey{}, 1, now)...)
 	for _, ts := range f.running() {
 		depth := 1
 		if ts.name != "" {
 			*running++
 			depth = 2
 			rows = append(rows, testRow(ts, now))
+			rows = append(rows, f.bootingRows(ts.testKey, depth, now)...)
 		}
 		for _, s := range ts.entries {
 			if !steps || s.log != nil {
@@ -246,6 +238,22 @@ func (t *Terminal) fileRows(f *file, now time.Time, steps bool, running *int) []
 			r.spans = append(r.spans, span{"", s.label()})
 			rows = append(rows, r)
 		}
+	}
+	return rows
+}
+
+// bootingRows are the machines that boot in the lab of a test.
+func (f *file) bootingRows(k testKey, depth int, now time.Time) []row {
+	var rows []row
+	for _, m := range f.machines {
+		if m.test != k || !m.booting {
+			continue
+		}
+		r := row{depth: depth, spans: []span{{cyan, clean(m.name)}, {"", " booting"}}, right: elapsed(now.Sub(m.began))}
+		if c := m.console.last(); c != "" {
+			r.spans = append(r.spans, span{dim, "  " + c})
+		}
+		rows = append(rows, r)
 	}
 	return rows
 }

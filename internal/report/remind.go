@@ -30,7 +30,7 @@ func (t *Terminal) remind(now time.Time) {
 				continue
 			}
 			t.due(m, now.Sub(m.began), func(age time.Duration, first bool) {
-				who := t.subject(event.Scope{File: f.name}, m.name)
+				who := t.subject(event.Scope{File: f.name, Test: m.test.test, Boot: m.test.boot}, m.name)
 				if first {
 					if t.o.Level != Verbose { // which said "starting"
 						t.line(now, who+"booting")
@@ -57,11 +57,11 @@ func (t *Terminal) remindSteps(f *file, now time.Time) {
 			if next == 0 {
 				next = remindEvery
 			}
-			if age < next || inner || f.booting(s.Machine) {
+			if age < next || inner || f.booting(ts.testKey, s.Machine) {
 				continue
 			}
 			t.reminder[s] = 2 * next
-			t.line(now, t.subject(event.Scope{File: f.name}, s.Machine)+"still running: "+cut(s.label(), 120)+" ("+took(age)+")")
+			t.line(now, t.subject(event.Scope{File: f.name, Test: ts.test, Boot: ts.boot}, s.Machine)+"still running: "+cut(s.label(), 120)+" ("+took(age)+")")
 		}
 	}
 }
@@ -93,6 +93,10 @@ func (f *file) running() []*test {
 	return ts
 }
 
-func (f *file) booting(name string) bool {
-	return slices.ContainsFunc(f.machines, func(m *machine) bool { return m.name == name && m.booting })
+// booting says whether this machine of the test's lab is; that lab may be the
+// one of the whole file.
+func (f *file) booting(k testKey, name string) bool {
+	return slices.ContainsFunc(f.machines, func(m *machine) bool {
+		return m.name == name && m.booting && (m.test == k || m.test == testKey{})
+	})
 }

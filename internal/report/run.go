@@ -46,7 +46,7 @@ func NewRun() *Run { return &Run{limits: documentLimits} }
 
 type file struct {
 	name     string
-	declared []string
+	declared []testKey // in the order of the file
 	began    time.Time
 	done     bool
 	status   event.Status
@@ -57,8 +57,22 @@ type file struct {
 	machines []*machine
 }
 
+// A testKey tells a test from the others of its file.
+type testKey struct{ test, boot string }
+
+func keyOf(s event.Scope) testKey { return testKey{s.Test, s.Boot} }
+
+// String is the test's name in all reports: "test_serves", "test_serves [cold]".
+func (k testKey) String() string {
+	if k.boot == "" {
+		return k.test
+	}
+	return k.test + " [" + k.boot + "]"
+}
+
 type test struct {
-	name     string
+	testKey
+	name     string // of the key
 	began    time.Time
 	done     bool
 	status   event.Status
@@ -90,8 +104,10 @@ type entry struct {
 	stderr capture
 }
 
+// A machine is one of a lab: every test has its own of that name.
 type machine struct {
 	name    string
+	test    testKey   // that the lab is for; zero: all of the file
 	booting bool      // it was started and does not answer yet
 	began   time.Time // of the last "starting"
 	booted  time.Duration
@@ -150,7 +166,6 @@ type console struct {
 
 type consoleLine struct {
 	at   time.Time
-	test string
 	text string
 }
 
@@ -195,13 +210,13 @@ func (r *Run) Record(rec event.Record) {
 	case event.RunFinished:
 		r.finished = &e
 	case event.FileStarted:
-		r.files = append(r.files, &file{name: rec.Scope.File, began: rec.Time, declared: e.Tests})
+		r.files = append(r.files, newFile(rec, e))
 	case event.FileFinished:
 		f := r.file(rec)
 		f.done, f.status, f.duration, f.failure = true, e.Status, e.Duration, e.Failure
 	case event.TestStarted:
 		f := r.file(rec)
-		f.tests = append(f.tests, &test{name: rec.Scope.Test, began: rec.Time})
+		f.tests = append(f.tests, newTest(rec))
 	case event.TestFinished:
 		t := r.test(rec)
 		t.done, t.status, t.duration, t.failure = true, e.Status, e.Duration, e.Failure
@@ -225,7 +240,7 @@ func (r *Run) Record(rec event.Record) {
 		}
 	case event.Console:
 		text := e.Line[:min(len(e.Line), r.limits.lineBytes)]
-		r.machine(rec, e.Machine).console.add(consoleLine{rec.Time, rec.Scope.Test, text}, r.limits)
+		r.machine(rec, e.Machine).console.add(consoleLine{rec.Time, text}, r.limits)
 	case event.MachineState:
 		r.machine(rec, e.Machine).change(rec.Time, e)
 	case event.Progress:
@@ -260,6 +275,25 @@ func (m *machine) change(at time.Time, e event.MachineState) {
 	}
 }
 
+func newFile(rec event.Record, e event.FileStarted) *file {
+	f := &file{name: rec.Scope.File, began: rec.Time}
+	boots := e.Boots
+	if len(boots) == 0 {
+		boots = []string{""}
+	}
+	for _, name := range e.Tests {
+		for _, boot := range boots {
+			f.declared = append(f.declared, testKey{name, boot})
+		}
+	}
+	return f
+}
+
+func newTest(rec event.Record) *test {
+	k := keyOf(rec.Scope)
+	return &test{testKey: k, name: k.String(), began: rec.Time}
+}
+
 // file is the one of the record's scope. An event may come without the one
 // that should have opened it: a report shows it all the same.
 func (r *Run) file(rec event.Record) *file {
@@ -281,18 +315,18 @@ func (r *Run) test(rec event.Record) *test {
 		}
 		return f.outside
 	}
-	if t := f.test(rec.Scope.Test); t != nil {
+	if t := f.test(keyOf(rec.Scope)); t != nil {
 		return t
 	}
-	t := &test{name: rec.Scope.Test, began: rec.Time}
+	t := newTest(rec)
 	f.tests = append(f.tests, t)
 	return t
 }
 
-// test is the latest of that name: a retried test has several.
-func (f *file) test(name string) *test {
+// test is the latest of that key: a retried test has several.
+func (f *file) test(k testKey) *test {
 	for _, t := range slices.Backward(f.tests) {
-		if t.name == name {
+		if t.testKey == k {
 			return t
 		}
 	}
@@ -370,13 +404,13 @@ func (t *test) step(id uint64) *entry {
 func (r *Run) step(rec event.Record, id uint64) *entry { return r.test(rec).step(id) }
 
 func (r *Run) machine(rec event.Record, name string) *machine {
-	f := r.file(rec)
+	f, k := r.file(rec), keyOf(rec.Scope)
 	for _, m := range f.machines {
-		if m.name == name {
+		if m.name == name && m.test == k {
 			return m
 		}
 	}
-	m := &machine{name: name, began: rec.Time}
+	m := &machine{name: name, test: k, began: rec.Time}
 	f.machines = append(f.machines, m)
 	return m
 }
@@ -426,11 +460,7 @@ func (r *Run) close(now time.Time) {
 		if f.outside != nil {
 			f.outside.close(now, r.limits)
 		}
-		for _, name := range f.declared {
-			if f.test(name) == nil {
-				f.tests = append(f.tests, &test{name: name, began: now, done: true, status: event.Skipped})
-			}
-		}
+		f.complete(now)
 		for _, m := range f.machines {
 			m.console.trim(r.limits)
 			if n := len(m.boots); n > 0 && m.boots[n-1].end == "" {
@@ -447,6 +477,45 @@ func (r *Run) close(now time.Time) {
 	if len(r.finished.Counts) == 0 {
 		r.finished.Counts = r.counts()
 	}
+}
+
+// complete gives the file the tests that never began, and puts all into the
+// order of the file, whatever the order in which they ran.
+func (f *file) complete(now time.Time) {
+	for _, k := range f.declared {
+		if f.test(k) == nil {
+			f.tests = append(f.tests, &test{testKey: k, name: k.String(), began: now, done: true, status: event.Skipped})
+		}
+	}
+	rank := func(t *test) int {
+		if i := slices.Index(f.declared, t.testKey); i >= 0 || t.isSetup() {
+			return i
+		}
+		return len(f.declared)
+	}
+	slices.SortStableFunc(f.tests, func(a, b *test) int { return cmp.Compare(rank(a), rank(b)) })
+}
+
+// differs says that the test ended otherwise when its machines started the
+// other way.
+func (f *file) differs(t *test) bool {
+	return slices.ContainsFunc(f.tests, func(o *test) bool {
+		return o.test == t.test && o.boot != t.boot && o.status != t.status &&
+			o.status != event.Skipped && t.status != event.Skipped
+	})
+}
+
+// differing is the number of tests for which it matters how machines start.
+func (r *Run) differing() int {
+	names := make(map[string]bool)
+	for _, f := range r.files {
+		for _, t := range f.tests {
+			if f.differs(t) {
+				names[f.name+":"+t.test] = true
+			}
+		}
+	}
+	return len(names)
 }
 
 func (t *test) close(now time.Time, lim limits) {
@@ -470,7 +539,7 @@ func (t *test) close(now time.Time, lim limits) {
 
 // isSetup says that the test is setup(): reported as a test, but none of those
 // that people count, unless it failed.
-func (t *test) isSetup() bool { return t.name == "setup" }
+func (k testKey) isSetup() bool { return k.test == "setup" }
 
 // tests says that this is a run of tests.
 func (r *Run) tests() bool { return r.started || len(r.files) > 0 }

@@ -191,3 +191,13 @@ func TestColor(t *testing.T) {
 	stdout, stderr := onTerminal(t, TerminalOptions{ColorStdout: true, ColorStderr: true}, (*story).wholeRun)
 	golden(t, "color.txt", stderr+stdout)
 }
+
+// Plain lines of tests that run at once say whose they are.
+func TestPlainParallel(t *testing.T) {
+	for name, level := range map[string]Level{"parallel": Normal, "parallel_verbose": Verbose} {
+		t.Run(name, func(t *testing.T) {
+			stdout, stderr := onTerminal(t, TerminalOptions{Level: level}, parallelRun)
+			golden(t, name+".txt", fmt.Sprintf("── stderr ──\n%s── stdout ──\n%s", stderr, stdout))
+		})
+	}
+}

@@ -34,6 +34,9 @@ func (t *Terminal) summary(written []event.Artifact) {
 	if t.run.info.Seed != 0 && fin.Status != event.Passed {
 		fmt.Fprintf(&b, "%s %d\n", p.paint(dim, fmt.Sprintf("%-10s", "seed")), t.run.info.Seed)
 	}
+	if n := t.run.differing(); n > 0 {
+		b.WriteString(p.paint(red, "≠ "+plural(n, "test")+" ended otherwise cold than warm") + "\n")
+	}
 	b.WriteString(p.paint(styleOf(fin.Status), lastWords(fin)) + "\n")
 	t.writeStdout(b.String())
 }
@@ -42,8 +45,8 @@ func (t *Terminal) fileSummary(b *strings.Builder, p painter, f *file) {
 	var rows [][3]string // status, name, time and why
 	var styles []string
 	wordWidth, nameWidth := 4, 0
-	add := func(s event.Status, word, name string, d time.Duration, fail *event.Failure) {
-		if t.o.Level == Quiet && s == event.Passed {
+	add := func(s event.Status, word, name string, d time.Duration, fail *event.Failure, differs bool) {
+		if t.o.Level == Quiet && s == event.Passed && !differs {
 			return
 		}
 		rest := ""
@@ -53,6 +56,9 @@ func (t *Terminal) fileSummary(b *strings.Builder, p painter, f *file) {
 		if fail != nil {
 			rest = fmt.Sprintf("%-6s  %s", rest, oneLine(fail))
 		}
+		if differs {
+			name += " ≠"
+		}
 		rows, styles = append(rows, [3]string{word, clean(name), rest}), append(styles, styleOf(s))
 		wordWidth, nameWidth = max(wordWidth, len(word)), max(nameWidth, width(clean(name)))
 	}
@@ -61,10 +67,10 @@ func (t *Terminal) fileSummary(b *strings.Builder, p painter, f *file) {
 		if ts.isSetup() && ts.status == event.Passed {
 			word = ""
 		}
-		add(ts.status, word, ts.name, ts.duration, ts.failure)
+		add(ts.status, word, ts.name, ts.duration, ts.failure, f.differs(ts))
 	}
 	if own := f.ownFailure(); own != nil {
-		add(own.Status, statusWord(own.Status), "", f.duration, own)
+		add(own.Status, statusWord(own.Status), "", f.duration, own, false)
 	}
 	if len(rows) == 0 {
 		return

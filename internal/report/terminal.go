@@ -217,39 +217,67 @@ func header(e event.RunStarted) string {
 	if e.Host != "" {
 		s = append(s, e.Host)
 	}
+	if b := bootWords[e.Boot]; b != "" {
+		s = append(s, b)
+	}
 	if e.Seed != 0 {
 		s = append(s, fmt.Sprintf("seed %d", e.Seed))
 	}
 	return clean(strings.Join(s, ", "))
 }
 
-func testName(s event.Scope) string { return strings.TrimSpace(clean(s.File + " " + s.Test)) }
+// bootWords say how machines start, where that is not the usual way.
+var bootWords = map[string]string{"cold": "cold boots", "both": "cold and warm boots"}
 
-// subject is the beginning of a line: the file where there are several, and the
-// machine.
+func testName(s event.Scope) string {
+	return strings.TrimSpace(clean(s.File + " " + keyOf(s).String()))
+}
+
+// subject is the beginning of a line: who it is about.
 func (t *Terminal) subject(s event.Scope, machine string) string {
+	who := t.who(s, machine, machine == "")
+	if who == "" {
+		return ""
+	}
+	return painter(t.o.ColorStderr).paint(cyan, who) + ": "
+}
+
+// who is the file where there are several, the test where several run, and the
+// machine.
+func (t *Terminal) who(s event.Scope, machine string, needFile bool) string {
 	var who []string
-	if s.File != "" && (machine == "" || t.several()) {
+	if s.File != "" && (needFile || t.several()) {
 		who = append(who, s.File)
+	}
+	if k := keyOf(s); k != (testKey{}) && !t.alone(s.File, k) {
+		who = append(who, k.String())
 	}
 	if machine != "" {
 		who = append(who, machine)
 	}
-	if len(who) == 0 {
-		return ""
+	return clean(strings.Join(who, " "))
+}
+
+// alone says that no other test of the file runs.
+func (t *Terminal) alone(name string, k testKey) bool {
+	for _, f := range t.run.files {
+		if f.name != name {
+			continue
+		}
+		for _, ts := range f.tests {
+			if !ts.done && ts.testKey != k {
+				return false
+			}
+		}
 	}
-	return painter(t.o.ColorStderr).paint(cyan, clean(strings.Join(who, " "))) + ": "
+	return true
 }
 
 // mark is the subject of a line that a guest wrote: "server | ", "server ! "
 // (standard error), "server # " (the console).
 func (t *Terminal) mark(s event.Scope, machine, sign string) string {
 	p := painter(t.o.ColorStderr)
-	name := machine
-	if t.several() {
-		name = strings.TrimSpace(s.File + " " + machine)
-	}
-	return p.paint(cyan, clean(name)) + p.paint(dim, " "+sign) + " "
+	return p.paint(cyan, t.who(s, machine, false)) + p.paint(dim, " "+sign) + " "
 }
 
 func (t *Terminal) several() bool { return len(t.run.info.Files) > 1 || len(t.run.files) > 1 }
@@ -268,8 +296,9 @@ func (t *Terminal) testFinished(r event.Record, e event.TestFinished) {
 	switch {
 	case e.Failure != nil:
 		t.failed(r.Time, testName(r.Scope), e.Failure, e.Duration)
-	case r.Scope.Test == "setup" && e.Status == event.Passed:
-		t.line(r.Time, clean(r.Scope.File)+" set up"+p.paint(dim, " ("+took(e.Duration)+")"))
+	case keyOf(r.Scope).isSetup() && e.Status == event.Passed:
+		setUp := strings.Replace(testName(r.Scope), " setup", " set up", 1)
+		t.line(r.Time, setUp+p.paint(dim, " ("+took(e.Duration)+")"))
 	default:
 		t.line(r.Time, t.endLine(p, e.Status, testName(r.Scope), e.Duration, ""))
 	}
