@@ -71,7 +71,7 @@ func (h *Host) String() string {
 	case h.probe.KVM:
 		return "KVM"
 	default:
-		return fmt.Sprintf("emulated guests (TCG; attest doctor says why), default timeouts × %.0f", factor)
+		return fmt.Sprintf("emulated guests (TCG; attest doctor says why), timeouts that a test does not give × %.0f", factor)
 	}
 }
 

@@ -307,6 +307,7 @@ var (
 	unmet     = regexp.MustCompile(`^E: (Unable to correct problems|Error, pkgProblemResolver)`)
 	noSpace   = regexp.MustCompile(`(?i)no space left on device|you don't have enough free space|disk quota exceeded`)
 	runFailed = regexp.MustCompile(`^attest: run (\d+) failed (\d+)$`)
+	noSuite   = regexp.MustCompile(`The repository '(\S+) (\S+) Release' does not have a Release file`)
 	noMirror  = regexp.MustCompile(`(?i)could not resolve|temporary failure resolving|could not connect|connection (?:failed|refused|timed out)|network is unreachable`)
 )
 
@@ -335,6 +336,9 @@ func (s *Store) blame(m mmdebstrap, t *transcript, code int) error {
 		if unmet.MatchString(line) {
 			return &PackageError{Image: m.title, Reason: "the packages cannot be installed together" + indented(output)}
 		}
+	}
+	if f := noSuite.FindStringSubmatch(all); f != nil && strings.Contains(all, "404  Not Found") {
+		return specErrorf("suite", "%s has no Debian release %q; give the code name of one, such as bookworm, or stable (%s names another mirror: archive.debian.org keeps old releases)", f[1], f[2], MirrorEnv)
 	}
 	e := &BuildError{Image: m.title, Phase: t.phase, Output: output, Err: fmt.Errorf("mmdebstrap: exit code %d", code)}
 	if e.Phase == "" {

@@ -33,6 +33,8 @@ func TestBlame(t *testing.T) {
 		{"apt's count", "E: You don't have enough free space in /var/cache/apt/archives/.", "space: image cache "},
 		{"no network", "I: running apt-get update...\nErr:1 http://deb.debian.org/debian bookworm InRelease\n  Temporary failure resolving 'deb.debian.org'\nE: Failed to fetch http://deb.debian.org/debian/dists/bookworm/InRelease",
 			"build: image debian:bookworm+x: fetching package lists failed: Debian's mirror cannot be reached: temporary failure resolving"},
+		{"no such release", "I: running apt-get update...\nErr:2 http://deb.debian.org/debian nosuch Release\n  404  Not Found [IP: 203.0.113.80 80]\nE: The repository 'http://deb.debian.org/debian nosuch Release' does not have a Release file.\nE: apt-get update --error-on=any failed",
+			"spec: image: suite: http://deb.debian.org/debian has no Debian release \"nosuch\"; give the code name of one"},
 		{"postinst", "attest: phase installing packages\ndpkg: error processing package x (--configure):\n installed x package post-installation script subprocess returned error exit status 1\nE: Sub-process /usr/bin/dpkg returned an error code (1)",
 			"build: image debian:bookworm+x: installing packages failed: dpkg: error processing package x"},
 		{"a crash", "perl: out of memory", "build: image debian:bookworm+x: mmdebstrap failed (mmdebstrap: exit code 9)\n  perl: out of memory"},
@@ -54,11 +56,14 @@ func TestBlame(t *testing.T) {
 }
 
 func kindOf(err error) string {
+	var spec *SpecError
 	var pkg *PackageError
 	var run *RunError
 	var space *SpaceError
 	var build *BuildError
 	switch {
+	case errors.As(err, &spec):
+		return "spec"
 	case errors.As(err, &pkg):
 		return "package"
 	case errors.As(err, &run):
