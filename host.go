@@ -18,6 +18,9 @@ import (
 type HostConfig struct {
 	Backend string // for machines that name none; empty or "auto": the cheapest that can
 	Keep    bool   // keep the state directory at the end, for a look at it
+	// Packets has network cards send each frame as a message of its own (QEMU's
+	// -netdev dgram) instead of all of them as a stream, which is faster.
+	Packets bool
 }
 
 // A Host is what all labs of one process share: the supervisor that keeps the

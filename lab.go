@@ -25,6 +25,7 @@ type Lab struct {
 	machines  []*Machine // in the order of LabConfig
 	switches  map[int]*network.Switch
 	addresses network.Addresses
+	vde       vdeSockets
 
 	ctx    context.Context // ends with Close; carries the bus
 	cancel context.CancelCauseFunc
@@ -153,6 +154,7 @@ func (l *Lab) Close() error {
 		wg.Go(func() { errs[i] = m.close() })
 	}
 	wg.Wait()
+	l.vde.close()
 	for _, s := range l.switches {
 		s.Close()
 	}

@@ -98,7 +98,12 @@ func (m *Machine) attachDisk(ctx context.Context, config *vmm.Config, img *image
 // each start has new ones.
 func (m *Machine) attachNICs(config *vmm.Config) error {
 	for _, i := range m.address.Interfaces {
-		_, conn, err := m.lab.switches[i.Network].Attach(m.lab.ctx, network.NIC{Machine: m.Name(), ID: i.Name, MAC: i.MAC})
+		sw := m.lab.switches[i.Network]
+		attach := sw.Attach
+		if m.lab.host.config.Packets {
+			attach = sw.AttachPackets
+		}
+		_, conn, err := attach(m.lab.ctx, network.NIC{Machine: m.Name(), ID: i.Name, MAC: i.MAC})
 		if err != nil {
 			for _, n := range config.NICs {
 				n.Conn.Close()

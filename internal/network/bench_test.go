@@ -6,6 +6,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Benchmarks send as many frames as b.N says from each sender and wait until
@@ -90,7 +92,11 @@ func (f flow) run(b *testing.B, size int) (wait func()) {
 func (p *peer) index() int { return int(p.NIC().MAC[5]) - 1 }
 
 func benchmark(b *testing.B, ports, size int, flows func([]*peer) []flow) {
-	m := attach(b, newSwitch(b, Options{}), ports)
+	benchmarkPeers(b, func(s *Switch) []*peer { return attach(b, s, ports) }, size, flows)
+}
+
+func benchmarkPeers(b *testing.B, attach func(*Switch) []*peer, size int, flows func([]*peer) []flow) {
+	m := attach(newSwitch(b, Options{}))
 	introduce(m)
 	for _, p := range m {
 		p.conn.SetDeadline(time.Now().Add(10 * time.Minute))
@@ -196,7 +202,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 func BenchmarkDirect(b *testing.B) {
 	for _, size := range benchSizes {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
-			x, y, err := socketPair()
+			x, y, err := pair(unix.SOCK_STREAM)
 			if err != nil {
 				b.Fatal(err)
 			}

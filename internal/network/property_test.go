@@ -18,7 +18,7 @@ func TestSwitchProperties(t *testing.T) {
 		s := New("lan", Options{QueueBytes: 16 << 20}) // more than all that is drawn
 		defer s.Close()
 		n := rapid.IntRange(2, 5).Draw(r, "machines")
-		m := attach(t, s, n)
+		m := attachMixed(t, s, n, rapid.IntRange(0, n).Draw(r, "machines that send packets"))
 		sent := make([][][]byte, n)
 		for i := range sent {
 			sent[i] = rapid.SliceOfN(frameFrom(i, n), 0, 20).Draw(r, fmt.Sprint("frames of ", i))

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Options are the settings of a switch; the zero value is good.
@@ -58,7 +60,7 @@ var ErrClosed = errors.New("switch is closed")
 // because the VMM sent garbage publishes that to ctx's bus; the context's end
 // means nothing to the port.
 func (s *Switch) Attach(ctx context.Context, nic NIC) (*Port, *net.UnixConn, error) {
-	ours, theirs, err := socketPair()
+	ours, theirs, err := pair(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, nil, fmt.Errorf("network %s: attach %s/%s: %w", s.name, nic.Machine, nic.ID, err)
 	}

@@ -28,7 +28,7 @@ const patience = time.Minute
 type peer struct {
 	*Port
 	t    testing.TB
-	conn *net.UnixConn
+	conn net.Conn // frames with their prefixes
 	in   *bufio.Reader
 }
 
@@ -46,14 +46,18 @@ func newSwitch(t testing.TB, o Options) *Switch {
 func attach(t testing.TB, s *Switch, n int) (peers []*peer) {
 	for i := range n {
 		p, conn, err := s.Attach(t.Context(), NIC{Machine: fmt.Sprintf("m%d", i), ID: "net1", MAC: macOf(i)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { conn.Close() })
-		conn.SetDeadline(time.Now().Add(patience))
-		peers = append(peers, &peer{p, t, conn, bufio.NewReaderSize(conn, 1<<20)})
+		peers = append(peers, newPeer(t, p, conn, err))
 	}
 	return peers
+}
+
+func newPeer(t testing.TB, p *Port, conn net.Conn, err error) *peer {
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(patience))
+	return &peer{p, t, conn, bufio.NewReaderSize(conn, 1<<20)}
 }
 
 func macOf(i int) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 0x12, 1, byte(i + 1)} }

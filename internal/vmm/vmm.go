@@ -48,9 +48,11 @@ type Disk struct {
 	ReadOnly bool
 }
 
-// NIC is one network card. Conn is the host's end of a stream of Ethernet
-// frames, each after its length as 4 bytes, big-endian (QEMU's -netdev stream);
-// the other end belongs to the switch. The backend owns Conn and closes it.
+// NIC is one network card. Conn is the host's end of a socket with Ethernet
+// frames; the other end belongs to the switch. On a stream each frame comes
+// after its length as 4 bytes, big-endian (QEMU's -netdev stream); on a socket
+// that keeps messages apart (SOCK_SEQPACKET) each is a message (-netdev dgram).
+// The backend owns Conn and closes it.
 type NIC struct {
 	ID   string // "net1"; unique in the machine
 	MAC  net.HardwareAddr

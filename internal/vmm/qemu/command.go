@@ -7,6 +7,8 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/attest-vm/attest/internal/accel"
 	"github.com/attest-vm/attest/internal/vmm"
 )
@@ -167,9 +169,17 @@ func (c *command) disk(i int, d vmm.Disk) {
 // escape keeps a value in one piece where QEMU splits at commas.
 func escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }
 
-// nic adds a network card whose frames go over a connected socket, each after
-// its length (QEMU's -netdev stream).
+// nic adds a network card whose frames go over a connected socket.
 func (c *command) nic(n vmm.NIC, f *os.File) {
-	c.add("-netdev", fmt.Sprintf("stream,id=%s-link,server=off,addr.type=fd,addr.str=%d", n.ID, c.fd(f)))
+	c.add("-netdev", link(f, c.fd(f))+",id="+n.ID+"-link")
 	c.virtio("net", fmt.Sprintf(",id=%s,netdev=%s-link,mac=%s%s", n.ID, n.ID, n.MAC, c.typ.net))
+}
+
+// link is the backend of a network card for a socket that QEMU has as fd: in a
+// stream each frame comes after its length, in packets each is one.
+func link(f *os.File, fd int) string {
+	if typ, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_TYPE); err == nil && typ != unix.SOCK_STREAM {
+		return fmt.Sprintf("dgram,local.type=fd,local.str=%d", fd)
+	}
+	return fmt.Sprintf("stream,server=off,addr.type=fd,addr.str=%d", fd)
 }

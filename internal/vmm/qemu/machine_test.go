@@ -17,6 +17,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/attest-vm/attest/internal/supervise"
+	"golang.org/x/sys/unix"
+
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/vmm/qemu/qmp"
 )
@@ -326,8 +328,15 @@ func TestAllowRebootLater(t *testing.T) {
 	g.expect("boot")
 }
 
+// TestSetLink has a network card on a stream, and one on packets.
 func TestSetLink(t *testing.T) {
-	ours, theirs := connPair(t)
+	for netdev, typ := range map[string]int{"stream": unix.SOCK_STREAM, "dgram": unix.SOCK_SEQPACKET} {
+		t.Run(netdev, func(t *testing.T) { testSetLink(t, netdev, typ) })
+	}
+}
+
+func testSetLink(t *testing.T, netdev string, typ int) {
+	ours, theirs := typedPair(t, typ)
 	go io.Copy(io.Discard, ours) // what the firmware may send
 	g := start(t, vmm.Config{
 		Kernel: kernel().print("ready\n").halt().write(t),
@@ -340,7 +349,7 @@ func TestSetLink(t *testing.T) {
 	if refused := (*qmp.Error)(nil); !errors.As(err, &refused) || refused.Class != "DeviceNotFound" {
 		t.Errorf("got %v", err)
 	}
-	if out, err := g.MonitorCommand(t.Context(), "info network"); err != nil || !strings.Contains(out, "52:54:00:12:01:01") {
+	if out, err := g.MonitorCommand(t.Context(), "info network"); err != nil || !strings.Contains(out, "52:54:00:12:01:01") || !strings.Contains(out, "type="+netdev) {
 		t.Errorf("got %q, %v", out, err)
 	}
 	g.must(g.Kill())
@@ -403,17 +412,23 @@ func TestSupervisorsEndIsTheMachines(t *testing.T) {
 }
 
 // connPair is a network's connection and a machine's.
-func connPair(t *testing.T) (ours, theirs net.Conn) {
+func connPair(t *testing.T) (ours, theirs net.Conn) { return typedPair(t, unix.SOCK_STREAM) }
+
+func typedPair(t *testing.T, typ int) (ours, theirs net.Conn) {
 	t.Helper()
-	ours, f, err := socketpair()
+	fds, err := unix.Socketpair(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	theirs, err = net.FileConn(f)
-	if err != nil {
-		t.Fatal(err)
+	conn := func(fd int) net.Conn {
+		f := os.NewFile(uintptr(fd), "socket")
+		defer f.Close()
+		c, err := net.FileConn(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
 	}
-	t.Cleanup(func() { ours.Close(); theirs.Close() })
-	return ours, theirs
+	return conn(fds[0]), conn(fds[1])
 }
