@@ -38,14 +38,15 @@ type Machine struct {
 
 // A run is one start of a machine, from power on to power off.
 type run struct {
-	machine *Machine
-	vm      vmm.VM
-	guest   *guest.Client
-	started time.Time
-	pumped  chan struct{} // closed when the console has been read to its end
-	over    chan struct{} // closed when all of the run is gone; down is set before
-	down    error         // why the machine is down, as operations report it
-	asked   bool          // somebody asked for the end; guarded by machine.mu
+	machine  *Machine
+	vm       vmm.VM
+	guest    *guest.Client
+	started  time.Time
+	pumped   chan struct{} // closed when the console has been read to its end
+	over     chan struct{} // closed when all of the run is gone; down is set before
+	down     error         // why the machine is down, as operations report it
+	forwards forwards
+	asked    bool // somebody asked for the end; guarded by machine.mu
 
 	ready    chan struct{} // closed when the guest answered once, or never will; readyErr is set before
 	readyErr error
@@ -190,6 +191,7 @@ func (r *run) watch() {
 	}
 	m.mu.Unlock()
 	r.guest.Close(r.down)
+	r.forwards.close()
 	state := "stopped"
 	switch {
 	case m.console.panicLine() != "":
@@ -263,6 +265,19 @@ func (r *run) greet(ctx context.Context, info wire.Info) error {
 // use gives fn the guest of a running machine that has answered at least once;
 // it starts the machine if need be.
 func (m *Machine) use(ctx context.Context, operation string) (*run, error) {
+	r, err := m.powered(ctx, operation)
+	if err == nil {
+		err = r.awaitReady(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// powered is the machine's run, begun here if the machine has not ended by
+// itself.
+func (m *Machine) powered(ctx context.Context, operation string) (*run, error) {
 	m.mu.Lock()
 	r, ended := m.current, m.ended
 	m.mu.Unlock()
@@ -277,9 +292,6 @@ func (m *Machine) use(ctx context.Context, operation string) (*run, error) {
 		if err != nil {
 			return nil, err
 		}
-	}
-	if err := r.awaitReady(ctx); err != nil {
-		return nil, err
 	}
 	return r, nil
 }

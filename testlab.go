@@ -207,3 +207,12 @@ func (m *TestMachine) Sleep(d time.Duration) {
 
 // Log writes a line to the test's log.
 func (m *TestMachine) Log(text string) { m.Machine.Log(m.ctx, text) }
+
+// ForwardPort carries connections to a port of this host's loopback address, 0
+// for any, to a port in the guest, and returns the host's.
+func (m *TestMachine) ForwardPort(hostPort, guestPort int) int {
+	m.t.Helper()
+	port, err := m.Machine.ForwardPort(m.ctx, hostPort, guestPort)
+	check(m.t, err)
+	return port
+}

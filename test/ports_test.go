@@ -2,8 +2,16 @@ package test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/attest-vm/attest"
@@ -29,6 +37,7 @@ func TestDatagramPorts(t *testing.T) {
 	testTransfers(t, lab)
 	checkNetdev(t, lab, "client", "dgram,")
 	checkNetdev(t, lab, "server", "dgram,")
+	testForwardPort(t, tried{lab.Machine("server"), t})
 }
 
 // checkNetdev looks at how the QEMU of a machine was really started.
@@ -116,5 +125,68 @@ func testTransfers(t *testing.T, lab *attest.Lab) {
 	server.succeed("while systemctl is-active -q receive; do sleep 0.1; done")
 	if got := server.succeed("sha256sum < /tmp/up"); got != sum {
 		t.Errorf("uploaded %s, want %s", got, sum)
+	}
+}
+
+// testForwardPort reaches services of a machine from this host. It powers the
+// machine off.
+func testForwardPort(t *testing.T, m tried) {
+	forward := func(guestPort int) string {
+		port, err := m.ForwardPort(t.Context(), 0, guestPort)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("127.0.0.1:%d", port)
+	}
+	addr := forward(80)
+	want := strings.Fields(m.succeed("sha256sum < /tmp/down"))[0]
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+			r, err := client.Get("http://" + addr + "/down")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer r.Body.Close()
+			h := sha256.New()
+			if n, err := io.Copy(h, r.Body); err != nil || fmt.Sprintf("%x", h.Sum(nil)) != want {
+				t.Errorf("%d bytes, %v, sum %x; want %s", n, err, h.Sum(nil), want)
+			}
+		})
+	}
+	all.Wait()
+
+	// What listens on one address of the machine alone.
+	m.succeed(`systemd-run -q --unit=own bash -c 'perl -MIO::Socket::INET -e '\''
+		$l = IO::Socket::INET->new(Listen => 1, LocalAddr => "` + m.Addresses()[0].String() + `", LocalPort => 9001) or die;
+		$c = $l->accept; print $c "from ", $c->peerhost, "\n"'\'
+		until grep -q :2329 /proc/net/tcp; do sleep 0.1; done`)
+	conn, err := net.Dial("tcp", forward(9001))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if got, err := io.ReadAll(conn); err != nil || string(got) != "from "+m.Addresses()[0].String()+"\n" {
+		t.Errorf("%q, %v", got, err)
+	}
+
+	_, port, _ := net.SplitHostPort(addr)
+	taken, _ := strconv.Atoi(port)
+	_, err = m.ForwardPort(t.Context(), taken, 80)
+	if infra := errorAs[*attest.InfraError](t, err); !strings.Contains(infra.Error(), "which something else uses") {
+		t.Error(infra)
+	}
+	for _, bad := range [][2]int{{-1, 80}, {65536, 80}, {0, 0}, {0, 65536}} {
+		_, err := m.ForwardPort(t.Context(), bad[0], bad[1])
+		errorAs[*attest.ConfigError](t, err)
+	}
+	if err := m.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if conn, err := net.Dial("tcp", addr); err == nil {
+		conn.Close()
+		t.Error("the port is open when the machine is off")
 	}
 }

@@ -174,6 +174,8 @@ func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 		return do(r, func(q wire.CopyRequest) (any, error) { return putTar(stream, q.Path) })
 	case wire.OpGetTar:
 		return do(r, func(q wire.CopyRequest) (any, error) { return getTar(stream, q.Path) })
+	case wire.OpConnect:
+		return do(r, func(q wire.ConnectRequest) (any, error) { return nil, connect(stream, q) })
 	case wire.OpIdentity:
 		return do(r, func(q wire.Identity) (any, error) {
 			if err := applyIdentity(q, "/"); err != nil {

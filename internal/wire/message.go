@@ -23,6 +23,7 @@ const (
 	OpWaitSocket = "wait-socket" // SocketRequest, nothing
 	OpPutTar     = "put-tar"     // CopyRequest and a tar stream on Stdin, CopyResult
 	OpGetTar     = "get-tar"     // CopyRequest, a tar stream on Stdout and CopyResult
+	OpConnect    = "connect"     // ConnectRequest, bytes both ways on Stdin and Stdout, nothing
 	OpIdentity   = "identity"    // Identity, nothing
 	OpSync       = "sync"        // nothing, nothing: sync(2)
 	OpPower      = "power"       // PowerRequest, nothing
@@ -164,6 +165,11 @@ type CopyResult struct {
 	Files   int      `json:"files"`
 	Bytes   int64    `json:"bytes"`
 	Skipped []string `json:"skipped,omitempty"` // devices, sockets, …: at most a hundred
+}
+
+// ConnectRequest connects to a TCP port of the guest itself.
+type ConnectRequest struct {
+	Port int `json:"port"`
 }
 
 // PowerRequest ends or restarts the guest.
