@@ -81,19 +81,27 @@ func (e errInterrupted) Status() attest.Status { return attest.Interrupted }
 
 // interruptible returns a context that ends with the first SIGINT, SIGTERM or
 // SIGHUP. A second signal ends the program on the spot; the supervisor cleans
-// up after it then too.
+// up after it then too. A SIGINT that somebody waits for (interrupts) is theirs.
 func interruptible(ctx context.Context, stderr io.Writer) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
+	interrupts := make(chan error)
+	ctx = context.WithValue(ctx, interruptsKey{}, interrupts)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
-		s, ok := <-signals
-		if !ok {
-			return
-		}
-		cancel(errInterrupted{s.(syscall.Signal)})
-		if _, ok := <-signals; ok {
-			os.Exit(exitInterrupted)
+		for s := range signals {
+			cause := errInterrupted{s.(syscall.Signal)}
+			if s == syscall.SIGINT {
+				select {
+				case interrupts <- cause:
+					continue
+				default:
+				}
+			}
+			if ctx.Err() != nil {
+				os.Exit(exitInterrupted)
+			}
+			cancel(cause)
 		}
 	}()
 	return ctx, func() {
@@ -101,6 +109,14 @@ func interruptible(ctx context.Context, stderr io.Writer) (context.Context, func
 		close(signals)
 		cancel(nil)
 	}
+}
+
+type interruptsKey struct{}
+
+// interrupts has a value for each SIGINT for which somebody waits.
+func interrupts(ctx context.Context) <-chan error {
+	c, _ := ctx.Value(interruptsKey{}).(chan error)
+	return c
 }
 
 func newRoot(stdout, stderr io.Writer) *cobra.Command {
@@ -122,7 +138,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(newRun(), newDoctor(), newImage(), newGC())
+	root.AddCommand(newRun(), newREPL(), newDoctor(), newImage(), newGC())
 	return root
 }
 

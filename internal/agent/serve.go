@@ -160,6 +160,8 @@ func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 		return do(r, func(q wire.ExecRequest) (any, error) { return s.shell.exec(stream, q, r.Body) })
 	case wire.OpUntil:
 		return do(r, func(q wire.UntilRequest) (any, error) { return s.shell.until(stream, q, r.Body) })
+	case wire.OpTerminal:
+		return do(r, func(q wire.TerminalRequest) (any, error) { return s.shell.terminal(stream, q) })
 	case wire.OpWarm:
 		return nil, s.shell.warm(ctx)
 	case wire.OpWaitUnit:

@@ -32,6 +32,13 @@ operation can fail, its failure ends the test.
 	return strings.TrimRight(b.String(), "\n") + "\n"
 }
 
+// Help is what the reference says of the operation.
+func (o *Operation) Help() string {
+	var b strings.Builder
+	o.write(&b)
+	return strings.TrimSpace(strings.TrimPrefix(b.String(), "### "))
+}
+
 func (o *Operation) write(b *strings.Builder) {
 	call := o.Signature()
 	if o.On != Lab {

@@ -208,7 +208,19 @@ func failureText(p painter, name string, f *event.Failure, d time.Duration, room
 		b.WriteString(p.paint(dim, " ("+took(d)+")"))
 	}
 	b.WriteString("\n")
+	writeFailure(&b, p, f, room)
+	return b.String()
+}
 
+// Explain is a failure for a person who has just caused it, in colour or not:
+// what failureText shows without its first line.
+func Explain(f *event.Failure, color bool) string {
+	var b strings.Builder
+	writeFailure(&b, painter(color), f, terminalRoom)
+	return b.String()
+}
+
+func writeFailure(b *strings.Builder, p painter, f *event.Failure, room room) {
 	where := place(f.Position)
 	if where != "" {
 		where += ": "
@@ -229,13 +241,13 @@ func failureText(p painter, name string, f *event.Failure, d time.Duration, room
 			b.WriteString("    " + p.paint(red, mark) + "\n")
 		}
 	}
-	writeStack(&b, p, f.Stack)
+	writeStack(b, p, f.Stack)
 	facts, blocks := parts(f, room)
 	if len(facts) > 0 {
 		b.WriteString("\n")
 	}
 	for _, f := range facts {
-		fmt.Fprintf(&b, "  %s %s\n", p.paint(dim, fmt.Sprintf("%-10s", f.Name)), f.Value)
+		fmt.Fprintf(b, "  %s %s\n", p.paint(dim, fmt.Sprintf("%-10s", f.Name)), f.Value)
 	}
 	for _, bl := range blocks {
 		b.WriteString("  " + p.paint(dim, bl.Name))
@@ -247,7 +259,6 @@ func failureText(p painter, name string, f *event.Failure, d time.Duration, room
 			b.WriteString(strings.TrimRight("  "+p.paint(dim, "|")+" "+l, " ") + "\n")
 		}
 	}
-	return b.String()
 }
 
 // writeStack writes a stack that says more than the position does.

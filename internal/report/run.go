@@ -541,8 +541,11 @@ func (t *test) close(now time.Time, lim limits) {
 // that people count, unless it failed.
 func (k testKey) isSetup() bool { return k.test == "setup" }
 
-// tests says that this is a run of tests.
-func (r *Run) tests() bool { return r.started || len(r.files) > 0 }
+// tests says that this is a run of tests, and not machines that somebody
+// operates by hand.
+func (r *Run) tests() bool {
+	return r.started || slices.ContainsFunc(r.files, func(f *file) bool { return f.name != "" })
+}
 
 // counts are the tests by status.
 func (r *Run) counts() map[event.Status]int {

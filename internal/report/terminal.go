@@ -86,6 +86,7 @@ type Terminal struct {
 	live     tree
 	stdout   error // the first error of a write to o.Stdout
 	spaced   bool  // the results end with an empty line
+	held     bool  // see Hold
 	closed   bool
 }
 
@@ -123,7 +124,7 @@ func (t *Terminal) tick() {
 		case now := <-t.ticker.C:
 			t.mu.Lock()
 			switch {
-			case t.closed:
+			case t.closed || t.held:
 			case t.o.Live:
 				t.draw(now)
 			default:
@@ -148,7 +149,7 @@ func (t *Terminal) Record(r event.Record) {
 	}
 	t.run.Record(r)
 	t.show(r, step)
-	if t.o.Live && time.Since(t.live.drawn) >= drawEvery {
+	if t.o.Live && !t.held && time.Since(t.live.drawn) >= drawEvery {
 		t.draw(time.Now())
 	}
 }
@@ -459,11 +460,21 @@ func (t *Terminal) line(at time.Time, s string) {
 	t.write(painter(t.o.ColorStderr).paint(dim, stamp) + oneRow.Replace(s) + "\n")
 }
 
+// Hold keeps all lines back while somebody else uses the screen; Hold(false)
+// writes them.
+func (t *Terminal) Hold(on bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.held = on; !on && !t.closed {
+		t.erase()
+	}
+}
+
 func (t *Terminal) write(s string) {
 	if t.o.Shared {
 		t.spaced = false
 	}
-	if t.o.Live {
+	if t.o.Live || t.held {
 		t.live.pending = append(t.live.pending, chunk{text: s})
 		return
 	}
@@ -512,7 +523,7 @@ func (t *Terminal) Close(artifacts ...event.Artifact) error {
 	}
 	t.closed = true
 	t.run.close(time.Now())
-	if t.o.Live {
+	if t.o.Live || t.held {
 		t.erase()
 	}
 	t.summary(artifacts)

@@ -120,6 +120,12 @@ func classify(ctx context.Context, err error) event.Status {
 	return attest.StatusOf(err)
 }
 
+// Failure lays out an error of code that a person runs by hand; ctx is that of
+// the code.
+func Failure(ctx context.Context, err error) *event.Failure {
+	return failureOf(err, classify(ctx, err))
+}
+
 // failureOf lays out an error for the reports: what attest knows of it, and
 // where in the test file it happened.
 func failureOf(err error, status event.Status) *event.Failure {

@@ -53,15 +53,8 @@ func (r *run) plan(ctx context.Context) (*plan, error) {
 	}
 	p := &plan{}
 	options := starlark.Options{Stdout: r.opts.stdout()}
-	if r.opts.MachineConfig != "" {
-		config, err := machineconfig.Read(r.opts.MachineConfig)
-		if err == nil {
-			options.Machines, err = machinesOf(config)
-		}
-		if err != nil {
-			return nil, asInvalid(err)
-		}
-		p.timeout = config.GlobalTimeout
+	if options.Machines, p.timeout, err = configured(r.opts.MachineConfig); err != nil {
+		return nil, err
 	}
 	if r.opts.OutDir != "" {
 		if err := os.MkdirAll(r.opts.OutDir, 0o755); err != nil {
@@ -171,6 +164,27 @@ func inDirectory(dir string) ([]string, error) {
 		return nil, refusef(event.Invalid, "%s: there is no *_test.star in this directory", dir)
 	}
 	return out, nil
+}
+
+// ConfiguredMachines are the machines of a machine configuration; none if path is empty.
+func ConfiguredMachines(path string) ([]attest.MachineConfig, error) {
+	machines, _, err := configured(path)
+	return machines, err
+}
+
+func configured(path string) ([]attest.MachineConfig, time.Duration, error) {
+	if path == "" {
+		return nil, 0, nil
+	}
+	config, err := machineconfig.Read(path)
+	if err != nil {
+		return nil, 0, asInvalid(err)
+	}
+	machines, err := machinesOf(config)
+	if err != nil {
+		return nil, 0, asInvalid(err)
+	}
+	return machines, config.GlobalTimeout, nil
 }
 
 // machinesOf are the machines of a configuration, for those backends that this

@@ -16,6 +16,7 @@ const StayingInit = "attest-init"
 const (
 	OpExec       = "exec"        // ExecRequest, ExecResult
 	OpUntil      = "until"       // UntilRequest, UntilResult
+	OpTerminal   = "terminal"    // TerminalRequest, ExecResult: a login shell for a person
 	OpWarm       = "warm"        // nothing, nothing: have a shell ready
 	OpWaitUnit   = "wait-unit"   // UnitRequest, UnitState
 	OpWaitFile   = "wait-file"   // FileRequest, nothing
@@ -103,6 +104,21 @@ type ExecResult struct {
 	TimedOut bool          `json:"timed_out,omitempty"`
 	Warm     bool          `json:"warm,omitempty"` // ran on the warm shell
 	Pid      int           `json:"pid,omitempty"`  // of a detached command
+}
+
+// TerminalRequest runs a login shell on a pseudo-terminal of this size. What is
+// typed goes to Stdin; Stdout is what the terminal shows. The channel Resize
+// carries a TerminalSize, big-endian, for each change of the size.
+type TerminalRequest struct {
+	TerminalSize
+	Type string `json:"type,omitempty"` // $TERM
+	User string `json:"user,omitempty"`
+}
+
+// TerminalSize is in cells.
+type TerminalSize struct {
+	Rows    uint16 `json:"rows"`
+	Columns uint16 `json:"columns"`
 }
 
 // UntilRequest repeats a command until it succeeds, or fails, or the deadline

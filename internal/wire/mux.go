@@ -22,8 +22,9 @@ const (
 	Stdout = 1 // to the host
 	Stderr = 2 // to the host
 	Script = 3 // to the agent: the text of a command that does not fit into Open
+	Resize = 4 // to the agent: the sizes of a terminal
 
-	channels = 4
+	channels = 5
 )
 
 // ErrRestart is returned by Stream.Read once where the other side called

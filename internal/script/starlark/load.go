@@ -27,6 +27,10 @@ var dialect = &syntax.FileOptions{Set: true, While: true, TopLevelControl: true,
 // and checks all that can be checked without a machine. A file that cannot be
 // run is a *LoadError. Nothing is started.
 func Load(ctx context.Context, path string, opts Options) (*File, error) {
+	return newLoader(ctx, opts).file(path, (*File).choose)
+}
+
+func newLoader(ctx context.Context, opts Options) *loader {
 	l := &loader{sources: sources{}, print: &printer{out: cmp.Or[io.Writer](opts.Stdout, io.Discard)}, ctx: ctx, modules: map[string]*module{}}
 	l.env = l.predeclared()
 	for _, c := range opts.Machines {
@@ -34,6 +38,12 @@ func Load(ctx context.Context, path string, opts Options) (*File, error) {
 		l.machines = append(l.machines, m)
 		l.env[variable(c.Name)] = m
 	}
+	return l
+}
+
+// file loads a file and all that it loads, and checks them; choose finds what
+// in it is run.
+func (l *loader) file(path string, choose func(*File, *module) []*Error) (*File, error) {
 	f := &File{path: path, sources: l.sources, print: l.print}
 	m, err := l.load(path)
 	if err != nil {
@@ -44,7 +54,7 @@ func Load(ctx context.Context, path string, opts Options) (*File, error) {
 	for _, m := range l.order {
 		errs = append(errs, m.check(l.sources)...)
 	}
-	errs = append(errs, f.choose(m)...)
+	errs = append(errs, choose(f, m)...)
 	if len(errs) > 0 {
 		return nil, l.failed(path, &LoadError{path, errs})
 	}
@@ -132,16 +142,7 @@ func (l *loader) load(path string) (*module, error) {
 // run runs a file's top level.
 func (l *loader) run(m *module, program *sl.Program) error {
 	th := &thread{sources: l.sources, print: l.print, interpreter: &sync.Mutex{}, ctx: l.ctx}
-	th.load = func(t *sl.Thread, name string) (sl.StringDict, error) {
-		if name == "" || filepath.IsAbs(name) {
-			return nil, usagef("load(%q): the path of a file, relative to %s", name, m.path)
-		}
-		loaded, err := l.load(filepath.Join(filepath.Dir(m.path), name))
-		if err != nil {
-			return nil, err
-		}
-		return loaded.globals, nil
-	}
+	th.load = l.loadFrom(m.path)
 	t, stop := th.start()
 	defer stop()
 	th.interpreter.Lock()
@@ -159,6 +160,20 @@ func (l *loader) run(m *module, program *sl.Program) error {
 		return e
 	}
 	return nil
+}
+
+// loadFrom is load("name", …) in the file at path.
+func (l *loader) loadFrom(path string) func(*sl.Thread, string) (sl.StringDict, error) {
+	return func(_ *sl.Thread, name string) (sl.StringDict, error) {
+		if name == "" || filepath.IsAbs(name) {
+			return nil, usagef("load(%q): the path of a file, relative to %s", name, path)
+		}
+		loaded, err := l.load(filepath.Join(filepath.Dir(path), name))
+		if err != nil {
+			return nil, err
+		}
+		return loaded.globals, nil
+	}
 }
 
 // checkMachines gives the file its machines, and finds those that make no

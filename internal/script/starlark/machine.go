@@ -70,7 +70,7 @@ func (m *machine) Attr(name string) (sl.Value, error) {
 // declare is machine(…).
 func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
 	th := threadOf(t)
-	if th.lab != nil {
+	if th.lab != nil && th.session == nil {
 		return nil, usagef("machine: machines are declared at the top level of the file, before a test runs")
 	}
 	if len(args) > 0 {
@@ -102,6 +102,11 @@ func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl
 				return nil, usagef("machine: networks is a list of numbers such as [1, 2]; it has %s", operation.Describe(plain(v)))
 			}
 			c.Networks = append(c.Networks, n)
+		}
+	}
+	if th.session != nil {
+		if err := th.session.mayDeclare(); err != nil {
+			return nil, err
 		}
 	}
 	l.machines = append(l.machines, m)

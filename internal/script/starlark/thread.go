@@ -20,6 +20,7 @@ type thread struct {
 	lab     operation.Runner // nil while a file is loaded
 	load    func(*sl.Thread, string) (sl.StringDict, error)
 	print   *printer
+	session *Session // nil unless a person types
 
 	interpreter *sync.Mutex     // held while Starlark code of this call runs
 	ctx         context.Context // of the operations; subtest changes it
@@ -68,11 +69,16 @@ func (th *thread) checkDepth(t *sl.Thread) {
 
 // call runs a function in a new Starlark thread. Its error is an *Error.
 func (th *thread) call(fn sl.Value, args ...sl.Value) (sl.Value, error) {
+	return th.run(func(t *sl.Thread) (sl.Value, error) { return sl.Call(t, fn, args, nil) })
+}
+
+// run gives code a new Starlark thread. Its error is an *Error.
+func (th *thread) run(code func(*sl.Thread) (sl.Value, error)) (sl.Value, error) {
 	t, stop := th.start()
 	defer stop()
 	th.interpreter.Lock()
 	defer th.interpreter.Unlock()
-	v, err := sl.Call(t, fn, args, nil)
+	v, err := code(t)
 	if err != nil {
 		return nil, th.explain(err)
 	}

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/repl"
+	"github.com/attest-vm/attest/internal/report"
+	"github.com/attest-vm/attest/internal/script/starlark"
+	"github.com/attest-vm/attest/internal/suite"
+)
+
+func newREPL() *cobra.Command {
+	var c conversation
+	cmd := &cobra.Command{
+		Use:   "repl [flags] [FILE]",
+		Short: "Operate machines by hand",
+		Long: "repl reads statements of the test language and runs them: the machines and\n" +
+			"functions of a test file, or machines that are declared at the prompt. A block\n" +
+			"ends with an empty line. Tab completes, help(x) explains, m.shell() is a shell on\n" +
+			"a machine. Ctrl-C ends what runs, Ctrl-D ends all.\n\n" +
+			"Over a pipe it exits with 1 if a statement failed.",
+		Example: "  attest repl web_test.star\n" +
+			"  echo 'setup(); web.succeed(\"systemctl status nginx\")' | attest repl web_test.star",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				c.file = args[0]
+			}
+			return c.run(cmd)
+		},
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVarP(&c.outDir, "output", "o", "", "`directory` for what is copied out of machines; made if missing")
+	flags.StringVar(&c.host.Backend, "backend", "auto", "`name` of the backend for machines that name none")
+	flags.StringVar(&c.machineConfig, "machine-config", os.Getenv("machineConfig"), "JSON `file` with machines (environment: machineConfig)")
+	flags.BoolVarP(&c.verbose, "verbose", "v", false, "show every step, console line and command output as it comes")
+	return cmd
+}
+
+// A conversation is a person's, with a lab.
+type conversation struct {
+	file          string // with machines and functions; may be empty
+	outDir        string
+	machineConfig string
+	host          attest.HostConfig
+	verbose       bool
+
+	opened *attest.Host
+	lab    *attest.Lab
+}
+
+func (c *conversation) run(cmd *cobra.Command) (err error) {
+	bus := &event.Bus{}
+	level := report.Normal
+	if c.verbose {
+		level = report.Verbose
+	}
+	o := report.StandardTerminal(level)
+	o.Live = false // the lines that are typed and the tree would get into each other's way
+	terminal := report.NewTerminal(o)
+	bus.Subscribe(terminal.Record)
+	defer terminal.Close()
+	ctx := event.WithBus(cmd.Context(), bus)
+	options := starlark.Options{Stdout: os.Stdout}
+	if options.Machines, err = suite.ConfiguredMachines(c.machineConfig); err != nil {
+		return err
+	}
+	session, err := starlark.NewSession(ctx, c.file, options, func(_ context.Context, machines []attest.MachineConfig) (operation.Runner, error) {
+		return c.open(ctx, machines)
+	})
+	if err != nil {
+		return c.explained(ctx, err, o.ColorStderr)
+	}
+	defer func() {
+		if closeErr := c.close(); err == nil {
+			err = closeErr
+		}
+	}()
+	if repl.Interactive(os.Stdin) {
+		fmt.Fprintln(os.Stderr, greeting(session.Machines()))
+	}
+	failed, err := repl.Run(ctx, repl.Options{
+		Session: session, In: os.Stdin, Out: os.Stdout, Err: os.Stderr, History: historyPath(), Interrupts: interrupts(ctx), Hold: terminal.Hold,
+		Explain: func(ctx context.Context, err error) string {
+			return report.Explain(suite.Failure(ctx, err), o.ColorStderr)
+		},
+	})
+	if err == nil && failed && !repl.Interactive(os.Stdin) {
+		err = exitCode(exitFailed)
+	}
+	return err
+}
+
+// explained shows an error as attest run would, and returns its exit code.
+func (c *conversation) explained(ctx context.Context, err error, color bool) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	f := suite.Failure(ctx, err)
+	fmt.Fprint(os.Stderr, report.Explain(f, color))
+	return exitCode(suite.ExitCode(f.Status))
+}
+
+// open makes the lab; it lives as long as the conversation.
+func (c *conversation) open(ctx context.Context, machines []attest.MachineConfig) (_ operation.Runner, err error) {
+	if c.outDir != "" {
+		if err := os.MkdirAll(c.outDir, 0o755); err != nil {
+			return nil, &attest.ConfigError{Subject: "output directory", Reason: err.Error()}
+		}
+	}
+	if c.opened == nil {
+		if c.opened, err = attest.OpenHost(ctx, c.host); err != nil {
+			return nil, err
+		}
+	}
+	c.lab, err = c.opened.NewLab(ctx, attest.LabConfig{Name: "repl", Machines: machines, OutDir: c.outDir, SourceDir: filepath.Dir(cmp.Or(c.file, "."))})
+	if err != nil {
+		return nil, err
+	}
+	return operation.Of(c.lab), nil
+}
+
+func (c *conversation) close() error {
+	var err error
+	if c.lab != nil {
+		err = c.lab.Close()
+	}
+	if c.opened != nil {
+		if hostErr := c.opened.Close(); err == nil {
+			err = hostErr
+		}
+	}
+	return err
+}
+
+func greeting(machines []attest.MachineConfig) string {
+	var names []string
+	for _, m := range machines {
+		names = append(names, m.Name)
+	}
+	about := "no machines yet: m = machine(image = debian())"
+	if len(names) > 0 {
+		about = "machines: " + strings.Join(names, ", ")
+	}
+	return "attest " + version() + ", " + about + "\nTab completes, help(x) explains, Ctrl-C ends what runs, Ctrl-D ends all."
+}
+
+// historyPath is where the XDG base directory specification has what outlives a
+// restart of a program and is not worth keeping.
+func historyPath() string {
+	dir := os.Getenv("XDG_STATE_HOME")
+	if !filepath.IsAbs(dir) {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return ""
+		}
+		dir = filepath.Join(home, ".local", "state")
+	}
+	return filepath.Join(dir, "attest", "history")
+}
