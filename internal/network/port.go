@@ -36,6 +36,9 @@ type Port struct {
 	mu        sync.Mutex // guards what follows, and the stages on both paths
 	down      bool
 	observers []*func(Observation)
+	captures  []*Capture
+	impaired  [2][]*impairment // by direction, in the order of their faults
+	gone      bool             // no impairment begins any more
 
 	stopOnce sync.Once
 	err      error // why the port ended; written before done is closed
@@ -103,22 +106,101 @@ func (p *Port) Observe(fn func(Observation)) (stop func()) {
 	}
 }
 
-// setPaths puts the stages in their order: observers at the machine's end of
+// setPaths puts the stages in their order: who looks on at the machine's end of
 // the link, what breaks it behind them.
 func (p *Port) setPaths() {
 	var from, to []stage
 	for _, o := range p.observers {
 		from = append(from, observe(p, FromMachine, *o))
 	}
+	for _, c := range p.captures {
+		from = append(from, c.sent(p))
+	}
 	if p.down {
 		from = append(from, drop(&p.fromCnt.down))
+	}
+	for _, im := range p.impaired[FromMachine] {
+		from = append(from, im.stage)
+	}
+	for _, im := range p.impaired[ToMachine] {
+		to = append(to, im.stage)
+	}
+	if p.down {
 		to = append(to, drop(&p.toCnt.down))
 	}
 	for _, o := range p.observers {
 		to = append(to, observe(p, ToMachine, *o))
 	}
+	for _, c := range p.captures {
+		to = append(to, c.received(p))
+	}
 	p.from.set(from)
 	p.to.set(to)
+}
+
+// begin puts a fault on both paths, where it belongs.
+func (p *Port) begin(f *Fault) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.gone {
+		return
+	}
+	for _, d := range []Direction{FromMachine, ToMachine} {
+		if f.on(p, d) {
+			p.impaired[d] = append(p.impaired[d], newImpairment(f, p, d))
+		}
+	}
+	p.setPaths()
+}
+
+// heal takes a fault off. What it holds back has gone on when it leaves the
+// path, so nothing overtakes it.
+func (p *Port) heal(f *Fault) {
+	of := func(im *impairment) bool { return im.fault == f }
+	p.mu.Lock()
+	impaired := p.impaired
+	p.mu.Unlock()
+	for _, list := range impaired {
+		if i := slices.IndexFunc(list, of); i >= 0 {
+			list[i].heal()
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for d, list := range p.impaired {
+		p.impaired[d] = slices.DeleteFunc(slices.Clone(list), of)
+	}
+	p.setPaths()
+}
+
+// unimpair drops all that faults hold back. The port's successor goes on with
+// their numbers.
+func (p *Port) unimpair() {
+	p.mu.Lock()
+	p.gone = true
+	impaired := p.impaired
+	p.impaired = [2][]*impairment{}
+	p.mu.Unlock()
+	for _, list := range impaired {
+		for _, im := range list {
+			im.close()
+			im.fault.keep(im)
+		}
+	}
+}
+
+// lost tells captures of a frame that a fault has dropped.
+func (p *Port) lost(b *burst, im *impairment, f frame) {
+	if im.dir == FromMachine {
+		b.lost = im.fault // the capture that saw the frame leave looks there
+		return
+	}
+	p.mu.Lock()
+	captures := p.captures
+	p.mu.Unlock()
+	for _, c := range captures {
+		c.lost(p, im.fault, f)
+	}
 }
 
 // run is the port's life.
@@ -140,6 +222,7 @@ func (p *Port) stop(err error) {
 			p.err = fmt.Errorf("network %v: %w", p, err)
 		}
 		p.sw.forget(p)
+		p.unimpair()
 		p.q.close()
 		p.t.close()
 	})
@@ -148,7 +231,7 @@ func (p *Port) stop(err error) {
 // readAll forwards what the machine sends, until it hangs up (nil).
 func (p *Port) readAll() error {
 	var in batch
-	var out burst
+	out := burst{from: p}
 	for {
 		if err := p.t.read(&in); err != nil {
 			return unlessHungUp(err)

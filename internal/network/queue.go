@@ -94,7 +94,11 @@ func (q *queue) close() {
 
 // A burst is the frames of one read on their way through the switch. Writers
 // are woken at its end, so that they find all of it and write it at once.
-type burst struct{ wake []*queue }
+type burst struct {
+	from *Port  // where the frame under way comes from
+	lost *Fault // that dropped the frame under way, as it left its machine
+	wake []*queue
+}
 
 func (b *burst) flush() {
 	for i, q := range b.wake {

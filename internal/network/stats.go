@@ -22,16 +22,17 @@ type Drops struct {
 	Oversized uint64 `json:"oversized"` // from the machine: longer than a VMM takes (69632 bytes)
 	Local     uint64 `json:"local"`     // from the machine: for an address behind the same port
 	Down      uint64 `json:"down"`      // the port was down
+	Fault     uint64 `json:"fault"`     // a fault lost it
 	Overrun   uint64 `json:"overrun"`   // to the machine: it does not read fast enough
 }
 
 type counters struct {
-	frames, bytes                         atomic.Uint64
-	runt, oversized, local, down, overrun atomic.Uint64
+	frames, bytes                                atomic.Uint64
+	runt, oversized, local, down, fault, overrun atomic.Uint64
 }
 
 func (c *counters) snapshot() Counters {
 	return Counters{c.frames.Load(), c.bytes.Load(), Drops{
-		c.runt.Load(), c.oversized.Load(), c.local.Load(), c.down.Load(), c.overrun.Load(),
+		c.runt.Load(), c.oversized.Load(), c.local.Load(), c.down.Load(), c.fault.Load(), c.overrun.Load(),
 	}}
 }

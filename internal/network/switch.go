@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"sync"
@@ -31,8 +32,11 @@ type Options struct {
 // frame back out of the port that it came from.
 type Switch struct {
 	name       string
+	number     int     // in its fabric
+	fabric     *Fabric // nil: it stands alone, and has no faults
 	queueBytes int
 	now        func() time.Time
+	clock      *clock
 	running    sync.WaitGroup // ports
 
 	mu     sync.Mutex // for changes of what follows; reading takes no lock
@@ -43,7 +47,7 @@ type Switch struct {
 
 // New returns a switch without ports. The name is for errors.
 func New(name string, o Options) *Switch {
-	s := &Switch{name: name, queueBytes: cmp.Or(o.QueueBytes, defaultQueueBytes), now: o.Now}
+	s := &Switch{name: name, queueBytes: cmp.Or(o.QueueBytes, defaultQueueBytes), now: o.Now, clock: newClock()}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -72,17 +76,33 @@ func (s *Switch) Attach(ctx context.Context, nic NIC) (*Port, *net.UnixConn, err
 	return p, theirs, nil
 }
 
+// AttachFrames gives a NIC a port whose other end is conn: each Read returns
+// one Ethernet frame, each Write sends one. A datagram socket is such, and a
+// TAP, and a program's own pipe. The port owns conn and ends with it; what it
+// closes must let go of its Read. A frame that cannot be written, while conn
+// lives, is lost as on any network.
+func (s *Switch) AttachFrames(ctx context.Context, nic NIC, conn io.ReadWriteCloser) (*Port, error) {
+	return s.attach(ctx, nic, newFrames(conn))
+}
+
 // attach starts a port on t, which it owns.
 func (s *Switch) attach(ctx context.Context, nic NIC, t transport) (*Port, error) {
 	p := &Port{sw: s, nic: nic, t: t, q: newQueue(s.queueBytes), done: make(chan struct{})}
 	p.from.end = p.forward
 	p.to.end = p.enqueue
 
+	if s.fabric != nil {
+		s.fabric.mu.Lock()
+		defer s.fabric.mu.Unlock()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		t.close()
 		return nil, fmt.Errorf("network %v: attach: %w", p, ErrClosed)
+	}
+	if s.fabric != nil {
+		s.fabric.join(p)
 	}
 	ports := append(slices.Clone(*s.ports.Load()), p)
 	s.ports.Store(&ports)
@@ -103,6 +123,7 @@ func (s *Switch) Close() error {
 		errs = append(errs, p.Close())
 	}
 	s.running.Wait()
+	s.clock.close()
 	return errors.Join(errs...)
 }
 
