@@ -66,9 +66,10 @@ func NewLab(t TB, config LabConfig) *TestLab {
 		cancel()
 		t.Fatalf("attest: %v", err)
 	}
+	t.Logf("attest: seed %[1]d (%[2]s=%[1]d repeats its random decisions)", lab.Seed(), seedEnv)
 	t.Cleanup(func() {
-		err := lab.Close()
-		err = errors.Join(err, shared.close())
+		err := lab.Network().Settle(ctx)
+		err = errors.Join(err, lab.Close(), shared.close())
 		cancel()
 		if err != nil {
 			t.Logf("attest: closing the lab: %v", err)
@@ -125,6 +126,10 @@ func (l *testLog) record(r event.Record) {
 		// Failures are reported by Fatalf, with all that belongs to them.
 	case event.Log:
 		l.t.Logf("%s%s", prefix(e.Machine), e.Text)
+	case event.FaultStarted:
+		l.t.Logf("network: %s", e.Fault)
+	case event.FaultEnded:
+		l.t.Logf("network: %s ended after %v (%d of %d frames affected)", e.Fault, roundDuration(e.Duration), e.Affected, e.Frames)
 	case event.Output:
 		if e.Stream == "stderr" {
 			l.t.Logf("%s%s", prefix(e.Machine), strings.TrimSuffix(e.Data, "\n"))

@@ -2,7 +2,11 @@ package attest
 
 import (
 	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/attest-vm/attest/internal/image"
@@ -35,6 +39,10 @@ type LabConfig struct {
 	// SourceDir is where relative paths of copy_from_host begin. Empty: the
 	// current directory.
 	SourceDir string
+	// Seed is what all that is random in the lab depends on, such as which
+	// frames a fault loses. 0: the environment's ATTEST_SEED, or another one every
+	// time.
+	Seed int64
 }
 
 // MachineConfig is one machine as plain data.
@@ -66,6 +74,9 @@ func (c *LabConfig) normalize() error {
 	if c.Name == "" {
 		c.Name = "lab"
 	}
+	if err := c.chooseSeed(); err != nil {
+		return err
+	}
 	seen := map[string]bool{}
 	for i := range c.Machines {
 		m := &c.Machines[i]
@@ -79,6 +90,23 @@ func (c *LabConfig) normalize() error {
 			return &ConfigError{fmt.Sprintf("machine %q", m.Name), "there are two machines of this name; give one of them another name="}
 		}
 		seen[key] = true
+	}
+	return nil
+}
+
+// seedEnv repeats the random decisions of an earlier go test.
+const seedEnv = "ATTEST_SEED"
+
+func (c *LabConfig) chooseSeed() error {
+	if text := os.Getenv(seedEnv); c.Seed == 0 && text != "" {
+		seed, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return &ConfigError{seedEnv, fmt.Sprintf("%q is not a number between %d and %d", text, math.MinInt64, math.MaxInt64)}
+		}
+		c.Seed = seed
+	}
+	for c.Seed == 0 {
+		c.Seed = rand.Int64()
 	}
 	return nil
 }

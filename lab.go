@@ -23,9 +23,11 @@ type Lab struct {
 	config    LabConfig
 	dir       string
 	machines  []*Machine // in the order of LabConfig
-	switches  map[int]*network.Switch
+	fabric    *network.Fabric
 	addresses network.Addresses
 	vde       vdeSockets
+	faults    listOf[*Fault]   // in force
+	captures  listOf[*Capture] // that write
 
 	ctx    context.Context // ends with Close; carries the bus
 	cancel context.CancelCauseFunc
@@ -39,7 +41,7 @@ func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) 
 	if err := config.normalize(); err != nil {
 		return nil, err
 	}
-	l := &Lab{host: h, config: config, switches: map[int]*network.Switch{}, images: map[string]*image.Image{}}
+	l := &Lab{host: h, config: config, fabric: network.NewFabric(config.Seed), images: map[string]*image.Image{}}
 	plan := make([]network.Machine, len(config.Machines))
 	backends := make([]vmm.Backend, len(config.Machines))
 	for i := range config.Machines {
@@ -72,11 +74,6 @@ func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) 
 			return nil, err
 		}
 		l.machines = append(l.machines, m)
-		for _, n := range mc.Networks {
-			if l.switches[n] == nil {
-				l.switches[n] = network.New(fmt.Sprintf("net%d", n), network.Options{})
-			}
-		}
 	}
 	return l, nil
 }
@@ -92,6 +89,11 @@ func (l *Lab) Machine(name string) *Machine {
 		}
 	}
 	return nil
+}
+
+// hasNetwork says whether a machine is on a network.
+func (l *Lab) hasNetwork(number int) bool {
+	return slices.ContainsFunc(l.machines, func(m *Machine) bool { return slices.Contains(m.config.Networks, number) })
 }
 
 // Host is the host that the lab runs on.
@@ -155,9 +157,10 @@ func (l *Lab) Close() error {
 	}
 	wg.Wait()
 	l.vde.close()
-	for _, s := range l.switches {
-		s.Close()
+	for _, c := range l.captures.all() {
+		errs = append(errs, c.Stop(l.ctx))
 	}
+	errs = append(errs, l.fabric.Close())
 	l.imagesMu.Lock()
 	for _, img := range l.images {
 		img.Release()

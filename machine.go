@@ -29,6 +29,7 @@ type Machine struct {
 	console *console
 
 	startMu sync.Mutex // one start at a time
+	linkMu  sync.Mutex // one change of links at a time
 	mu      sync.Mutex
 	current *run // the start that is in force; nil when the machine is off
 	ended   *run // the last one, when it ended without being asked to
@@ -153,7 +154,7 @@ func (m *Machine) start(ctx context.Context, allowReboot bool) (*run, error) {
 	go r.pump()
 	go r.awaitFirstAnswer()
 	go r.watch()
-	return r, nil
+	return r, m.restoreLinks(ctx, r)
 }
 
 func (m *Machine) announce(state, detail string, after time.Duration) {

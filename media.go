@@ -98,7 +98,7 @@ func (m *Machine) attachDisk(ctx context.Context, config *vmm.Config, img *image
 // each start has new ones.
 func (m *Machine) attachNICs(config *vmm.Config) error {
 	for _, i := range m.address.Interfaces {
-		sw := m.lab.switches[i.Network]
+		sw := m.lab.fabric.Switch(i.Network)
 		attach := sw.Attach
 		if m.lab.host.config.Packets {
 			attach = sw.AttachPackets

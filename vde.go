@@ -23,8 +23,7 @@ type vdeSockets struct {
 // more machine on the network. It is made when it is first asked for, is for
 // this user alone, and goes with the lab.
 func (l *Lab) VDESocket(number int) (dir string, err error) {
-	sw := l.switches[number]
-	if sw == nil {
+	if !l.hasNetwork(number) {
 		return "", &ConfigError{"lab", fmt.Sprintf("no machine is on network %d", number)}
 	}
 	l.vde.mu.Lock()
@@ -36,7 +35,7 @@ func (l *Lab) VDESocket(number int) (dir string, err error) {
 		return h.Dir(), nil
 	}
 	h, err := vde.Listen(l.ctx, filepath.Join(l.dir, fmt.Sprint("vde", number)), func(ctx context.Context, p vde.Plug) (vde.Port, error) {
-		return sw.AttachDatagram(ctx, network.NIC{Machine: "vde", ID: fmt.Sprint(p.Number)}, p.Conn)
+		return l.fabric.Switch(number).AttachDatagram(ctx, network.NIC{Machine: "vde", ID: fmt.Sprint(p.Number)}, p.Conn)
 	})
 	if err != nil {
 		return "", &InfraError{Action: fmt.Sprintf("make the VDE socket of network %d", number), Err: err}

@@ -201,6 +201,22 @@ type Log struct {
 	Text    string `json:"text"`
 }
 
+// FaultStarted says that something is wrong with the network from now on.
+type FaultStarted struct {
+	ID    int    `json:"id"`    // counts from 1 in its lab
+	Fault string `json:"fault"` // `drop(client, rate=0.3, match="icmp")`
+}
+
+// FaultEnded says that the fault of this ID is over.
+type FaultEnded struct {
+	ID       int           `json:"id"`
+	Fault    string        `json:"fault"`
+	Reason   string        `json:"reason,omitempty"` // why, if the test did not ask for it
+	Duration time.Duration `json:"duration"`
+	Frames   uint64        `json:"frames"`   // that the fault was asked about
+	Affected uint64        `json:"affected"` // of them
+}
+
 // Artifact is a file that the run wrote for a person: a report, a screenshot.
 type Artifact struct {
 	Kind string `json:"kind"` // "junit", "html", "json", "screenshot", "pcap", …
@@ -222,4 +238,6 @@ func (Console) kind() string         { return "console" }
 func (MachineState) kind() string    { return "machine_state" }
 func (Progress) kind() string        { return "progress" }
 func (Log) kind() string             { return "log" }
+func (FaultStarted) kind() string    { return "fault_started" }
+func (FaultEnded) kind() string      { return "fault_ended" }
 func (Artifact) kind() string        { return "artifact" }

@@ -169,6 +169,9 @@ func (p Param) convert(v any) (any, error) {
 	if err == nil && c == nil {
 		err = fmt.Errorf("must be %s, not %s", p.Type.phrase(), Describe(v))
 	}
+	if err == nil && p.Check != nil {
+		err = p.Check(c)
+	}
 	if err == nil {
 		return c, nil
 	}

@@ -19,10 +19,19 @@ type Runner interface {
 	Close() error
 }
 
+// A Settler is a Runner in which tests leave things behind that end with them,
+// such as faults of the network.
+type Settler interface {
+	// Settle ends what the test that ctx belongs to has left, and says so.
+	Settle(ctx context.Context) error
+}
+
 // Of returns the Runner of a lab.
 func Of(lab *attest.Lab) Runner { return runner{lab} }
 
 type runner struct{ *attest.Lab }
+
+func (r runner) Settle(ctx context.Context) error { return r.Network().Settle(ctx) }
 
 func (r runner) Invoke(ctx context.Context, object any, o *Operation, args Args) (any, error) {
 	t := target{lab: r.Lab}

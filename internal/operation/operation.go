@@ -16,6 +16,9 @@ type On int
 const (
 	Machine On = iota // a method of a machine
 	Lab               // a function of the test file
+	Network           // a method of the lab's network
+	Fault             // a method of something that is wrong with it
+	Capture           // a method of a capture of its frames
 )
 
 // kinds are the kinds of objects, in the order of the reference.
@@ -25,6 +28,9 @@ var kinds = []struct {
 }{
 	Machine: {name: "machine"},
 	Lab:     {name: "lab"},
+	Network: {name: "network", global: "network"},
+	Fault:   {name: "fault"},
+	Capture: {name: "capture"},
 }
 
 // Kinds are all kinds of objects that have operations.
@@ -113,7 +119,10 @@ type Param struct {
 	Nullable bool // the caller can say None although there is a default
 	Variadic bool // any number of strings by position, at least one; the last parameter that has a position
 	Named    bool // given by name only, as is everything that follows
-	Doc      string
+	// Check says what is wrong with a value of Type, so that literals are
+	// refused before anything boots.
+	Check func(v any) error
+	Doc   string
 }
 
 // Absent is the default of a parameter that has none and need not be given: None.

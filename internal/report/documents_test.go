@@ -381,6 +381,8 @@ func samples() []event.Event {
 		event.MachineState{Machine: "m", State: "ready", Detail: "d", After: time.Second},
 		event.Progress{ID: "i", Title: "t", Message: "m", Done: true, Error: "e", Elapsed: time.Second},
 		event.Log{Machine: "m", Level: "info", Text: "t"},
+		event.FaultStarted{ID: 3, Fault: "f"},
+		event.FaultEnded{ID: 3, Fault: "f", Reason: "r", Duration: time.Second, Frames: 5, Affected: 4},
 		event.Artifact{Kind: "k", Path: "p"},
 	}
 }

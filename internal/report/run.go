@@ -2,6 +2,7 @@ package report
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -247,6 +248,8 @@ func (r *Run) Record(rec event.Record) {
 		r.progress(rec, e)
 	case event.Log:
 		r.log(rec, e)
+	case event.FaultStarted, event.FaultEnded:
+		r.log(rec, faultLog(e))
 	case event.Artifact:
 		r.artifacts = append(r.artifacts, artifact{rec.Scope, e})
 	}
@@ -588,4 +591,16 @@ func (s *entry) label() string {
 		l += " " + a
 	}
 	return clean(l)
+}
+
+// faultLog is a line about a fault of the network.
+func faultLog(e event.Event) event.Log {
+	l := event.Log{Level: "info"}
+	switch e := e.(type) {
+	case event.FaultStarted:
+		l.Text = "network: " + e.Fault
+	case event.FaultEnded:
+		l.Text = fmt.Sprintf("network: healed %s after %s (%d of %s affected)", e.Fault, took(e.Duration), e.Affected, plural(int(e.Frames), "frame"))
+	}
+	return l
 }

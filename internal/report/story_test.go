@@ -151,7 +151,9 @@ func (s *story) wholeRun() {
 	s.test("test_partition", f, func() {
 		s.is(event.Log{Machine: "server", Level: "warning", Text: "clock jumped by 3s"})
 		s.is(event.Log{Level: "debug", Text: "only for the curious"})
+		s.is(event.FaultStarted{ID: 1, Fault: "partition(client, server)"})
 		s.step("client", "succeed", f.Command, f.Duration, "", event.StepFinished{Status: event.Failed, ExitCode: f.ExitCode, Message: f.Message, Failure: f})
+		s.is(event.FaultEnded{ID: 1, Fault: "partition(client, server)", Reason: "still in force at the end of the test", Duration: f.Duration, Frames: 7, Affected: 7})
 	})
 	s.is(event.MachineState{Machine: "server", State: "stopped"})
 	s.is(event.FileFinished{Status: event.Failed, Duration: 57542 * time.Millisecond})

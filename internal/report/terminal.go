@@ -202,6 +202,8 @@ func (t *Terminal) show(r event.Record, step *entry) {
 		t.progress(r, e)
 	case event.Log:
 		t.log(r, e)
+	case event.FaultStarted, event.FaultEnded:
+		t.log(r, faultLog(e))
 	case event.Artifact:
 		if verbose {
 			t.line(at, "wrote "+clean(e.Path))

@@ -32,6 +32,7 @@ func (r *run) inLab(ctx context.Context, f *file) (event.Status, *event.Failure)
 	lab, err := r.host.NewLab(ctx, attest.LabConfig{
 		Name:     strings.TrimSuffix(filepath.Base(f.path), filepath.Ext(f.path)),
 		Machines: f.script.Machines(), OutDir: r.opts.OutDir, SourceDir: filepath.Dir(f.path),
+		Seed: r.opts.Seed,
 	})
 	if err != nil {
 		err = asInfra("make the lab", err)
@@ -79,6 +80,11 @@ func (r *run) test(ctx context.Context, f *file, lab operation.Runner, t starlar
 	event.Publish(ctx, event.TestStarted{Title: t.Title})
 	start := time.Now()
 	err := f.script.Call(ctx, lab, t.Name)
+	if s, ok := lab.(operation.Settler); ok && t.Name != starlark.Setup { // what setup leaves is for the tests
+		if e := s.Settle(ctx); err == nil {
+			err = e
+		}
+	}
 	done := event.TestFinished{Status: classify(ctx, err), Duration: time.Since(start)}
 	done.Failure = failureOf(err, done.Status)
 	event.Publish(ctx, done)

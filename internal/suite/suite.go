@@ -126,6 +126,9 @@ func (e *TimeoutError) Status() event.Status { return event.Failed }
 // usage, for which no event is published, or a host on which nothing runs; the
 // Summary has its status. What is wrong with files and tests is no error.
 func Run(ctx context.Context, opts Options) (Summary, error) {
+	for opts.Seed == 0 {
+		opts.Seed = rand.Int64()
+	}
 	r := &run{opts: opts, started: time.Now(), counts: map[event.Status]int{}, status: event.Skipped}
 	if err := r.run(ctx); err != nil {
 		r.status = worse(r.status, attest.StatusOf(err))
@@ -189,9 +192,6 @@ func (r *run) limit(ctx context.Context, p *plan) (context.Context, context.Canc
 // loaded.
 func (r *run) announce(ctx context.Context, p *plan) {
 	e := event.RunStarted{Version: r.opts.Version, Seed: r.opts.Seed, Output: r.opts.OutDir}
-	for e.Seed == 0 {
-		e.Seed = rand.Int64()
-	}
 	for _, f := range p.files {
 		e.Files = append(e.Files, f.path)
 	}

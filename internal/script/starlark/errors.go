@@ -206,7 +206,6 @@ var (
 		"filter":     "write [x for x in list if …]",
 		"isinstance": `write type(x) == "string"`,
 		"map":        "write [fn(x) for x in list]",
-		"network":    "faults of networks are not in this version of attest; machine(networks = […]) is",
 		"open":       "a test file does not read files of the host; m.copy_from_host copies them to a machine",
 		"os":         "a test file does not see the host",
 		"re":         "there is assert_matches(text, regexp)",

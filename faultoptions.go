@@ -1,0 +1,131 @@
+package attest
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/attest-vm/attest/internal/network"
+)
+
+// A FaultOption changes a fault. An option that a fault has no use for is
+// ignored by it.
+type FaultOption func(*faultOptions)
+
+type faultOptions struct {
+	peer         []string // nil: everyone
+	direction    FaultDirection
+	match        string
+	network      int // 0: all
+	during       func(context.Context) error
+	oneWay       bool
+	jitter       time.Duration
+	distribution string
+	correlation  float64
+	gap          int
+	queue, burst int
+}
+
+func collectFault(opts []FaultOption) faultOptions {
+	var o faultOptions
+	for _, opt := range opts {
+		opt(&o)
+	}
+	return o
+}
+
+// FaultDirection is a direction as a machine sees it.
+type FaultDirection string
+
+const (
+	BothWays FaultDirection = "both"
+	Incoming FaultDirection = "in"
+	Outgoing FaultDirection = "out"
+)
+
+// Peer limits a fault to what the machine has with these others.
+func Peer(m ...Machines) FaultOption {
+	return func(o *faultOptions) { o.peer = append([]string{}, Group(m).machineNames()...) }
+}
+
+// Direction limits a fault to what the machine sends or to what it receives;
+// without it, it is both, each for itself.
+func Direction(d FaultDirection) FaultOption { return func(o *faultOptions) { o.direction = d } }
+
+// Match limits a fault to some protocols: "tcp:5432", "udp", "icmp", "arp",
+// "tcp:6000-6010,udp:53". A port is the source or the destination.
+func Match(protocols string) FaultOption { return func(o *faultOptions) { o.match = protocols } }
+
+// CheckMatch says why a text is none that [Match] understands.
+func CheckMatch(protocols string) error {
+	_, err := network.ParseMatch(protocols)
+	return err
+}
+
+// OnNetwork limits a fault to one of the lab's networks.
+func OnNetwork(number int) FaultOption { return func(o *faultOptions) { o.network = number } }
+
+// During heals the fault when fn has returned. An error of fn is that of the
+// fault's method.
+func During(fn func(context.Context) error) FaultOption {
+	return func(o *faultOptions) { o.during = fn }
+}
+
+// OneWay limits a partition to what the first side sends.
+func OneWay() FaultOption { return func(o *faultOptions) { o.oneWay = true } }
+
+// Jitter spreads a delay around its mean, evenly by up to d in each direction
+// unless [Distribution] says otherwise.
+func Jitter(d time.Duration) FaultOption { return func(o *faultOptions) { o.jitter = d } }
+
+// Distribution is how jitter spreads: "uniform", "normal" (the jitter is the
+// standard deviation) or "exponential" (mostly near the least, mean less jitter,
+// and now and then much more; the jitter is the standard deviation).
+func Distribution(name string) FaultOption { return func(o *faultOptions) { o.distribution = name } }
+
+// Correlation, from 0 to less than 1, makes losses come together: it is how much
+// likelier the loss of a frame is when the one before was lost. The share of
+// lost frames stays the same.
+func Correlation(c float64) FaultOption { return func(o *faultOptions) { o.correlation = c } }
+
+// Gap is how many frames overtake one that is reordered; 1 unless given.
+func Gap(frames int) FaultOption { return func(o *faultOptions) { o.gap = frames } }
+
+// Queue is how many bytes wait in front of a line of limited rate before frames
+// are lost; 128 KiB unless given.
+func Queue(bytes int) FaultOption { return func(o *faultOptions) { o.queue = bytes } }
+
+// Burst is how many bytes go over a line of limited rate at once after a pause;
+// none unless given.
+func Burst(bytes int) FaultOption { return func(o *faultOptions) { o.burst = bytes } }
+
+// namesOf writes machines as an argument.
+func namesOf(names []string) string {
+	if len(names) == 1 {
+		return names[0]
+	}
+	return "[" + strings.Join(names, ", ") + "]"
+}
+
+// usual are defaults that are not zero.
+var usual = map[string]any{"distribution": "uniform", "gap": 1, "queue": network.DefaultRateQueue}
+
+// argument writes an argument as a test file has it; nothing for one that is
+// the default.
+func argument(name string, value any) string {
+	if v := reflect.ValueOf(value); v.IsZero() && name != "rate" && name != "mean" || value == usual[name] {
+		return ""
+	}
+	switch v := value.(type) {
+	case bool:
+		return name + "=True"
+	case string:
+		return name + "=" + strconv.Quote(v)
+	case time.Duration:
+		return name + "=" + strconv.Quote(v.String())
+	}
+	return fmt.Sprintf("%s=%v", name, value)
+}
