@@ -56,7 +56,6 @@ type Fault struct {
 	fault   *network.Fault
 	test    string // in which it began
 	during  *Fault // in whose function it began; nil: in none
-	began   time.Time
 }
 
 // String is the fault as reports show it: "drop(client, rate=0.3)".
@@ -83,7 +82,7 @@ func (f *Fault) Heal(ctx context.Context) error {
 func (f *Fault) end(ctx context.Context, reason string) {
 	if f.fault.Heal() {
 		event.Publish(ctx, event.FaultEnded{
-			ID: f.fault.ID, Fault: f.String(), Reason: reason, Duration: time.Since(f.began),
+			ID: f.fault.ID, Fault: f.String(), Reason: reason, Duration: time.Since(f.fault.Began),
 			Frames: f.fault.Frames(), Affected: f.fault.Affected(),
 		})
 	}
@@ -215,7 +214,7 @@ func (n *Network) begin(ctx context.Context, kind string, names []string, r netw
 		if err != nil {
 			return errLabClosed
 		}
-		f = &Fault{n, fault, event.ScopeOf(ctx).Test, duringOf(ctx), time.Now()}
+		f = &Fault{n, fault, event.ScopeOf(ctx).Test, duringOf(ctx)}
 		n.lab.faults.add(f)
 		event.Publish(ctx, event.FaultStarted{ID: fault.ID, Fault: f.String()})
 		if o.during == nil {
@@ -308,6 +307,32 @@ func (n *Network) endAll(ctx context.Context, when string, which func(*Fault) bo
 			event.Warnf(ctx, "network: %v was still in force %s; healed", f, when)
 			f.end(ctx, "still in force "+when)
 		}
+	}
+}
+
+// networkState is what of a lab's network its forks begin with: the faults in
+// force, the cables that are pulled, and what the switches have learned. Frames
+// under way are not in it.
+type networkState struct {
+	fabric *network.State
+	tests  map[int]string // in which faults began, by their IDs
+}
+
+// state is the network now. It does not change, and serves any number of forks.
+func (n *Network) state() networkState {
+	s := networkState{n.fabric.State(), map[int]string{}}
+	for _, f := range n.lab.faults.all() {
+		s.tests[f.fault.ID] = f.test
+	}
+	return s
+}
+
+// takeOver begins a lab's network, before any machine is attached to it, as
+// another was.
+func (l *Lab) takeOver(s networkState) {
+	l.fabric = s.fabric.Fabric()
+	for _, f := range l.fabric.Faults() {
+		l.faults.add(&Fault{network: l.Network(), fault: f, test: s.tests[f.ID]})
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 )
 
 // A Fabric is the switches of one lab and the faults on them.
@@ -102,7 +103,7 @@ func (f *Fabric) Begin(r Rule) (*Fault, error) {
 	f.last++
 	key := r.Scope + "\n" + r.Name
 	f.begun[key]++
-	fault := &Fault{Rule: r, ID: f.last, fabric: f, key: fmt.Sprintf("%s\n%d", key, f.begun[key]), counts: map[string]streamState{}}
+	fault := &Fault{Rule: r, ID: f.last, Began: time.Now(), fabric: f, key: fmt.Sprintf("%s\n%d", key, f.begun[key]), counts: map[string]streamState{}}
 	f.faults = append(f.faults, fault)
 	for _, c := range f.captures {
 		c.comment(fmt.Sprintf("fault %d began: %v", fault.ID, fault))

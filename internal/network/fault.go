@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // A Rule is a fault as plain data: what happens to which frames.
@@ -78,15 +79,15 @@ func Bridge(machines []string) []Flow {
 // A Fault is a rule in force.
 type Fault struct {
 	Rule
-	ID int // counts from 1 in a fabric
+	ID    int // counts from 1 in a fabric
+	Began time.Time
 
 	fabric           *Fabric
 	key              string // of its random numbers
 	frames, affected atomic.Uint64
 
 	mu     sync.Mutex
-	counts map[string]streamState // of streams that were, by place and sender
-	over   bool
+	counts map[string]streamState // of streams at ports that are gone, by place and sender
 }
 
 // streamState is how far a stream has come.

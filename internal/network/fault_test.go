@@ -621,6 +621,60 @@ func TestFaultsOutliveThePort(t *testing.T) {
 	}
 }
 
+// A fork goes on where its source was: the same faults with the same fate, the
+// same cables, the same knowledge of who is where; and is a fabric of its own.
+func TestState(t *testing.T) {
+	texts := numbered(0, 200)
+	run := func(fork bool) (got []string) {
+		onBench(t, 4, func(b *bench) {
+			b.begin(Rule{Effect: Drop{Rate: 0.5, Correlation: 0.5}, Flows: fromA})
+			b.begin(Rule{Effect: Down{}, Flows: fromA}).Heal()
+			b.SetDown("d", "eth1", true)
+			b.send(0, 1, texts[:100]...)
+			b.begin(Rule{Effect: Delay{Mean: time.Second}, Flows: []Flow{{To: These("c")}}})
+			b.send(2, 0, "hello")
+			b.send(1, 2, "under way")
+			other := &bench{t: t}
+			if fork {
+				other.Fabric = b.State().Fabric()
+				for i, name := range []string{"a", "b", "c", "d"} {
+					other.attach(name, i)
+				}
+				for _, f := range b.Faults() {
+					f.Heal()
+				}
+				b.settle()
+				got = b.texts(1)
+				b.expect(2, "under way")
+			} else {
+				other = b
+				b.after(5 * time.Second)
+				b.stations[2].take()
+				got = b.texts(1)
+			}
+			other.begun = time.Now()
+			other.send(0, 1, texts[100:]...)
+			got = append(got, other.texts(1)...)
+			if fork { // nothing was flooded: the fork knows where b is
+				other.after(5 * time.Second)
+				other.expect(2)
+				other.expect(3)
+				if !other.Down("d", "eth1") || len(other.Faults()) != 2 || len(b.Faults()) != 0 {
+					t.Errorf("faults: %v in the fork, %v in the source", other.Faults(), b.Faults())
+				}
+				if f := other.Faults()[0]; f.Frames() != 200 {
+					t.Errorf("the fault saw %d frames", f.Frames())
+				}
+				other.Close()
+			}
+		})
+		return got
+	}
+	if want, got := run(false), run(true); !slices.Equal(want, got) {
+		t.Errorf("in the fork\n%q, without one\n%q", got, want)
+	}
+}
+
 // A port that closes leaves nothing of what was held back for it, or by it.
 func TestCloseUnderFault(t *testing.T) {
 	onBench(t, 3, func(b *bench) {

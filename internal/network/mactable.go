@@ -2,6 +2,7 @@ package network
 
 import (
 	"hash/maphash"
+	"iter"
 	"sync/atomic"
 )
 
@@ -67,6 +68,18 @@ func (t *macTable) lookup(k macKey) *Port {
 	return nil
 }
 
+// all are the addresses that are known, and the ports behind which they are.
+func (t *macTable) all() iter.Seq2[macKey, *Port] {
+	return func(yield func(macKey, *Port) bool) {
+		for i := range t.slots {
+			s := &t.slots[i]
+			if k, p := s.key.Load(), s.port.Load(); k != 0 && p != nil && !yield(macKey(k), p) {
+				return
+			}
+		}
+	}
+}
+
 // learn notes that k is behind p, and no more where it was before. It returns
 // the table to use from now on.
 func (t *macTable) learn(k macKey, p *Port) *macTable {
@@ -103,8 +116,8 @@ func (t *macTable) learn(k macKey, p *Port) *macTable {
 // should be.
 func (t *macTable) without(p *Port) *macTable {
 	live := 0
-	for i := range t.slots {
-		if q := t.slots[i].port.Load(); q != nil && q != p {
+	for _, q := range t.all() {
+		if q != p {
 			live++
 		}
 	}
@@ -113,12 +126,11 @@ func (t *macTable) without(p *Port) *macTable {
 		size *= 2
 	}
 	n := newMACTable(size)
-	for i := range t.slots {
-		if q := t.slots[i].port.Load(); q != nil && q != p {
-			k := t.slots[i].key.Load()
-			s, _ := n.slot(macKey(k))
+	for k, q := range t.all() {
+		if q != p {
+			s, _ := n.slot(k)
 			s.port.Store(q)
-			s.key.Store(k)
+			s.key.Store(uint64(k))
 			n.used++
 		}
 	}

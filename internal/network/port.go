@@ -189,6 +189,20 @@ func (p *Port) unimpair() {
 	}
 }
 
+// keepCounts notes how far a fault's streams have come here.
+func (p *Port) keepCounts(f *Fault) {
+	p.mu.Lock()
+	impaired := p.impaired
+	p.mu.Unlock()
+	for _, list := range impaired {
+		for _, im := range list {
+			if im.fault == f {
+				f.keep(im)
+			}
+		}
+	}
+}
+
 // lost tells captures of a frame that a fault has dropped.
 func (p *Port) lost(b *burst, im *impairment, f frame) {
 	if im.dir == FromMachine {
