@@ -42,6 +42,7 @@ type server struct {
 	out      *sender
 	null     *os.File
 	children map[int]uint64 // pid → the client's number
+	copied   chan reply     // copyings that have ended
 }
 
 // incoming is a request with its descriptors.
@@ -57,7 +58,7 @@ func serve() error {
 	// PR_SET_PDEATHSIG fires when the thread that forked ends (golang/go#27505).
 	// The main thread does not end before the process, and init runs on it.
 	runtime.LockOSThread()
-	s := &server{dir: os.Args[1], children: map[int]uint64{}}
+	s := &server{dir: os.Args[1], children: map[int]uint64{}, copied: make(chan reply)}
 	control, lock := os.NewFile(3, "control"), os.NewFile(4, s.dir)
 	defer runtime.KeepAlive(lock) // closing it would give up the lock
 	unix.CloseOnExec(3)
@@ -105,6 +106,8 @@ func (s *server) loop() {
 			s.handle(in)
 		case <-exits:
 			s.reap()
+		case r := <-s.copied:
+			s.reply(r)
 		case <-signals:
 			return
 		}
@@ -121,18 +124,26 @@ func (s *server) read(requests chan<- incoming) {
 		if err := r.receive(&in.request); err != nil {
 			return
 		}
-		if in.Start != nil {
-			var err error
-			if in.fds, err = r.take(in.Start.files()); err != nil {
-				fmt.Fprintln(os.Stderr, supervisorName+":", err)
-				return
-			}
+		var err error
+		if in.fds, err = r.take(in.files()); err != nil {
+			fmt.Fprintln(os.Stderr, supervisorName+":", err)
+			return
 		}
 		requests <- in
 	}
 }
 
 func (s *server) handle(in incoming) {
+	if in.Copy != nil {
+		of := 0
+		for pid, id := range s.children {
+			if id == in.Copy.Process {
+				of = pid
+			}
+		}
+		go s.copy(in.ID, of, in.fds)
+		return
+	}
 	if in.Start == nil {
 		for pid, id := range s.children {
 			if id == in.ID {

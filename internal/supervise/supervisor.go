@@ -49,6 +49,7 @@ type Supervisor struct {
 	mu        sync.Mutex // guards what follows
 	lastID    uint64
 	processes map[uint64]*Process
+	copies    map[uint64]chan<- string // under way; see CopyPrivate
 	closing   bool
 	lost      error // set once the supervisor is gone
 }
@@ -114,6 +115,7 @@ func Start(ctx context.Context, o Options) (_ *Supervisor, err error) {
 		done:      make(chan struct{}),
 		out:       newSender(conn),
 		processes: map[uint64]*Process{},
+		copies:    map[uint64]chan<- string{},
 	}
 	go s.run()
 	return s, nil
@@ -216,6 +218,12 @@ func (s *Supervisor) log() string {
 func (s *Supervisor) deliver(r reply) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if r.Copied {
+		if answer := s.copies[r.ID]; answer != nil {
+			answer <- r.Failure
+		}
+		return
+	}
 	p := s.processes[r.ID]
 	if p == nil {
 		return

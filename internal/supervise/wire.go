@@ -18,12 +18,25 @@ import (
 // maxFiles is SCM_MAX_FD, what one message can carry.
 const maxFiles = 253
 
-// request asks the supervisor for one thing: to start a process, or to signal
-// one. ID is the client's number for the process.
+// request asks the supervisor for one thing: to start a process, to signal one,
+// or to copy of one's memory. ID is the client's number for the process, or for
+// the copying.
 type request struct {
 	ID     uint64
 	Start  *startRequest
+	Copy   *copyRequest
 	Signal syscall.Signal
+}
+
+// files is how many descriptors come with the request.
+func (r *request) files() int {
+	switch {
+	case r.Start != nil:
+		return r.Start.files()
+	case r.Copy != nil:
+		return 2
+	}
+	return 0
 }
 
 type startRequest struct {
@@ -36,7 +49,6 @@ type startRequest struct {
 	Isolate bool
 }
 
-// files is how many descriptors come with the request.
 func (r *startRequest) files() int {
 	n := r.Extra
 	for _, null := range r.Null {
@@ -48,12 +60,14 @@ func (r *startRequest) files() int {
 }
 
 // reply says what became of process ID: that it was started (Pid), that it was
-// not (Err), or how it ended (Exit).
+// not (Err), or how it ended (Exit); or that a copying ended, and what went wrong.
 type reply struct {
-	ID   uint64
-	Pid  int
-	Err  syscall.Errno
-	Exit *Status
+	ID      uint64
+	Pid     int
+	Err     syscall.Errno
+	Exit    *Status
+	Copied  bool
+	Failure string
 }
 
 // sender writes messages; not for concurrent use.

@@ -12,6 +12,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -37,6 +38,16 @@ type Config struct {
 
 	AllowReboot bool   // a guest that resets goes on; otherwise a reset ends the VMM
 	MachineType string // backend specific; QEMU: "q35" (default), "microvm"
+
+	Restore *State // go on from here instead of booting; needs a Snapshotter
+	Paused  bool   // the vCPUs stand still until Resume; needs a Pauser
+}
+
+// State is a machine at one moment, but for its disks. Any number of machines
+// can go on from it at the same time: nothing that they do changes it.
+type State struct {
+	Memory *os.File // the guest's memory, with holes where it is zero; belongs to whoever has the State
+	Device []byte   // everything else, in the backend's own format
 }
 
 // Disk is one block device. Base images are read-only and shared; what a
@@ -46,6 +57,16 @@ type Disk struct {
 	Path     string
 	Format   string // "raw" or "qcow2"
 	ReadOnly bool
+	// Backing are the files that a qcow2 image reads from where nobody has
+	// written to it: the next below it first. They are never written to. Empty:
+	// those that the image names itself.
+	Backing []Backing
+}
+
+// Backing is a file below a disk image.
+type Backing struct {
+	Path   string `json:"path"`
+	Format string `json:"format"` // "raw" or "qcow2"
 }
 
 // NIC is one network card. Conn is the host's end of a socket with Ethernet
@@ -127,6 +148,23 @@ type Rebooter interface {
 type Pauser interface {
 	Pause(context.Context) error
 	Resume(context.Context) error
+}
+
+// Snapshotter is a VM whose state can be saved. Between Pause and Resume the
+// files of its disks are as the state wants them: whoever saves copies them then.
+type Snapshotter interface {
+	Pauser
+	// Save returns the state of a machine that is paused. The machine stays as
+	// it is and can go on afterwards.
+	Save(context.Context) (State, error)
+}
+
+// Fingerprinter is a Backend whose VMs are Snapshotters.
+type Fingerprinter interface {
+	// Fingerprint names what must be the same for a State to be restored: the
+	// VMM and its version, the host's processor as far as the guest sees it, and
+	// what the VMM makes of the configuration. Paths and addresses are not in it.
+	Fingerprint(Host, Config) (string, error)
 }
 
 // Crasher ends the VMM in an orderly way without telling the guest (QEMU's

@@ -48,6 +48,7 @@ type command struct {
 	typ   machineType
 	args  []string
 	files []*os.File // inherited from descriptor 3 on
+	saved saved
 }
 
 func (c *command) add(args ...string) { c.args = append(c.args, args...) }
@@ -77,6 +78,7 @@ type hardware struct {
 	accel               string
 	qmp, console, agent *os.File
 	nics                []*os.File // in the order of config.NICs
+	saved               saved
 }
 
 func (h hardware) command() command {
@@ -84,9 +86,10 @@ func (h hardware) command() command {
 	c.add("-name", "guest="+escape(h.config.Name)+",process=attest-qemu")
 	// No file of the host's changes what a machine is.
 	c.add("-no-user-config", "-nodefaults", "-display", "none")
-	c.add("-machine", c.typ.option)
+	c.add("-machine", c.typ.option+",memory-backend=ram,suppress-vmdesc=on")
 	c.accelerator(h.accel)
-	c.add("-m", itoa(cmp.Or(h.config.Memory, defaultMemory)), "-smp", itoa(max(h.config.CPUs, 1)))
+	c.add("-m", itoa(megabytes(h.config)), "-smp", itoa(max(h.config.CPUs, 1)))
+	c.memory(h)
 	c.add("-S") // until somebody listens to the events
 	c.add("-action", "reboot="+onReset(h.config.AllowReboot))
 	c.socket("qmp", h.qmp)
@@ -106,6 +109,23 @@ func (h hardware) command() command {
 		c.nic(n, h.nics[i])
 	}
 	return c
+}
+
+// megabytes is the size of the guest's memory.
+func megabytes(c vmm.Config) int { return cmp.Or(c.Memory, defaultMemory) }
+
+// memory gives the machine a file as its memory: one of its own, or a private
+// view of the one that it goes on from.
+func (c *command) memory(h hardware) {
+	share := "on"
+	c.saved = h.saved
+	if h.config.Restore != nil {
+		share = "off"
+		c.saved.restoreFD = c.fd(h.saved.restore)
+		c.add("-incoming", "defer")
+	}
+	c.saved.devicesFD = c.fd(h.saved.devices)
+	c.add("-object", fmt.Sprintf("memory-backend-file,id=ram,size=%dM,share=%s,mem-path=/proc/self/fd/%d", megabytes(h.config), share, c.fd(h.saved.memory)))
 }
 
 // onReset is QEMU's word for what a reset of the machine does.
@@ -157,6 +177,14 @@ func (c *command) disk(i int, d vmm.Disk) {
 	}
 	if !d.ReadOnly {
 		file["discard"], format["discard"] = "unmap", "unmap"
+	}
+	upper := format
+	for _, b := range d.Backing {
+		lower := map[string]any{
+			"driver": b.Format, "cache": cache, "read-only": true, "auto-read-only": false,
+			"file": map[string]any{"driver": "file", "filename": b.Path, "cache": cache, "read-only": true, "auto-read-only": false},
+		}
+		upper["backing"], upper = lower, lower
 	}
 	option, err := json.Marshal(format)
 	if err != nil {

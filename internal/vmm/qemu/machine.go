@@ -29,6 +29,7 @@ type machine struct {
 	agent   *channel
 	output  *tail // what QEMU itself says
 	done    chan struct{}
+	saved   saved
 
 	mu     sync.Mutex
 	reason string // of the last SHUTDOWN event
@@ -40,6 +41,7 @@ var (
 	_ vmm.PowerButton = (*machine)(nil)
 	_ vmm.Rebooter    = (*machine)(nil)
 	_ vmm.Pauser      = (*machine)(nil)
+	_ vmm.Snapshotter = (*machine)(nil)
 	_ vmm.Crasher     = (*machine)(nil)
 	_ vmm.LinkSetter  = (*machine)(nil)
 	_ vmm.Monitor     = (*machine)(nil)
@@ -98,13 +100,17 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 		cleanup.always(f)
 		h.nics = append(h.nics, f)
 	}
+	if h.saved, err = newSaved(config); err != nil {
+		return nil, fmt.Errorf("%s: %w", config.Name, err)
+	}
+	cleanup.onError(h.saved)
 	c := h.command()
 	out, stderr, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", config.Name, err)
 	}
 	cleanup.always(stderr)
-	m := &machine{name: config.Name, console: console, output: newTail(out), done: make(chan struct{})}
+	m := &machine{name: config.Name, console: console, output: newTail(out), done: make(chan struct{}), saved: c.saved}
 	m.process, err = host.Supervisor.Start(ctx, supervise.Command{
 		Path: path, Args: append([]string{path}, c.args...), Dir: config.Dir,
 		Stdout: stderr, Stderr: stderr, ExtraFiles: c.files,
@@ -115,10 +121,10 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(start), Err: err}
 	}
 	m.agent = newChannel(agent, m.done)
-	for _, f := range c.files {
+	for _, f := range append([]*os.File{h.qmp, h.console, h.agent}, h.nics...) {
 		f.Close() // so that only QEMU's end keeps the sockets open
 	}
-	if err := m.begin(ctx, monitor); err != nil {
+	if err := m.begin(ctx, monitor, config); err != nil {
 		m.process.Kill()
 		<-m.process.Done()
 		<-m.output.done
@@ -128,13 +134,20 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	return m, nil
 }
 
-// begin connects to the monitor and starts the vCPUs.
-func (m *machine) begin(ctx context.Context, monitor net.Conn) error {
+// begin connects to the monitor, restores the machine if it is to be restored,
+// and starts the vCPUs.
+func (m *machine) begin(ctx context.Context, monitor net.Conn, config vmm.Config) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, greetTimeout, fmt.Errorf("QEMU did not answer within %v", greetTimeout))
 	defer cancel()
 	var err error
 	if m.monitor, err = qmp.Connect(ctx, monitor, m.event); err == nil {
-		if err = m.monitor.Do(ctx, "cont", nil, nil); err == nil {
+		if config.Restore != nil {
+			err = m.load(ctx)
+		}
+		if err == nil && !config.Paused {
+			err = m.monitor.Do(ctx, "cont", nil, nil)
+		}
+		if err == nil {
 			return nil
 		}
 		m.monitor.Close()
@@ -175,6 +188,7 @@ func (m *machine) watch() {
 	m.mu.Unlock()
 	close(m.done)
 	m.agent.conn.Close()
+	m.saved.Close()
 }
 
 // classify is called with mu held.

@@ -167,6 +167,10 @@ func (c *Client) Subscribe(fn func(Event)) (cancel func()) {
 // nil. arguments is marshalled to the command's JSON object; nil is none. A
 // refusal is an *Error.
 func (c *Client) Do(ctx context.Context, command string, arguments, result any) error {
+	return c.do(ctx, command, arguments, result, nil)
+}
+
+func (c *Client) do(ctx context.Context, command string, arguments, result any, f *os.File) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("qmp %s: %w", command, context.Cause(ctx))
 	}
@@ -185,7 +189,7 @@ func (c *Client) Do(ctx context.Context, command string, arguments, result any) 
 		delete(c.waiting, id)
 		c.mu.Unlock()
 	}()
-	if err := c.send(ctx, id, command, arguments); err != nil {
+	if err := c.send(ctx, id, command, arguments, f); err != nil {
 		return fmt.Errorf("qmp %s: %w", command, err)
 	}
 	select {
@@ -203,12 +207,8 @@ func (c *Client) Do(ctx context.Context, command string, arguments, result any) 
 	}
 }
 
-func (c *Client) send(ctx context.Context, id uint64, command string, arguments any) error {
-	line, err := json.Marshal(struct {
-		Execute   string `json:"execute"`
-		Arguments any    `json:"arguments,omitempty"`
-		ID        uint64 `json:"id"`
-	}{command, arguments, id})
+func (c *Client) send(ctx context.Context, id uint64, command string, arguments any, f *os.File) error {
+	line, err := encode(id, command, arguments)
 	if err != nil {
 		return err
 	}
@@ -221,7 +221,7 @@ func (c *Client) send(ctx context.Context, id uint64, command string, arguments 
 		defer close(interrupted)
 		c.conn.SetWriteDeadline(time.Unix(1, 0))
 	})
-	_, err = c.conn.Write(append(line, '\n'))
+	err = c.write(line, f)
 	if !stop() {
 		<-interrupted // so that it does not hit the next command
 	}
