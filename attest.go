@@ -61,6 +61,12 @@ func NewLab(t TB, config LabConfig) *TestLab {
 		t.Fatalf("attest: %v", err)
 	}
 	lab, err := host.NewLab(ctx, config)
+	return newTestLab(t, ctx, cancel, lab, err)
+}
+
+// newTestLab is a lab, or why there is none, for a test that uses the shared Host.
+func newTestLab(t TB, ctx context.Context, cancel func(), lab *Lab, err error) *TestLab {
+	t.Helper()
 	if err != nil {
 		shared.close()
 		cancel()

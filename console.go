@@ -52,6 +52,34 @@ func (c *console) begin() {
 	c.panicked, c.fatal = "", ""
 }
 
+// A consoleState is a console at one moment. Its text is shared: what is in a
+// console's memory is added to, and never changed.
+type consoleState struct {
+	text                       []byte
+	base, boot, consumed, line int64
+	panicked, fatal            string
+}
+
+func (c *console) save() consoleState {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return consoleState{c.text[:len(c.text):len(c.text)], c.base, c.boot, c.consumed, c.line, c.panicked, c.fatal}
+}
+
+// restore makes the console what it was. The log file of a new machine gets the
+// text too; that of one that is taken back has all that ever happened.
+func (c *console) restore(s consoleState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.log != nil && c.end() == 0 {
+		c.log.Write(s.text)
+	}
+	c.text, c.base, c.boot, c.consumed, c.line = s.text, s.base, s.boot, s.consumed, s.line
+	c.panicked, c.fatal = s.panicked, s.fatal
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
 func (c *console) end() int64 { return c.base + int64(len(c.text)) }
 
 // pump copies r until it ends.

@@ -68,6 +68,9 @@ func (h *Host) Close() error { return h.supervisor.Close() }
 // StateDir is the directory in which labs keep their state while they run.
 func (h *Host) StateDir() string { return h.supervisor.Dir() }
 
+// scratch is where machines have their disks, and snapshots.
+func (h *Host) scratch() string { return h.supervisor.Dir() }
+
 // String says in one line how machines run here.
 func (h *Host) String() string {
 	switch factor := h.probe.TimeoutFactor(); {

@@ -29,6 +29,8 @@ type Lab struct {
 	faults    listOf[*Fault]   // in force
 	captures  listOf[*Capture] // that write
 
+	checkpoints checkpoints
+
 	ctx    context.Context // ends with Close; carries the bus
 	cancel context.CancelCauseFunc
 
@@ -68,7 +70,7 @@ func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) 
 		return nil, &InfraError{Action: "create a lab directory", Err: err}
 	}
 	for i, mc := range config.Machines {
-		m := &Machine{lab: l, config: mc, backend: backends[i]}
+		m := &Machine{lab: l, config: mc, backend: backends[i], id: machineID()}
 		m.address, _ = l.addresses.Machine(mc.Name)
 		if err := m.prepare(); err != nil {
 			return nil, err
@@ -156,6 +158,7 @@ func (l *Lab) Close() error {
 		wg.Go(func() { errs[i] = m.close() })
 	}
 	wg.Wait()
+	errs = append(errs, l.checkpoints.close())
 	l.vde.close()
 	for _, c := range l.captures.all() {
 		errs = append(errs, c.Stop(l.ctx))

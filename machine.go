@@ -28,29 +28,36 @@ type Machine struct {
 	dir     string
 	console *console
 
-	startMu sync.Mutex // one start at a time
+	checkpoints checkpoints
+
+	startMu sync.Mutex // one start at a time; a snapshot holds it too
 	linkMu  sync.Mutex // one change of links at a time
+	disk    vmm.Disk   // what the machine writes to; without a Path until it has one. Guarded by startMu
 	mu      sync.Mutex
-	current *run // the start that is in force; nil when the machine is off
-	ended   *run // the last one, when it ended without being asked to
-	booted  bool // it was started at least once
+	current *run   // the start that is in force; nil when the machine is off
+	ended   *run   // the last one, when it ended without being asked to
+	booted  bool   // it was started at least once
+	id      string // its /etc/machine-id
 	closed  bool
 }
 
 // A run is one start of a machine, from power on to power off.
 type run struct {
-	machine  *Machine
-	vm       vmm.VM
-	guest    *guest.Client
-	started  time.Time
-	pumped   chan struct{} // closed when the console has been read to its end
-	over     chan struct{} // closed when all of the run is gone; down is set before
-	down     error         // why the machine is down, as operations report it
-	forwards forwards
-	asked    bool // somebody asked for the end; guarded by machine.mu
+	machine     *Machine
+	vm          vmm.VM
+	guest       *guest.Client
+	started     time.Time
+	pumped      chan struct{} // closed when the console has been read to its end
+	over        chan struct{} // closed when all of the run is gone; down is set before
+	down        error         // why the machine is down, as operations report it
+	forwards    forwards
+	asked       bool // somebody asked for the end; guarded by machine.mu
+	origin      *origin
+	allowReboot bool
 
 	ready    chan struct{} // closed when the guest answered once, or never will; readyErr is set before
 	readyErr error
+	agent    string // the instance of the agent that answered last; guarded by machine.mu
 }
 
 // How long a guest may take from power on to its first answer.
@@ -116,6 +123,12 @@ func (m *Machine) start(ctx context.Context, allowReboot bool) (*run, error) {
 	if r := m.running(); r != nil {
 		return r, nil
 	}
+	return m.launch(ctx, allowReboot, nil)
+}
+
+// launch starts the VMM of a machine that is off. It boots, or goes on from an
+// origin. startMu is held.
+func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*run, error) {
 	config, img, err := m.vmmConfig(ctx)
 	if err != nil {
 		return nil, err
@@ -127,7 +140,11 @@ func (m *Machine) start(ctx context.Context, allowReboot bool) (*run, error) {
 	if err := m.attachNICs(&config); err != nil {
 		return nil, err
 	}
-	m.console.begin()
+	if from != nil {
+		config.Restore, config.Paused = from.state, from.paused
+	} else {
+		m.console.begin()
+	}
 	started := time.Now()
 	m.announce("starting", "", 0)
 	vm, err := m.backend.Start(ctx, vmm.Host{Supervisor: m.lab.host.supervisor, Accel: m.lab.host.probe.Accel()}, config)
@@ -138,7 +155,7 @@ func (m *Machine) start(ctx context.Context, allowReboot bool) (*run, error) {
 		m.announce("stopped", err.Error(), time.Since(started))
 		return nil, err
 	}
-	r := &run{machine: m, vm: vm, started: started,
+	r := &run{machine: m, vm: vm, started: started, origin: from, allowReboot: allowReboot,
 		pumped: make(chan struct{}), over: make(chan struct{}), ready: make(chan struct{})}
 	r.guest = guest.New(m.Name(), vm.Dial, guest.Options{Greet: r.greet})
 	m.mu.Lock()
@@ -254,11 +271,24 @@ func (r *run) verdict() error {
 
 // greet gives the guest its identity; it runs whenever an agent answers, so at
 // the first boot and after each reboot, before any operation gets through.
+// A guest that was restored as itself keeps what its test has made of it.
 func (r *run) greet(ctx context.Context, info wire.Info) error {
 	m := r.machine
-	if err := r.guest.Identity(ctx, m.identity()); err != nil {
+	id := m.identity()
+	if r.origin != nil && r.origin.agent == info.Instance {
+		id = renewal()
+	}
+	if err := r.guest.Identity(ctx, id); err != nil {
 		return err
 	}
+	if r.origin != nil {
+		if err := r.guest.SetClock(ctx); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	r.agent = info.Instance
+	m.mu.Unlock()
 	m.announce("ready", info.Kernel, time.Since(r.started))
 	return nil
 }
@@ -350,6 +380,13 @@ func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest
 	return boot
 }
 
+// agentInstance is the agent that the guest has now; empty before the first answer.
+func (r *run) agentInstance() string {
+	r.machine.mu.Lock()
+	defer r.machine.mu.Unlock()
+	return r.agent
+}
+
 // downError is cause with the operation that found the machine down.
 func (m *Machine) downError(operation string, cause error) error {
 	var down *DownError
@@ -398,13 +435,13 @@ func (m *Machine) close() error {
 		}
 	}
 	m.mu.Unlock()
-	if r == nil {
-		return m.console.log.Close()
+	var err error
+	if r != nil {
+		r.guest.Close(errLabClosed)
+		err = r.vm.Kill()
+		<-r.over
 	}
-	r.guest.Close(errLabClosed)
-	err := r.vm.Kill()
-	<-r.over
-	return errors.Join(err, m.console.log.Close())
+	return errors.Join(err, m.checkpoints.close(), m.console.log.Close())
 }
 
 // vmmConfig is what the backend is to start, without what exists only while

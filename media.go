@@ -3,8 +3,8 @@ package attest
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -76,22 +76,36 @@ func (m *Machine) bootMedia(ctx context.Context, config *vmm.Config, img *image.
 // attachDisk gives the machine the disk that it writes to. It is made at the
 // first start and keeps its content over all later ones.
 func (m *Machine) attachDisk(ctx context.Context, config *vmm.Config, img *image.Image) error {
-	d := vmm.Disk{Serial: boot.SerialWritable, Path: filepath.Join(m.dir, "disk"), Format: "raw"}
+	d := vmm.Disk{Serial: boot.SerialWritable, Format: "raw", Backing: m.disk.Backing}
 	if img.Disk != nil {
-		d.Serial, d.Format = boot.SerialDisk, "qcow2"
+		d.Serial = boot.SerialDisk
 	}
-	if _, err := os.Stat(d.Path); err != nil {
-		if img.Disk != nil {
-			err = image.CreateOverlay(d.Path, img.Disk.Path, img.Disk.Format)
-		} else {
-			err = m.lab.host.images.OverlayDisk(ctx, d.Path)
-		}
-		if err != nil {
+	if img.Disk != nil || len(d.Backing) > 0 {
+		d.Format = "qcow2"
+	}
+	if m.disk.Path == "" {
+		if err := m.createDisk(ctx, &d, img); err != nil {
 			return &InfraError{m.Name(), "create the machine's disk", err}
 		}
+		m.disk = d
 	}
-	config.Disks = append(config.Disks, d)
+	config.Disks = append(config.Disks, m.disk)
 	return nil
+}
+
+func (m *Machine) createDisk(ctx context.Context, d *vmm.Disk, img *image.Image) error {
+	dir := filepath.Join(m.dir, "disks")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	d.Path = filepath.Join(dir, "0")
+	switch {
+	case len(d.Backing) > 0:
+		return image.CreateOverlay(d.Path, d.Backing[0].Path, d.Backing[0].Format)
+	case img.Disk != nil:
+		return image.CreateOverlay(d.Path, img.Disk.Path, img.Disk.Format)
+	}
+	return m.lab.host.images.OverlayDisk(ctx, d.Path)
 }
 
 // attachNICs plugs the machine into its networks. Ports end with the VMM, so
@@ -121,12 +135,12 @@ func (m *Machine) identity() wire.Identity {
 	rand.Read(entropy)
 	id := wire.Identity{
 		Hostname:  m.Name(),
-		MachineID: m.machineID(),
+		MachineID: m.id,
 		Time:      time.Now(),
 		Entropy:   entropy,
 	}
-	for _, i := range m.address.Interfaces {
-		id.Interfaces = append(id.Interfaces, wire.Interface{MAC: i.MAC.String(), Name: i.Name, Addresses: []netip.Prefix{i.IPv4, i.IPv6}})
+	for n, i := range m.address.Interfaces {
+		id.Interfaces = append(id.Interfaces, wire.Interface{MAC: i.MAC.String(), Was: templateMAC(n).String(), Name: i.Name, Addresses: []netip.Prefix{i.IPv4, i.IPv6}})
 	}
 	for _, h := range m.lab.addresses.Hosts(m.Name()) {
 		if n := len(id.Hosts); n > 0 && id.Hosts[n-1].Name == h.Name {
@@ -138,10 +152,17 @@ func (m *Machine) identity() wire.Identity {
 	return id
 }
 
-// machineID is the guest's /etc/machine-id: the same over reboots, different
-// for each machine of each lab.
-func (m *Machine) machineID() string {
-	sum := sha256.Sum256([]byte("attest machine-id\n" + m.lab.dir + "\n" + m.Name()))
-	sum[6], sum[8] = sum[6]&0x0f|0x40, sum[8]&0x3f|0x80 // machine-id(5): as a random UUID
-	return hex.EncodeToString(sum[:16])
+// machineID is a fresh /etc/machine-id: the same over reboots, different for
+// each machine of each lab.
+func machineID() string {
+	var id [16]byte
+	rand.Read(id[:])
+	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80 // machine-id(5): as a random UUID
+	return hex.EncodeToString(id[:])
+}
+
+// templateMAC is the address that network card i has in a template: none of a
+// machine's, whose networks are numbered from 1.
+func templateMAC(i int) net.HardwareAddr {
+	return net.HardwareAddr{0x52, 0x54, 0x00, 0x12, 0x00, byte(i + 1)}
 }

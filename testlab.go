@@ -37,6 +37,31 @@ func (l *TestLab) StartAll() {
 	check(l.t, l.Lab.StartAll(l.ctx))
 }
 
+// Fork makes a lab of its own in the state that l has now, and closes it when t
+// ends. l stays as it is; see Lab.Fork.
+func (l *TestLab) Fork(t TB) *TestLab {
+	t.Helper()
+	ctx, cancel := testContext(t)
+	if _, err := shared.open(ctx); err != nil { // it is l's, and stays as long as one of the two
+		cancel()
+		t.Fatalf("attest: %v", err)
+	}
+	lab, err := l.Lab.Fork(ctx)
+	return newTestLab(t, ctx, cancel, lab, err)
+}
+
+// Checkpoint keeps the state of the whole lab under a name.
+func (l *TestLab) Checkpoint(name string) {
+	l.t.Helper()
+	check(l.t, l.Lab.Checkpoint(l.ctx, name))
+}
+
+// Restore takes the whole lab back to a checkpoint.
+func (l *TestLab) Restore(name string) {
+	l.t.Helper()
+	check(l.t, l.Lab.Restore(l.ctx, name))
+}
+
 // A TestMachine is a Machine whose operations end the test when they fail. The
 // embedded Machine has the same operations with a context and an error.
 type TestMachine struct {
@@ -215,4 +240,16 @@ func (m *TestMachine) ForwardPort(hostPort, guestPort int) int {
 	port, err := m.Machine.ForwardPort(m.ctx, hostPort, guestPort)
 	check(m.t, err)
 	return port
+}
+
+// SnapshotCreate keeps the machine's state under a name.
+func (m *TestMachine) SnapshotCreate(name string) {
+	m.t.Helper()
+	check(m.t, m.Machine.SnapshotCreate(m.ctx, name))
+}
+
+// SnapshotRestore takes the machine back to where SnapshotCreate was.
+func (m *TestMachine) SnapshotRestore(name string) {
+	m.t.Helper()
+	check(m.t, m.Machine.SnapshotRestore(m.ctx, name))
 }

@@ -72,6 +72,17 @@ func setTime(t time.Time) error {
 	return nil
 }
 
+// stepClock moves the clock and says what time it is now.
+func stepClock(step time.Duration) (wire.ClockResult, error) {
+	if step != 0 {
+		ts := unix.NsecToTimespec(time.Now().Add(step).UnixNano())
+		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+			return wire.ClockResult{}, fmt.Errorf("set the clock: %w", err)
+		}
+	}
+	return wire.ClockResult{Time: time.Now()}, nil
+}
+
 func setHostname(root, name string) error {
 	if name == "" {
 		return nil
@@ -86,7 +97,30 @@ func setMachineID(root, id string) error {
 	if id == "" {
 		return nil
 	}
-	return writeIfChanged(filepath.Join(root, "etc/machine-id"), id+"\n", 0o444)
+	path := filepath.Join(root, "etc/machine-id")
+	old, _ := os.ReadFile(path)
+	if err := writeIfChanged(path, id+"\n", 0o444); err != nil {
+		return err
+	}
+	return linkJournals(root, strings.TrimSpace(string(old)), id)
+}
+
+// linkJournals keeps the journal of a guest that gets another machine-id: journald
+// goes on in the directory of the old one, and journalctl looks into that of the new.
+func linkJournals(root, old, id string) error {
+	if old == "" || old == id || strings.Contains(old, "/") {
+		return nil
+	}
+	for _, dir := range []string{"run/log/journal", "var/log/journal"} {
+		dir = filepath.Join(root, dir)
+		if _, err := os.Stat(filepath.Join(dir, old)); err != nil {
+			continue
+		}
+		if err := os.Symlink(old, filepath.Join(dir, id)); err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("the journal of the new machine-id: %w", err)
+		}
+	}
+	return nil
 }
 
 const (
@@ -171,6 +205,11 @@ func setInterfaces(want []wire.Interface) error {
 	for _, w := range want {
 		mac, parseErr := net.ParseMAC(w.MAC)
 		link := byMAC[mac.String()]
+		if other := byMAC[w.Was]; link == nil && parseErr == nil && other != nil && w.Was != "" {
+			// Down and up again: addresses that the kernel made of the old one go.
+			link = other
+			err = errors.Join(err, netlink.LinkSetDown(link), netlink.LinkSetHardwareAddr(link, mac))
+		}
 		switch {
 		case parseErr != nil:
 			err = errors.Join(err, parseErr)

@@ -150,7 +150,7 @@ func (s *Server) serve(stream *wire.Stream, r wire.Request) {
 
 func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 	ctx := stream.Context()
-	if r.Op != wire.OpIdentity { // which process 1 waits for
+	if r.Op != wire.OpIdentity && r.Op != wire.OpClock { // which process 1 waits for
 		if err := s.init.await(ctx); err != nil {
 			return nil, err
 		}
@@ -191,6 +191,8 @@ func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 			s.Ready()
 			return nil, nil
 		})
+	case wire.OpClock:
+		return do(r, func(q wire.ClockRequest) (any, error) { return stepClock(q.Step) })
 	case wire.OpSync:
 		unix.Sync()
 		return nil, nil

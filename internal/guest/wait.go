@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"strconv"
+	"time"
 
 	"github.com/attest-vm/attest/internal/wire"
 )
@@ -62,6 +63,34 @@ func (c *Client) waitFor(ctx context.Context, what, op string, request any) erro
 func (c *Client) Identity(ctx context.Context, id wire.Identity) error {
 	return c.call(ctx, wire.OpIdentity, id, nil)
 }
+
+// maxClockError is how far a guest's clock may be off after SetClock.
+const maxClockError = 40 * time.Millisecond
+
+// SetClock sets the guest's clock by the host's. One message is not enough: a
+// guest under load, or one that was restored a moment ago, may read it late. So
+// the error is measured, with half of the round trip as its uncertainty.
+func (c *Client) SetClock(ctx context.Context) error {
+	var step time.Duration
+	for range maxClockTries {
+		var r wire.ClockResult
+		sent := time.Now()
+		if err := c.call(ctx, wire.OpClock, wire.ClockRequest{Step: step}, &r); err != nil {
+			return err
+		}
+		unsure := time.Since(sent) / 2
+		ahead := r.Time.Sub(sent.Add(unsure))
+		if ahead.Abs()+unsure <= maxClockError {
+			return nil
+		}
+		if step = 0; ahead.Abs() > unsure {
+			step = -ahead
+		}
+	}
+	return nil // as good as it gets on such a host
+}
+
+const maxClockTries = 8
 
 // Sync writes all that the guest has not written yet to its disks.
 func (c *Client) Sync(ctx context.Context) error {

@@ -26,6 +26,7 @@ const (
 	OpGetTar     = "get-tar"     // CopyRequest, a tar stream on Stdout and CopyResult
 	OpConnect    = "connect"     // ConnectRequest, bytes both ways on Stdin and Stdout, nothing
 	OpIdentity   = "identity"    // Identity, nothing
+	OpClock      = "clock"       // ClockRequest, ClockResult
 	OpSync       = "sync"        // nothing, nothing: sync(2)
 	OpPower      = "power"       // PowerRequest, nothing
 )
@@ -210,9 +211,20 @@ type Host struct {
 	Addresses []netip.Addr `json:"addresses"`
 }
 
+// ClockRequest moves the guest's clock and asks for it.
+type ClockRequest struct {
+	Step time.Duration `json:"step,omitempty"` // ns; forward if positive
+}
+
+// ClockResult is what the guest's clock said then.
+type ClockResult struct {
+	Time time.Time `json:"time"`
+}
+
 // Interface is a network card, found by its MAC address.
 type Interface struct {
 	MAC       string         `json:"mac"`            // "52:54:00:12:01:01"
+	Was       string         `json:"was,omitempty"`  // the one it has if the guest was restored from another machine's snapshot
 	Name      string         `json:"name,omitempty"` // what it shall be called
 	Addresses []netip.Prefix `json:"addresses"`
 }

@@ -89,11 +89,11 @@ func (h hardware) command() command {
 	c.add("-machine", c.typ.option+",memory-backend=ram,suppress-vmdesc=on")
 	c.accelerator(h.accel)
 	c.add("-m", itoa(megabytes(h.config)), "-smp", itoa(max(h.config.CPUs, 1)))
-	c.memory(h)
 	c.add("-S") // until somebody listens to the events
 	c.add("-action", "reboot="+onReset(h.config.AllowReboot))
 	c.socket("qmp", h.qmp)
 	c.add("-mon", "chardev=qmp,mode=control")
+	c.memory(h)
 	c.socket("console", h.console)
 	c.add("-serial", "chardev:console")
 	c.add("-device", "pvpanic") // tells a panic, if the guest has its driver

@@ -101,7 +101,7 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 		h.nics = append(h.nics, f)
 	}
 	if h.saved, err = newSaved(config); err != nil {
-		return nil, fmt.Errorf("%s: %w", config.Name, err)
+		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(start), Err: err}
 	}
 	cleanup.onError(h.saved)
 	c := h.command()

@@ -59,8 +59,11 @@ func newSaved(c vmm.Config) (s saved, err error) {
 	}
 	size := int64(megabytes(c)) << 20
 	if c.Restore == nil {
-		if s.memory, err = memfd("attest-memory"); err == nil {
-			err = s.memory.Truncate(size)
+		if s.memory, err = memfd("attest-memory"); err != nil {
+			return s, err
+		}
+		if err = s.memory.Truncate(size); err != nil {
+			err = fmt.Errorf("a memory of %d MiB: %w", megabytes(c), err)
 		}
 		return s, err
 	}

@@ -1,0 +1,191 @@
+package attest
+
+import (
+	"context"
+	"crypto/rand"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// Fork makes a lab of its own that goes on from the snapshot: the same machines
+// with the same names and addresses, on networks that no other lab is on. It
+// returns when its machines run. Open connections between them go on, their
+// clocks are the host's, and their random numbers are their own. Nothing of the
+// lab outlives ctx; its events go to the bus of ctx.
+func (s *Snapshot) Fork(ctx context.Context) (_ *Lab, err error) {
+	l, err := newLab(ctx, s.host, s.config)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			l.Close()
+		}
+	}()
+	err = step(ctx, "", "fork", "", func(ctx context.Context) error {
+		for _, m := range l.machines {
+			if err := m.adopt(s.machines[m.Name()]); err != nil {
+				return err
+			}
+		}
+		return l.resume(ctx, l.machines, s.machines)
+	})
+	return l, err
+}
+
+// Fork makes a lab of its own in the state that l has now; see Snapshot and
+// Snapshot.Fork. Any number of forks can be made, also at once. For several of
+// one state take one Snapshot.
+func (l *Lab) Fork(ctx context.Context) (*Lab, error) {
+	s, err := l.Snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	return s.Fork(ctx)
+}
+
+// Checkpoint keeps the state of the whole lab under a name, for Restore. A
+// second one of the same name replaces the first.
+func (l *Lab) Checkpoint(ctx context.Context, name string) error {
+	return step(ctx, "", "checkpoint", strconv.Quote(name), func(ctx context.Context) error {
+		s, err := l.Snapshot(ctx)
+		if err != nil {
+			return err
+		}
+		return l.checkpoints.keep(name, s)
+	})
+}
+
+// Restore takes the whole lab back to a checkpoint: memory, disks, and which
+// machines run. What was under way ends with a *DownError. The guests' clocks
+// are set to the host's time.
+func (l *Lab) Restore(ctx context.Context, name string) error {
+	return step(ctx, "", "restore", strconv.Quote(name), func(ctx context.Context) error {
+		s, err := l.checkpoints.find("lab", name)
+		if err != nil {
+			return err
+		}
+		return l.restore(ctx, l.machines, s.machines)
+	})
+}
+
+// SnapshotCreate keeps the state of this machine under a name, for SnapshotRestore.
+// The others do not stand still meanwhile: connections to them may not survive
+// that one side is taken back. Lab.Checkpoint is for that.
+func (m *Machine) SnapshotCreate(ctx context.Context, name string) error {
+	return step(ctx, m.Name(), "snapshot_create", strconv.Quote(name), func(ctx context.Context) error {
+		if _, err := m.use(ctx, "snapshot_create"); err != nil {
+			return err
+		}
+		s, err := m.lab.snapshot(ctx, []*Machine{m})
+		if err != nil {
+			return err
+		}
+		return m.checkpoints.keep(name, s)
+	})
+}
+
+// SnapshotRestore takes this machine back to where SnapshotCreate was: memory
+// and disk. What was under way ends with a *DownError.
+func (m *Machine) SnapshotRestore(ctx context.Context, name string) error {
+	return step(ctx, m.Name(), "snapshot_restore", strconv.Quote(name), func(ctx context.Context) error {
+		s, err := m.checkpoints.find("machine "+m.Name(), name)
+		if err != nil {
+			return err
+		}
+		return m.lab.restore(ctx, []*Machine{m}, s.machines)
+	})
+}
+
+// restore puts machines into a state, whatever they are in.
+func (l *Lab) restore(ctx context.Context, machines []*Machine, states map[string]*machineState) error {
+	for _, m := range machines {
+		m.startMu.Lock()
+		defer m.startMu.Unlock()
+	}
+	err := each(machines, func(_ int, m *Machine) error {
+		m.mu.Lock()
+		if m.current != nil && m.current.down == nil {
+			m.current.down = &DownError{Machine: m.Name(), Reason: "it was taken back to a checkpoint"}
+		}
+		m.mu.Unlock()
+		err := m.stop(ctx, func(_ context.Context, r *run) error { return r.vm.Kill() })
+		if err == nil {
+			err = m.adopt(states[m.Name()])
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return l.resume(ctx, machines, states)
+}
+
+// adopt makes a machine that is off what it was in a snapshot, but for running.
+// startMu is held, or nobody has the machine yet.
+func (m *Machine) adopt(s *machineState) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := os.RemoveAll(filepath.Join(m.dir, "disks")); err != nil {
+		return &InfraError{m.Name(), "remove the machine's disk", err}
+	}
+	m.booted, m.ended, m.id, m.disk = s.booted, nil, s.id, vmm.Disk{}
+	m.console.restore(s.console)
+	if s.down != nil {
+		m.ended = &run{machine: m, down: s.down}
+	}
+	if len(s.disk) == 0 {
+		return nil
+	}
+	if err := os.Mkdir(filepath.Join(m.dir, "disks"), 0o700); err != nil {
+		return &InfraError{m.Name(), "create the machine's disk", err}
+	}
+	below, err := linkBacking(filepath.Join(m.dir, "disks"), s.disk, 1)
+	if err != nil {
+		return &InfraError{m.Name(), "create the machine's disk", err}
+	}
+	m.disk.Backing = below
+	return nil
+}
+
+// resume lets those machines go on that run in a snapshot, all at once. It holds
+// for startMu what adopt says.
+func (l *Lab) resume(ctx context.Context, machines []*Machine, states map[string]*machineState) error {
+	runs := make([]*run, len(machines))
+	err := each(machines, func(i int, m *Machine) (err error) {
+		if s := states[m.Name()]; s.state != nil {
+			runs[i], err = m.launch(ctx, s.allowReboot, &origin{state: s.state, agent: s.agent, paused: true})
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return each(machines, func(i int, m *Machine) error {
+		if runs[i] == nil {
+			return nil
+		}
+		return runs[i].vm.(vmm.Pauser).Resume(ctx)
+	})
+}
+
+// origin is what a machine goes on from instead of booting.
+type origin struct {
+	state  *vmm.State
+	agent  string // the machine is itself again, to this instance of its agent; empty: it becomes another
+	paused bool
+}
+
+// renewal is what a guest needs that stood still, and is not the only one that
+// goes on from there.
+func renewal() wire.Identity {
+	entropy := make([]byte, 64)
+	rand.Read(entropy)
+	return wire.Identity{Time: time.Now(), Entropy: entropy}
+}

@@ -1,0 +1,283 @@
+package attest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+// A Snapshot is a lab at one moment: the memory, devices and disks of all its
+// machines, and the consoles so far. Nothing changes it, and any number of labs
+// can go on from it, at the same time. It stays good when the lab that it was
+// taken of is closed; Close it when no more labs shall be made of it.
+type Snapshot struct {
+	host     *Host
+	config   LabConfig
+	dir      string
+	machines map[string]*machineState
+}
+
+// machineState is one machine in a Snapshot.
+type machineState struct {
+	booted  bool          // it was started at least once
+	down    error         // if it is off without having been asked to
+	disk    []vmm.Backing // what it had written, uppermost first; none if it was never started
+	console consoleState
+	id      string // its /etc/machine-id
+
+	// Of a machine that runs:
+	state       *vmm.State
+	agent       string // the instance of the agent that answered
+	allowReboot bool
+}
+
+// Snapshot takes a snapshot of the lab: all machines pause at once, are saved,
+// and go on. That takes about a tenth of a second for each processor's share of
+// the machines; their clocks are set afterwards. A machine that boots is waited
+// for. One that was never started will not have been in the labs made of the
+// snapshot either; one that is off is off there, with its disk.
+//
+// Commands and waits under way go on here. In a lab made of the snapshot nobody
+// waits for them, and the agent ends them; what runs in the background of the
+// guest goes on in both.
+func (l *Lab) Snapshot(ctx context.Context) (s *Snapshot, err error) {
+	err = step(ctx, "", "snapshot", "", func(ctx context.Context) (err error) {
+		s, err = l.snapshot(ctx, l.machines)
+		return err
+	})
+	return s, err
+}
+
+// snapshot is Snapshot of some of the machines.
+func (l *Lab) snapshot(ctx context.Context, machines []*Machine) (*Snapshot, error) {
+	dir, err := os.MkdirTemp(l.host.scratch(), "s")
+	if err != nil {
+		return nil, &InfraError{Action: "create a directory for a snapshot", Err: err}
+	}
+	s := &Snapshot{host: l.host, config: l.config, dir: dir, machines: map[string]*machineState{}}
+	states, err := capture(ctx, machines, dir)
+	for i, state := range states {
+		if state != nil {
+			s.machines[machines[i].Name()] = state
+		}
+	}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close gives up what the snapshot holds. Labs that were made of it live on.
+func (s *Snapshot) Close() error {
+	for _, m := range s.machines {
+		m.close()
+	}
+	s.machines = nil
+	return os.RemoveAll(s.dir)
+}
+
+func (m *machineState) close() {
+	if m.state != nil {
+		m.state.Memory.Close()
+	}
+}
+
+// capture saves machines, all of the same moment, with their disks below dir.
+// What was captured is returned on error, too, for the caller to close.
+func capture(ctx context.Context, machines []*Machine, dir string) ([]*machineState, error) {
+	states := make([]*machineState, len(machines))
+	runs := make([]*run, len(machines))
+	for _, m := range machines {
+		m.startMu.Lock() // nothing starts meanwhile
+		defer m.startMu.Unlock()
+	}
+	err := each(machines, func(i int, m *Machine) (err error) {
+		if runs[i], err = m.pausable(); err == nil && runs[i] != nil {
+			err = runs[i].awaitReady(ctx)
+		}
+		return err
+	})
+	if err != nil {
+		return states, err
+	}
+	defer func() {
+		// Also after the end of ctx: the lab is to go on.
+		ctx := context.WithoutCancel(ctx)
+		each(machines, func(i int, m *Machine) error {
+			if runs[i] != nil {
+				runs[i].vm.(vmm.Pauser).Resume(ctx)
+				go runs[i].setClock() // nobody has to wait for that
+			}
+			return nil
+		})
+	}()
+	err = each(machines, func(i int, m *Machine) error {
+		if runs[i] == nil {
+			return nil
+		}
+		return runs[i].vm.(vmm.Pauser).Pause(ctx)
+	})
+	if err == nil {
+		err = each(machines, func(i int, m *Machine) (err error) {
+			states[i], err = m.capture(ctx, runs[i], dir)
+			return err
+		})
+	}
+	return states, err
+}
+
+// each does something for all machines at once.
+func each(machines []*Machine, do func(int, *Machine) error) error {
+	errs := make([]error, len(machines))
+	var wg sync.WaitGroup
+	for i, m := range machines {
+		wg.Go(func() { errs[i] = do(i, m) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// pausable is the machine's run, nil if it is off.
+func (m *Machine) pausable() (*run, error) {
+	r := m.running()
+	if r == nil {
+		return nil, nil
+	}
+	if _, ok := r.vm.(vmm.Snapshotter); !ok {
+		return nil, &UnsupportedError{Machine: m.Name(), Operation: "snapshot", Backend: m.config.Backend, Can: []string{"qemu"}}
+	}
+	return r, nil
+}
+
+// capture saves one machine that is paused, or off.
+func (m *Machine) capture(ctx context.Context, r *run, dir string) (s *machineState, err error) {
+	m.mu.Lock()
+	s = &machineState{booted: m.booted, id: m.id}
+	if m.ended != nil {
+		s.down = m.ended.down
+	}
+	m.mu.Unlock()
+	s.console = m.console.save()
+	if r != nil {
+		state, err := r.vm.(vmm.Snapshotter).Save(ctx)
+		if err != nil {
+			return s, &InfraError{m.Name(), "save the machine", err}
+		}
+		s.state, s.agent, s.allowReboot = &state, r.agentInstance(), r.allowReboot
+	}
+	if s.disk, err = m.captureDisk(dir); err != nil {
+		return s, &InfraError{m.Name(), "save the machine's disk", err}
+	}
+	return s, nil
+}
+
+// captureDisk copies what the machine has written, and keeps what is below that.
+func (m *Machine) captureDisk(dir string) ([]vmm.Backing, error) {
+	top := m.disk
+	if top.Path == "" {
+		return nil, nil
+	}
+	dir = filepath.Join(dir, m.Name())
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	copied := filepath.Join(dir, "0")
+	if err := copyFile(copied, top.Path); err != nil {
+		return nil, err
+	}
+	below, err := linkBacking(dir, top.Backing, 1)
+	return append([]vmm.Backing{{Path: copied, Format: top.Format}}, below...), err
+}
+
+// linkBacking gives the files below a disk a name in dir, so that they stay as
+// long as that does, numbered from first on.
+func linkBacking(dir string, files []vmm.Backing, first int) ([]vmm.Backing, error) {
+	var linked []vmm.Backing
+	for i, b := range files {
+		name := filepath.Join(dir, fmt.Sprint(first+i))
+		if err := os.Link(b.Path, name); err != nil { // another file system
+			if err := copyFile(name, b.Path); err != nil {
+				return nil, err
+			}
+		}
+		linked = append(linked, vmm.Backing{Path: name, Format: b.Format})
+	}
+	return linked, nil
+}
+
+func copyFile(to, from string) error {
+	source, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	target, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(vmm.CopySparse(target, source), target.Close())
+}
+
+// setClock sets the clock of a guest that stood still. It is given up after a
+// while: a guest that does not answer has other troubles than its clock.
+func (r *run) setClock() {
+	ctx, cancel := context.WithTimeout(r.machine.lab.ctx, r.machine.lab.host.scale(clockTimeout))
+	defer cancel()
+	r.guest.SetClock(ctx)
+}
+
+const clockTimeout = 2 * time.Second
+
+// checkpoints are snapshots by name.
+type checkpoints struct {
+	mu    sync.Mutex
+	names map[string]*Snapshot
+}
+
+func (c *checkpoints) keep(name string, s *Snapshot) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := c.names[name]
+	if c.names == nil {
+		c.names = map[string]*Snapshot{}
+	}
+	c.names[name] = s
+	if old != nil {
+		return old.Close()
+	}
+	return nil
+}
+
+func (c *checkpoints) find(of, name string) (*Snapshot, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.names[name]; s != nil {
+		return s, nil
+	}
+	have := "none"
+	if len(c.names) > 0 {
+		have = strings.Join(slices.Sorted(maps.Keys(c.names)), ", ")
+	}
+	return nil, &ConfigError{of, fmt.Sprintf("there is no checkpoint %q; there are: %s", name, have)}
+}
+
+func (c *checkpoints) close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var errs []error
+	for _, s := range c.names {
+		errs = append(errs, s.Close())
+	}
+	c.names = nil
+	return errors.Join(errs...)
+}
