@@ -36,6 +36,7 @@ type Config struct {
 	Disks []Disk // in the order in which the guest numbers them
 	NICs  []NIC
 
+	Display     bool   // a screen, as a VGA adapter has one
 	AllowReboot bool   // a guest that resets goes on; otherwise a reset ends the VMM
 	MachineType string // backend specific; QEMU: "q35" (default), "microvm"
 

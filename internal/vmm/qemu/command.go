@@ -97,6 +97,9 @@ func (h hardware) command() command {
 	c.socket("console", h.console)
 	c.add("-serial", "chardev:console")
 	c.add("-device", "pvpanic") // tells a panic, if the guest has its driver
+	if h.config.Display {
+		c.add("-device", "VGA")
+	}
 	c.boot(h.config, h.accel)
 	for i, d := range h.config.Disks {
 		c.disk(i, d)

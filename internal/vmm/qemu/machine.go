@@ -28,8 +28,11 @@ type machine struct {
 	console net.Conn
 	agent   *channel
 	output  *tail // what QEMU itself says
+	events  vmm.EventLog
 	done    chan struct{}
 	saved   saved
+
+	typing sync.Mutex // one writer to the console at a time
 
 	mu     sync.Mutex
 	reason string // of the last SHUTDOWN event
@@ -162,8 +165,9 @@ func (m *machine) begin(ctx context.Context, monitor net.Conn, config vmm.Config
 	return err
 }
 
-// event keeps what decides how the exit is called.
+// event keeps all of them for a while, and what decides how the exit is called.
 func (m *machine) event(e qmp.Event) {
+	m.events.Add(vmm.Event{Name: e.Name, Data: e.Data, Time: e.Time})
 	if e.Name != "SHUTDOWN" {
 		return
 	}
@@ -181,6 +185,7 @@ func (m *machine) event(e qmp.Event) {
 func (m *machine) watch() {
 	<-m.process.Done()
 	<-m.monitor.Done() // it read the last events first
+	m.events.End()
 	<-m.output.done
 	m.monitor.Close()
 	m.mu.Lock()

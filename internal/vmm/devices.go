@@ -1,0 +1,139 @@
+package vmm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"sync"
+	"time"
+)
+
+// A Capability is something that not every machine can do. Each is one of the
+// optional interfaces of this package, under a name that is known before a
+// machine exists.
+type Capability string
+
+const (
+	CanPause    Capability = "pause"        // Pauser
+	CanReset    Capability = "reset"        // Rebooter
+	CanType     Capability = "keyboard"     // Keyboarder
+	CanShow     Capability = "screen"       // Screener
+	CanListen   Capability = "serial input" // ConsoleWriter
+	CanInteract Capability = "monitor"      // Monitor
+	CanTell     Capability = "events"       // EventSource
+)
+
+// Offerer is a backend that knows what its machines can do before they exist.
+type Offerer interface {
+	// Offers says whether a machine of this configuration has the capability,
+	// and if not why, and what to do, if there is something to say.
+	Offers(Config, Capability) (ok bool, reason string)
+}
+
+// Keyboarder has a keyboard to press keys of.
+type Keyboarder interface {
+	// Keys presses keys in this order, or releases them. A key is a QKeyCode
+	// (QEMU qapi/ui.json), such as "ctrl" and "a", or a scan code, such as
+	// "0x1c". It returns when the keyboard has taken them; the guest may not
+	// have looked yet.
+	Keys(ctx context.Context, keys []string, down bool) error
+}
+
+// Screener has a screen to look at.
+type Screener interface {
+	// Screenshot writes what is on the screen as PNG to a file that the VMM creates.
+	Screenshot(ctx context.Context, path string) error
+}
+
+// ConsoleWriter has a serial console that also takes input.
+type ConsoleWriter interface {
+	// WriteConsole returns when the VMM has all of it; the guest may not have
+	// read it yet. A guest that does not read at all makes it wait, after
+	// something like 100 KiB.
+	WriteConsole(context.Context, []byte) error
+}
+
+// Interrupter sends all vCPUs an interrupt that the guest's kernel cannot
+// mask (NMI).
+type Interrupter interface{ InjectNMI(context.Context) error }
+
+// EventSource is a VMM that says what happens to its machine.
+type EventSource interface{ Events() *EventLog }
+
+// An Event is something that a VMM says unasked, in its own terms (QEMU
+// docs/interop/qmp-spec).
+type Event struct {
+	Name string
+	Data json.RawMessage // an object; may be nil
+	Time time.Time
+}
+
+// maxEvents is how many of a machine's events are kept: a guest can cause them.
+const maxEvents = 1000
+
+// An EventLog is the last events of one VMM. The zero value is ready to use.
+type EventLog struct {
+	mu      sync.Mutex
+	events  []Event
+	first   int64         // number of events[0]
+	changed chan struct{} // closed and replaced when something happens; nil: nobody waits
+	over    bool
+}
+
+// Add appends an event.
+func (l *EventLog) Add(e Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.events) == maxEvents {
+		l.events = append(l.events[:0], l.events[1:]...)
+		l.first++
+	}
+	l.events = append(l.events, e)
+	l.wake()
+}
+
+// End says that nothing follows any more.
+func (l *EventLog) End() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.over = true
+	l.wake()
+}
+
+func (l *EventLog) wake() {
+	if l.changed != nil {
+		close(l.changed)
+		l.changed = nil
+	}
+}
+
+// ErrNoMoreEvents is what Next returns behind the last event of a VMM that has ended.
+var ErrNoMoreEvents = errors.New("the VMM has ended")
+
+// Next waits for the event with the number n, which counts from 0, and returns
+// it with the number to ask for next. Events that are not kept any more are
+// left out.
+func (l *EventLog) Next(ctx context.Context, n int64) (Event, int64, error) {
+	for {
+		l.mu.Lock()
+		n = max(n, l.first)
+		if i := n - l.first; i < int64(len(l.events)) {
+			defer l.mu.Unlock()
+			return l.events[i], n + 1, nil
+		}
+		if l.over {
+			defer l.mu.Unlock()
+			return Event{}, n, ErrNoMoreEvents
+		}
+		if l.changed == nil {
+			l.changed = make(chan struct{})
+		}
+		changed := l.changed
+		l.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return Event{}, n, context.Cause(ctx)
+		}
+	}
+}

@@ -1,0 +1,83 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+var (
+	_ vmm.Offerer       = (*backend)(nil)
+	_ vmm.Keyboarder    = (*machine)(nil)
+	_ vmm.Screener      = (*machine)(nil)
+	_ vmm.ConsoleWriter = (*machine)(nil)
+	_ vmm.Interrupter   = (*machine)(nil)
+	_ vmm.EventSource   = (*machine)(nil)
+)
+
+// Offers says what the machine types have.
+func (b *backend) Offers(c vmm.Config, what vmm.Capability) (ok bool, reason string) {
+	switch {
+	case what == vmm.CanType && c.MachineType == "microvm":
+		return false, `the machine type microvm has no keyboard; use type="q35"`
+	case what == vmm.CanShow && c.MachineType == "microvm":
+		return false, `the machine type microvm has no screen; use type="q35" and display=True`
+	case what == vmm.CanShow && !c.Display:
+		return false, "the machine has no screen; give it one with display=True"
+	}
+	return true, ""
+}
+
+// Keys are input events, not send-key: that one queues releases on a timer of
+// QEMU's own, and drops what its queue has no room for.
+func (m *machine) Keys(ctx context.Context, keys []string, down bool) error {
+	events := make([]any, len(keys))
+	for i, key := range keys {
+		value := map[string]any{"type": "qcode", "data": key}
+		if code, hex := strings.CutPrefix(strings.ToLower(key), "0x"); hex {
+			n, err := strconv.ParseUint(code, 16, 15)
+			if err != nil {
+				return fmt.Errorf("%s: scan code %s: %w", m.name, key, err)
+			}
+			value = map[string]any{"type": "number", "data": n}
+		}
+		events[i] = map[string]any{"type": "key", "data": map[string]any{"down": down, "key": value}}
+	}
+	return m.do(ctx, "input-send-event", map[string]any{"events": events})
+}
+
+func (m *machine) Screenshot(ctx context.Context, path string) error {
+	return m.do(ctx, "screendump", map[string]string{"filename": path, "format": "png"})
+}
+
+func (m *machine) InjectNMI(ctx context.Context) error { return m.do(ctx, "inject-nmi", nil) }
+
+func (m *machine) Events() *vmm.EventLog { return &m.events }
+
+func (m *machine) WriteConsole(ctx context.Context, p []byte) error {
+	m.typing.Lock()
+	defer m.typing.Unlock()
+	m.console.SetWriteDeadline(time.Time{})
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		m.console.SetWriteDeadline(longAgo)
+	})
+	n, err := m.console.Write(p)
+	if !stop() {
+		<-interrupted // so that it does not hit the next one
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("the guest has taken %d of %d bytes: %w", n, len(p), context.Cause(ctx))
+	}
+	if err != nil {
+		return fmt.Errorf("%s: write to the console: %w", m.name, err)
+	}
+	return nil
+}
