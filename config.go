@@ -43,6 +43,8 @@ type LabConfig struct {
 	// frames a fault loses. 0: the environment's ATTEST_SEED, or another one every
 	// time.
 	Seed int64
+
+	created []MachineConfig // by CreateMachine, in this order
 }
 
 // MachineConfig is one machine as plain data.
@@ -55,6 +57,9 @@ type MachineConfig struct {
 	Networks []int  // numbers of the networks it is on, 1 to 255; nil: network 1; empty: none
 	Type     string // QEMU's machine type: "q35" (default) or "microvm"
 	Cmdline  string // appended to the kernel's command line
+	// Display gives the machine a screen: a VGA adapter, which shows the guest's
+	// first terminal. Terminals can be read and typed on without it.
+	Display bool
 	// AllowReboot lets the guest reboot by itself. Otherwise a guest that
 	// resets ends, as with the NixOS driver; Machine.Reboot works either way.
 	AllowReboot bool

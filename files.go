@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/guest"
@@ -55,6 +56,32 @@ func (m *Machine) CopyFromMachine(ctx context.Context, source, targetDir string)
 		copied, err := r.guest.CopyOut(ctx, source, dir)
 		reportSkipped(ctx, m.Name(), copied)
 		return r.explainCopy(ctx, "copy_from_machine", args, err)
+	})
+}
+
+// CopyFromHostViaShell copies one file of the host into the guest by a command
+// that reads it from its standard input: it needs a shell there, mkdir and cat.
+func (m *Machine) CopyFromHostViaShell(ctx context.Context, source, target string) error {
+	const operation = "copy_from_host_via_shell"
+	args := strconv.Quote(source) + ", " + strconv.Quote(target)
+	return step(ctx, m.Name(), operation, args, func(ctx context.Context) error {
+		f, err := os.Open(m.lab.sourcePath(source))
+		if err == nil {
+			defer f.Close()
+			var st os.FileInfo
+			if st, err = f.Stat(); err == nil && !st.Mode().IsRegular() {
+				err = fmt.Errorf("%s is not a file; copy_from_host copies trees", source)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %s(%s): %w", m.Name(), operation, args, err)
+		}
+		const script = `mkdir -p -- "$(dirname -- "$ATTEST_TARGET")"; cat > "$ATTEST_TARGET"`
+		result, err := m.run(ctx, operation, script, options{stdin: f, env: map[string]string{"ATTEST_TARGET": target}})
+		if err == nil && result.ExitCode != 0 {
+			return fmt.Errorf("%s: %s(%s): %s", m.Name(), operation, args, strings.TrimSpace(result.Stderr))
+		}
+		return err
 	})
 }
 

@@ -3,6 +3,7 @@ package attest
 import (
 	"context"
 	"crypto/rand"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -28,12 +29,13 @@ func (s *Snapshot) Fork(ctx context.Context) (_ *Lab, err error) {
 		}
 	}()
 	err = step(ctx, "", "fork", "", func(ctx context.Context) error {
-		for _, m := range l.machines {
+		machines := l.Machines()
+		for _, m := range machines {
 			if err := m.adopt(s.machines[m.Name()]); err != nil {
 				return err
 			}
 		}
-		return l.resume(ctx, l.machines, s.machines)
+		return l.resume(ctx, machines, s.machines)
 	})
 	return l, err
 }
@@ -71,7 +73,17 @@ func (l *Lab) Restore(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
-		return l.restore(ctx, l.machines, s.machines)
+		machines, states := l.Machines(), map[string]*machineState{}
+		maps.Copy(states, s.machines)
+		for _, m := range machines {
+			if states[m.Name()] == nil { // created later: it is there, and was never started
+				states[m.Name()] = &machineState{id: m.id}
+			}
+		}
+		if err := l.restore(ctx, machines, states); err != nil || len(states) == len(s.machines) {
+			return err
+		}
+		return l.introduce(ctx)
 	})
 }
 

@@ -105,7 +105,10 @@ func (h *Host) backendName(asked string) string {
 		asked = h.config.Backend
 	}
 	if asked == "" || asked == "auto" {
-		return "qemu"
+		return defaultBackend
 	}
 	return asked
 }
+
+// defaultBackend is the cheapest that can do what tests need.
+const defaultBackend = "qemu"

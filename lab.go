@@ -19,15 +19,18 @@ import (
 // A Lab is a set of machines and the networks between them: the unit that is
 // started and stopped.
 type Lab struct {
-	host      *Host
-	config    LabConfig
-	dir       string
-	machines  []*Machine // in the order of LabConfig
-	fabric    *network.Fabric
+	host   *Host
+	config LabConfig
+	dir    string
+	fabric *network.Fabric
+	vde    vdeSockets
+
+	mu        sync.Mutex // guards what CreateMachine changes
+	machines  []*Machine // in the order of LabConfig, and then of their creation
 	addresses network.Addresses
-	vde       vdeSockets
-	faults    listOf[*Fault]   // in force
-	captures  listOf[*Capture] // that write
+
+	faults   listOf[*Fault]   // in force
+	captures listOf[*Capture] // that write
 
 	checkpoints checkpoints
 
@@ -45,15 +48,12 @@ func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) 
 	}
 	l := &Lab{host: h, config: config, fabric: network.NewFabric(config.Seed), images: map[string]*image.Image{}}
 	plan := make([]network.Machine, len(config.Machines))
-	backends := make([]vmm.Backend, len(config.Machines))
 	for i := range config.Machines {
 		m := &config.Machines[i]
 		m.Backend = h.backendName(m.Backend)
-		b, ok := vmm.Lookup(m.Backend)
-		if !ok {
-			return nil, &ConfigError{fmt.Sprintf("machine %q", m.Name), fmt.Sprintf("unknown backend %q; this attest has %s", m.Backend, strings.Join(vmm.Names(), ", "))}
+		if _, err := m.lookupBackend(); err != nil {
+			return nil, err
 		}
-		backends[i] = b
 		plan[i] = network.Machine{Name: m.Name, Networks: m.Networks}
 	}
 	l.addresses, err = network.Plan(plan)
@@ -69,23 +69,57 @@ func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) 
 	if l.dir, err = os.MkdirTemp(h.supervisor.Dir(), "l"); err != nil {
 		return nil, &InfraError{Action: "create a lab directory", Err: err}
 	}
-	for i, mc := range config.Machines {
-		m := &Machine{lab: l, config: mc, backend: backends[i], id: machineID()}
-		m.address, _ = l.addresses.Machine(mc.Name)
-		if err := m.prepare(); err != nil {
+	for _, mc := range config.Machines {
+		m, err := l.newMachine(mc)
+		if err != nil {
 			return nil, err
 		}
 		l.machines = append(l.machines, m)
 	}
+	for _, mc := range config.created {
+		if err := l.add(mc); err != nil {
+			return nil, err
+		}
+	}
 	return l, nil
 }
 
+// newMachine lays out a machine that has its addresses.
+func (l *Lab) newMachine(config MachineConfig) (*Machine, error) {
+	b, err := config.lookupBackend()
+	if err != nil {
+		return nil, err
+	}
+	m := &Machine{lab: l, config: config, backend: b, id: machineID()}
+	m.address, _ = l.addresses.Machine(config.Name)
+	return m, m.prepare()
+}
+
+func (c MachineConfig) lookupBackend() (vmm.Backend, error) {
+	b, ok := vmm.Lookup(c.Backend)
+	if !ok {
+		return nil, &ConfigError{fmt.Sprintf("machine %q", c.Name), fmt.Sprintf("unknown backend %q; this attest has %s", c.Backend, strings.Join(vmm.Names(), ", "))}
+	}
+	return b, nil
+}
+
 // Machines are all machines, in the order in which they were declared.
-func (l *Lab) Machines() []*Machine { return slices.Clone(l.machines) }
+func (l *Lab) Machines() []*Machine {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.machines)
+}
+
+// hosts are the names that a machine has to know.
+func (l *Lab) hosts(machine string) []network.Host {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.addresses.Hosts(machine)
+}
 
 // Machine finds a machine by its name; nil if there is none.
 func (l *Lab) Machine(name string) *Machine {
-	for _, m := range l.machines {
+	for _, m := range l.Machines() {
 		if m.Name() == name {
 			return m
 		}
@@ -95,7 +129,7 @@ func (l *Lab) Machine(name string) *Machine {
 
 // hasNetwork says whether a machine is on a network.
 func (l *Lab) hasNetwork(number int) bool {
-	return slices.ContainsFunc(l.machines, func(m *Machine) bool { return slices.Contains(m.config.Networks, number) })
+	return slices.ContainsFunc(l.Machines(), func(m *Machine) bool { return slices.Contains(m.config.Networks, number) })
 }
 
 // Host is the host that the lab runs on.
@@ -104,7 +138,7 @@ func (l *Lab) Host() *Host { return l.host }
 // Prepare builds the images of all machines and checks that their backends can
 // run them, so that what cannot work is refused before anything boots.
 func (l *Lab) Prepare(ctx context.Context) error {
-	for _, m := range l.machines {
+	for _, m := range l.Machines() {
 		if _, _, err := m.vmmConfig(ctx); err != nil {
 			return err
 		}
@@ -119,9 +153,10 @@ func (l *Lab) StartAll(ctx context.Context) error {
 		if err := l.Prepare(ctx); err != nil {
 			return err
 		}
-		errs := make([]error, len(l.machines))
+		machines := l.Machines()
+		errs := make([]error, len(machines))
 		var wg sync.WaitGroup
-		for i, m := range l.machines {
+		for i, m := range machines {
 			wg.Go(func() { errs[i] = m.Start(ctx) })
 		}
 		wg.Wait()
@@ -153,8 +188,9 @@ func (l *Lab) image(ctx context.Context, source Image) (*image.Image, error) {
 func (l *Lab) Close() error {
 	l.cancel(errLabClosed)
 	var wg sync.WaitGroup
-	errs := make([]error, len(l.machines))
-	for i, m := range l.machines {
+	machines := l.Machines()
+	errs := make([]error, len(machines))
+	for i, m := range machines {
 		wg.Go(func() { errs[i] = m.close() })
 	}
 	wg.Wait()

@@ -52,8 +52,17 @@ type run struct {
 	down        error         // why the machine is down, as operations report it
 	forwards    forwards
 	asked       bool // somebody asked for the end; guarded by machine.mu
+	paused      bool // by Pause; guarded by machine.mu
 	origin      *origin
 	allowReboot bool
+
+	pauseMu sync.Mutex // one Pause or Resume at a time
+
+	identityMu sync.Mutex // so that no machine misses the name of a new one
+	greeted    bool       // the guest knows who it is
+
+	eventMu   sync.Mutex
+	nextEvent int64 // WaitForQMPEvent looks from this one on
 
 	ready    chan struct{} // closed when the guest answered once, or never will; readyErr is set before
 	readyErr error
@@ -278,7 +287,11 @@ func (r *run) greet(ctx context.Context, info wire.Info) error {
 	if r.origin != nil && r.origin.agent == info.Instance {
 		id = renewal()
 	}
-	if err := r.guest.Identity(ctx, id); err != nil {
+	r.identityMu.Lock()
+	err := r.guest.Identity(ctx, id)
+	r.greeted = err == nil
+	r.identityMu.Unlock()
+	if err != nil {
 		return err
 	}
 	if r.origin != nil {
@@ -293,10 +306,13 @@ func (r *run) greet(ctx context.Context, info wire.Info) error {
 	return nil
 }
 
-// use gives fn the guest of a running machine that has answered at least once;
-// it starts the machine if need be.
+// use is the run of a machine whose guest has answered at least once; it starts
+// the machine if need be.
 func (m *Machine) use(ctx context.Context, operation string) (*run, error) {
 	r, err := m.powered(ctx, operation)
+	if err == nil {
+		err = r.awake(operation)
+	}
 	if err == nil {
 		err = r.awaitReady(ctx)
 	}
@@ -315,16 +331,14 @@ func (m *Machine) powered(ctx context.Context, operation string) (*run, error) {
 	if r == nil && ended != nil {
 		return nil, m.downError(operation, ended.down)
 	}
-	if r == nil {
-		err := step(ctx, m.Name(), "start", "", func(ctx context.Context) (err error) {
-			r, err = m.start(ctx, m.config.AllowReboot)
-			return err
-		})
-		if err != nil {
-			return nil, err
-		}
+	if r != nil {
+		return r, nil
 	}
-	return r, nil
+	err := step(ctx, m.Name(), "start", "", func(ctx context.Context) (err error) {
+		r, err = m.start(ctx, m.config.AllowReboot)
+		return err
+	})
+	return r, err
 }
 
 // awaitReady waits for the first answer of the guest. The limit counts from
@@ -449,7 +463,7 @@ func (m *Machine) close() error {
 func (m *Machine) vmmConfig(ctx context.Context) (vmm.Config, *image.Image, error) {
 	config := vmm.Config{
 		Name: m.Name(), Dir: m.dir,
-		Memory: m.config.Memory, CPUs: m.config.CPUs, MachineType: m.config.Type,
+		Memory: m.config.Memory, CPUs: m.config.CPUs, MachineType: m.config.Type, Display: m.config.Display,
 	}
 	if err := m.backend.Check(config); err != nil {
 		return config, nil, err // before an image is built for nothing

@@ -67,7 +67,9 @@ func (m *Machine) bootMedia(ctx context.Context, config *vmm.Config, img *image.
 		return &InfraError{m.Name(), "build the initramfs", err}
 	}
 	config.Kernel = kernel.Path
-	if !kernel.PVH {
+	// By its PVH entry a kernel learns nothing of the screen that the firmware
+	// has set up, and leaves it dark.
+	if !kernel.PVH || m.config.Display && kernel.BzImage != "" {
 		config.Kernel = kernel.BzImage
 	}
 	return nil
@@ -142,14 +144,21 @@ func (m *Machine) identity() wire.Identity {
 	for n, i := range m.address.Interfaces {
 		id.Interfaces = append(id.Interfaces, wire.Interface{MAC: i.MAC.String(), Was: templateMAC(n).String(), Name: i.Name, Addresses: []netip.Prefix{i.IPv4, i.IPv6}})
 	}
-	for _, h := range m.lab.addresses.Hosts(m.Name()) {
-		if n := len(id.Hosts); n > 0 && id.Hosts[n-1].Name == h.Name {
-			id.Hosts[n-1].Addresses = append(id.Hosts[n-1].Addresses, h.Addr)
+	id.Hosts = m.hosts()
+	return id
+}
+
+// hosts are the machines that this one knows by name.
+func (m *Machine) hosts() []wire.Host {
+	var hosts []wire.Host
+	for _, h := range m.lab.hosts(m.Name()) {
+		if n := len(hosts); n > 0 && hosts[n-1].Name == h.Name {
+			hosts[n-1].Addresses = append(hosts[n-1].Addresses, h.Addr)
 			continue
 		}
-		id.Hosts = append(id.Hosts, wire.Host{Name: h.Name, Addresses: []netip.Addr{h.Addr}})
+		hosts = append(hosts, wire.Host{Name: h.Name, Addresses: []netip.Addr{h.Addr}})
 	}
-	return id
+	return hosts
 }
 
 // machineID is a fresh /etc/machine-id: the same over reboots, different for

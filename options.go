@@ -20,6 +20,9 @@ type options struct {
 	env        map[string]string
 	dir        string
 	detach     bool
+	delay      time.Duration
+	hasDelay   bool
+	unlogged   bool
 }
 
 func collect(opts []Option) options {
@@ -75,3 +78,11 @@ func Dir(path string) Option { return func(o *options) { o.dir = path } }
 
 // Detach returns as soon as the command runs, without its output or exit code.
 func Detach() Option { return func(o *options) { o.detach = true } }
+
+// Delay is how long a key is held down, and how long after it the next may follow.
+func Delay(d time.Duration) Option {
+	return func(o *options) { o.delay, o.hasDelay = d, true }
+}
+
+// Unlogged keeps a key out of the log of the run and of reports.
+func Unlogged() Option { return func(o *options) { o.unlogged = true } }

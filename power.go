@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
+	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -55,9 +57,14 @@ func (m *Machine) powerOff(ctx context.Context, operation string, o options, ask
 		ctx, cancel := context.WithTimeoutCause(outer, w.limit, errWaitOver)
 		defer cancel()
 		r := m.running()
+		if r != nil {
+			if err := r.awake(operation); err != nil {
+				return err
+			}
+		}
 		err := m.stop(ctx, ask)
 		if err != nil {
-			m.resume(r)
+			m.unask(r)
 		}
 		if err != nil && context.Cause(ctx) == errWaitOver {
 			err = &WaitError{LastSeen: "the machine still runs"}
@@ -72,8 +79,8 @@ func (m *Machine) powerOff(ctx context.Context, operation string, o options, ask
 	})
 }
 
-// resume takes back that the end of a run was asked for: it did not come.
-func (m *Machine) resume(r *run) {
+// unask takes back that the end of a run was asked for: it did not come.
+func (m *Machine) unask(r *run) {
 	if r == nil {
 		return
 	}
@@ -132,6 +139,192 @@ func (r *run) reboot(ctx context.Context) error {
 		return rebooter.AllowReboot(ctx, false)
 	}
 	return nil
+}
+
+// A PausedError is an operation that needs the guest of a machine that Pause has
+// stopped.
+type PausedError struct{ Machine, Operation string }
+
+func (e *PausedError) Error() string {
+	return fmt.Sprintf("%s: %s: the machine is paused; resume it first", e.Machine, e.Operation)
+}
+
+// awake refuses an operation on a paused machine: its guest would not answer.
+func (r *run) awake(operation string) error {
+	m := r.machine
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r.paused {
+		return &PausedError{m.Name(), operation}
+	}
+	return nil
+}
+
+// Pause stops all vCPUs of a machine that is on: its guest does nothing, and its
+// clocks stand still, until Resume. What waits for the guest goes on to wait,
+// until its own limit; operations that are called meanwhile and need the guest
+// are a *PausedError. Pausing a paused machine does nothing.
+func (m *Machine) Pause(ctx context.Context) error { return m.setPaused(ctx, "pause", true) }
+
+// Resume lets a paused machine go on. Its clocks are behind by the pause then.
+func (m *Machine) Resume(ctx context.Context) error { return m.setPaused(ctx, "resume", false) }
+
+func (m *Machine) setPaused(ctx context.Context, operation string, pause bool) error {
+	return step(ctx, m.Name(), operation, "", func(ctx context.Context) error {
+		if err := m.config.Supports(operation, vmm.CanPause); err != nil {
+			return err
+		}
+		m.mu.Lock()
+		r, ended := m.current, m.ended
+		m.mu.Unlock()
+		switch {
+		case r == nil && ended != nil:
+			return m.downError(operation, ended.down)
+		case r == nil:
+			return &DownError{Machine: m.Name(), Operation: operation, Reason: "it is off"}
+		}
+		return r.explain(ctx, operation, r.setPaused(ctx, operation, pause))
+	})
+}
+
+func (r *run) setPaused(ctx context.Context, operation string, pause bool) error {
+	m := r.machine
+	p, ok := r.vm.(vmm.Pauser)
+	if !ok {
+		return &UnsupportedError{Machine: m.Name(), Operation: operation, Backend: m.config.Backend}
+	}
+	r.pauseMu.Lock()
+	defer r.pauseMu.Unlock()
+	m.mu.Lock()
+	same := r.paused == pause
+	m.mu.Unlock()
+	if same {
+		return nil
+	}
+	do, state := p.Resume, "running"
+	if pause {
+		do, state = p.Pause, "paused"
+		r.guest.Hold(true) // its silence says nothing now
+	}
+	err := do(ctx)
+	if err != nil {
+		pause = !pause
+	}
+	m.mu.Lock()
+	r.paused = pause
+	m.mu.Unlock()
+	r.guest.Hold(pause)
+	if err == nil {
+		m.announce(state, "", time.Since(r.started))
+	}
+	return err
+}
+
+// panicTimeout is how long a kernel may take to panic when it was asked to, by
+// its agent and then by an interrupt.
+const panicTimeout = time.Minute
+
+// KernelPanic makes the guest's kernel panic, and waits until the machine is off
+// for it. The agent asks for it by SysRq; when it does not answer the machine
+// gets an NMI, on which attest's guests panic. The next start boots from the disk
+// as the panic left it.
+func (m *Machine) KernelPanic(ctx context.Context, opts ...Option) error {
+	w := wait{m, "kernel_panic", "", collect(opts).limit(m.lab.host, panicTimeout), time.Now()}
+	return step(ctx, m.Name(), w.operation, "", func(outer context.Context) error {
+		ctx, cancel := context.WithTimeoutCause(outer, w.limit, errWaitOver)
+		defer cancel()
+		r, err := m.use(ctx, w.operation)
+		if err == nil {
+			if err = m.stop(ctx, func(ctx context.Context, r *run) error { return r.panic(ctx, w.limit) }); err != nil {
+				m.unask(r)
+			}
+		}
+		if err == nil && m.console.panicLine() == "" {
+			return m.downError(w.operation, r.down) // it ended for another reason
+		}
+		if err != nil && context.Cause(ctx) == errWaitOver {
+			err = &WaitError{LastSeen: "the kernel has not panicked"}
+		}
+		return w.explain(outer, ctx, r, err)
+	})
+}
+
+// panic asks for a panic, in every way that there is.
+func (r *run) panic(ctx context.Context, limit time.Duration) error {
+	soon, cancel := context.WithTimeout(ctx, limit/4)
+	defer cancel()
+	err := r.guest.Panic(soon)
+	if err == nil && r.awaitPanic(soon) || ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	i, ok := r.vm.(vmm.Interrupter)
+	if !ok {
+		return err
+	}
+	if err := i.InjectNMI(ctx); err != nil {
+		return err
+	}
+	r.awaitPanic(ctx)
+	return context.Cause(ctx)
+}
+
+// awaitPanic waits until the kernel has said that it panics, or is gone.
+func (r *run) awaitPanic(ctx context.Context) bool {
+	for {
+		changed := r.machine.console.next()
+		if r.machine.console.panicLine() != "" {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-r.over:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// initrdMark is there as long as systemd runs from an initrd (systemd's Initrd
+// Interface).
+const initrdMark = "/etc/initrd-release"
+
+// SwitchRoot leaves the initrd: it waits for initrd.target, has systemd switch to
+// the root file system, and waits until it has. It is for guests whose init is a
+// systemd in an initrd; attest's own images boot straight into their root.
+func (m *Machine) SwitchRoot(ctx context.Context, opts ...Option) error {
+	return m.wait(ctx, "switch_root", "", collect(opts), func(ctx context.Context, r *run) error {
+		test, err := r.guest.Run(ctx, guest.Command{Argv: []string{"test", "-e", initrdMark}})
+		if err != nil {
+			return err
+		}
+		if test.ExitCode != 0 {
+			return &UnsupportedError{
+				Machine: m.Name(), Operation: "switch_root", Backend: m.config.Backend,
+				Reason: "the guest does not run from a systemd initrd (it has no " + initrdMark + "); attest's own images boot straight into their root",
+			}
+		}
+		state, err := r.guest.WaitUnit(ctx, "initrd.target", "")
+		if err != nil {
+			var hopeless *guest.UnitError
+			if errors.As(err, &hopeless) {
+				return &WaitError{Reason: "initrd.target " + hopeless.Reason, LastSeen: describeUnit(state)}
+			}
+			return err
+		}
+		res, err := r.guest.Run(ctx, guest.Command{Argv: []string{"systemctl", "isolate", "--no-block", "initrd-switch-root.target"}})
+		if err == nil && res.ExitCode != 0 {
+			err = &WaitError{Reason: "systemctl isolate initrd-switch-root.target: " + strings.TrimSpace(string(res.Stderr))}
+		}
+		if err != nil {
+			return err
+		}
+		left, err := r.guest.RunUntil(ctx, guest.Command{Argv: []string{"test", "!", "-e", initrdMark}}, guest.UntilOptions{})
+		if err != nil && context.Cause(ctx) == errWaitOver {
+			err = &WaitError{Tries: left.Tries, LastSeen: "the guest is still in its initrd"}
+		}
+		return err
+	})
 }
 
 // ConsoleLog is what the serial console has said since the machine was started.

@@ -51,7 +51,7 @@ type machineState struct {
 // guest goes on in both.
 func (l *Lab) Snapshot(ctx context.Context) (s *Snapshot, err error) {
 	err = step(ctx, "", "snapshot", "", func(ctx context.Context) (err error) {
-		s, err = l.snapshot(ctx, l.machines)
+		s, err = l.snapshot(ctx, l.Machines())
 		return err
 	})
 	return s, err
@@ -63,7 +63,10 @@ func (l *Lab) snapshot(ctx context.Context, machines []*Machine) (*Snapshot, err
 	if err != nil {
 		return nil, &InfraError{Action: "create a directory for a snapshot", Err: err}
 	}
-	s := &Snapshot{host: l.host, config: l.config, dir: dir, machines: map[string]*machineState{}}
+	l.mu.Lock()
+	config := l.config
+	l.mu.Unlock()
+	s := &Snapshot{host: l.host, config: config, dir: dir, machines: map[string]*machineState{}}
 	states, err := capture(ctx, machines, dir)
 	for i, state := range states {
 		if state != nil {
@@ -103,7 +106,9 @@ func capture(ctx context.Context, machines []*Machine, dir string) ([]*machineSt
 	}
 	err := each(machines, func(i int, m *Machine) (err error) {
 		if runs[i], err = m.pausable(); err == nil && runs[i] != nil {
-			err = runs[i].awaitReady(ctx)
+			if err = runs[i].awake("snapshot"); err == nil {
+				err = runs[i].awaitReady(ctx)
+			}
 		}
 		return err
 	})

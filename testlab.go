@@ -20,7 +20,7 @@ func (l *TestLab) Machine(name string) *TestMachine {
 	m := l.Lab.Machine(name)
 	if m == nil {
 		var names []string
-		for _, m := range l.Lab.machines {
+		for _, m := range l.Lab.Machines() {
 			names = append(names, m.Name())
 		}
 		l.t.Fatalf("attest: there is no machine %q in this lab, only %s", name, strings.Join(names, ", "))

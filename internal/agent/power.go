@@ -14,6 +14,9 @@ import (
 // power asks the guest's init system to end the machine or to start it again.
 // Where there is none that could be asked, or with Force, it is reboot(2).
 func (s *Server) power(ctx context.Context, q wire.PowerRequest) error {
+	if q.Panic {
+		return s.panic()
+	}
 	what, number := "poweroff", unix.LINUX_REBOOT_CMD_POWER_OFF
 	if q.Reboot {
 		what, number = "reboot", unix.LINUX_REBOOT_CMD_RESTART
@@ -30,6 +33,23 @@ func (s *Server) power(ctx context.Context, q wire.PowerRequest) error {
 		unix.Sync()
 		if err := unix.Reboot(number); err != nil {
 			s.Log("%s: %v", what, err)
+		}
+	})
+	return nil
+}
+
+// panic has the kernel panic as soon as the host has the answer. Root may do that
+// whatever kernel.sysrq says.
+func (s *Server) panic() error {
+	f, err := os.OpenFile("/proc/sysrq-trigger", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	s.background(func() {
+		defer f.Close()
+		time.Sleep(20 * time.Millisecond)
+		if _, err := f.WriteString("c"); err != nil {
+			s.Log("panic: %v", err)
 		}
 	})
 	return nil

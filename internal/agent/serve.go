@@ -150,7 +150,9 @@ func (s *Server) serve(stream *wire.Stream, r wire.Request) {
 
 func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 	ctx := stream.Context()
-	if r.Op != wire.OpIdentity && r.Op != wire.OpClock { // which process 1 waits for
+	switch r.Op { // all others wait for process 1, which waits for the first of these
+	case wire.OpIdentity, wire.OpClock, wire.OpEcho:
+	default:
 		if err := s.init.await(ctx); err != nil {
 			return nil, err
 		}
@@ -172,6 +174,12 @@ func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 		return do(r, func(q wire.PortRequest) (any, error) { return nil, waitPort(ctx, q) })
 	case wire.OpWaitSocket:
 		return do(r, func(q wire.SocketRequest) (any, error) { return nil, waitSocket(ctx, q) })
+	case wire.OpWaitTTY:
+		return do(r, func(q wire.TTYRequest) (any, error) { return waitTTY(ctx, q) })
+	case wire.OpWaitX:
+		return do(r, func(q wire.WindowRequest) (any, error) { return waitX(ctx, q) })
+	case wire.OpEcho:
+		return nil, nil
 	case wire.OpPutTar:
 		return do(r, func(q wire.CopyRequest) (any, error) { return putTar(stream, q.Path) })
 	case wire.OpGetTar:

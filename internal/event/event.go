@@ -174,8 +174,15 @@ type Console struct {
 	Line    string `json:"line"`
 }
 
+// ConsoleShown says whether Console lines are shown from now on while the run
+// goes on. They are, at first.
+type ConsoleShown struct {
+	On bool `json:"on"`
+}
+
 // MachineState says that a machine changed: "starting", "running" (the VMM
-// runs), "ready" (the guest answers), "stopped", "crashed", "panicked".
+// runs), "ready" (the guest answers), "paused" ("running" again after it),
+// "stopped", "crashed", "panicked".
 type MachineState struct {
 	Machine string        `json:"machine"`
 	State   string        `json:"state"`
@@ -235,6 +242,7 @@ func (StepStarted) kind() string     { return "step_started" }
 func (StepFinished) kind() string    { return "step_finished" }
 func (Output) kind() string          { return "output" }
 func (Console) kind() string         { return "console" }
+func (ConsoleShown) kind() string    { return "console_shown" }
 func (MachineState) kind() string    { return "machine_state" }
 func (Progress) kind() string        { return "progress" }
 func (Log) kind() string             { return "log" }

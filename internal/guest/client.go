@@ -41,6 +41,7 @@ type Client struct {
 	session *session      // nil: none yet
 	changed chan struct{} // closed and replaced when session or trouble changes
 	trouble error         // a *ProtocolError, or what Greet said, since the last session
+	held    bool          // by Hold
 }
 
 // A session is the time between one Welcome and whatever ends it.
@@ -403,6 +404,20 @@ func (c *Client) watchdog(ctx context.Context, s *session) {
 	}
 }
 
+// Hold says that the guest stands still, by no fault of its own: its silence
+// means nothing until Hold(false).
+func (c *Client) Hold(held bool) {
+	c.mu.Lock()
+	c.held = held
+	s := c.session
+	c.mu.Unlock()
+	if s != nil {
+		s.mu.Lock()
+		s.heard, s.pinged = time.Now(), time.Time{}
+		s.mu.Unlock()
+	}
+}
+
 // due is when the next thing is to be done about silence. Called with mu held.
 func (s *session) due(now time.Time, opt Options) time.Duration {
 	if s.pinged.IsZero() {
@@ -417,7 +432,13 @@ func (s *session) due(now time.Time, opt Options) time.Duration {
 
 func (c *Client) check(s *session) {
 	now := time.Now()
+	c.mu.Lock()
+	held := c.held
+	c.mu.Unlock()
 	s.mu.Lock()
+	if held {
+		s.heard, s.pinged = now, time.Time{}
+	}
 	if s.busy == 0 || s.due(now, c.opt) > 0 {
 		s.mu.Unlock()
 		return

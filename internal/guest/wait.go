@@ -107,3 +107,29 @@ func (c *Client) Poweroff(ctx context.Context) error {
 func (c *Client) Reboot(ctx context.Context) error {
 	return c.call(ctx, wire.OpPower, wire.PowerRequest{Reboot: true}, nil)
 }
+
+// Panic makes the guest's kernel panic, and does not wait until it has.
+func (c *Client) Panic(ctx context.Context) error {
+	return c.call(ctx, wire.OpPower, wire.PowerRequest{Panic: true}, nil)
+}
+
+// Echo returns when the agent has answered: the guest has had its turn.
+func (c *Client) Echo(ctx context.Context) error {
+	return c.call(ctx, wire.OpEcho, struct{}{}, nil)
+}
+
+// WaitTTY waits until a virtual terminal shows something that matches pattern
+// (Go's syntax), and returns all that it shows. With an empty pattern that is at
+// once. On errors it is what was seen last.
+func (c *Client) WaitTTY(ctx context.Context, tty int, pattern string) (string, error) {
+	var state wire.TTYState
+	err := c.call(ctx, wire.OpWaitTTY, wire.TTYRequest{TTY: tty, Pattern: pattern}, &state)
+	return state.Text, err
+}
+
+// WaitX waits until the X server of display :0 answers and has what q asks for.
+func (c *Client) WaitX(ctx context.Context, q wire.WindowRequest) (wire.WindowState, error) {
+	var state wire.WindowState
+	err := c.call(ctx, wire.OpWaitX, q, &state)
+	return state, err
+}

@@ -51,38 +51,70 @@ var hostName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]*$`)
 // nothing but the names, networks and kinds of the machines, whatever their
 // order.
 func Plan(machines []Machine) (Addresses, error) {
-	if len(machines) > 254 {
-		return nil, fmt.Errorf("%d machines: addresses 192.168.N.1 to 192.168.N.254 are enough for 254", len(machines))
+	if len(machines) > maxMachines {
+		return nil, fmt.Errorf("%d machines: addresses 192.168.N.1 to 192.168.N.254 are enough for %d", len(machines), maxMachines)
 	}
 	sorted := slices.SortedFunc(slices.Values(machines), func(a, b Machine) int { return cmp.Compare(a.Name, b.Name) })
 	var plan Addresses
 	for i, m := range sorted {
-		if !hostName.MatchString(m.Name) {
-			return nil, fmt.Errorf("machine %q: the name must be letters, digits, - and _, and begin with a letter or digit", m.Name)
-		}
 		if i > 0 && sorted[i-1].Name == m.Name {
 			return nil, fmt.Errorf("machine %s: there are two of this name", m.Name)
 		}
-		a := MachineAddresses{Name: m.Name, Number: i + 1}
-		for j, n := range m.Networks {
-			if n < 1 || n > 255 {
-				return nil, fmt.Errorf("machine %s: network %d: networks are numbered from 1 to 255", m.Name, n)
-			}
-			if slices.Contains(m.Networks[:j], n) {
-				return nil, fmt.Errorf("machine %s: network %d is listed twice", m.Name, n)
-			}
-			a.Interfaces = append(a.Interfaces, Interface{
-				Name:    fmt.Sprintf("eth%d", j+1),
-				Network: n,
-				MAC:     mac(n, a.Number, m.MicroVM),
-				IPv4:    netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(n), byte(a.Number)}), 24),
-				// The decimal digits are taken for hexadecimal ones: network 12 is 2001:db8:12::.
-				IPv6: netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d::%d/64", n, a.Number)),
-			})
+		a, err := m.addresses(i + 1)
+		if err != nil {
+			return nil, err
 		}
 		plan = append(plan, a)
 	}
 	return plan, nil
+}
+
+// Add is the plan with one machine more, which gets the lowest free number: those
+// that are there keep their addresses.
+func (a Addresses) Add(m Machine) (Addresses, error) {
+	if _, ok := a.Machine(m.Name); ok {
+		return nil, fmt.Errorf("machine %s: there is one of this name", m.Name)
+	}
+	number := 1
+	for slices.ContainsFunc(a, func(x MachineAddresses) bool { return x.Number == number }) {
+		number++
+	}
+	if number > maxMachines {
+		return nil, fmt.Errorf("machine %s: there are %d machines already, and addresses for no more", m.Name, maxMachines)
+	}
+	added, err := m.addresses(number)
+	if err != nil {
+		return nil, err
+	}
+	return slices.SortedFunc(slices.Values(append(slices.Clone(a), added)), func(x, y MachineAddresses) int { return cmp.Compare(x.Name, y.Name) }), nil
+}
+
+// maxMachines is how many addresses 192.168.N.1 to 192.168.N.254 there are.
+const maxMachines = 254
+
+// addresses are those of the machine with a number.
+func (m Machine) addresses(number int) (MachineAddresses, error) {
+	a := MachineAddresses{Name: m.Name, Number: number}
+	if !hostName.MatchString(m.Name) {
+		return a, fmt.Errorf("machine %q: the name must be letters, digits, - and _, and begin with a letter or digit", m.Name)
+	}
+	for j, n := range m.Networks {
+		if n < 1 || n > 255 {
+			return a, fmt.Errorf("machine %s: network %d: networks are numbered from 1 to 255", m.Name, n)
+		}
+		if slices.Contains(m.Networks[:j], n) {
+			return a, fmt.Errorf("machine %s: network %d is listed twice", m.Name, n)
+		}
+		a.Interfaces = append(a.Interfaces, Interface{
+			Name:    fmt.Sprintf("eth%d", j+1),
+			Network: n,
+			MAC:     mac(n, number, m.MicroVM),
+			IPv4:    netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(n), byte(number)}), 24),
+			// The decimal digits are taken for hexadecimal ones: network 12 is 2001:db8:12::.
+			IPv6: netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d::%d/64", n, number)),
+		})
+	}
+	return a, nil
 }
 
 func mac(network, number int, microVM bool) net.HardwareAddr {

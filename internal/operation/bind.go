@@ -13,7 +13,7 @@ import (
 
 // The values that Bind takes are those that every front end has: nil (None),
 // bool, int64, float64, string, []byte, []any, map[string]any, MachineName, Func,
-// Handle, and these two.
+// Handle, attest.Image, and these two.
 
 // Opaque is a value that no parameter takes, such as a set. It is the name of
 // its type in the front end.
@@ -147,6 +147,9 @@ func (b binder) bindNamed(n Named) error {
 }
 
 func (b binder) set(p Param, v any) error {
+	if p.Refused != "" && v != nil {
+		return b.errorf("%s: %s", p.Name, p.Refused)
+	}
 	c, err := p.convert(v)
 	if err != nil {
 		return b.errorf("%v", err)
@@ -213,8 +216,17 @@ func (t Type) convert(v any) (any, error) {
 		return listOf[MachineName](v, "a machine")
 	case Dict:
 		return dictOf(v)
+	case Ints:
+		return intsOf(v)
+	case Image:
+		return as[attest.Image](v), nil
 	case Function:
 		return as[Func](v), nil
+	case Filter:
+		switch v.(type) {
+		case string, map[string]any, Func:
+			return v, nil
+		}
 	}
 	if h, ok := v.(Handle); ok && h.On.String() == string(t) {
 		return h, nil
@@ -251,6 +263,22 @@ func listOf[T any](v any, what string) (any, error) {
 	return out, nil
 }
 
+func intsOf(v any) (any, error) {
+	list, ok := v.([]any)
+	if !ok {
+		return nil, nil
+	}
+	out := []int{}
+	for _, x := range list {
+		if i, ok := x.(int64); ok {
+			out = append(out, int(i))
+		} else if x != Unknown {
+			return nil, fmt.Errorf("%s in the list is not an integer", Describe(x))
+		}
+	}
+	return out, nil
+}
+
 func dictOf(v any) (any, error) {
 	dict, ok := v.(map[string]any)
 	if !ok {
@@ -273,6 +301,8 @@ func (t Type) phrase() string {
 		return "True or False"
 	case Int:
 		return "an integer"
+	case Image:
+		return "an image, such as debian()"
 	case Duration:
 		return `a duration (a number of seconds, or a string such as "200ms")`
 	}
@@ -307,6 +337,8 @@ func Describe(v any) string {
 		return "a function"
 	case Handle:
 		return "a " + v.On.String()
+	case attest.Image:
+		return "an image"
 	case Opaque:
 		return "a value of type " + string(v)
 	}

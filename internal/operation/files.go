@@ -25,4 +25,15 @@ var filesTable = []*Operation{
 			return nil, t.machine.CopyFromMachine(ctx, a.String("source"), a.String("target_dir"))
 		},
 	},
+	{
+		Name: "copy_from_host_via_shell", Subject: "Files", Result: None,
+		Params: []Param{
+			{Name: "source", Type: String, Doc: "a file of the host; relative to the test file"},
+			{Name: "target", Type: String, Doc: "the name of the file in the guest"},
+		},
+		Doc: "Copies one file into the guest through a command of its shell, of any size. `copy_from_host` is faster and takes trees.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.CopyFromHostViaShell(ctx, a.String("source"), a.String("target"))
+		},
+	},
 }

@@ -1,6 +1,10 @@
 package operation
 
-import "context"
+import (
+	"context"
+
+	"github.com/attest-vm/attest"
+)
 
 var machinesTable = []*Operation{
 	{
@@ -8,4 +12,60 @@ var machinesTable = []*Operation{
 		Doc:  "Starts all machines that are off, at once. It does not wait for the guests to boot.",
 		call: func(ctx context.Context, t target, _ Args) (any, error) { return nil, t.lab.StartAll(ctx) },
 	},
+	{
+		Name: "join_all", On: Lab, Subject: "Machines", Result: None,
+		Params: []Param{{Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the wait; none unless given"}},
+		Doc:    "Waits until all machines that run have powered themselves off, without asking them to.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.lab.JoinAll(ctx, a.limit()...)
+		},
+	},
+	{
+		Name: "create_machine", On: Lab, Subject: "Machines", Result: Type(Machine.String()),
+		Params: []Param{
+			{Name: "start_command", Type: String, Default: Absent, Refused: "start commands of other makers are not run here; say what the machine is instead, as in create_machine(name = \"server\", image = debian())", Doc: "refused: say what the machine is by the arguments that follow"},
+			{Name: "name", Type: String, Default: Absent, Named: true, Doc: "the machine's name and host name; it must be given"},
+			{Name: "image", Type: Image, Default: Absent, Named: true, Doc: "what it boots; it must be given"},
+			{Name: "backend", Type: String, Default: "", Named: true, Doc: "as with `machine(…)`, like all that follows"},
+			{Name: "memory", Type: Int, Default: 0, Named: true, Doc: "MiB"},
+			{Name: "cpus", Type: Int, Default: 0, Named: true, Doc: "how many processors"},
+			{Name: "networks", Type: Ints, Default: Absent, Named: true, Doc: "the networks it is on; `[1]` unless given"},
+			{Name: "type", Type: String, Default: "", Named: true, Doc: "QEMU's machine type"},
+			{Name: "cmdline", Type: String, Default: "", Named: true, Doc: "more arguments for the kernel"},
+			{Name: "display", Type: Bool, Default: false, Named: true, Doc: "whether it has a screen"},
+			{Name: "allow_reboot", Type: Bool, Default: false, Named: true, Doc: "whether the guest may reboot by itself"},
+		},
+		Doc: "Adds a machine to the running lab, and returns it.\n\n" +
+			"It gets addresses of its own, and all other machines learn its name at once. It starts with its first operation, or by `start`, and ends with the lab. It is not in `machines`.",
+		call: createMachine,
+	},
+	{
+		Name: "serial_stdout_off", On: Lab, Subject: "Machines", Result: None,
+		Doc: "Hides what the machines say on their serial consoles from here on, where a run shows it while it goes on (`-v`). Reports and errors have it nevertheless.",
+		call: func(ctx context.Context, t target, _ Args) (any, error) {
+			t.lab.SerialStdoutOff(ctx)
+			return nil, nil
+		},
+	},
+	{
+		Name: "serial_stdout_on", On: Lab, Subject: "Machines", Result: None,
+		Doc: "Shows the serial consoles again after `serial_stdout_off`.",
+		call: func(ctx context.Context, t target, _ Args) (any, error) {
+			t.lab.SerialStdoutOn(ctx)
+			return nil, nil
+		},
+	},
+}
+
+func createMachine(ctx context.Context, t target, a Args) (any, error) {
+	config := attest.MachineConfig{
+		Name: a.String("name"), Backend: a.String("backend"), Memory: a.Int("memory"), CPUs: a.Int("cpus"),
+		Networks: get[[]int](a, "networks"), Type: a.String("type"), Cmdline: a.String("cmdline"),
+		Display: a.Bool("display"), AllowReboot: a.Bool("allow_reboot"), Image: get[attest.Image](a, "image"),
+	}
+	m, err := t.lab.CreateMachine(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	return MachineName(m.Name()), nil
 }

@@ -62,9 +62,14 @@ const (
 	Duration Type = "duration" // a number of seconds, or a string as time.ParseDuration reads it
 	Strings  Type = "string or list of strings"
 	Dict     Type = "dict of strings"
+	Ints     Type = "list of integers"
+	Image    Type = "image" // an attest.Image
 	Machines Type = "machine or list of machines"
 	Function Type = "function" // of the test file; see Func
-	Pair     Type = "result"   // see Result
+	Filter   Type = "string, dict or function"
+	Pair     Type = "result" // see Result
+	List     Type = "list of strings"
+	AnyDict  Type = "dict"
 )
 
 // On is the kind of object that a type stands for.
@@ -106,7 +111,8 @@ type Operation struct {
 	// Property is an operation without parameters that says something at once;
 	// front ends offer it as an attribute.
 	Property bool
-	Doc      string // the first sentence says what it does; what follows may be several paragraphs
+	Needs    attest.Capability // of the machine; most operations need none
+	Doc      string            // the first sentence says what it does; what follows may be several paragraphs
 
 	call func(context.Context, target, Args) (any, error)
 }
@@ -115,10 +121,11 @@ type Operation struct {
 type Param struct {
 	Name     string
 	Type     Type
-	Default  any  // a Go value of Type, or Absent; nil: the caller must give one
-	Nullable bool // the caller can say None although there is a default
-	Variadic bool // any number of strings by position, at least one; the last parameter that has a position
-	Named    bool // given by name only, as is everything that follows
+	Default  any    // a Go value of Type, or Absent; nil: the caller must give one
+	Nullable bool   // the caller can say None although there is a default
+	Variadic bool   // any number of strings by position, at least one; the last parameter that has a position
+	Named    bool   // given by name only, as is everything that follows
+	Refused  string // the NixOS driver has it and attest does not: why, and what to do
 	// Check says what is wrong with a value of Type, so that literals are
 	// refused before anything boots.
 	Check func(v any) error

@@ -4,11 +4,6 @@ import "context"
 
 var othersTable = []*Operation{
 	{
-		Name: "get_console_log", Subject: "Others", Result: String,
-		Doc:  "Returns what the serial console has said since the machine was started.",
-		call: func(_ context.Context, t target, _ Args) (any, error) { return t.machine.ConsoleLog(), nil },
-	},
-	{
 		Name: "sleep", Subject: "Others", Result: None,
 		Params: []Param{{Name: "secs", Type: Duration, Doc: "how long"}},
 		Doc:    "Waits for some of the guest's time. A wait for what the test really needs is faster and does not flake.",
@@ -23,6 +18,17 @@ var othersTable = []*Operation{
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			t.machine.Log(ctx, a.String("msg"))
 			return nil, nil
+		},
+	},
+	{
+		Name: "nested", Subject: "Others", Result: None,
+		Params: []Param{{Name: "msg", Type: String, Doc: "what the steps are about"}, {Name: "fn", Type: Function, Doc: "a function without arguments"}},
+		Doc:    "Calls a function; what it does is below one step in the log of the run.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.Nested(ctx, a.String("msg"), func(ctx context.Context) error {
+				_, err := a.Func("fn")(ctx)
+				return err
+			})
 		},
 	},
 }

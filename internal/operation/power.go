@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 var powerTable = []*Operation{
@@ -30,7 +31,7 @@ var powerTable = []*Operation{
 		},
 	},
 	{
-		Name: "reboot", Subject: "Power", Result: None,
+		Name: "reboot", Subject: "Power", Result: None, Needs: vmm.CanReset,
 		Doc:  "Restarts the guest in an orderly way and waits until it answers again.",
 		call: func(ctx context.Context, t target, _ Args) (any, error) { return nil, t.machine.Reboot(ctx) },
 	},
@@ -39,6 +40,35 @@ var powerTable = []*Operation{
 		Doc: "Ends the machine as if its plug were pulled: what the guest had synced stays on its disk, the rest is lost.\n\n" +
 			"`start` boots it again.",
 		call: func(ctx context.Context, t target, _ Args) (any, error) { return nil, t.machine.Crash(ctx) },
+	},
+	{
+		Name: "kernel_panic", Subject: "Power", Result: None,
+		Params: []Param{{Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the wait; 1 minute unless given"}},
+		Doc: "Makes the guest's kernel panic, and waits until the machine is off for it.\n\n" +
+			"The guest is asked for it (SysRq), and gets a non-maskable interrupt if it does not answer. `start` boots it again, from the disk as the panic left it.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.KernelPanic(ctx, a.limit()...)
+		},
+	},
+	{
+		Name: "pause", Subject: "Power", Result: None, Needs: vmm.CanPause,
+		Doc: "Stops the machine's processors, as if it had frozen, until `resume`.\n\n" +
+			"Waits that are under way go on, until their own limits. Operations that need the guest of a paused machine fail at once and say so. The guest's clocks stand still.",
+		call: func(ctx context.Context, t target, _ Args) (any, error) { return nil, t.machine.Pause(ctx) },
+	},
+	{
+		Name: "resume", Subject: "Power", Result: None, Needs: vmm.CanPause,
+		Doc:  "Lets a paused machine go on.",
+		call: func(ctx context.Context, t target, _ Args) (any, error) { return nil, t.machine.Resume(ctx) },
+	},
+	{
+		Name: "switch_root", Subject: "Power", Result: None,
+		Params: []Param{limitParam},
+		Doc: "Leaves the initrd: waits for `initrd.target`, has systemd switch to the root file system, and waits until it has.\n\n" +
+			"It is for guests whose systemd runs in an initrd. attest's own images boot straight into their root; there it is refused.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.SwitchRoot(ctx, a.limit()...)
+		},
 	},
 	{
 		Name: "is_up", Subject: "Power", Result: Bool,

@@ -23,7 +23,7 @@ var (
 )
 
 // The table in the order of the reference; each subject has a file.
-var table = slices.Concat(commandsTable, waitsTable, filesTable, powerTable, othersTable, snapshotsTable, terminalTable, machinesTable, portsTable, linksTable, networkTable)
+var table = slices.Concat(commandsTable, waitsTable, filesTable, powerTable, consolesTable, terminalTable, keyboardTable, screenTable, othersTable, snapshotsTable, machinesTable, portsTable, linksTable, networkTable)
 
 // limit, user and address are the options that the arguments of these names stand for.
 

@@ -378,6 +378,7 @@ func samples() []event.Event {
 		event.StepFinished{ID: 5, Machine: "m", Status: event.Failed, Duration: time.Second, ExitCode: &code, Tries: 2, Message: "m", Failure: f},
 		event.Output{Machine: "m", Stream: "stdout", Data: "d"},
 		event.Console{Machine: "m", Line: "l"},
+		event.ConsoleShown{On: true},
 		event.MachineState{Machine: "m", State: "ready", Detail: "d", After: time.Second},
 		event.Progress{ID: "i", Title: "t", Message: "m", Done: true, Error: "e", Elapsed: time.Second},
 		event.Log{Machine: "m", Level: "info", Text: "t"},

@@ -265,7 +265,7 @@ func (m *machine) change(at time.Time, e event.MachineState) {
 		if len(m.boots) < maxBoots {
 			m.boots = append(m.boots, boot{at: at})
 		}
-	case "running":
+	case "running", "paused":
 	default:
 		m.booting = false
 		d := cmp.Or(e.After, at.Sub(m.began))

@@ -79,15 +79,16 @@ type Terminal struct {
 	quit   chan struct{}
 	ended  chan struct{} // closed when the ticker's goroutine is gone
 
-	mu       sync.Mutex
-	run      *Run
-	reminder map[any]time.Duration // *work, *machine, *entry: at which age the next plain line is due
-	partial  map[streamKey][]byte  // output that has no newline yet
-	live     tree
-	stdout   error // the first error of a write to o.Stdout
-	spaced   bool  // the results end with an empty line
-	held     bool  // see Hold
-	closed   bool
+	mu        sync.Mutex
+	run       *Run
+	noConsole bool                  // a test does not want to see it
+	reminder  map[any]time.Duration // *work, *machine, *entry: at which age the next plain line is due
+	partial   map[streamKey][]byte  // output that has no newline yet
+	live      tree
+	stdout    error // the first error of a write to o.Stdout
+	spaced    bool  // the results end with an empty line
+	held      bool  // see Hold
+	closed    bool
 }
 
 type streamKey struct {
@@ -190,8 +191,10 @@ func (t *Terminal) show(r event.Record, step *entry) {
 		if verbose {
 			t.output(r, e)
 		}
+	case event.ConsoleShown:
+		t.noConsole = !e.On
 	case event.Console:
-		if verbose {
+		if verbose && !t.noConsole {
 			for _, l := range lines(e.Line) {
 				t.line(at, t.mark(r.Scope, e.Machine, "#")+p.paint(dim, l))
 			}

@@ -22,12 +22,15 @@ const (
 	OpWaitFile   = "wait-file"   // FileRequest, nothing
 	OpWaitPort   = "wait-port"   // PortRequest, nothing
 	OpWaitSocket = "wait-socket" // SocketRequest, nothing
+	OpWaitTTY    = "wait-tty"    // TTYRequest, TTYState
+	OpWaitX      = "wait-x"      // WindowRequest, WindowState
 	OpPutTar     = "put-tar"     // CopyRequest and a tar stream on Stdin, CopyResult
 	OpGetTar     = "get-tar"     // CopyRequest, a tar stream on Stdout and CopyResult
 	OpConnect    = "connect"     // ConnectRequest, bytes both ways on Stdin and Stdout, nothing
 	OpIdentity   = "identity"    // Identity, nothing
 	OpClock      = "clock"       // ClockRequest, ClockResult
 	OpSync       = "sync"        // nothing, nothing: sync(2)
+	OpEcho       = "echo"        // nothing, nothing
 	OpPower      = "power"       // PowerRequest, nothing
 )
 
@@ -172,6 +175,30 @@ type SocketRequest struct {
 	Datagram bool   `json:"datagram,omitempty"`
 }
 
+// TTYRequest waits until a virtual terminal shows something.
+type TTYRequest struct {
+	TTY     int    `json:"tty"`     // 1 to 63
+	Pattern string `json:"pattern"` // Go's syntax; empty: whatever it shows now
+}
+
+// TTYState is what a terminal shows.
+type TTYState struct {
+	Text string `json:"text"` // whole lines, each as long as the terminal is wide
+}
+
+// WindowRequest waits until the X server of display :0 answers, and has a window.
+type WindowRequest struct {
+	Pattern string `json:"pattern,omitempty"` // of a window's title; empty: only the server
+	Once    bool   `json:"once,omitempty"`    // look once and do not wait
+}
+
+// WindowState is what the X server has.
+type WindowState struct {
+	Windows []string `json:"windows,omitempty"` // the titles of all windows that have one
+	Seen    string   `json:"seen,omitempty"`    // why there is no answer yet
+	Tries   int      `json:"tries"`
+}
+
 // CopyRequest names the file or directory in the guest.
 type CopyRequest struct {
 	Path string `json:"path"`
@@ -193,6 +220,7 @@ type ConnectRequest struct {
 type PowerRequest struct {
 	Reboot bool `json:"reboot,omitempty"`
 	Force  bool `json:"force,omitempty"` // reboot(2) at once, after sync
+	Panic  bool `json:"panic,omitempty"` // make the kernel panic, by SysRq
 }
 
 // Identity makes a guest somebody. Zero fields leave things as they are.

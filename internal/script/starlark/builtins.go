@@ -24,6 +24,7 @@ import (
 func (l *loader) predeclared() sl.StringDict {
 	env := sl.StringDict{
 		"json": sljson.Module, "math": slmath.Module, "time": sltime.Module,
+		"machines": machineList{l},
 	}
 	for name, fn := range map[string]func(*sl.Thread, *sl.Builtin, sl.Tuple, []sl.Tuple) (sl.Value, error){
 		"machine": l.declare, "debian": debian, "rootfs": rootfs, "disk": disk,

@@ -18,8 +18,15 @@ func (m *module) check(s sources) []*Error {
 	syntax.Walk(m.syntax, func(n syntax.Node) bool {
 		switch n := n.(type) {
 		case *syntax.CallExpr:
-			if dot, ok := n.Fn.(*syntax.DotExpr); ok {
-				calls[dot] = n
+			switch fn := n.Fn.(type) {
+			case *syntax.DotExpr:
+				calls[fn] = n
+			case *syntax.Ident:
+				if o := c.function(fn); o != nil {
+					if err := c.operation(o.On, o.Name, n); err != nil {
+						errs = append(errs, s.errorAt(positionOf(fn.NamePos), err))
+					}
+				}
 			}
 		case *syntax.DotExpr:
 			on, known := c.kind(n.X)
@@ -27,6 +34,9 @@ func (m *module) check(s sources) []*Error {
 				break
 			}
 			err := c.operation(on, n.Name.Name, calls[n])
+			if err == nil {
+				err = c.supported(n)
+			}
 			if err != nil {
 				errs = append(errs, s.errorAt(positionOf(n.Name.NamePos), err))
 			}
@@ -117,15 +127,36 @@ func (c checker) kind(x syntax.Expr) (on operation.On, known bool) {
 				o = operation.Find(on, fn.Name.Name)
 			}
 		case *syntax.Ident:
-			if b, ok := fn.Binding.(*resolve.Binding); ok && b.Scope == resolve.Predeclared {
-				o = operation.Find(operation.Lab, fn.Name)
-			}
+			o = c.function(fn)
 		}
 		if o != nil {
 			return o.Result.On()
 		}
 	}
 	return 0, false
+}
+
+// function is the operation of the lab that a name stands for; nil if it is none.
+func (c checker) function(name *syntax.Ident) *operation.Operation {
+	if b, ok := name.Binding.(*resolve.Binding); !ok || b.Scope != resolve.Predeclared {
+		return nil
+	}
+	return operation.Find(operation.Lab, name.Name)
+}
+
+// supported checks that the machine which an operation is for can do it, where
+// that is known: it is refused before anything boots.
+func (c checker) supported(call *syntax.DotExpr) error {
+	id, ok := call.X.(*syntax.Ident)
+	if !ok {
+		return nil
+	}
+	o := operation.Find(operation.Machine, call.Name.Name)
+	m, ok := c.named(id).(*machine)
+	if !ok || o == nil || o.Needs == "" {
+		return nil
+	}
+	return m.config.Supports(o.Name, o.Needs)
 }
 
 // operation checks an operation's name and, if it is called, the arguments.

@@ -21,9 +21,10 @@
 // Global variables are frozen when the file has been read, so that tests cannot
 // leave anything for each other in them.
 //
-// Predeclared are the operations of a lab (start_all), and
+// Predeclared are the operations of a lab (start_all, …), and
 //
-//	machine(name=, image=, backend=, memory=, cpus=, networks=[1], type=, cmdline=, allow_reboot=)
+//	machine(name=, image=, backend=, memory=, cpus=, networks=[1], type=, cmdline=, display=, allow_reboot=)
+//	machines              the list of all of them, in the order of their declaration
 //	debian(suite=, packages=, files=, run=, kernel=)  rootfs(path, kernel=, modules=)  disk(path)
 //	assert_eq(got, want)  assert_contains(text, part)  assert_matches(text, regexp)  fail(text)
 //	subtest(name, fn)     runs fn as a named part of the test

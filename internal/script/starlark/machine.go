@@ -71,7 +71,7 @@ func (m *machine) Attr(name string) (sl.Value, error) {
 func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
 	th := threadOf(t)
 	if th.lab != nil && th.session == nil {
-		return nil, usagef("machine: machines are declared at the top level of the file, before a test runs")
+		return nil, usagef("machine: machines are declared at the top level of the file, before a test runs; in a running lab it is create_machine(name=…, image=…)")
 	}
 	if len(args) > 0 {
 		return nil, usagef(`machine: arguments are given by name, as in machine(image = debian())`)
@@ -82,7 +82,7 @@ func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl
 	c := &m.config
 	err := unpack(b, nil, kwargs,
 		"name?", &c.Name, "image?", &source, "backend?", &c.Backend, "memory?", &c.Memory, "cpus?", &c.CPUs,
-		"networks?", &networks, "type?", &c.Type, "cmdline?", &c.Cmdline, "allow_reboot?", &c.AllowReboot)
+		"networks?", &networks, "type?", &c.Type, "cmdline?", &c.Cmdline, "display?", &c.Display, "allow_reboot?", &c.AllowReboot)
 	if err != nil {
 		return nil, err
 	}
@@ -112,3 +112,28 @@ func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl
 	l.machines = append(l.machines, m)
 	return m, nil
 }
+
+// machineList is the variable machines: all that are declared, in their order. A
+// script cannot change it.
+type machineList struct{ *loader }
+
+var _ sl.Sliceable = machineList{}
+
+func (l machineList) list() *sl.List {
+	values := make([]sl.Value, len(l.machines))
+	for i, m := range l.machines {
+		values[i] = m
+	}
+	return sl.NewList(values)
+}
+
+func (l machineList) String() string        { return l.list().String() }
+func (l machineList) Type() string          { return "list" }
+func (l machineList) Freeze()               {}
+func (l machineList) Truth() sl.Bool        { return len(l.machines) > 0 }
+func (l machineList) Hash() (uint32, error) { return 0, usagef("machines cannot be the key of a dict") }
+func (l machineList) Len() int              { return len(l.machines) }
+func (l machineList) Index(i int) sl.Value  { return l.machines[i] }
+func (l machineList) Iterate() sl.Iterator  { return l.list().Iterate() }
+
+func (l machineList) Slice(start, end, step int) sl.Value { return l.list().Slice(start, end, step) }

@@ -335,7 +335,7 @@ func TestRunErrors(t *testing.T) {
 		{"assert_contains of nothing", `assert_contains(None, "x")`, nil, `x.star:3:20: assert_contains: cannot look for a string in a NoneType`, attest.Invalid},
 		{"assert_matches", `assert_matches("abc", "^b")`, nil, `x.star:3:19: assert_matches: "^b" does not match "abc"`, attest.Failed},
 		{"assert_matches of a bad pattern", `assert_matches("abc", "(")`, nil, "x.star:3:19: assert_matches: error parsing regexp: missing closing ): `(`", attest.Invalid},
-		{"a machine made too late", "machine(image = debian())", nil, "x.star:3:12: machine: machines are declared at the top level of the file, before a test runs", attest.Invalid},
+		{"a machine made too late", "machine(image = debian())", nil, "x.star:3:12: machine: machines are declared at the top level of the file, before a test runs; in a running lab it is create_machine(name=…, image=…)", attest.Invalid},
 		{"wait_all", "wait_all([1, m], lambda x: x == 1 or x.succeed('false'))", command, "x.star:3:51: wait_all: m: m: command `false` failed (exit code 1)", attest.Failed},
 		{"retry", "retry(lambda: m.succeed('x'), timeout = 0.01, interval = '1ms')", boot, "x.star:3:28: m: guest did not boot: kernel panic (after 0s); the console stayed silent", attest.BootFailed},
 		{"retry on a machine that is down", "retry(lambda: m.succeed('x'))", down, "x.star:3:28: m: succeed: the machine is down: powered off", attest.Failed},

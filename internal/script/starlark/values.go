@@ -34,6 +34,8 @@ func plain(v sl.Value) any {
 		return plainList(v)
 	case sl.Tuple:
 		return plainList(v)
+	case machineList:
+		return plainList(v)
 	case *sl.Dict:
 		dict := map[string]any{}
 		for k, x := range v.Entries() {
@@ -46,6 +48,8 @@ func plain(v sl.Value) any {
 		return dict
 	case *machine:
 		return operation.MachineName(v.name())
+	case *image:
+		return v.source
 	case *object:
 		if h, ok := v.of.(operation.Handle); ok {
 			return h

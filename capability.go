@@ -1,0 +1,63 @@
+package attest
+
+import (
+	"cmp"
+	"context"
+
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+// A Capability is something that not every machine can do, such as take
+// screenshots.
+type Capability = vmm.Capability
+
+// Supports says whether a machine of this configuration has a capability that
+// an operation needs: nil, or an *UnsupportedError. It starts nothing.
+func (c MachineConfig) Supports(operation string, what Capability) error {
+	name := cmp.Or(c.Backend, "auto")
+	if name == "auto" {
+		name = defaultBackend
+	}
+	b, ok := vmm.Lookup(name)
+	if !ok {
+		return nil // that has an error of its own
+	}
+	ok, reason := c.offers(b, what)
+	if ok {
+		return nil
+	}
+	unsupported := &UnsupportedError{Machine: c.Name, Operation: operation, Backend: name, Reason: reason}
+	for _, other := range vmm.Names() {
+		b, _ := vmm.Lookup(other)
+		if ok, _ := c.offers(b, what); ok {
+			unsupported.Can = append(unsupported.Can, other)
+		}
+	}
+	return unsupported
+}
+
+func (c MachineConfig) offers(b vmm.Backend, what Capability) (ok bool, reason string) {
+	o, known := b.(vmm.Offerer)
+	if !known {
+		return false, ""
+	}
+	return o.Offers(vmm.Config{Name: c.Name, MachineType: c.Type, Display: c.Display}, what)
+}
+
+// withVMM gives fn the VMM of a machine as one that has a capability. A machine
+// that lacks it is refused before it is started; one that is off is started, but
+// its guest need not have answered.
+func withVMM[V any](ctx context.Context, m *Machine, operation string, what Capability, fn func(*run, V) error) error {
+	if err := m.config.Supports(operation, what); err != nil {
+		return err
+	}
+	r, err := m.powered(ctx, operation)
+	if err != nil {
+		return err
+	}
+	v, ok := r.vm.(V)
+	if !ok {
+		return &UnsupportedError{Machine: m.Name(), Operation: operation, Backend: m.config.Backend}
+	}
+	return r.explain(ctx, operation, fn(r, v))
+}

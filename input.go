@@ -1,0 +1,115 @@
+package attest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/attest-vm/attest/internal/keyboard"
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+// keyDelay is how long a key is held down, and how long after it the next may
+// follow.
+const keyDelay = 10 * time.Millisecond
+
+// SendKey presses and releases a key, or a chord such as "ctrl-alt-delete", on
+// the machine's keyboard. Keys are called as in QEMU ("ret", "spc", "f1", …), or
+// are the character that they type on a US keyboard. Delay is 10 ms unless given.
+// The guest need not have booted.
+func (m *Machine) SendKey(ctx context.Context, key string, opts ...Option) error {
+	chord, err := keyboard.Parse(key)
+	if err != nil {
+		return &ConfigError{m.Name(), fmt.Sprintf("send_key: %v", err)}
+	}
+	return m.typeKeys(ctx, "send_key", strconv.Quote(key), []keyboard.Chord{chord}, collect(opts))
+}
+
+// SendChars types a text on the machine's keyboard, as on one with the US layout.
+// If it has characters that cannot be typed, none is. Delay is 10 ms unless given.
+func (m *Machine) SendChars(ctx context.Context, text string, opts ...Option) error {
+	chords, err := keyboard.Text(text)
+	if err != nil {
+		return &ConfigError{m.Name(), fmt.Sprintf("send_chars: %v", err)}
+	}
+	return m.typeKeys(ctx, "send_chars", strconv.Quote(text), chords, collect(opts))
+}
+
+func (m *Machine) typeKeys(ctx context.Context, operation, args string, chords []keyboard.Chord, o options) error {
+	delay := keyDelay
+	if o.hasDelay {
+		delay = o.delay
+	}
+	run := func(ctx context.Context) error {
+		return withVMM(ctx, m, operation, vmm.CanType, func(r *run, k vmm.Keyboarder) error {
+			for _, chord := range chords {
+				if err := r.awake(operation); err != nil {
+					return err
+				}
+				if err := r.press(ctx, k, chord, delay); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if o.unlogged {
+		return run(ctx)
+	}
+	return step(ctx, m.Name(), operation, args, run)
+}
+
+// press holds a chord down for a while. A keyboard holds some 16 bytes that the
+// guest has not taken and drops the rest, and an emulated guest may not run for
+// longer than that takes; so between two keys it has to answer.
+func (r *run) press(ctx context.Context, k vmm.Keyboarder, chord keyboard.Chord, delay time.Duration) error {
+	if err := k.Keys(ctx, chord, true); err != nil {
+		return err
+	}
+	held := pause(ctx, delay)
+	released := slices.Clone(chord)
+	slices.Reverse(released)
+	// Whatever happens no key stays down.
+	if err := k.Keys(context.WithoutCancel(ctx), released, false); err != nil {
+		return err
+	}
+	if held != nil {
+		return held
+	}
+	if err := pause(ctx, delay); err != nil {
+		return err
+	}
+	select {
+	case <-r.ready:
+		if r.readyErr == nil {
+			return r.guest.Echo(ctx)
+		}
+	default: // a boot loader, or a kernel that has just started
+	}
+	return nil
+}
+
+// pause waits for d, or for the end of ctx.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// SendConsole types on the serial console: what it writes is the input of
+// whatever reads /dev/ttyS0 in the guest. The guest need not have booted.
+func (m *Machine) SendConsole(ctx context.Context, text string) error {
+	return step(ctx, m.Name(), "send_console", strconv.Quote(text), func(ctx context.Context) error {
+		return withVMM(ctx, m, "send_console", vmm.CanListen, func(r *run, w vmm.ConsoleWriter) error {
+			if err := r.awake("send_console"); err != nil {
+				return err
+			}
+			return w.WriteConsole(ctx, []byte(text))
+		})
+	})
+}

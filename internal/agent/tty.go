@@ -1,0 +1,160 @@
+package agent
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// maxTTY is MAX_NR_CONSOLES of linux/vt.h.
+const maxTTY = 63
+
+// waitTTY waits until a virtual terminal shows what is wanted. The kernel says
+// when something on it has changed.
+func waitTTY(ctx context.Context, q wire.TTYRequest) (any, error) {
+	if q.TTY < 1 || q.TTY > maxTTY {
+		return nil, errorf(wire.KindInvalid, "there is no terminal %d; they are 1 to %d", q.TTY, maxTTY)
+	}
+	pattern, err := regexp.Compile("(?m)" + q.Pattern)
+	if err != nil {
+		return nil, errorf(wire.KindInvalid, "not a regular expression: %v", err)
+	}
+	var state wire.TTYState
+	for {
+		t, err := openTTY(q.TTY)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && q.Pattern != "": // nobody has opened it yet
+			if err := poll(ctx, func() bool { t, err = openTTY(q.TTY); return err == nil || !errors.Is(err, fs.ErrNotExist) }); err != nil {
+				return state, err
+			}
+			if err != nil {
+				return state, err
+			}
+		case errors.Is(err, fs.ErrNotExist):
+			return state, errorf(wire.KindNotFound, "nothing has used tty%d", q.TTY)
+		case err != nil:
+			return state, err
+		}
+		err = t.watch(ctx, func(text string) bool {
+			state.Text = text
+			return pattern.MatchString(text)
+		})
+		t.Close()
+		if !errors.Is(err, fs.ErrNotExist) {
+			return state, err
+		}
+	}
+}
+
+// A tty is the screen of a virtual terminal: /dev/vcsaN, vcs(4).
+type tty struct {
+	*os.File
+	number int
+}
+
+func openTTY(number int) (*tty, error) {
+	f, err := os.Open(fmt.Sprintf("/dev/vcsa%d", number))
+	if errors.Is(err, unix.ENXIO) { // the node is there, the terminal is not
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &tty{f, number}, nil
+}
+
+// watch calls check with what the terminal shows, now and whenever that
+// changes, until it says yes.
+func (t *tty) watch(ctx context.Context, check func(text string) bool) error {
+	for {
+		text, err := t.text()
+		if err != nil {
+			return err
+		}
+		if check(text) {
+			return nil
+		}
+		fds := []unix.PollFd{{Fd: int32(t.Fd()), Events: unix.POLLPRI}}
+		if _, err := unix.Poll(fds, int(recheck/time.Millisecond)); err != nil && err != unix.EINTR {
+			return fmt.Errorf("poll %s: %w", t.Name(), err)
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// text is what the terminal shows, as lines of its full width.
+func (t *tty) text() (string, error) {
+	var head [4]byte // lines, columns, and the cursor
+	if _, err := t.ReadAt(head[:], 0); err != nil {
+		if errors.Is(err, unix.ENXIO) {
+			err = fs.ErrNotExist
+		}
+		return "", err
+	}
+	lines, columns := int(head[0]), int(head[1])
+	cells, err := t.cells(lines * columns)
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	for i, r := range cells {
+		if i > 0 && i%columns == 0 {
+			b.WriteByte('\n')
+		}
+		b.WriteRune(r)
+	}
+	return b.String(), nil
+}
+
+// cells are the characters on the screen. A kernel before 4.19, or a terminal
+// that is not in UTF-8 mode, has only the numbers of its font's glyphs.
+func (t *tty) cells(n int) ([]rune, error) {
+	cells := make([]rune, n)
+	if data, err := readFile(fmt.Sprintf("/dev/vcsu%d", t.number), 4*n); err == nil {
+		for i := range cells {
+			cells[i] = printableCell(rune(binary.NativeEndian.Uint32(data[4*i:])))
+		}
+		return cells, nil
+	}
+	data, err := readFile(fmt.Sprintf("/dev/vcs%d", t.number), n)
+	if err != nil {
+		return nil, err
+	}
+	for i := range cells {
+		if cells[i] = printableCell(rune(data[i])); data[i] >= 0x7f {
+			cells[i] = '?'
+		}
+	}
+	return cells, nil
+}
+
+func printableCell(r rune) rune {
+	if r < ' ' {
+		return ' '
+	}
+	return r
+}
+
+// readFile reads exactly n bytes.
+func readFile(path string, n int) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data := make([]byte, n)
+	_, err = f.ReadAt(data, 0)
+	return data, err
+}

@@ -1,0 +1,214 @@
+package operation
+
+import (
+	"context"
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+var (
+	ttyParam   = Param{Name: "tty", Type: String, Doc: "a virtual terminal, `\"1\"` to `\"63\"`"}
+	delayParam = Param{Name: "delay", Type: Duration, Default: 10 * time.Millisecond, Doc: "how long a key is held down, and how long after it the next may follow"}
+	regexDoc   = "a regular expression in Go's syntax; `^` and `$` match at lines"
+)
+
+var consolesTable = []*Operation{
+	{
+		Name: "get_console_log", Subject: "Consoles", Result: String,
+		Doc:  "Returns what the serial console has said since the machine was started.",
+		call: func(_ context.Context, t target, _ Args) (any, error) { return t.machine.ConsoleLog(), nil },
+	},
+	{
+		Name: "send_console", Subject: "Consoles", Result: None, Needs: vmm.CanListen,
+		Params: []Param{{Name: "chars", Type: String, Doc: "what to type; `\"\\n\"` is the return key"}},
+		Doc: "Types on the serial console.\n\n" +
+			"It is the input of whatever reads `/dev/ttyS0` in the guest, which need not have booted. attest's own images have no login there: the console is a log.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.SendConsole(ctx, a.String("chars"))
+		},
+	},
+	{
+		Name: "get_tty_text", Subject: "Consoles", Result: String,
+		Params: []Param{ttyParam},
+		Doc: "Returns what a virtual terminal shows now: all its lines, each padded with blanks to the width of the terminal.\n\n" +
+			"It needs no screen. Terminal 1 has a login in attest's own images.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return t.machine.TTYText(ctx, a.String("tty"))
+		},
+	},
+	{
+		Name: "wait_until_tty_matches", Subject: "Consoles", Result: None,
+		Params: []Param{ttyParam, {Name: "regexp", Type: String, Doc: regexDoc}, limitParam},
+		Doc: "Waits until what a virtual terminal shows, as `get_tty_text` returns it, matches.\n\n" +
+			"The kernel tells when the terminal changes. The error has what it shows, and a screenshot if the machine has a screen.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.WaitUntilTTYMatches(ctx, a.String("tty"), a.String("regexp"), a.limit()...)
+		},
+	},
+	{
+		Name: "dump_tty_contents", Subject: "Consoles", Result: None,
+		Params: []Param{ttyParam},
+		Doc:    "Writes what a virtual terminal shows to the log of the run.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.DumpTTYContents(ctx, a.String("tty"))
+		},
+	},
+	{
+		Name: "send_monitor_command", Subject: "Consoles", Result: String, Needs: vmm.CanInteract,
+		Params: []Param{{Name: "command", Type: String, Doc: "a command of QEMU's monitor (HMP), such as `info status`"}},
+		Doc: "Runs a command of the virtual machine monitor's own and returns what it says.\n\n" +
+			"It works before the guest has booted and on a paused machine. attest does not know what such a command changes.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return t.machine.SendMonitorCommand(ctx, a.String("command"))
+		},
+	},
+	{
+		Name: "wait_for_qmp_event", Subject: "Consoles", Result: AnyDict, Needs: vmm.CanTell,
+		Params: []Param{
+			{Name: "event_filter", Type: Filter, Doc: "the name of an event, a dict of what it must have (`{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": True}}`), or a function that is called with it and says whether it is the one"},
+			{Name: "timeout", Type: Duration, Default: 10 * time.Minute, Doc: "the limit of the wait; more than the default on a host without hardware virtualisation"},
+		},
+		Doc: "Waits for an event of QEMU's and returns it: a dict with `event`, its name, `timestamp`, and mostly `data`.\n\n" +
+			"It looks at what came since the machine was started or since the last event that it returned; of those the last 1000 are kept. " +
+			"The end of the machine ends the wait. Events are in QEMU's reference of QMP: `STOP`, `RESUME`, `RESET`, `SHUTDOWN`, `POWERDOWN`, `GUEST_PANICKED`, …",
+		call: waitForQMPEvent,
+	},
+}
+
+func waitForQMPEvent(ctx context.Context, t target, a Args) (any, error) {
+	if name, ok := a.values["event_filter"].(string); ok {
+		e, err := t.machine.WaitForQMPEventNamed(ctx, name, a.limit()...)
+		return qmpMessage(e), err
+	}
+	var failed error // of the function
+	e, err := t.machine.WaitForQMPEvent(ctx, func(e attest.QMPEvent) bool {
+		var ok bool
+		ok, failed = a.likes(ctx, "event_filter", qmpMessage(e))
+		return ok || failed != nil
+	}, a.limit()...)
+	if failed != nil {
+		err = failed
+	}
+	return qmpMessage(e), err
+}
+
+// likes asks a Filter that is a dict or a function.
+func (a Args) likes(ctx context.Context, name string, v map[string]any) (bool, error) {
+	fn := a.Func(name)
+	if fn == nil {
+		return contains(v, a.values[name]), nil
+	}
+	switch answer, err := fn(ctx, v); {
+	case err != nil:
+		return false, err
+	case answer == nil, answer == false:
+		return false, nil
+	case answer == true:
+		return true, nil
+	default:
+		return false, &ArgumentError{a.operation.Signature(), name + " must return True or False, not " + Describe(answer)}
+	}
+}
+
+// qmpMessage is an event as QEMU sends it.
+func qmpMessage(e attest.QMPEvent) map[string]any {
+	m := map[string]any{
+		"event":     e.Name,
+		"timestamp": map[string]any{"seconds": e.Time.Unix(), "microseconds": int64(e.Time.Nanosecond() / 1000)},
+	}
+	if e.Data != nil {
+		m["data"] = e.Data
+	}
+	return m
+}
+
+// contains says whether got has everything that want has; of lists all of it.
+func contains(got, want any) bool {
+	w, ok := want.(map[string]any)
+	if !ok {
+		return reflect.DeepEqual(got, want)
+	}
+	g, ok := got.(map[string]any)
+	return ok && !slices.ContainsFunc(slices.Collect(maps.Keys(w)), func(k string) bool {
+		x, has := g[k]
+		return !has || !contains(x, w[k])
+	})
+}
+
+var keyboardTable = []*Operation{
+	{
+		Name: "send_key", Subject: "Keyboard", Result: None, Needs: vmm.CanType,
+		Params: []Param{
+			{Name: "key", Type: String, Doc: "a key or a chord, such as `ret`, `ctrl-alt-delete` or `shift-a`"},
+			delayParam,
+			{Name: "log", Type: Bool, Default: true, Doc: "False: keep it out of the log of the run"},
+		},
+		Doc: "Presses a key, or several at once, and releases them.\n\n" +
+			"Keys are called as in QEMU, or are the character that they type. See [keyboard.md](keyboard.md).",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			opts := a.delay()
+			if !a.Bool("log") {
+				opts = append(opts, attest.Unlogged())
+			}
+			return nil, t.machine.SendKey(ctx, a.String("key"), opts...)
+		},
+	},
+	{
+		Name: "send_chars", Subject: "Keyboard", Result: None, Needs: vmm.CanType,
+		Params: []Param{{Name: "chars", Type: String, Doc: "the text; `\"\\n\"` is the return key"}, delayParam},
+		Doc: "Types a text on a keyboard with the US layout.\n\n" +
+			"Characters that such a keyboard does not have are an error, before the first key. See [keyboard.md](keyboard.md).",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.SendChars(ctx, a.String("chars"), a.delay()...)
+		},
+	},
+}
+
+func (a Args) delay() []attest.Option {
+	if !a.Given("delay") {
+		return nil
+	}
+	return []attest.Option{attest.Delay(a.Duration("delay"))}
+}
+
+var screenTable = []*Operation{
+	{
+		Name: "screenshot", Subject: "Screen", Result: None, Needs: vmm.CanShow,
+		Params: []Param{{Name: "filename", Type: String, Doc: "where to write it, as PNG: below the output directory (`-o`) unless it has a slash; `.png` is added to a name without a dot"}},
+		Doc: "Writes what is on the machine's screen to a file.\n\n" +
+			"The machine needs one: `machine(display = True)`. It works before the guest has booted and on a paused machine.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.Screenshot(ctx, a.String("filename"))
+		},
+	},
+	{
+		Name: "wait_for_x", Subject: "Screen", Result: None,
+		Params: []Param{limitParam},
+		Doc: "Waits until an X server in the guest takes connections on display `:0`.\n\n" +
+			"Nothing has to be installed for it. The cookie is that of the server's own `-auth` file.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.WaitForX(ctx, a.limit()...)
+		},
+	},
+	{
+		Name: "get_window_names", Subject: "Screen", Result: List,
+		Doc: "Returns the titles of all windows of the X server on display `:0` that have one, the topmost first.",
+		call: func(ctx context.Context, t target, _ Args) (any, error) {
+			return t.machine.WindowNames(ctx)
+		},
+	},
+	{
+		Name: "wait_for_window", Subject: "Screen", Result: None,
+		Params: []Param{{Name: "regexp", Type: String, Doc: "a regular expression in Go's syntax"}, limitParam},
+		Doc: "Waits until the X server on display `:0` has a window whose title matches.\n\n" +
+			"The error has the titles that there were, and a screenshot if the machine has a screen.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.WaitForWindow(ctx, a.String("regexp"), a.limit()...)
+		},
+	},
+}

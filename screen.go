@@ -1,0 +1,247 @@
+package attest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/guest"
+	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// TTYText is what a virtual terminal, "1" to "63", shows now: all its lines, each
+// as long as the terminal is wide. It needs no screen.
+func (m *Machine) TTYText(ctx context.Context, tty string) (string, error) {
+	var text string
+	args := strconv.Quote(tty)
+	err := step(ctx, m.Name(), "get_tty_text", args, func(ctx context.Context) (err error) {
+		text, err = m.ttyText(ctx, "get_tty_text", args, tty)
+		return err
+	})
+	return text, err
+}
+
+func (m *Machine) ttyText(ctx context.Context, operation, args, tty string) (string, error) {
+	n, err := m.ttyNumber(operation, args, tty)
+	if err != nil {
+		return "", err
+	}
+	r, err := m.use(ctx, operation)
+	if err != nil {
+		return "", err
+	}
+	text, err := r.guest.WaitTTY(ctx, n, "")
+	return text, r.explainRefusal(ctx, operation, args, err)
+}
+
+func (m *Machine) ttyNumber(operation, args, tty string) (int, error) {
+	n, err := strconv.Atoi(strings.TrimPrefix(tty, "tty"))
+	if err != nil || n < 1 || n > 63 {
+		return 0, &ConfigError{m.Name(), fmt.Sprintf(`%s(%s): a terminal is a number from "1" to "63"`, operation, args)}
+	}
+	return n, nil
+}
+
+// DumpTTYContents writes what a virtual terminal shows to the log of the run.
+func (m *Machine) DumpTTYContents(ctx context.Context, tty string) error {
+	args := strconv.Quote(tty)
+	return step(ctx, m.Name(), "dump_tty_contents", args, func(ctx context.Context) error {
+		text, err := m.ttyText(ctx, "dump_tty_contents", args, tty)
+		if err != nil {
+			return err
+		}
+		for _, line := range strings.Split(trimScreen(text), "\n") {
+			event.Publish(ctx, event.Log{Machine: m.Name(), Level: "info", Text: line})
+		}
+		return nil
+	})
+}
+
+// trimScreen is a terminal's text as a person reads it: without the blanks at
+// the ends of lines and the empty lines below them.
+func trimScreen(text string) string {
+	lines := strings.Split(text, "\n")
+	for i, l := range lines {
+		lines[i] = printable([]byte(strings.TrimRight(l, " ")))
+	}
+	return strings.TrimRight(strings.Join(lines, "\n"), "\n")
+}
+
+// WaitUntilTTYMatches waits until what a virtual terminal shows, as TTYText
+// gives it, matches a regular expression (Go's syntax, ^ and $ match at lines).
+func (m *Machine) WaitUntilTTYMatches(ctx context.Context, tty, pattern string, opts ...Option) error {
+	const operation = "wait_until_tty_matches"
+	args := fmt.Sprintf("%q, %q", tty, pattern)
+	n, err := m.ttyNumber(operation, args, tty)
+	if err != nil {
+		return err
+	}
+	if err := m.checkPattern(operation, pattern); err != nil {
+		return err
+	}
+	return m.wait(ctx, operation, args, collect(opts), func(ctx context.Context, r *run) error {
+		text, err := r.guest.WaitTTY(ctx, n, cmpOrAny(pattern))
+		if err == nil {
+			return nil
+		}
+		if context.Cause(ctx) != errWaitOver {
+			return r.explainRefusal(ctx, operation, args, err)
+		}
+		screen := trimScreen(text)
+		we := &WaitError{LastSeen: "nothing has used the terminal yet"}
+		if text != "" {
+			we.LastSeen = "an empty terminal"
+		}
+		if screen != "" {
+			we.LastSeen = screen[strings.LastIndex(screen, "\n")+1:]
+			we.Details = append(we.Details, Detail{Title: "tty" + strconv.Itoa(n) + " shows", Text: screen})
+		}
+		r.attachScreenshot(we, operation)
+		return we
+	})
+}
+
+// cmpOrAny makes an empty pattern one that every screen matches; to the guest an
+// empty one means something else.
+func cmpOrAny(pattern string) string {
+	if pattern == "" {
+		return "(?:)"
+	}
+	return pattern
+}
+
+func (m *Machine) checkPattern(operation, pattern string) error {
+	if _, err := regexp.Compile("(?m)" + pattern); err != nil {
+		return &ConfigError{m.Name(), fmt.Sprintf("%s: not a regular expression: %v", operation, err)}
+	}
+	return nil
+}
+
+// explainRefusal names the operation in what the agent says against it.
+func (r *run) explainRefusal(ctx context.Context, operation, args string, err error) error {
+	var op *guest.OpError
+	if errors.As(err, &op) && ctx.Err() == nil {
+		return fmt.Errorf("%s: %s(%s): %s", r.machine.Name(), operation, args, op.Message)
+	}
+	return r.explain(ctx, operation, err)
+}
+
+// WaitForX waits until the guest's X server takes connections on display :0.
+func (m *Machine) WaitForX(ctx context.Context, opts ...Option) error {
+	return m.waitX(ctx, "wait_for_x", "", wire.WindowRequest{}, opts)
+}
+
+// WaitForWindow waits until the X server of display :0 has a window whose title
+// matches a regular expression.
+func (m *Machine) WaitForWindow(ctx context.Context, pattern string, opts ...Option) error {
+	if err := m.checkPattern("wait_for_window", pattern); err != nil {
+		return err
+	}
+	return m.waitX(ctx, "wait_for_window", strconv.Quote(pattern), wire.WindowRequest{Pattern: cmpOrAny(pattern)}, opts)
+}
+
+func (m *Machine) waitX(ctx context.Context, operation, args string, q wire.WindowRequest, opts []Option) error {
+	return m.wait(ctx, operation, args, collect(opts), func(ctx context.Context, r *run) error {
+		state, err := r.guest.WaitX(ctx, q)
+		if err == nil || context.Cause(ctx) != errWaitOver {
+			return err
+		}
+		we := &WaitError{Tries: state.Tries, LastSeen: state.Seen}
+		switch {
+		case state.Seen != "":
+		case len(state.Windows) == 0:
+			we.LastSeen = "no window has a title"
+		default:
+			we.LastSeen = fmt.Sprintf("windows %q", state.Windows)
+		}
+		r.attachScreenshot(we, operation)
+		return we
+	})
+}
+
+// WindowNames are the titles of all windows of the X server of display :0 that
+// have one.
+func (m *Machine) WindowNames(ctx context.Context) ([]string, error) {
+	var names []string
+	err := step(ctx, m.Name(), "get_window_names", "", func(ctx context.Context) error {
+		r, err := m.use(ctx, "get_window_names")
+		if err != nil {
+			return err
+		}
+		state, err := r.guest.WaitX(ctx, wire.WindowRequest{Once: true})
+		names = state.Windows
+		return r.explainRefusal(ctx, "get_window_names", "", err)
+	})
+	return names, err
+}
+
+// Screenshot writes what is on the machine's screen to a PNG file. A name without
+// a slash is in LabConfig.OutDir; one without a dot gets ".png". The guest need
+// not have booted, and the machine can be paused.
+func (m *Machine) Screenshot(ctx context.Context, filename string) error {
+	args := strconv.Quote(filename)
+	return step(ctx, m.Name(), "screenshot", args, func(ctx context.Context) error {
+		if filename == "" || strings.HasSuffix(filename, "/") {
+			return &ConfigError{m.Name(), fmt.Sprintf("screenshot(%s): the name of a file is missing", args)}
+		}
+		path := filename
+		if !strings.Contains(filepath.Base(path), ".") {
+			path += ".png"
+		}
+		if !strings.Contains(path, "/") {
+			path = m.lab.outPath(path)
+		}
+		return withVMM(ctx, m, "screenshot", vmm.CanShow, func(r *run, s vmm.Screener) error {
+			return r.screenshot(ctx, s, path)
+		})
+	})
+}
+
+// screenshot has the VMM write into the machine's own directory: it may not see
+// others, and a file that is there is complete.
+func (r *run) screenshot(ctx context.Context, s vmm.Screener, path string) error {
+	m := r.machine
+	shot, err := os.CreateTemp(m.dir, "screen-*.png")
+	if err != nil {
+		return &InfraError{m.Name(), "take a screenshot", err}
+	}
+	shot.Close()
+	defer os.Remove(shot.Name())
+	if err := s.Screenshot(ctx, shot.Name()); err != nil {
+		return r.whenGone(err)
+	}
+	data, err := os.ReadFile(shot.Name())
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(path), 0o755)
+	}
+	if err == nil {
+		err = os.WriteFile(path, data, 0o644)
+	}
+	if err != nil {
+		return &InfraError{m.Name(), "write the screenshot", err}
+	}
+	event.Publish(ctx, event.Artifact{Kind: "screenshot", Path: path})
+	return nil
+}
+
+// attachScreenshot adds the screen to a wait that failed, if there is one.
+func (r *run) attachScreenshot(we *WaitError, operation string) {
+	m := r.machine
+	s, ok := r.vm.(vmm.Screener)
+	if !ok || m.config.Supports(operation, vmm.CanShow) != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(m.lab.ctx, m.lab.host.scale(attachTimeout))
+	defer cancel()
+	path := m.lab.outPath(fmt.Sprintf("%s-%s-%d.png", m.Name(), operation, stepCounter.Load()))
+	if r.screenshot(ctx, s, path) == nil {
+		we.Details = append(we.Details, Detail{Title: "screenshot of " + m.Name(), Text: path})
+	}
+}
