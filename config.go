@@ -65,12 +65,14 @@ type MachineConfig struct {
 	AllowReboot bool
 }
 
+// DefaultMemory is the memory of a machine whose configuration gives none, in MiB.
+const DefaultMemory = 1024
+
 const (
-	defaultMemory = 1024
-	minMemory     = 64
-	maxMemory     = 1 << 20
-	maxCPUs       = 255
-	maxNetwork    = 255
+	minMemory  = 64
+	maxMemory  = 1 << 20
+	maxCPUs    = 255
+	maxNetwork = 255
 )
 
 var machineName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`)
@@ -127,7 +129,7 @@ func (m *MachineConfig) normalize() error {
 		return bad("it has no image; give it one, such as debian()")
 	}
 	if m.Memory == 0 {
-		m.Memory = defaultMemory
+		m.Memory = DefaultMemory
 	}
 	if m.Memory < minMemory || m.Memory > maxMemory {
 		return bad("memory=%d is out of range; it is in MiB, %d to %d", m.Memory, minMemory, maxMemory)

@@ -149,13 +149,15 @@ func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*
 	if err := m.attachNICs(&config); err != nil {
 		return nil, err
 	}
+	how := ""
 	if from != nil {
 		config.Restore, config.Paused = from.state, from.paused
+		how = event.FromSnapshot
 	} else {
 		m.console.begin()
 	}
 	started := time.Now()
-	m.announce("starting", "", 0)
+	m.announce("starting", how, 0)
 	vm, err := m.backend.Start(ctx, vmm.Host{Supervisor: m.lab.host.supervisor, Accel: m.lab.host.probe.Accel()}, config)
 	if err != nil {
 		for _, n := range config.NICs {

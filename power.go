@@ -27,7 +27,7 @@ func (m *Machine) IsUp() bool {
 	case <-r.ready:
 		return r.readyErr == nil
 	default:
-		return false
+		return r.origin != nil // it had answered when it was saved
 	}
 }
 

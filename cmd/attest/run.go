@@ -27,6 +27,7 @@ type runFlags struct {
 	suite.Options
 	junit, html, json string
 	pattern           string
+	cold              bool
 	timeout           durationFlag
 	verbose, quiet    bool
 }
@@ -58,14 +59,14 @@ func newRun() *cobra.Command {
 	flags.StringVar(&f.junit, "junit", "", "write a JUnit XML `file`")
 	flags.StringVar(&f.html, "html", "", "write an HTML `file`")
 	flags.StringVar(&f.json, "json", "", "write every event as a line of JSON to a `file`")
-	flags.IntVarP(&f.Jobs, "jobs", "j", max(1, runtime.NumCPU()/2), "run up to `N` files at once")
+	flags.IntVarP(&f.Jobs, "jobs", "j", max(1, runtime.NumCPU()/2), "run up to `N` tests at once, as memory and processors allow")
 	flags.StringVar(&f.pattern, "run", "", "run only tests whose name, or FILE:NAME, matches this `regexp`")
 	flags.StringVar(&f.Host.Backend, "backend", "auto", "`name` of the backend for machines that name none")
-	flags.BoolVar(&f.Cold, "cold", false, "boot every machine instead of starting it from a snapshot")
-	flags.StringVar(&f.Boot, "boot", "", "how machines start: cold, warm or both, each test once either `way`")
+	flags.BoolVar(&f.cold, "cold", false, "boot every machine instead of starting it from a snapshot")
+	flags.StringVar(&f.Boot, "boot", "", "the `way` in which machines start: warm (from a snapshot), cold, or both: each test once either way")
 	flags.BoolVar(&f.Host.Keep, "keep", false, "keep the state directory (consoles, disks) and say where it is")
 	flags.Var(&f.timeout, "timeout", "`limit` of the whole run, in seconds or as 90s, 10m; 0 for none")
-	flags.Int64Var(&f.Seed, "seed", 0, "seed `N` of all that is random; 0 chooses one")
+	flags.Int64Var(&f.Seed, "seed", 0, "seed `N` of all that is random, the order of the tests too; 0 chooses one")
 	flags.StringVar(&f.MachineConfig, "machine-config", os.Getenv("machineConfig"), "JSON `file` with machines (environment: machineConfig)")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "show every step, console line and command output as it comes")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "show failures and the last line only")
@@ -75,6 +76,12 @@ func newRun() *cobra.Command {
 func (f *runFlags) run(cmd *cobra.Command, files []string) error {
 	if f.Jobs < 1 {
 		return fmt.Errorf("-j %d: want at least 1", f.Jobs)
+	}
+	if f.cold {
+		if f.Boot != "" && f.Boot != suite.BootCold {
+			return fmt.Errorf("--cold and --boot=%s contradict each other", f.Boot)
+		}
+		f.Boot = suite.BootCold
 	}
 	if f.pattern != "" {
 		re, err := regexp.Compile(f.pattern)

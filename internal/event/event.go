@@ -190,6 +190,9 @@ type MachineState struct {
 	After   time.Duration `json:"after,omitempty"` // since "starting"
 }
 
+// FromSnapshot is the Detail of "starting" when the machine does not boot.
+const FromSnapshot = "from a snapshot"
+
 // Progress is long work that is not a test's: an image that is built. ID is
 // the same for all reports of one piece of work; Done ends it.
 type Progress struct {

@@ -30,6 +30,10 @@ func memoryMount() string {
 	return fmt.Sprintf(`mount -t tmpfs -o mode=0755,size=%dk attest-build "$TMPDIR" 2>/dev/null; exec "$@"`, size>>10)
 }
 
+// MemoryAvailable is how many bytes of memory this process and what it starts
+// can use without swapping.
+func MemoryAvailable() int64 { return memoryAvailable("/") }
+
 // memoryAvailable is how many bytes this process can use without swapping:
 // what the kernel says, or what a control group above it allows.
 func memoryAvailable(root string) int64 {

@@ -26,12 +26,44 @@ type Settler interface {
 	Settle(ctx context.Context) error
 }
 
+// A Snapshotter is a Runner whose lab others can go on from.
+type Snapshotter interface {
+	Snapshot(ctx context.Context) (Snapshot, error)
+}
+
+// A Snapshot is the state of a lab. It outlives the lab.
+type Snapshot interface {
+	// Fork makes a lab of its own that goes on from here. Any number of forks
+	// can be made, also at once.
+	Fork(ctx context.Context) (Runner, error)
+	// Close gives the state up. Labs that were made of it live on.
+	Close() error
+}
+
 // Of returns the Runner of a lab.
 func Of(lab *attest.Lab) Runner { return runner{lab} }
 
 type runner struct{ *attest.Lab }
 
 func (r runner) Settle(ctx context.Context) error { return r.Network().Settle(ctx) }
+
+func (r runner) Snapshot(ctx context.Context) (Snapshot, error) {
+	s, err := r.Lab.Snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return snapshot{s}, nil
+}
+
+type snapshot struct{ *attest.Snapshot }
+
+func (s snapshot) Fork(ctx context.Context) (Runner, error) {
+	lab, err := s.Snapshot.Fork(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return Of(lab), nil
+}
 
 func (r runner) Invoke(ctx context.Context, object any, o *Operation, args Args) (any, error) {
 	t := target{lab: r.Lab}

@@ -228,7 +228,11 @@ func parallelRun(s *story) {
 	for _, k := range keys {
 		id++
 		s.bus.Publish(k, event.TestStarted{})
-		s.bus.Publish(k, event.MachineState{Machine: "server", State: "starting"})
+		start := event.MachineState{Machine: "server", State: "starting"}
+		if k.Boot == "warm" {
+			start.Detail = event.FromSnapshot
+		}
+		s.bus.Publish(k, start)
 		s.bus.Publish(k, event.Console{Machine: "server", Line: "console of " + k.Test + " " + k.Boot})
 		s.bus.Publish(k, event.StepStarted{ID: id, Machine: "server", Operation: "succeed", Args: `"echo ` + k.Test + " " + k.Boot + `"`})
 		k.Step = id

@@ -236,12 +236,12 @@ func (r *Run) htmlFile(f *file, n int) htmlFile {
 // the whole file.
 func (r *Run) htmlMachines(f *file, k testKey, began time.Time, whole time.Duration) (bars []htmlBar, consoles []htmlConsole) {
 	for _, m := range f.machines {
-		if m.test != k {
+		if !m.of(k) {
 			continue
 		}
 		for _, b := range m.boots {
 			bar := newBar(b.at, b.took, began, whole)
-			bar.Name, bar.Kind, bar.Class = clean(m.name), "boot", "boot"
+			bar.Name, bar.Kind, bar.Class = clean(m.name), b.kind, "boot"
 			if b.end != "ready" {
 				bar.Class, bar.Note = "bad", cmp.Or(clean(b.end), "did not answer")
 			}
@@ -350,16 +350,19 @@ func newFailure(f *event.Failure) *htmlFailure {
 // and a rule where a test begins, if it is a machine of the whole file.
 func (r *Run) htmlConsole(f *file, m *machine) (htmlConsole, bool) {
 	h := htmlConsole{Machine: clean(m.name)}
+	if m.test.test == "" && m.test.boot != "" {
+		h.Machine += " " + m.test.String()
+	}
 	var b strings.Builder
 	var tests []*test
-	if m.test == (testKey{}) {
+	if m.test.test == "" {
 		tests = slices.SortedStableFunc(slices.Values(f.tests), func(a, b *test) int { return a.began.Compare(b.began) })
 	}
 	n := 0
 	write := func(part []consoleLine) {
 		for _, l := range part {
 			for len(tests) > 0 && !tests[0].began.After(l.at) {
-				if tests[0].status != event.Skipped {
+				if tests[0].status != event.Skipped && tests[0].boot == m.test.boot {
 					fmt.Fprintf(&b, "%9.3f  ──── %s begins ────\n", tests[0].began.Sub(r.begin).Seconds(), clean(tests[0].name))
 				}
 				tests = tests[1:]

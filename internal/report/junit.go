@@ -293,7 +293,7 @@ func (m *machine) during(t *test) []string {
 	end := t.began.Add(t.duration)
 	var ls []string
 	for _, l := range slices.Concat(m.console.head, m.console.tail) {
-		if m.test == t.testKey || m.test == (testKey{}) && !l.at.Before(t.began) && !l.at.After(end) {
+		if m.test == t.testKey || m.test == (testKey{boot: t.boot}) && !l.at.Before(t.began) && !l.at.After(end) {
 			ls = append(ls, lines(l.text)...)
 		}
 	}

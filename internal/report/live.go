@@ -246,10 +246,10 @@ func (t *Terminal) fileRows(f *file, now time.Time, steps bool, running *int) []
 func (f *file) bootingRows(k testKey, depth int, now time.Time) []row {
 	var rows []row
 	for _, m := range f.machines {
-		if m.test != k || !m.booting {
+		if !m.of(k) || !m.booting {
 			continue
 		}
-		r := row{depth: depth, spans: []span{{cyan, clean(m.name)}, {"", " booting"}}, right: elapsed(now.Sub(m.began))}
+		r := row{depth: depth, spans: []span{{cyan, clean(m.name)}, {"", " " + m.verb}}, right: elapsed(now.Sub(m.began))}
 		if c := m.console.last(); c != "" {
 			r.spans = append(r.spans, span{dim, "  " + c})
 		}

@@ -33,11 +33,11 @@ func (t *Terminal) remind(now time.Time) {
 				who := t.subject(event.Scope{File: f.name, Test: m.test.test, Boot: m.test.boot}, m.name)
 				if first {
 					if t.o.Level != Verbose { // which said "starting"
-						t.line(now, who+"booting")
+						t.line(now, who+m.verb)
 					}
 					return
 				}
-				l := who + "still booting after " + took(age)
+				l := who + "still " + m.verb + " after " + took(age)
 				if c := m.console.last(); c != "" {
 					l += ", console: " + cut(c, 120)
 				}
@@ -97,6 +97,6 @@ func (f *file) running() []*test {
 // one of the whole file.
 func (f *file) booting(k testKey, name string) bool {
 	return slices.ContainsFunc(f.machines, func(m *machine) bool {
-		return m.name == name && m.booting && (m.test == k || m.test == testKey{})
+		return m.name == name && m.booting && (m.test == k || m.test == testKey{boot: k.boot})
 	})
 }

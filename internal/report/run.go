@@ -68,7 +68,7 @@ func (k testKey) String() string {
 	if k.boot == "" {
 		return k.test
 	}
-	return k.test + " [" + k.boot + "]"
+	return strings.TrimSpace(k.test + " [" + k.boot + "]")
 }
 
 type test struct {
@@ -108,8 +108,9 @@ type entry struct {
 // A machine is one of a lab: every test has its own of that name.
 type machine struct {
 	name    string
-	test    testKey   // that the lab is for; zero: all of the file
+	test    testKey   // that the lab is for; without a test: all of the file
 	booting bool      // it was started and does not answer yet
+	verb    string    // "booting", or "restoring" from a snapshot
 	began   time.Time // of the last "starting"
 	booted  time.Duration
 	boots   []boot
@@ -118,6 +119,7 @@ type machine struct {
 
 // A boot is the time from "starting" to what came of it.
 type boot struct {
+	kind string // "boot" or "restore"
 	at   time.Time
 	took time.Duration
 	end  string // "ready", "crashed", …; empty: not yet
@@ -255,6 +257,10 @@ func (r *Run) Record(rec event.Record) {
 	}
 }
 
+// of says whether the machine is one of a test's lab, or of the whole file's if
+// k has no test.
+func (m *machine) of(k testKey) bool { return m.test == k || m.test.test == "" && k.test == "" }
+
 // maxBoots bounds what is kept of a machine that restarts in a loop.
 const maxBoots = 100
 
@@ -262,8 +268,12 @@ func (m *machine) change(at time.Time, e event.MachineState) {
 	switch e.State {
 	case "starting":
 		m.booting, m.began = true, at
+		kind := "boot"
+		if m.verb = "booting"; e.Detail == event.FromSnapshot {
+			kind, m.verb = "restore", "restoring"
+		}
 		if len(m.boots) < maxBoots {
-			m.boots = append(m.boots, boot{at: at})
+			m.boots = append(m.boots, boot{kind: kind, at: at})
 		}
 	case "running", "paused":
 	default:

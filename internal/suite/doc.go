@@ -2,10 +2,25 @@
 //
 // All files are loaded and checked before anything boots: one that makes no
 // sense ends the run with nothing started, so that a misspelt name at the end
-// of the last file does not cost the time of all the others. Then each file
-// gets a lab of its own; its setup() runs once and its tests follow, one after
-// the other. When setup fails, the file's tests are skipped. When a test
-// fails, the later ones run all the same.
+// of the last file does not cost the time of all the others.
+//
+// # How a file runs
+//
+// setup() runs once, in a lab of its own, and a snapshot is taken of what it
+// left. Each test goes on from there in a fork: a lab of its own, which no other
+// test sees. So tests run in any order, which the run's seed gives, and several
+// at once. A file without setup begins with machines that are off. main(), and a
+// test that is alone, run in the lab in which setup ran, since there is nothing to
+// keep apart.
+//
+// Where a lab cannot be saved setup runs again for each test: the same, but slow.
+//
+// With Options.Boot "both" all that happens twice, with machines that boot and
+// with machines that start warm, and each test is reported for either.
+//
+// When setup fails, the file's tests are skipped. When a test fails, the others
+// run all the same. As many labs work at once as the run may and the host has
+// room for, over all files; see admission.
 //
 // # How a run ends
 //

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/attest-vm/attest"
@@ -13,99 +14,305 @@ import (
 	"github.com/attest-vm/attest/internal/script/starlark"
 )
 
-// file runs the tests of one file in a lab of its own.
-func (r *run) file(ctx context.Context, f *file) {
+// file runs the tests of one file, once for each way in which machines start.
+func (r *run) file(ctx context.Context, f *file, passes []*pass) {
 	ctx = event.WithScope(ctx, event.Scope{File: f.path})
-	event.Publish(ctx, event.FileStarted{Tests: f.names()})
-	start := time.Now()
+	var start time.Time
+	begin := sync.OnceFunc(func() {
+		start = time.Now()
+		started := event.FileStarted{Tests: f.names()}
+		for _, p := range passes {
+			if p.label != "" {
+				started.Boots = append(started.Boots, p.label)
+			}
+		}
+		event.Publish(ctx, started)
+	})
+	endings := make([]ending, len(passes))
+	var wg sync.WaitGroup
+	for i, p := range passes {
+		wg.Go(func() { endings[i] = p.run(ctx, begin) })
+	}
+	wg.Wait()
 	done := event.FileFinished{Status: event.Skipped}
-	done.Status, done.Failure = r.inLab(ctx, f)
+	for _, o := range endings {
+		done.Status = worse(done.Status, o.status)
+		if done.Failure == nil {
+			done.Failure = o.failure
+		}
+	}
 	done.Duration = time.Since(start)
 	event.Publish(ctx, done)
 }
 
-// inLab returns the status of the file, and what failed that is not a test.
-func (r *run) inLab(ctx context.Context, f *file) (event.Status, *event.Failure) {
-	if ctx.Err() != nil {
-		return r.skip(ctx, f.tests), nil
-	}
-	lab, err := r.host.NewLab(ctx, attest.LabConfig{
-		Name:     strings.TrimSuffix(filepath.Base(f.path), filepath.Ext(f.path)),
-		Machines: f.script.Machines(), OutDir: r.opts.OutDir, SourceDir: filepath.Dir(f.path),
-		Seed: r.opts.Seed,
-	})
+// An ending is how a pass ended, with what failed that is not a test.
+type ending struct {
+	status  event.Status
+	failure *event.Failure
+}
+
+// A pass is one run through the tests of a file.
+type pass struct {
+	suite  *run
+	file   *file
+	boot   string // how machines start: "cold", or "" for warm
+	label  string // what it is called where there are several: Scope.Boot
+	ticket *ticket
+}
+
+// run runs all tests of the file; begin is called when it is its turn.
+func (p *pass) run(ctx context.Context, begin func()) ending {
+	err := p.ticket.wait(ctx)
+	defer p.ticket.leave()
+	begin()
 	if err != nil {
-		err = asInfra("make the lab", err)
-		status := classify(ctx, err)
-		r.count(status)
-		r.skip(ctx, f.tests)
-		return status, failureOf(err, status)
+		return ending{status: p.skip(ctx, p.file.tests)}
 	}
-	status, failure := r.tests(ctx, f, lab)
-	if err := asInfra("close the lab", lab.Close()); err != nil {
-		r.count(event.Infra)
-		if failure == nil {
-			failure = failureOf(err, event.Infra)
-		}
-		status = worse(status, event.Infra)
+	if p.file.alone() {
+		return p.inOne(ctx)
 	}
-	return status, failure
+	state, o := p.prepare(ctx)
+	if state == nil {
+		return o
+	}
+	o.status = p.forks(ctx, state)
+	return o
 }
 
-func (r *run) tests(ctx context.Context, f *file, lab operation.Runner) (event.Status, *event.Failure) {
-	if f.script.HasSetup() {
-		status, failure := r.test(ctx, f, lab, starlark.Test{Name: starlark.Setup})
-		if status != event.Passed {
-			r.count(status)
-			r.skip(ctx, f.tests)
-			return status, failure
+// inOne runs setup and the only test, or main, in one lab.
+func (p *pass) inOne(ctx context.Context) (o ending) {
+	lab, err := p.newLab(p.scoped(ctx, ""))
+	if err != nil {
+		return p.failed(ctx, err)
+	}
+	defer func() { o = p.closed(o, lab.Close()) }()
+	if p.file.script.HasSetup() {
+		if o := p.setup(ctx, lab); o.status != event.Passed {
+			return o
 		}
 	}
-	file := event.Skipped
-	for i, t := range f.tests {
-		if ctx.Err() != nil {
-			r.skip(ctx, f.tests[i:])
-			return worse(file, classify(ctx, ctx.Err())), nil
-		}
-		status, _ := r.test(ctx, f, lab, t)
-		r.count(status)
-		file = worse(file, status)
+	if ctx.Err() != nil {
+		return ending{status: p.skip(ctx, p.file.tests)}
 	}
-	return file, nil
+	t := p.file.tests[0]
+	status, _ := p.report(ctx, t, func(ctx context.Context) error { return p.test(ctx, lab, t) })
+	p.suite.count(status)
+	return ending{status: status}
 }
 
-// test runs one function of a file.
-func (r *run) test(ctx context.Context, f *file, lab operation.Runner, t starlark.Test) (event.Status, *event.Failure) {
-	ctx = event.WithScope(ctx, event.Scope{File: f.path, Test: t.Name})
-	event.Publish(ctx, event.TestStarted{Title: t.Title})
+// prepare runs setup and returns the state that it left; nil if it did not
+// come to that.
+func (p *pass) prepare(ctx context.Context) (state operation.Snapshot, o ending) {
+	scope := ctx
+	if p.file.script.HasSetup() {
+		scope = p.scoped(ctx, starlark.Setup)
+	}
+	lab, err := p.newLab(scope)
+	if err != nil {
+		return nil, p.failed(ctx, err)
+	}
+	defer func() {
+		if err := lab.Close(); err != nil {
+			if o = p.closed(o, err); state != nil {
+				state.Close()
+				state = nil
+				p.skip(ctx, p.file.tests)
+			}
+		}
+	}()
+	if p.file.script.HasSetup() {
+		if o := p.setup(ctx, lab); o.status != event.Passed {
+			return nil, o
+		}
+	}
+	state, err = p.snapshot(scope, lab)
+	if err != nil {
+		return nil, p.failed(ctx, err)
+	}
+	return state, ending{}
+}
+
+// snapshot is the state of a lab, or a way to get there again.
+func (p *pass) snapshot(ctx context.Context, lab operation.Runner) (operation.Snapshot, error) {
+	s, ok := lab.(operation.Snapshotter)
+	if !ok {
+		return anew{p}, nil
+	}
+	state, err := s.Snapshot(ctx)
+	switch {
+	case err == nil:
+		return state, nil
+	case attest.StatusOf(err) != event.Unsupported:
+		return nil, asInfra("take a snapshot for the tests to begin from", err)
+	case p.file.script.HasSetup():
+		event.Warnf(ctx, "%v; so setup runs again for each test", err)
+	}
+	return anew{p}, nil
+}
+
+// anew is the state that setup leaves, where it cannot be kept: each fork is a
+// new lab in which setup runs.
+type anew struct{ *pass }
+
+func (anew) Close() error { return nil }
+
+func (a anew) Fork(ctx context.Context) (operation.Runner, error) {
+	lab, err := a.newLab(ctx)
+	if err != nil || !a.file.script.HasSetup() {
+		return lab, err
+	}
+	scope := event.ScopeOf(ctx)
+	scope.Subtest = starlark.Setup
+	ctx = event.WithScope(ctx, scope)
 	start := time.Now()
-	err := f.script.Call(ctx, lab, t.Name)
-	if s, ok := lab.(operation.Settler); ok && t.Name != starlark.Setup { // what setup leaves is for the tests
+	event.Publish(ctx, event.SubtestStarted{Name: starlark.Setup})
+	err = a.file.script.Call(ctx, lab, starlark.Setup)
+	done := event.SubtestFinished{Name: starlark.Setup, Status: classify(ctx, err), Duration: time.Since(start)}
+	if err != nil {
+		done.Message = failureOf(err, done.Status).Message
+		lab.Close()
+		lab = nil
+	}
+	event.Publish(ctx, done)
+	return lab, err
+}
+
+// forks runs each test in a fork of a state, in the order that the seed gives.
+func (p *pass) forks(ctx context.Context, state operation.Snapshot) event.Status {
+	var mu sync.Mutex
+	status := event.Skipped
+	var forked, ended sync.WaitGroup
+	tests := p.suite.shuffled(p.file.tests)
+	tickets := make([]*ticket, len(tests))
+	for i := range tests {
+		tickets[i] = p.suite.admission.enqueue(p.file.need(), true)
+	}
+	p.ticket.rest() // now that the next file cannot overtake them
+	for i, t := range tests {
+		forked.Add(1)
+		ended.Go(func() {
+			s := p.forkedTest(ctx, state, t, tickets[i], forked.Done)
+			mu.Lock()
+			defer mu.Unlock()
+			status = worse(status, s)
+		})
+	}
+	forked.Wait()
+	if err := asInfra("give up the state that setup left", state.Close()); err != nil {
+		event.Warnf(ctx, "%v", err)
+	}
+	p.ticket.leave()
+	ended.Wait()
+	return status
+}
+
+func (p *pass) forkedTest(ctx context.Context, state operation.Snapshot, t starlark.Test, ticket *ticket, forked func()) event.Status {
+	forked = sync.OnceFunc(forked)
+	defer forked()
+	defer ticket.leave()
+	if ticket.wait(ctx) != nil {
+		return p.skip(ctx, []starlark.Test{t})
+	}
+	status, _ := p.report(ctx, t, func(ctx context.Context) error {
+		lab, err := state.Fork(ctx)
+		forked()
+		if err != nil {
+			return err
+		}
+		err = p.test(ctx, lab, t)
+		if closeErr := asInfra("close the lab", lab.Close()); err == nil {
+			err = closeErr
+		}
+		return err
+	})
+	p.suite.count(status)
+	return status
+}
+
+// test calls a test function, and ends what it left in its lab.
+func (p *pass) test(ctx context.Context, lab operation.Runner, t starlark.Test) error {
+	err := p.file.script.Call(ctx, lab, t.Name)
+	if s, ok := lab.(operation.Settler); ok {
 		if e := s.Settle(ctx); err == nil {
 			err = e
 		}
 	}
+	return err
+}
+
+// setup runs setup. Unless it passed, the tests are skipped.
+func (p *pass) setup(ctx context.Context, lab operation.Runner) ending {
+	status, failure := p.report(ctx, starlark.Test{Name: starlark.Setup}, func(ctx context.Context) error {
+		return p.file.script.Call(ctx, lab, starlark.Setup)
+	})
+	if status != event.Passed {
+		p.suite.count(status)
+		p.skip(ctx, p.file.tests)
+	}
+	return ending{status, failure}
+}
+
+// report runs one function of the file between its two events.
+func (p *pass) report(ctx context.Context, t starlark.Test, fn func(context.Context) error) (event.Status, *event.Failure) {
+	ctx = p.scoped(ctx, t.Name)
+	event.Publish(ctx, event.TestStarted{Title: t.Title})
+	start := time.Now()
+	err := fn(ctx)
 	done := event.TestFinished{Status: classify(ctx, err), Duration: time.Since(start)}
 	done.Failure = failureOf(err, done.Status)
 	event.Publish(ctx, done)
 	return done.Status, done.Failure
 }
 
+// scoped is the context of a test of this pass.
+func (p *pass) scoped(ctx context.Context, test string) context.Context {
+	return event.WithScope(ctx, event.Scope{File: p.file.path, Test: test, Boot: p.label})
+}
+
+func (p *pass) newLab(ctx context.Context) (operation.Runner, error) {
+	path := p.file.path
+	lab, err := p.suite.host.NewLab(ctx, attest.LabConfig{
+		Name:     strings.TrimSuffix(filepath.Base(path), filepath.Ext(path)),
+		Machines: p.file.script.Machines(), OutDir: p.suite.opts.OutDir, SourceDir: filepath.Dir(path),
+		Seed: p.suite.opts.Seed,
+	}, p.boot)
+	return lab, asInfra("make the lab", err)
+}
+
+// failed is the end of a pass before its tests.
+func (p *pass) failed(ctx context.Context, err error) ending {
+	status := classify(ctx, err)
+	p.suite.count(status)
+	p.skip(ctx, p.file.tests)
+	return ending{status, failureOf(err, status)}
+}
+
+// closed adds to an ending that the lab was closed.
+func (p *pass) closed(o ending, err error) ending {
+	if err = asInfra("close the lab", err); err == nil {
+		return o
+	}
+	p.suite.count(event.Infra)
+	if o.failure == nil {
+		o.failure = failureOf(err, event.Infra)
+	}
+	o.status = worse(o.status, event.Infra)
+	return o
+}
+
 // skip reports tests that do not run.
-func (r *run) skip(ctx context.Context, tests []starlark.Test) event.Status {
+func (p *pass) skip(ctx context.Context, tests []starlark.Test) event.Status {
 	for _, t := range tests {
-		scope := event.ScopeOf(ctx)
-		scope.Test = t.Name
-		ctx := event.WithScope(ctx, scope)
+		ctx := p.scoped(ctx, t.Name)
 		event.Publish(ctx, event.TestStarted{Title: t.Title})
 		event.Publish(ctx, event.TestFinished{Status: event.Skipped})
-		r.count(event.Skipped)
+		p.suite.count(event.Skipped)
 	}
 	if err := context.Cause(ctx); err != nil {
 		status := classify(ctx, err)
-		r.mu.Lock()
-		r.status = worse(r.status, status)
-		r.mu.Unlock()
+		p.suite.mu.Lock()
+		p.suite.status = worse(p.suite.status, status)
+		p.suite.mu.Unlock()
 	}
 	return event.Skipped
 }

@@ -1,6 +1,7 @@
 package suite
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -33,6 +34,31 @@ type file struct {
 	tests  []starlark.Test // those that are selected
 }
 
+// alone says that one lab is enough for the file: there is nothing to keep apart.
+func (f *file) alone() bool { return len(f.tests) == 1 }
+
+// begins is what the file takes of the host before its tests: without setup,
+// machines start in the tests only.
+func (f *file) begins() need {
+	if f.script.HasSetup() || f.alone() {
+		return f.need()
+	}
+	return need{}
+}
+
+// vmmMemory is what a VMM takes beside the memory of its guest, in MiB: its own,
+// and translated code when guests are emulated.
+const vmmMemory = 128
+
+// need is what a lab of the file takes of the host.
+func (f *file) need() need {
+	var n need
+	for _, m := range f.script.Machines() {
+		n = n.plus(need{cmp.Or(m.Memory, attest.DefaultMemory) + vmmMemory, cmp.Or(m.CPUs, 1)})
+	}
+	return n
+}
+
 func (f *file) names() []string {
 	names := make([]string, len(f.tests))
 	for i, t := range f.tests {
@@ -44,8 +70,8 @@ func (f *file) names() []string {
 // plan finds and loads all files. An error is one of usage, or that somebody
 // stopped it; what is wrong with a file is in the plan.
 func (r *run) plan(ctx context.Context) (*plan, error) {
-	if b := r.opts.Boot; b != "" && b != "cold" {
-		return nil, refusef(event.Unsupported, "--boot=%s is not supported: this version boots every machine (--boot=cold)", b)
+	if b := r.opts.Boot; b != "" && boots[b] == nil {
+		return nil, refusef(event.Invalid, "--boot=%s: want cold, warm or both", b)
 	}
 	paths, err := discover(r.opts.Files)
 	if err != nil {

@@ -16,7 +16,9 @@ import (
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/script/starlark"
 )
 
 // Options say what to run. The zero value of each field but Files is ready to use.
@@ -24,11 +26,12 @@ type Options struct {
 	Files         []string          // test files, and directories in which *_test.star are looked for
 	Select        *regexp.Regexp    // only tests whose name, or FILE:NAME, matches
 	OutDir        string            // where tests put files; made if missing. Empty: the current directory
-	Jobs          int               // how many files run at once; 0: half as many as there are processors
-	Seed          int64             // of everything random in the run; 0: a random one
+	Jobs          int               // how many tests run at once; 0: half as many as there are processors
+	Memory        int               // MiB that the machines of all tests may take together; 0: what is available
+	CPUs          int               // how many processors they may have together; 0: four times those of the host
+	Seed          int64             // of everything random in the run, such as the order of tests; 0: a random one
 	Timeout       time.Duration     // limit of the whole run; 0: that of MachineConfig, or none; negative: none
-	Cold          bool              // boot every machine, as this version always does
-	Boot          string            // "cold" or empty
+	Boot          string            // how machines start: "warm" (or empty), "cold", or "both", each test once either way
 	MachineConfig string            // path of a machine configuration
 	Version       string            // for the reports
 	Stdout        io.Writer         // where print writes; nil: standard output
@@ -38,7 +41,9 @@ type Options struct {
 
 // A Host makes labs. It is opened after all files were found to make sense.
 type Host interface {
-	NewLab(context.Context, attest.LabConfig) (operation.Runner, error)
+	// NewLab makes a lab whose machines start as boot says: BootWarm or
+	// BootCold. What it returns may be an operation.Snapshotter.
+	NewLab(ctx context.Context, config attest.LabConfig, boot string) (operation.Runner, error)
 	String() string // one line about the host
 	Close() error
 }
@@ -61,12 +66,12 @@ type realHost struct{ *attest.Host }
 
 // NewLab also builds the images: a package that does not exist is a failure of
 // the file, not of the test that happens to be the first to use the machine.
-func (h realHost) NewLab(ctx context.Context, config attest.LabConfig) (operation.Runner, error) {
+func (h realHost) NewLab(ctx context.Context, config attest.LabConfig, boot string) (operation.Runner, error) {
 	lab, err := h.Host.NewLab(ctx, config)
 	if err != nil {
 		return nil, err
 	}
-	if err := lab.Prepare(ctx); err != nil {
+	if err := lab.Prepare(event.WithScope(ctx, event.Scope{File: event.ScopeOf(ctx).File})); err != nil {
 		lab.Close()
 		return nil, err
 	}
@@ -145,6 +150,7 @@ type run struct {
 	started   time.Time
 	announced bool // RunStarted was published
 	host      Host
+	admission *admission
 
 	mu     sync.Mutex
 	status event.Status
@@ -192,6 +198,9 @@ func (r *run) limit(ctx context.Context, p *plan) (context.Context, context.Canc
 // loaded.
 func (r *run) announce(ctx context.Context, p *plan) {
 	e := event.RunStarted{Version: r.opts.Version, Seed: r.opts.Seed, Output: r.opts.OutDir}
+	if r.opts.Boot != "warm" {
+		e.Boot = r.opts.Boot
+	}
 	for _, f := range p.files {
 		e.Files = append(e.Files, f.path)
 	}
@@ -240,27 +249,66 @@ func (r *run) count(s event.Status) {
 	r.status = worse(r.status, s)
 }
 
+// How machines start.
+const (
+	BootWarm = ""
+	BootCold = "cold"
+)
+
+// boots are the passes of each value of Options.Boot.
+var boots = map[string][]pass{
+	"":     {{boot: BootWarm}},
+	"warm": {{boot: BootWarm}},
+	"cold": {{boot: BootCold}},
+	"both": {{boot: BootCold, label: "cold"}, {boot: BootWarm, label: "warm"}},
+}
+
 // files runs all files, several at once.
 func (r *run) files(ctx context.Context, p *plan) {
-	jobs := r.opts.Jobs
-	if jobs <= 0 {
-		// A file's machines keep about two processors busy: the guests' and
-		// that of the VMM's own threads.
-		jobs = max(1, runtime.NumCPU()/2)
-	}
-	slots := make(chan struct{}, jobs)
+	r.admission = r.opts.admission()
 	var wg sync.WaitGroup
 	for _, f := range p.files {
 		if len(f.tests) == 0 {
 			continue
 		}
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			r.file(ctx, f)
-		})
+		var passes []*pass
+		for _, pass := range boots[r.opts.Boot] {
+			pass.suite, pass.file = r, f
+			pass.ticket = r.admission.enqueue(f.begins(), false)
+			passes = append(passes, &pass)
+		}
+		wg.Go(func() { r.file(ctx, f, passes) })
 	}
 	wg.Wait()
+}
+
+// cpusEach is how many processors guests may have for each of the host's: most
+// of them wait for something most of the time.
+const cpusEach = 4
+
+func (o *Options) admission() *admission {
+	a := &admission{jobs: o.Jobs, room: need{o.Memory, o.CPUs}}
+	if a.jobs <= 0 {
+		// A test's machines keep about two processors busy: the guests' and
+		// that of the VMM's own threads.
+		a.jobs = max(1, runtime.NumCPU()/2)
+	}
+	if a.room.memory <= 0 {
+		a.room.memory = int(image.MemoryAvailable() >> 20 * 9 / 10)
+	}
+	if a.room.cpus <= 0 {
+		a.room.cpus = cpusEach * runtime.NumCPU()
+	}
+	return a
+}
+
+// shuffled are tests in the order in which they run: another one for each seed,
+// so that a test that needs what another one left does not go unnoticed.
+func (r *run) shuffled(tests []starlark.Test) []starlark.Test {
+	out := slices.Clone(tests)
+	random := rand.New(rand.NewPCG(uint64(r.opts.Seed), 0))
+	random.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	return out
 }
 
 // asInfra makes an error that has no kind of its own one of the host: no test

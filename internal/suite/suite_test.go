@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,14 +24,21 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fakeHost makes labs without machines. A command is what happens: "false"
-// fails, "boot" finds that the guest does not come up, "hang" waits for the end.
+// fails, "boot" finds that the guest does not come up, "hang" waits for the end,
+// "write x" adds to a file that "read" returns. "cold" fails in a lab that booted.
 type fakeHost struct {
-	newLab error // of NewLab
+	newLab     error // of NewLab
+	noSnapshot error // of Snapshot
+	noFork     error // of the second fork
 
 	mu     sync.Mutex
 	labs   []attest.LabConfig
-	open   int // labs
-	most   int // labs open at once
+	said   []string // "setup", "test_a": with what labs were asked to "say"
+	open   int      // labs
+	states int      // snapshots that are open
+	hangs  int      // commands that hang
+	most   int      // … at once
+	forks  int
 	closed bool
 	hung   chan struct{} // gets a value when a command hangs
 }
@@ -38,33 +46,88 @@ type fakeHost struct {
 func (h *fakeHost) String() string { return "a fake host" }
 func (h *fakeHost) Close() error   { h.closed = true; return nil }
 
-func (h *fakeHost) NewLab(_ context.Context, c attest.LabConfig) (operation.Runner, error) {
+func (h *fakeHost) NewLab(_ context.Context, c attest.LabConfig, boot string) (operation.Runner, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.labs = append(h.labs, c)
 	if h.newLab != nil {
 		return nil, h.newLab
 	}
-	h.open++
-	h.most = max(h.most, h.open)
-	return fakeLab{h}, nil
+	return h.lab(&fakeLab{host: h, boot: boot}), nil
 }
 
-type fakeLab struct{ host *fakeHost }
+func (h *fakeHost) lab(l *fakeLab) operation.Runner {
+	h.open++
+	return l
+}
 
-func (l fakeLab) Close() error {
+type fakeLab struct {
+	host *fakeHost
+	boot string
+	file string
+}
+
+func (l *fakeLab) Close() error {
 	l.host.mu.Lock()
 	defer l.host.mu.Unlock()
 	l.host.open--
 	return nil
 }
 
-func (l fakeLab) Invoke(ctx context.Context, object any, o *operation.Operation, args operation.Args) (any, error) {
+func (l *fakeLab) Snapshot(context.Context) (operation.Snapshot, error) {
+	if l.host.noSnapshot != nil {
+		return nil, l.host.noSnapshot
+	}
+	l.host.mu.Lock()
+	defer l.host.mu.Unlock()
+	l.host.states++
+	return &fakeState{*l}, nil
+}
+
+type fakeState struct{ of fakeLab }
+
+func (s *fakeState) Fork(context.Context) (operation.Runner, error) {
+	h := s.of.host
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.forks++; h.forks == 2 && h.noFork != nil {
+		return nil, h.noFork
+	}
+	lab := s.of
+	return h.lab(&lab), nil
+}
+
+func (s *fakeState) Close() error {
+	s.of.host.mu.Lock()
+	defer s.of.host.mu.Unlock()
+	s.of.host.states--
+	return nil
+}
+
+func (l *fakeLab) Invoke(ctx context.Context, object any, o *operation.Operation, args operation.Args) (any, error) {
 	if o.Name != "succeed" {
 		return nil, fmt.Errorf("the fake lab has no %s", o.Name)
 	}
 	machine := string(object.(operation.MachineName))
-	switch command := args.Strings("commands")[0]; command {
+	command := args.Strings("commands")[0]
+	verb, what, _ := strings.Cut(command, " ")
+	switch verb {
+	case "write":
+		l.file += what
+	case "read":
+		return l.file, nil
+	case "say":
+		l.host.mu.Lock()
+		defer l.host.mu.Unlock()
+		l.host.said = append(l.host.said, what)
+	case "again":
+		l.host.mu.Lock()
+		defer l.host.mu.Unlock()
+		return strings.Repeat("x", len(l.host.labs)-1), nil
+	case "cold":
+		if l.boot == BootCold {
+			return nil, errors.New("too cold")
+		}
 	case "false":
 		return nil, &attest.CommandError{Machine: machine, Operation: "succeed", Command: command, Result: attest.Result{ExitCode: 1, Stderr: "no"}}
 	case "boot":
@@ -72,6 +135,10 @@ func (l fakeLab) Invoke(ctx context.Context, object any, o *operation.Operation,
 	case "screenshot":
 		return nil, &attest.UnsupportedError{Machine: machine, Operation: "screenshot", Backend: "fake"}
 	case "hang":
+		l.host.mu.Lock()
+		l.host.hangs++
+		l.host.most = max(l.host.most, l.host.hangs)
+		l.host.mu.Unlock()
 		if l.host.hung != nil {
 			l.host.hung <- struct{}{}
 		}
@@ -115,6 +182,9 @@ func runFiles(t *testing.T, ctx context.Context, opts Options, host *fakeHost, f
 	bus.Subscribe(func(r event.Record) {
 		o.seq = append(o.seq, r)
 		name := strings.TrimSuffix(r.Scope.File+":"+r.Scope.Test, ":")
+		if r.Scope.Boot != "" {
+			name += "[" + r.Scope.Boot + "]"
+		}
 		switch e := r.Event.(type) {
 		case event.TestFinished:
 			o.lines = append(o.lines, name+" "+string(e.Status))
@@ -125,8 +195,8 @@ func runFiles(t *testing.T, ctx context.Context, opts Options, host *fakeHost, f
 		}
 	})
 	o.Summary, o.err = Run(event.WithBus(ctx, &bus), opts)
-	if host.open != 0 {
-		t.Errorf("%d labs are still open", host.open)
+	if host.open != 0 || host.states != 0 {
+		t.Errorf("%d labs and %d snapshots are still open", host.open, host.states)
 	}
 	return o
 }
@@ -138,13 +208,13 @@ func (o outcome) expect(t *testing.T, status event.Status, exit int, lines ...st
 	if o.Status != status || o.ExitCode() != exit {
 		t.Errorf("status %s, exit code %d; want %s, %d (%v)", o.Status, o.ExitCode(), status, exit, o.err)
 	}
-	if got, want := strings.Join(o.lines, "\n"), strings.Join(lines, "\n"); got != want {
+	// In the order of the names: tests end in any order.
+	if got, want := strings.Join(slices.Sorted(slices.Values(o.lines)), "\n"), strings.Join(slices.Sorted(slices.Values(lines)), "\n"); got != want {
 		t.Errorf("\n got %s\nwant %s", got, want)
 	}
 }
 
 func TestRunPasses(t *testing.T) {
-
 	o := runFiles(t, t.Context(), Options{Version: "1", OutDir: "out"}, &fakeHost{},
 		"sub/a.star", machine+"def setup(): m.succeed('true')\ndef test_b(): pass\ndef test_a(): pass\n")
 	o.expect(t, event.Passed, 0, "sub/a.star:setup passed", "sub/a.star:test_b passed", "sub/a.star:test_a passed", "sub/a.star passed")
@@ -252,7 +322,7 @@ func TestUsage(t *testing.T) {
 		{"nothing selected", Options{Files: []string{"a.star"}, Select: regexp.MustCompile("^nothing$")}, event.Invalid, `--run "^nothing$" selects none of the 1 tests`},
 		{"no such file", Options{Files: []string{"none.star"}}, event.Invalid, "none.star: there is no such file"},
 		{"empty directory", Options{Files: []string{"empty"}}, event.Invalid, "empty: there is no *_test.star in this directory"},
-		{"boot", Options{Boot: "both"}, event.Unsupported, "--boot=both is not supported: this version boots every machine (--boot=cold)"},
+		{"boot", Options{Boot: "lukewarm"}, event.Invalid, "--boot=lukewarm: want cold, warm or both"},
 		{"output directory", Options{OutDir: "a.star"}, event.Invalid, "output directory: mkdir a.star: not a directory"},
 		{"no machine configuration", Options{MachineConfig: "none.json"}, event.Invalid, "machine configuration: open none.json: no such file or directory"},
 		{"a backend of a later version", Options{MachineConfig: "fc.json"}, event.Unsupported, `machine configuration fc.json: machine "m": backend firecracker is not supported by this version`},
@@ -337,7 +407,7 @@ func TestNoHost(t *testing.T) {
 // The run's own limit fails what was running, and skips the rest.
 func TestTimeout(t *testing.T) {
 	host := &fakeHost{}
-	o := runFiles(t, t.Context(), Options{Timeout: 100 * time.Millisecond, Jobs: 1}, host,
+	o := runFiles(t, t.Context(), Options{Timeout: 100 * time.Millisecond, Jobs: 1, Seed: 1}, host,
 		"a.star", machine+"def test_a(): m.succeed('hang')\ndef test_b(): pass\n", "b.star", "def main(): pass\n")
 	o.expect(t, event.Failed, 1, "a.star:test_a failed", "a.star:test_b skipped", "a.star failed", "b.star:main skipped", "b.star skipped")
 	f := o.fails["a.star:test_a"]
@@ -362,7 +432,7 @@ func TestInterrupt(t *testing.T) {
 		<-host.hung
 		cancel(errors.New("interrupted (SIGINT)"))
 	}()
-	o := runFiles(t, ctx, Options{}, host, "a.star", machine+"def test_a(): m.succeed('hang')\ndef test_b(): pass\n")
+	o := runFiles(t, ctx, Options{Seed: 1}, host, "a.star", machine+"def test_a(): m.succeed('hang')\ndef test_b(): pass\n")
 	o.expect(t, event.Interrupted, 130, "a.star:test_a interrupted", "a.star:test_b skipped", "a.star interrupted")
 	if f := o.fails["a.star:test_a"]; f.Message != "interrupted (SIGINT)" || f.Position.Line != 2 {
 		t.Errorf("got %+v", f)
@@ -407,5 +477,187 @@ func TestEarlyLog(t *testing.T) {
 	}
 	if second, ok := o.seq[1].Event.(event.Log); !ok || second.Text != "early" || o.seq[1].Scope.File != "a.star" || out.String() != "printed\n" {
 		t.Errorf("got %+v, %q", o.seq[1], out.String())
+	}
+}
+
+// Every test goes on from what setup left, in a lab of its own, in an order that
+// the seed gives.
+func TestForks(t *testing.T) {
+	const text = machine + `
+def setup():
+    m.succeed("say setup")
+    m.succeed("write 0")
+def alone(name):
+    m.succeed("say " + name)
+    m.succeed("write " + name)
+    assert_eq(m.succeed("read"), "0" + name)
+def test_a(): alone("a")
+def test_b(): alone("b")
+def test_c(): alone("c")
+def test_d(): alone("d")
+`
+	orders := map[string]bool{}
+	for seed := range int64(6) {
+		var first []string
+		for _, jobs := range []int{1, 1, 4} {
+			host := &fakeHost{}
+			o := runFiles(t, t.Context(), Options{Seed: seed + 1, Jobs: jobs}, host, "a.star", text)
+			o.expect(t, event.Passed, 0, "a.star:setup passed", "a.star:test_a passed", "a.star:test_b passed", "a.star:test_c passed", "a.star:test_d passed", "a.star passed")
+			if len(host.labs) != 1 || host.forks != 4 || host.said[0] != "setup" || len(host.said) != 5 {
+				t.Errorf("%d labs, %d forks, said %q", len(host.labs), host.forks, host.said)
+			}
+			switch {
+			case jobs > 1:
+			case first == nil:
+				first = host.said
+			case !slices.Equal(first, host.said):
+				t.Errorf("seed %d: %q, and again %q", seed+1, first, host.said)
+			}
+		}
+		orders[fmt.Sprint(first)] = true
+	}
+	if len(orders) < 2 {
+		t.Errorf("every seed gives the same order: %v", orders)
+	}
+}
+
+// Without setup each test begins with machines that are off. One test alone, or
+// main, needs no fork.
+func TestNoForks(t *testing.T) {
+	host := &fakeHost{}
+	o := runFiles(t, t.Context(), Options{}, host, "a.star", machine+"def setup(): m.succeed('say setup')\ndef main(): m.succeed('say main')\n",
+		"b.star", machine+"def setup(): m.succeed('say setup')\ndef test_b(): m.succeed('say b')\n",
+		"c.star", machine+"def test_c(): m.succeed('write c')\ndef test_d(): assert_eq(m.succeed('read'), '')\n")
+	o.expect(t, event.Passed, 0, "a.star:setup passed", "a.star:main passed", "a.star passed", "b.star:setup passed", "b.star:test_b passed", "b.star passed",
+		"c.star:test_c passed", "c.star:test_d passed", "c.star passed")
+	if len(host.labs) != 3 || host.forks != 2 {
+		t.Errorf("%d labs, %d forks", len(host.labs), host.forks)
+	}
+}
+
+// Where a lab cannot be saved, setup runs again for each test.
+func TestWithoutSnapshots(t *testing.T) {
+	const text = machine + `
+def setup():
+    m.succeed("say setup")
+    m.succeed("write 0")
+def test_a():
+    m.succeed("write a")
+    assert_eq(m.succeed("read"), "0a")
+def test_b():
+    m.succeed("write b")
+    assert_eq(m.succeed("read"), "0b")
+`
+	host := &fakeHost{noSnapshot: &attest.UnsupportedError{Machine: "m", Operation: "snapshot", Backend: "fake"}}
+	o := runFiles(t, t.Context(), Options{}, host, "a.star", text)
+	o.expect(t, event.Passed, 0, "a.star:setup passed", "a.star:test_a passed", "a.star:test_b passed", "a.star passed")
+	if len(host.labs) != 3 || host.forks != 0 || strings.Join(host.said, " ") != "setup setup setup" {
+		t.Errorf("%d labs, %d forks, said %q", len(host.labs), host.forks, host.said)
+	}
+	warned, subtests := "", 0
+	for _, r := range o.seq {
+		switch e := r.Event.(type) {
+		case event.Log:
+			warned += e.Text
+		case event.SubtestFinished:
+			if e.Name == "setup" && e.Status == event.Passed && r.Scope.Test != "setup" {
+				subtests++
+			}
+		}
+	}
+	if !strings.HasSuffix(warned, "; so setup runs again for each test") || subtests != 2 {
+		t.Errorf("warned %q; %d subtests", warned, subtests)
+	}
+}
+
+// setup that fails when it runs again is that test's failure.
+func TestSetupFailsAgain(t *testing.T) {
+	host := &fakeHost{noSnapshot: &attest.UnsupportedError{}}
+	o := runFiles(t, t.Context(), Options{Boot: "cold"}, host, "a.star", machine+`
+def setup():
+    if m.succeed("again"): fail("again")
+def test_a(): pass
+def test_b(): pass
+`)
+	o.expect(t, event.Failed, 1, "a.star:setup passed", "a.star:test_a failed", "a.star:test_b failed", "a.star failed")
+	if f := o.fails["a.star:test_a"]; f == nil || f.Message != "again" || f.Position.Line != 4 {
+		t.Errorf("got %+v", f)
+	}
+}
+
+// What breaks when a test's lab is made is that test's trouble.
+func TestForkFails(t *testing.T) {
+	host := &fakeHost{noFork: &attest.InfraError{Action: "fork", Err: errors.New("no space left on device")}}
+	o := runFiles(t, t.Context(), Options{Jobs: 1, Seed: 1}, host, "a.star", machine+"def setup(): pass\ndef test_a(): pass\ndef test_b(): pass\ndef test_c(): pass\n")
+	if o.Status != event.Infra || o.Counts[event.Passed] != 2 || o.Counts[event.Infra] != 1 {
+		t.Errorf("got %+v: %q", o.Summary, o.lines)
+	}
+}
+
+// A state that cannot be kept for another reason ends the file.
+func TestSnapshotFails(t *testing.T) {
+	for err, status := range map[error]event.Status{
+		errors.New("no space left on device"):                          event.Infra,
+		&attest.BootError{Machine: "m", Reason: "the kernel panicked"}: event.BootFailed,
+	} {
+		o := runFiles(t, t.Context(), Options{}, &fakeHost{noSnapshot: err}, "a.star", machine+"def setup(): pass\ndef test_a(): pass\ndef test_b(): pass\n")
+		o.expect(t, status, 3, "a.star:setup passed", "a.star:test_a skipped", "a.star:test_b skipped", "a.star "+string(status))
+	}
+}
+
+// With both, each test runs booted and restored, and is reported as two.
+func TestBootBoth(t *testing.T) {
+	o := runFiles(t, t.Context(), Options{Boot: "both"}, &fakeHost{}, "a.star", machine+"def setup(): pass\ndef test_a(): m.succeed('cold')\ndef test_b(): pass\n")
+	o.expect(t, event.Failed, 1, "a.star:setup[cold] passed", "a.star:setup[warm] passed", "a.star:test_a[cold] failed", "a.star:test_a[warm] passed",
+		"a.star:test_b[cold] passed", "a.star:test_b[warm] passed", "a.star failed")
+	var started event.FileStarted
+	for _, r := range o.seq {
+		if e, ok := r.Event.(event.FileStarted); ok {
+			started = e
+		}
+	}
+	if fmt.Sprint(started.Tests, started.Boots) != "[test_a test_b] [cold warm]" || o.Counts[event.Passed] != 3 {
+		t.Errorf("%+v, %+v", started, o.Counts)
+	}
+}
+
+// Tests of all files share the run's jobs and the host's memory.
+func TestParallelTests(t *testing.T) {
+	for _, tt := range []struct {
+		jobs, memory, want int
+	}{{4, 100_000, 4}, {4, 2 * (1024 + vmmMemory), 2}, {2, 100_000, 2}, {9, 1, 1}} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		host := &fakeHost{hung: make(chan struct{}, 9)}
+		go func() {
+			for range tt.want {
+				<-host.hung
+			}
+			cancel(errors.New("all are here"))
+		}()
+		const hang = machine + "def test_a(): m.succeed('hang')\ndef test_b(): m.succeed('hang')\ndef test_c(): m.succeed('hang')\n"
+		o := runFiles(t, ctx, Options{Jobs: tt.jobs, Memory: tt.memory}, host, "a.star", hang, "b.star", hang)
+		if o.Status != event.Interrupted || host.most != tt.want {
+			t.Errorf("%+v: %d labs at once (%s)", tt, host.most, o.Status)
+		}
+		cancel(nil)
+	}
+}
+
+// An interrupt ends all that run at once and skips the rest; the reports have
+// every test once.
+func TestInterruptForks(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	host := &fakeHost{hung: make(chan struct{}, 9)}
+	go func() {
+		for range 2 {
+			<-host.hung
+		}
+		cancel(errors.New("interrupted (SIGINT)"))
+	}()
+	o := runFiles(t, ctx, Options{Jobs: 2, Seed: 3}, host, "a.star", machine+"def setup(): pass\n"+
+		"def test_a(): m.succeed('hang')\ndef test_b(): m.succeed('hang')\ndef test_c(): m.succeed('hang')\ndef test_d(): m.succeed('hang')\n")
+	if o.Counts[event.Interrupted] != 2 || o.Counts[event.Skipped] != 2 || len(o.lines) != 6 || o.ExitCode() != 130 {
+		t.Errorf("got %+v: %q", o.Counts, o.lines)
 	}
 }

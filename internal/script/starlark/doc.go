@@ -14,12 +14,15 @@
 // The top level declares images and machines and defines functions; it cannot
 // operate machines, since none exists while the file is read. A machine without
 // a name takes the name of its variable. Then setup(), if there is one, runs
-// once, and after it every function test_*, in the order of the file. A file
-// without test_* has a main() instead; one with both, or with neither, is
-// invalid. The first line of a function's docstring is the test's title.
+// once, and every function test_* goes on from what it left, in a lab of its
+// own, in any order and several at once. A file without test_* has a main()
+// instead; one with both, or with neither, is invalid. The first line of a
+// function's docstring is the test's title.
 //
 // Global variables are frozen when the file has been read, so that tests cannot
-// leave anything for each other in them.
+// leave anything for each other in them, and setup nothing but the machines.
+//
+// A Session runs statements that a person types, with the same names.
 //
 // Predeclared are the operations of a lab (start_all, …), and
 //
