@@ -3,7 +3,7 @@
 GO ?= go
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test bench generate clean
+.PHONY: all build demo test stress bench generate clean
 
 all: build
 
@@ -21,6 +21,10 @@ demo:
 test:
 	@scripts/setup test
 	@scripts/test
+
+# What takes a minute to show: a network under load loses nothing.
+stress:
+	$(GO) test ./internal/network -run UnderLoad -v -args -load 60s
 
 # Measures, beside the NixOS driver's protocol in the same run.
 bench: build

@@ -17,8 +17,8 @@ import (
 // each fault began and ended.
 //
 // Nothing waits for the disk: what the writer cannot keep up with is not
-// captured, and counted on the next packet of its interface. The file is whole
-// whatever way the process ends, up to what was written.
+// captured, and counted on the next packet of its interface. The file can be read
+// whatever way the process ends; its last block may be cut off.
 type Capture struct {
 	fabric *Fabric
 	file   *os.File

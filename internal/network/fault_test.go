@@ -87,7 +87,7 @@ func onBench(t *testing.T, n int, test func(*bench)) {
 			t.Error(err)
 		}
 		for _, s := range b.stations {
-			if n := s.Port.t.(*frames).live.Load(); n != 0 {
+			if n := s.Port.t.(*framewise).live.Load(); n != 0 {
 				t.Errorf("%v: %d chunks are held after the end", s.Port, n)
 			}
 		}

@@ -82,7 +82,7 @@ func (s *Switch) Attach(ctx context.Context, nic NIC) (*Port, *net.UnixConn, err
 // closes must let go of its Read. A frame that cannot be written, while conn
 // lives, is lost as on any network.
 func (s *Switch) AttachFrames(ctx context.Context, nic NIC, conn io.ReadWriteCloser) (*Port, error) {
-	return s.attach(ctx, nic, newFrames(conn))
+	return s.attach(ctx, nic, newFramewise(conn))
 }
 
 // attach starts a port on t, which it owns.

@@ -5,13 +5,16 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -405,13 +408,41 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 }
 
+// loadTime is how long TestNothingIsLostUnderLoad goes on; make stress gives it
+// a minute.
+var loadTime = flag.Duration("load", time.Second, "how long to load the switch")
+
 // Eight machines that all send to all others at once lose nothing as long as
-// what is under way fits in the queues.
+// what is under way fits in the queues. Some speak QEMU's stream, some send
+// packets.
 func TestNothingIsLostUnderLoad(t *testing.T) {
 	const machines, frames = 8, 300 // 7 × 300 × 1518 bytes: less than a queue
-	m := attach(t, newSwitch(t, Options{}), machines)
+	m := attachMixed(t, NewFabric(1).Switch(1), machines, 3)
+	defer m[0].sw.Close()
 	introduce(m)
+	rounds := 0
+	for until := time.Now().Add(*loadTime); rounds == 0 || time.Now().Before(until); rounds++ {
+		for _, p := range m {
+			p.conn.SetDeadline(time.Now().Add(patience))
+		}
+		if !exchange(t, m, frames) {
+			break
+		}
+	}
+	for _, p := range m {
+		s := p.Stats()
+		if s.FromMachine.Dropped != (Drops{}) || s.ToMachine.Dropped != (Drops{}) {
+			t.Errorf("%v lost frames: %+v", p.Port, s)
+		}
+	}
+	t.Logf("%d rounds of %d frames", rounds, machines*(machines-1)*frames)
+}
+
+// exchange sends frames from every machine to every other, all at once, and says
+// whether all arrived whole and in order.
+func exchange(t *testing.T, m []*peer, frames int) bool {
 	var wg sync.WaitGroup
+	var failed atomic.Bool
 	for i, p := range m {
 		wg.Go(func() { // the guest's sending side
 			for n := range frames {
@@ -425,16 +456,18 @@ func TestNothingIsLostUnderLoad(t *testing.T) {
 			}
 		})
 		wg.Go(func() {
-			var next [machines]int
-			for got := 0; got < (machines-1)*frames; {
+			next := make([]int, len(m))
+			for got := 0; got < (len(m)-1)*frames; {
 				f, err := readFrame(p.in)
 				if err != nil {
 					t.Errorf("%v: %v after %d frames", p.Port, err, got)
+					failed.Store(true)
 					return
 				}
 				src := int(f[11]) - 1
 				if want := frameOf(macOf(i), macOf(src), fmt.Sprintf("%08d%1492s", next[src], "")); !bytes.Equal(f, want) {
 					t.Errorf("%v: %q from m%d, want number %d", p.Port, f[14:22], src, next[src])
+					failed.Store(true)
 					return
 				}
 				next[src]++
@@ -443,6 +476,79 @@ func TestNothingIsLostUnderLoad(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	return !failed.Load()
+}
+
+// A machine that floods with whatever it can make up, under a fault that has to
+// parse it, takes nothing from others but their share of its broadcasts.
+func TestFloodOfMalformedFrames(t *testing.T) {
+	fabric := NewFabric(1)
+	defer fabric.Close()
+	m := attach(t, fabric.Switch(1), 4)
+	introduce(m)
+	match, err := ParseMatch("tcp:5432,icmp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fabric.Begin(Rule{Name: "delay", Effect: Delay{Mean: time.Millisecond}, Match: match, Flows: []Flow{{From: These("m0")}, {To: These("m1")}}}); err != nil {
+		t.Fatal(err)
+	}
+	stop, flooded := make(chan struct{}), make(chan struct{})
+	go func() { // m0 sends; nobody reads for it, nor for m3
+		defer close(flooded)
+		r := rand.New(rand.NewPCG(1, 2))
+		for n := 0; ; n++ {
+			var batch []byte
+			for range 50 {
+				f := make([]byte, r.IntN(200))
+				for i := range f {
+					f[i] = byte(r.Uint32())
+				}
+				if len(f) > 40 { // as far as the parsers look
+					copy(f[12:], [][]byte{{0x08, 0, 0x4f}, {0x86, 0xdd, 0x60}, {0x81, 0}, {0x08, 0x06}}[r.IntN(4)])
+				}
+				if n%3 > 0 && len(f) > 6 {
+					copy(f, macOf(3)) // to the one that does not read
+				}
+				batch = append(batch, wire(f)...)
+			}
+			batch = append(batch, wire(make([]byte, maxFrame+1))...)
+			if _, err := m[0].conn.Write(batch); err != nil {
+				t.Errorf("the flooding machine: %v", err)
+				return
+			}
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	for n := range 2000 {
+		ask, answer := frameOf(macOf(2), macOf(1), fmt.Sprint("ask ", n)), frameOf(macOf(1), macOf(2), fmt.Sprint("answer ", n))
+		m[1].send(ask)
+		m[2].expectAmong(ask)
+		m[2].send(answer)
+		m[1].expectAmong(answer)
+	}
+	close(stop)
+	<-flooded
+	got := m[0].Stats().FromMachine
+	if got.Dropped.Runt == 0 || got.Dropped.Oversized == 0 || got.Frames == 0 || m[0].Err() != nil {
+		t.Errorf("the flood: %+v, %v", got, m[0].Err())
+	}
+	m[0].sw.mu.Lock()
+	defer m[0].sw.mu.Unlock()
+	if macs := m[0].macs; macs > maxMACs {
+		t.Errorf("%d addresses were learned", macs)
+	}
+}
+
+// expectAmong receives frames until it is this one.
+func (p *peer) expectAmong(want []byte) {
+	p.t.Helper()
+	for !bytes.Equal(p.receive(), want) {
+	}
 }
 
 func TestSetDown(t *testing.T) {

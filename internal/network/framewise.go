@@ -8,9 +8,9 @@ import (
 	"syscall"
 )
 
-// A frames is the transport of everything that takes and gives one whole frame
+// A framewise is the transport of everything that takes and gives one whole frame
 // per call.
-type frames struct {
+type framewise struct {
 	conn io.ReadWriteCloser
 
 	c    *chunk
@@ -18,13 +18,13 @@ type frames struct {
 	end  int // of what is used of c
 }
 
-func newFrames(conn io.ReadWriteCloser) *frames { return &frames{conn: conn} }
+func newFramewise(conn io.ReadWriteCloser) *framewise { return &framewise{conn: conn} }
 
-func (t *frames) close() error { return t.conn.Close() }
+func (t *framewise) close() error { return t.conn.Close() }
 
 // read leaves room for the length in front of the frame: most other ports send
 // it so.
-func (t *frames) read(b *batch) error {
+func (t *framewise) read(b *batch) error {
 	b.frames, b.oversized = b.frames[:0], 0
 	t.makeRoom()
 	start := t.end + prefixLen
@@ -44,7 +44,7 @@ func (t *frames) read(b *batch) error {
 	return nil
 }
 
-func (t *frames) makeRoom() {
+func (t *framewise) makeRoom() {
 	switch {
 	case t.c == nil:
 	case t.c.alone():
@@ -58,7 +58,7 @@ func (t *frames) makeRoom() {
 	t.c, t.end = newChunk(&t.live), 0
 }
 
-func (t *frames) write(runs []run) error {
+func (t *framewise) write(runs []run) error {
 	for _, r := range runs {
 		for rest := r.wire(); len(rest) > 0; {
 			n := prefixLen + int(frameLen(rest))
