@@ -52,13 +52,15 @@ func (m *Machine) setLinks(ctx context.Context, operation string, networks []int
 }
 
 // restoreLinks pulls the cables of a machine that was blocked before it started.
+// One that goes on from a snapshot may have seen them otherwise.
 func (m *Machine) restoreLinks(ctx context.Context, r *run) error {
 	m.linkMu.Lock()
 	defer m.linkMu.Unlock()
-	blocked := slices.DeleteFunc(slices.Clone(m.address.Interfaces), func(i network.Interface) bool {
-		return !m.lab.fabric.Down(m.Name(), i.Name)
-	})
-	return m.showLinks(ctx, r, blocked)
+	interfaces := slices.Clone(m.address.Interfaces)
+	if r.origin == nil {
+		interfaces = slices.DeleteFunc(interfaces, func(i network.Interface) bool { return !m.lab.fabric.Down(m.Name(), i.Name) })
+	}
+	return m.showLinks(ctx, r, interfaces)
 }
 
 // showLinks tells a running guest which of its cables are plugged in.

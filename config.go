@@ -45,6 +45,7 @@ type LabConfig struct {
 	Seed int64
 
 	created []MachineConfig // by CreateMachine, in this order
+	network *networkState   // that the lab begins with, if it is a fork
 }
 
 // MachineConfig is one machine as plain data.

@@ -55,6 +55,9 @@ func (l *Lab) createMachine(ctx context.Context, config MachineConfig) (*Machine
 	if err := l.add(config); err != nil {
 		return nil, err
 	}
+	if err := l.serve(); err != nil {
+		return nil, err
+	}
 	l.config.created = append(slices.Clone(l.config.created), config) // forks have it too
 	return l.machines[len(l.machines)-1], nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/network"
+	"github.com/attest-vm/attest/internal/network/services"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -29,8 +30,9 @@ type Lab struct {
 	machines  []*Machine // in the order of LabConfig, and then of their creation
 	addresses network.Addresses
 
-	faults   listOf[*Fault]   // in force
-	captures listOf[*Capture] // that write
+	served   map[int]*services.Host // by the number of their network
+	faults   listOf[*Fault]         // in force
+	captures listOf[*Capture]       // that write
 
 	checkpoints checkpoints
 
@@ -46,7 +48,10 @@ func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) 
 	if err := config.normalize(); err != nil {
 		return nil, err
 	}
-	l := &Lab{host: h, config: config, fabric: network.NewFabric(config.Seed), images: map[string]*image.Image{}}
+	l := &Lab{host: h, config: config, fabric: network.NewFabric(config.Seed), served: map[int]*services.Host{}, images: map[string]*image.Image{}}
+	if config.network != nil {
+		l.takeOver(*config.network)
+	}
 	plan := make([]network.Machine, len(config.Machines))
 	for i := range config.Machines {
 		m := &config.Machines[i]
@@ -80,6 +85,9 @@ func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) 
 		if err := l.add(mc); err != nil {
 			return nil, err
 		}
+	}
+	if err := l.serve(); err != nil {
+		return nil, err
 	}
 	return l, nil
 }
@@ -128,9 +136,7 @@ func (l *Lab) Machine(name string) *Machine {
 }
 
 // hasNetwork says whether a machine is on a network.
-func (l *Lab) hasNetwork(number int) bool {
-	return slices.ContainsFunc(l.Machines(), func(m *Machine) bool { return slices.Contains(m.config.Networks, number) })
-}
+func (l *Lab) hasNetwork(number int) bool { return slices.Contains(networksOf(l.Machines()), number) }
 
 // Host is the host that the lab runs on.
 func (l *Lab) Host() *Host { return l.host }

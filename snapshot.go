@@ -67,7 +67,10 @@ func (l *Lab) snapshot(ctx context.Context, machines []*Machine) (*Snapshot, err
 	config := l.config
 	l.mu.Unlock()
 	s := &Snapshot{host: l.host, config: config, dir: dir, machines: map[string]*machineState{}}
-	states, err := capture(ctx, machines, dir)
+	states, err := capture(ctx, machines, dir, func() {
+		state := l.Network().state()
+		s.config.network = &state
+	})
 	for i, state := range states {
 		if state != nil {
 			s.machines[machines[i].Name()] = state
@@ -95,9 +98,10 @@ func (m *machineState) close() {
 	}
 }
 
-// capture saves machines, all of the same moment, with their disks below dir.
-// What was captured is returned on error, too, for the caller to close.
-func capture(ctx context.Context, machines []*Machine, dir string) ([]*machineState, error) {
+// capture saves machines, all of the same moment, with their disks below dir;
+// paused is called at that moment. What was captured is returned on error, too,
+// for the caller to close.
+func capture(ctx context.Context, machines []*Machine, dir string, paused func()) ([]*machineState, error) {
 	states := make([]*machineState, len(machines))
 	runs := make([]*run, len(machines))
 	for _, m := range machines {
@@ -133,6 +137,7 @@ func capture(ctx context.Context, machines []*Machine, dir string) ([]*machineSt
 		return runs[i].vm.(vmm.Pauser).Pause(ctx)
 	})
 	if err == nil {
+		paused()
 		err = each(machines, func(i int, m *Machine) (err error) {
 			states[i], err = m.capture(ctx, runs[i], dir)
 			return err

@@ -24,7 +24,7 @@ type Addresses []MachineAddresses
 // MachineAddresses is one machine in the plan.
 type MachineAddresses struct {
 	Name       string
-	Number     int // 1 to 254
+	Number     int // 1 to 252
 	Interfaces []Interface
 }
 
@@ -46,13 +46,26 @@ type Host struct {
 // A name goes into /etc/hosts, where a space or a newline would begin another.
 var hostName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]*$`)
 
+// maxMachines leaves two addresses for what a network has beside its machines.
+const maxMachines = 252
+
+// Services is the network card of the host that serves addresses and names on a
+// network. No machine has its IPv6 address, as theirs have decimal digits only.
+func Services(n int) Interface {
+	return Interface{
+		Name: "services", Network: n, MAC: mac(n, 254, false),
+		IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(n), 254}), 24),
+		IPv6: netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d::fe/64", n)),
+	}
+}
+
 // Plan gives every machine its number, and an address in each of its networks,
 // as NixOS tests have them (nixos/lib/testing/network.nix). It depends on
 // nothing but the names, networks and kinds of the machines, whatever their
 // order.
 func Plan(machines []Machine) (Addresses, error) {
 	if len(machines) > maxMachines {
-		return nil, fmt.Errorf("%d machines: addresses 192.168.N.1 to 192.168.N.254 are enough for %d", len(machines), maxMachines)
+		return nil, fmt.Errorf("%d machines: addresses 192.168.N.1 to 192.168.N.%[2]d are enough for %[2]d; the two above are the network's own", len(machines), maxMachines)
 	}
 	sorted := slices.SortedFunc(slices.Values(machines), func(a, b Machine) int { return cmp.Compare(a.Name, b.Name) })
 	var plan Addresses
@@ -88,9 +101,6 @@ func (a Addresses) Add(m Machine) (Addresses, error) {
 	}
 	return slices.SortedFunc(slices.Values(append(slices.Clone(a), added)), func(x, y MachineAddresses) int { return cmp.Compare(x.Name, y.Name) }), nil
 }
-
-// maxMachines is how many addresses 192.168.N.1 to 192.168.N.254 there are.
-const maxMachines = 254
 
 // addresses are those of the machine with a number.
 func (m Machine) addresses(number int) (MachineAddresses, error) {

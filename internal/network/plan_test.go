@@ -66,12 +66,12 @@ func manyMachines(n int) (machines []Machine) {
 }
 
 func TestPlanLast(t *testing.T) {
-	plan, err := Plan(manyMachines(254))
+	plan, err := Plan(manyMachines(252))
 	if err != nil {
 		t.Fatal(err)
 	}
-	last := plan[253].Interfaces[0]
-	if got := fmt.Sprint(last.MAC, " ", last.IPv4, " ", last.IPv6); got != "52:54:00:12:01:fe 192.168.1.254/24 2001:db8:1::254/64" {
+	last := plan[251].Interfaces[0]
+	if got := fmt.Sprint(last.MAC, " ", last.IPv4, " ", last.IPv6); got != "52:54:00:12:01:fc 192.168.1.252/24 2001:db8:1::252/64" {
 		t.Error(got)
 	}
 }
@@ -88,7 +88,7 @@ func TestPlanErrors(t *testing.T) {
 		{"name twice", []Machine{{Name: "b"}, {Name: "a"}, {Name: "b"}}, "machine b: there are two"},
 		{"no name", []Machine{{}}, `machine "": `},
 		{"name that breaks /etc/hosts", []Machine{{Name: "a\n6.6.6.6 b"}}, `machine "a\n6.6.6.6 b": `},
-		{"too many", manyMachines(255), "255 machines: "},
+		{"too many", manyMachines(253), "253 machines: "},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := Plan(tt.machines)

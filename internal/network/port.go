@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -15,7 +16,7 @@ import (
 
 // NIC says which network card of which machine is attached to a port.
 type NIC struct {
-	Machine string
+	Machine string           // empty: the network's own
 	ID      string           // as in vmm.NIC
 	MAC     net.HardwareAddr // as planned; what the guest sends from is learned
 }
@@ -48,7 +49,9 @@ type Port struct {
 func (p *Port) NIC() NIC { return p.nic }
 
 // String is "network: machine/nic".
-func (p *Port) String() string { return p.sw.name + ": " + p.nic.Machine + "/" + p.nic.ID }
+func (p *Port) String() string {
+	return p.sw.name + ": " + strings.TrimPrefix(p.nic.Machine+"/"+p.nic.ID, "/")
+}
 
 // Stats counts from the moment the port was attached.
 func (p *Port) Stats() Stats {
