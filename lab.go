@@ -20,11 +20,12 @@ import (
 // A Lab is a set of machines and the networks between them: the unit that is
 // started and stopped.
 type Lab struct {
-	host   *Host
-	config LabConfig
-	dir    string
-	fabric *network.Fabric
-	vde    vdeSockets
+	host     *Host
+	config   LabConfig
+	dir      string
+	fabric   *network.Fabric
+	vde      vdeSockets
+	programs programs
 
 	mu        sync.Mutex // guards what CreateMachine changes
 	machines  []*Machine // in the order of LabConfig, and then of their creation
@@ -201,6 +202,7 @@ func (l *Lab) Close() error {
 	}
 	wg.Wait()
 	errs = append(errs, l.checkpoints.close())
+	l.programs.close()
 	l.vde.close()
 	for _, c := range l.captures.all() {
 		errs = append(errs, c.Stop(l.ctx))

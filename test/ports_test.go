@@ -31,6 +31,56 @@ func TestVDEPort(t *testing.T) {
 	checkNetdev(t, lab, "server", "stream,")
 }
 
+// TestTAPPort has one machine whose QEMU takes a TAP from a network namespace, and
+// a plain program of this host that talks to both machines.
+func TestTAPPort(t *testing.T) {
+	lab := newPortsLab(t, attest.HostConfig{})
+	holder, err := lab.StartProgram(t.Context(), attest.Program{Args: []string{"sleep", "1000000"}, Name: "client-tap", VMM: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrapQEMU(t, "client", "tap,ifname=tap1,script=no,downscript=no", "nsenter", "-t", strconv.Itoa(holder.Pid()), "-n")
+	testTransfers(t, lab)
+	checkNetdev(t, lab, "client", "tap,")
+
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	client, server := lab.Machine("client").Addresses(), lab.Machine("server").Addresses()
+	script := fmt.Sprintf("ping -q -c 3 -W 60 %v && ping -q -c 3 -W 60 %v && curl -sf http://%v/down | sha256sum", client[0], server[1], server[0])
+	program, err := lab.StartProgram(t.Context(), attest.Program{Args: []string{"sh", "-c", script}, Name: "visitor", Stdout: w, Stderr: w})
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, _ := io.ReadAll(r)
+	if err := program.Wait(t.Context()); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	m := tried{lab.Machine("server"), t}
+	if sum := m.succeed("sha256sum < /tmp/down"); !strings.HasSuffix(string(out), sum) {
+		t.Errorf("the program downloaded something else: %s, want %s", out, sum)
+	}
+
+	// The same faults apply.
+	fault, err := lab.Network().Isolate(t.Context(), lab.Machine("server"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err = lab.StartProgram(t.Context(), attest.Program{Args: []string{"ping", "-q", "-c", "3", "-W", "2", server[0].String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := program.Wait(t.Context()); err == nil {
+		t.Error("a program reaches an isolated machine")
+	}
+	if err := fault.Heal(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestDatagramPorts has machines that send each frame as a message.
 func TestDatagramPorts(t *testing.T) {
 	lab := newPortsLab(t, attest.HostConfig{Packets: true})
@@ -79,8 +129,9 @@ func newPortsLab(t *testing.T, config attest.HostConfig) *attest.Lab {
 	return lab
 }
 
-// wrapQEMU has the QEMU of one machine started with another -netdev.
-func wrapQEMU(t *testing.T, machine, netdev string) {
+// wrapQEMU has the QEMU of one machine started with another -netdev, by another
+// command.
+func wrapQEMU(t *testing.T, machine, netdev string, by ...string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "qemu-system-x86_64")
 	script := `#!/bin/bash
@@ -93,6 +144,7 @@ while [ $# -gt 0 ]; do
 	fi
 	shift
 done
+[[ "${args[*]}" = *guest=` + machine + `,* ]] && exec ` + strings.Join(by, " ") + ` qemu-system-x86_64 "${args[@]}"
 exec qemu-system-x86_64 "${args[@]}"
 `
 	if err := os.WriteFile(path, []byte(script), 0o700); err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -12,6 +13,7 @@ import (
 	"github.com/attest-vm/attest/internal/accel"
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/supervise"
+	"github.com/attest-vm/attest/internal/tap"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -57,6 +59,7 @@ func examine(ctx context.Context) checkup {
 	c := checkup{Version: version(), Backends: map[string]vmm.Diagnosis{}}
 	c.Host = append(c.Host, vmm.Finding{Name: "host", OK: true, Detail: fmt.Sprintf("%s/%s, %d CPUs", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())})
 	c.Host = append(c.Host, accel.Examine(ctx), stateFinding())
+	c.Host = append(c.Host, tapFinding(ctx))
 	c.Images = image.Examine(ctx)
 	c.Usable = c.Host[2].OK
 	anyBackend := false
@@ -81,6 +84,21 @@ func stateFinding() vmm.Finding {
 		return f
 	}
 	f.OK, f.Detail = true, root
+	return f
+}
+
+// tapFinding tries whether programs of this host can be on a lab's networks, and
+// VMMs that take nothing but a TAP. No test needs that to run.
+func tapFinding(ctx context.Context) vmm.Finding {
+	f := vmm.Finding{Name: "TAP ports", OK: true, Detail: "a TAP in a network namespace can be made"}
+	err := tap.Try(ctx)
+	var unavailable *tap.UnavailableError
+	switch {
+	case errors.As(err, &unavailable):
+		f.OK, f.Detail, f.Remedy = false, fmt.Sprintf("%s: %v (only programs of this host on a lab's network need it)", unavailable.Step, unavailable.Err), unavailable.Remedy
+	case err != nil:
+		f.OK, f.Detail = false, err.Error()
+	}
 	return f
 }
 

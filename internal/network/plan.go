@@ -102,6 +102,16 @@ func (a Addresses) Add(m Machine) (Addresses, error) {
 	return slices.SortedFunc(slices.Values(append(slices.Clone(a), added)), func(x, y MachineAddresses) int { return cmp.Compare(x.Name, y.Name) }), nil
 }
 
+// Visitor gives addresses to what is on the networks beside the machines, and
+// not in the plan: the n-th, counted from 0, has the n-th highest number.
+func (a Addresses) Visitor(m Machine, n int) (MachineAddresses, error) {
+	number := maxMachines - n
+	if number < 1 || slices.ContainsFunc(a, func(x MachineAddresses) bool { return x.Number == number }) {
+		return MachineAddresses{}, fmt.Errorf("%s: no address is left beside %d machines and %d others", m.Name, len(a), n)
+	}
+	return m.addresses(number)
+}
+
 // addresses are those of the machine with a number.
 func (m Machine) addresses(number int) (MachineAddresses, error) {
 	a := MachineAddresses{Name: m.Name, Number: number}

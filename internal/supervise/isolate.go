@@ -35,6 +35,22 @@ func startIsolated(r *startRequest, attr *syscall.ProcAttr) (int, error) {
 	return syscall.ForkExec("/proc/self/exe", args, &isolated)
 }
 
+// startNetworked starts r in a new network namespace.
+func startNetworked(r *startRequest, attr *syscall.ProcAttr) (int, error) {
+	attr.Sys.Cloneflags = syscall.CLONE_NEWNET
+	if os.Geteuid() == 0 {
+		pid, err := syscall.ForkExec(r.Path, r.Args, attr)
+		if !errors.Is(err, syscall.EPERM) {
+			return pid, err
+		}
+		// A root without CAP_SYS_ADMIN is like everybody else.
+	}
+	attr.Sys.Cloneflags |= syscall.CLONE_NEWUSER
+	attr.Sys.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
+	attr.Sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
+	return syscall.ForkExec(r.Path, r.Args, attr)
+}
+
 // isolate is process 1 of a PID namespace: it runs one command and ends with
 // it, upon which the kernel kills what is left in the namespace. A command that
 // were process 1 itself would ignore signals that it does not handle, and

@@ -27,6 +27,11 @@ type Command struct {
 	// and all that it mounted are gone with it. A process that dies of a
 	// signal then has the exit code 128+n, as in a shell.
 	Isolate bool
+
+	// Network gives the process a network namespace of its own, in which it is
+	// root: in a user namespace, unless the supervisor runs as a root who may do
+	// without. A host that forbids it is an *os.PathError.
+	Network bool
 }
 
 func (c *Command) request(stateDir string) (*startRequest, []*os.File, error) {
@@ -35,6 +40,7 @@ func (c *Command) request(stateDir string) (*startRequest, []*os.File, error) {
 		Env:     environ(c.Env, stateDir),
 		Extra:   len(c.ExtraFiles),
 		Isolate: c.Isolate,
+		Network: c.Network,
 	}
 	var err error
 	if !strings.Contains(r.Path, "/") {

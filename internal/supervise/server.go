@@ -187,6 +187,9 @@ func (s *server) start(r *startRequest, fds []int) (int, error) {
 	for _, fd := range fds {
 		attr.Files = append(attr.Files, uintptr(fd))
 	}
+	if r.Network {
+		return startNetworked(r, attr)
+	}
 	if r.Isolate && os.Geteuid() == 0 {
 		pid, err := startIsolated(r, attr)
 		if !errors.Is(err, syscall.EPERM) {

@@ -47,6 +47,7 @@ type startRequest struct {
 	Null    [3]bool // which of stdin, stdout and stderr are /dev/null
 	Extra   int     // descriptors from 3 on
 	Isolate bool
+	Network bool
 }
 
 func (r *startRequest) files() int {

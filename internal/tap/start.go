@@ -1,0 +1,171 @@
+package tap
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/supervise"
+)
+
+// helperName is argv[0] of this binary between the making of the namespace and
+// the program.
+const helperName = "attest-netns"
+
+// order is what the helper is told, over a socket of packets.
+type order struct {
+	Links []Link
+	Path  string // of the program; empty: none, it was only a try
+	Args  []string
+}
+
+// answer is what it says: the first with the descriptors of the TAPs, or that
+// it failed; a second one if the program does not start.
+type answer struct {
+	Step   string        `json:",omitempty"` // that failed
+	Err    string        `json:",omitempty"` // where Errno says nothing
+	Errno  syscall.Errno `json:",omitempty"`
+	Remedy string        `json:",omitempty"`
+}
+
+// Start starts a program in a network namespace of its own, as
+// supervise.Supervisor.Start does, and returns the TAPs that come out of it, in
+// the order of links. Whoever has a TAP closes it, and the namespace's last
+// traces with it, when the process has ended: a TAP itself does not tell.
+//
+// In the namespace the program is root, with no more rights outside than before.
+// On a host where that cannot be, the error is an *UnavailableError.
+func Start(ctx context.Context, s *supervise.Supervisor, c supervise.Command, links []Link) (_ *supervise.Process, taps []*os.File, err error) {
+	o := order{Links: links, Path: c.Path, Args: c.Args}
+	if !strings.Contains(o.Path, "/") && o.Path != "" {
+		if o.Path, err = exec.LookPath(o.Path); err != nil {
+			return nil, nil, err
+		}
+	}
+	if len(o.Args) == 0 {
+		o.Args = []string{c.Path}
+	}
+	ours, theirs, err := controlPair()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	c.Path, c.Args = "/proc/self/exe", []string{helperName, strconv.Itoa(3 + len(c.ExtraFiles))}
+	c.ExtraFiles = append(c.ExtraFiles[:len(c.ExtraFiles):len(c.ExtraFiles)], theirs)
+	c.Network = true
+	p, err := s.Start(ctx, c)
+	if path := (*os.PathError)(nil); errors.As(err, &path) {
+		return nil, nil, failed(namespaceStep, path.Err)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	theirs.Close()
+	defer context.AfterFunc(ctx, func() { ours.Close() })()
+	taps, err = command(ours, o)
+	if err == nil {
+		return p, taps, nil
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	p.Kill()
+	<-p.Done()
+	if errors.Is(err, io.EOF) {
+		err = fmt.Errorf("it ended before it did anything: %v", p.Status())
+	}
+	return nil, nil, fmt.Errorf("start %s in a network namespace: %w", o.Path, err)
+}
+
+// command gives the helper its order and waits until the program has started.
+func command(conn *net.UnixConn, o order) (taps []*os.File, err error) {
+	b, err := json.Marshal(o)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Write(b); err != nil {
+		return nil, err
+	}
+	taps, err = receive(conn)
+	if err == nil && len(taps) != len(o.Links) {
+		err = fmt.Errorf("%d TAPs came, want %d", len(taps), len(o.Links))
+	}
+	if err == nil {
+		// The end means that the program has taken the helper's place.
+		if _, err = receive(conn); errors.Is(err, io.EOF) {
+			return taps, nil
+		}
+	}
+	for _, f := range taps {
+		f.Close()
+	}
+	return nil, err
+}
+
+// receive reads one answer.
+func receive(conn *net.UnixConn) (taps []*os.File, err error) {
+	buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4*maxLinks))
+	n, oobn, _, _, err := conn.ReadMsgUnix(buf, oob)
+	if err != nil {
+		return nil, err
+	}
+	if n == 0 {
+		return nil, io.EOF
+	}
+	if messages, _ := unix.ParseSocketControlMessage(oob[:oobn]); len(messages) > 0 {
+		fds, _ := unix.ParseUnixRights(&messages[0])
+		for _, fd := range fds {
+			unix.CloseOnExec(fd)
+			taps = append(taps, os.NewFile(uintptr(fd), "tap"))
+		}
+	}
+	var a answer
+	if err := json.Unmarshal(buf[:n], &a); err != nil {
+		return taps, err
+	}
+	return taps, a.err()
+}
+
+func (a answer) err() error {
+	var err error = a.Errno
+	if a.Errno == 0 {
+		err = errors.New(a.Err)
+	}
+	switch {
+	case a.Step == "":
+		return nil
+	case a.Step == execStep:
+		return err
+	}
+	return &UnavailableError{a.Step, err, a.Remedy}
+}
+
+// maxLinks is SCM_MAX_FD, what one message can carry.
+const maxLinks = 253
+
+func controlPair() (ours *net.UnixConn, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	f := os.NewFile(uintptr(fds[0]), "control")
+	defer f.Close()
+	theirs = os.NewFile(uintptr(fds[1]), "control")
+	conn, err := net.FileConn(f)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return conn.(*net.UnixConn), theirs, nil
+}
