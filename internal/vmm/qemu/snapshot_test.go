@@ -3,6 +3,8 @@ package qemu
 import (
 	"bytes"
 	"io"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/attest-vm/attest/internal/vmm"
@@ -45,6 +47,38 @@ func TestSnapshot(t *testing.T) {
 	three.must(three.Reset(t.Context()))
 	three.must(three.Resume(t.Context()))
 	three.expect("ready")
+}
+
+// What is on the screen is saved, also of a machine that was restored itself.
+func TestSnapshotOfScreen(t *testing.T) {
+	// mov ax,0xb800; mov ds,ax; 1: inc word [0]; jmp 1b
+	counting := bootSector().print("ready\n").bytes(0xb8, 0x00, 0xb8, 0x8e, 0xd8, 0xff, 0x06, 0x00, 0x00, 0xeb, 0xfa)
+	config := vmm.Config{Display: true, Disks: []vmm.Disk{{Path: counting.writeDisk(t), ReadOnly: true}}}
+	booted := start(t, config)
+	booted.expect("ready")
+	first, _ := booted.snapshot()
+	config.Restore, config.Paused = &first, true
+	one := start(t, config)
+	before := one.screen()
+	if !bytes.Equal(before, booted.screen()) {
+		t.Error("a clone does not show what was saved")
+	}
+	one.must(one.Resume(t.Context()))
+	one.poll("the screen changes", func() bool { return !bytes.Equal(one.screen(), before) })
+	second, _ := one.snapshot()
+	config.Restore = &second
+	if two := start(t, config); !bytes.Equal(two.screen(), one.screen()) {
+		t.Error("the clone of a clone does not show what was saved")
+	}
+}
+
+func (g *guest) screen() []byte {
+	g.t.Helper()
+	path := filepath.Join(g.t.TempDir(), "screen.png")
+	g.must(g.Screenshot(g.t.Context(), path))
+	picture, err := os.ReadFile(path)
+	g.must(err)
+	return picture
 }
 
 // snapshot pauses the machine and saves it.
