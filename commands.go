@@ -10,6 +10,7 @@ import (
 
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/guest"
+	"github.com/attest-vm/attest/internal/wire"
 )
 
 // A Result is how a command ended and what it said.
@@ -44,24 +45,53 @@ func (m *Machine) Execute(ctx context.Context, command string, opts ...Option) (
 // given, and returns its standard output. A non-zero exit code is a
 // *CommandError.
 func (m *Machine) Succeed(ctx context.Context, command string, opts ...Option) (string, error) {
-	return m.expect(ctx, "succeed", command, opts, func(r Result) bool { return r.ExitCode == 0 })
+	return m.expect(ctx, []string{command}, succeeds, opts)
+}
+
+// SucceedAll is Succeed for several commands, one after the other, up to the
+// first that fails. It returns what all of them wrote to standard output.
+func (m *Machine) SucceedAll(ctx context.Context, commands []string, opts ...Option) (string, error) {
+	return m.expect(ctx, commands, succeeds, opts)
 }
 
 // Fail is Succeed for a command that must have a non-zero exit code.
 func (m *Machine) Fail(ctx context.Context, command string, opts ...Option) (string, error) {
-	return m.expect(ctx, "fail", command, opts, func(r Result) bool { return r.ExitCode != 0 })
+	return m.expect(ctx, []string{command}, fails, opts)
 }
 
-func (m *Machine) expect(ctx context.Context, operation, command string, opts []Option, good func(Result) bool) (string, error) {
-	var result Result
-	err := step(ctx, m.Name(), operation, strconv.Quote(command), func(ctx context.Context) (err error) {
-		result, err = m.run(ctx, operation, command, collect(opts))
-		if err == nil && !good(result) {
-			err = &CommandError{Machine: m.Name(), Operation: operation, Command: command, Result: result, Console: m.console.tail(commandConsoleTail)}
+// FailAll is SucceedAll for commands that must all fail.
+func (m *Machine) FailAll(ctx context.Context, commands []string, opts ...Option) (string, error) {
+	return m.expect(ctx, commands, fails, opts)
+}
+
+// An expectation is how a command has to end.
+type expectation struct {
+	operation string
+	met       func(Result) bool
+}
+
+var (
+	succeeds = expectation{"succeed", func(r Result) bool { return r.ExitCode == 0 }}
+	fails    = expectation{"fail", func(r Result) bool { return r.ExitCode != 0 }}
+)
+
+func (m *Machine) expect(ctx context.Context, commands []string, want expectation, opts []Option) (string, error) {
+	var out strings.Builder
+	for i, command := range commands {
+		err := step(ctx, m.Name(), want.operation, strconv.Quote(command), func(ctx context.Context) error {
+			result, err := m.run(ctx, want.operation, command, collect(opts))
+			out.WriteString(result.Stdout)
+			if err == nil && !want.met(result) {
+				err = &CommandError{Machine: m.Name(), Operation: want.operation, Command: command, Number: i + 1, Of: len(commands),
+					Result: result, Console: m.console.tail(commandConsoleTail)}
+			}
+			return err
+		})
+		if err != nil {
+			return out.String(), err
 		}
-		return err
-	})
-	return result.Stdout, err
+	}
+	return out.String(), nil
 }
 
 // commandConsoleTail is less than elsewhere: a command's own output says more.
@@ -74,11 +104,9 @@ func (m *Machine) run(ctx context.Context, operation, command string, o options)
 		return Result{}, err
 	}
 	c := o.command(command)
-	var log *stderrLog
+	var log *outputLog
 	if c.Stderr == nil {
-		log = &stderrLog{publish: func(line string) {
-			event.Publish(ctx, event.Output{Machine: m.Name(), Stream: "stderr", Data: line + "\n"})
-		}}
+		log = newOutputLog(ctx, m.Name(), "stderr")
 		c.Stderr = log
 	}
 	res, err := r.guest.Run(ctx, c)
@@ -99,10 +127,14 @@ func (m *Machine) run(ctx context.Context, operation, command string, o options)
 }
 
 func (o options) command(script string) guest.Command {
-	return guest.Command{
+	c := guest.Command{
 		Script: script, User: o.user, Env: o.env, Dir: o.dir, Timeout: o.timeout,
-		Stdin: o.stdin, Stdout: o.stdout, Stderr: o.stderr, Detach: o.detach,
+		Stdout: o.stdout, Stderr: o.stderr, Detach: o.detach,
 	}
+	if o.stdin != nil {
+		c.Stdin = o.stdin()
+	}
+	return c
 }
 
 func resultOf(r guest.Result) Result {
@@ -121,6 +153,16 @@ func (r *run) explain(ctx context.Context, operation string, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	var op *guest.OpError
+	if errors.As(err, &op) && op.Kind == wire.KindDown {
+		select {
+		case <-r.over: // it will be in a moment
+			err = r.down
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(r.machine.lab.host.scale(downPatience)):
+		}
+	}
 	var down *DownError
 	if errors.As(err, &down) {
 		return r.machine.downError(operation, down)
@@ -128,55 +170,58 @@ func (r *run) explain(ctx context.Context, operation string, err error) error {
 	return err
 }
 
-// A stderrLog keeps a command's standard error, up to guest.DefaultLimit, and
+// downPatience is how long a guest may take from ending its processes to the
+// end of the machine.
+const downPatience = time.Minute
+
+// An outputLog keeps one stream of a command, up to guest.DefaultLimit, and
 // publishes it line by line while it arrives.
-type stderrLog struct {
+type outputLog struct {
 	publish func(line string)
 	text    bytes.Buffer
 	line    []byte // the unfinished one
 }
 
-func (l *stderrLog) Write(p []byte) (int, error) {
+func newOutputLog(ctx context.Context, machine, stream string) *outputLog {
+	return &outputLog{publish: func(line string) {
+		event.Publish(ctx, event.Output{Machine: machine, Stream: stream, Data: line + "\n"})
+	}}
+}
+
+func (l *outputLog) Write(p []byte) (int, error) {
 	l.text.Write(p[:min(len(p), guest.DefaultLimit-l.text.Len())])
+	l.lines(p)
+	return len(p), nil
+}
+
+// lines publishes the lines that p completes.
+func (l *outputLog) lines(p []byte) {
 	for rest := p; len(rest) > 0; {
 		line, after, complete := bytes.Cut(rest, []byte("\n"))
 		l.line = append(l.line, line...)
 		if complete || len(l.line) >= maxConsoleLine {
-			l.flush()
+			l.publishLine()
 		}
 		rest = after
 	}
-	return len(p), nil
 }
 
-func (l *stderrLog) flush() {
+func (l *outputLog) publishLine() {
 	l.publish(printable(l.line))
 	l.line = l.line[:0]
 }
 
-// finish returns all that was kept.
-func (l *stderrLog) finish() string {
+// flush publishes an unfinished line: nothing follows.
+func (l *outputLog) flush() {
 	if len(l.line) > 0 {
-		l.flush()
+		l.publishLine()
 	}
-	return strings.ToValidUTF8(l.text.String(), "\uFFFD")
 }
 
-// Systemctl runs systemctl with these arguments, of the system or, with User,
-// of a user's service manager. That it fails is not an error.
-func (m *Machine) Systemctl(ctx context.Context, args string, opts ...Option) (Result, error) {
-	var result Result
-	err := step(ctx, m.Name(), "systemctl", strconv.Quote(args), func(ctx context.Context) (err error) {
-		o := collect(opts)
-		o.timeout, o.hasTimeout = o.limit(m.lab.host, defaultTimeout), true
-		command := "systemctl " + args
-		if o.user != "" {
-			command = "XDG_RUNTIME_DIR=/run/user/$(id -u) systemctl --user " + args
-		}
-		result, err = m.run(ctx, "systemctl", command, o)
-		return err
-	})
-	return result, err
+// finish returns all that was kept.
+func (l *outputLog) finish() string {
+	l.flush()
+	return strings.ToValidUTF8(l.text.String(), "\uFFFD")
 }
 
 // Sleep waits for d of the guest's time.

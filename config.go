@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/attest-vm/attest/internal/image"
 )
@@ -61,6 +62,9 @@ type MachineConfig struct {
 	// Display gives the machine a screen: a VGA adapter, which shows the guest's
 	// first terminal. Terminals can be read and typed on without it.
 	Display bool
+	// BootTimeout is how long the guest may take from power on to its first
+	// answer. 0: what BootTimeoutEnv says, or 5 minutes, more on a slow host.
+	BootTimeout time.Duration
 	// AllowReboot lets the guest reboot by itself. Otherwise a guest that
 	// resets ends, as with the NixOS driver; Machine.Reboot works either way.
 	AllowReboot bool

@@ -2,12 +2,10 @@ package attest
 
 import (
 	"bytes"
-	"context"
 	"io"
 	"os"
 	"regexp"
 	"strings"
-	"sync"
 	"unicode/utf8"
 )
 
@@ -15,9 +13,6 @@ const (
 	// A line longer than this is cut into several: a guest may write for ever
 	// without a newline.
 	maxConsoleLine = 64 << 10
-	// So much of a console stays in memory, for waits and errors. All of it is
-	// in the log file.
-	maxConsoleText = 8 << 20
 	// Lines shown with an error.
 	consoleTail = 30
 )
@@ -27,20 +22,16 @@ const (
 type console struct {
 	publish func(line string) // called for each line, in order
 
-	mu       sync.Mutex
-	changed  chan struct{} // closed and replaced when text is added
-	text     []byte        // complete lines and the unfinished one, from offset base on
-	base     int64         // offset of text[0] in the whole console
-	boot     int64         // offset at which the current start began
-	consumed int64         // wait_for_console_text looks from here on
-	line     int64         // offset at which the unfinished line begins
-	log      *os.File
-	panicked string // the kernel's panic line, since boot
-	fatal    string // the line with which attest's own init gave up, since boot
+	transcript       // complete lines and the unfinished one; its mu guards the rest, too
+	boot       int64 // offset at which the current start began
+	line       int64 // offset at which the unfinished line begins
+	log        *os.File
+	panicked   string // the kernel's panic or oops line, since boot
+	fatal      string // the line with which attest's own init gave up, since boot
 }
 
 func newConsole(log *os.File, publish func(string)) *console {
-	return &console{log: log, publish: publish, changed: make(chan struct{})}
+	return &console{log: log, publish: publish, transcript: newTranscript()}
 }
 
 // begin marks a new start of the machine.
@@ -80,8 +71,6 @@ func (c *console) restore(s consoleState) {
 	c.changed = make(chan struct{})
 }
 
-func (c *console) end() int64 { return c.base + int64(len(c.text)) }
-
 // pump copies r until it ends.
 func (c *console) pump(r io.Reader) {
 	buf := make([]byte, 32<<10)
@@ -108,7 +97,8 @@ func (c *console) finishLine() {
 }
 
 var (
-	panicLine = regexp.MustCompile(`Kernel panic - not syncing.*`)
+	// An oops is the end of a test, too: what comes after it proves nothing.
+	panicLine = regexp.MustCompile(`Kernel panic - not syncing.*|Oops: [0-9a-f]{4,} \[#\d+\].*|kernel BUG at \S+:\d+!`)
 	fatalLine = regexp.MustCompile(`attest-init: FATAL: .*`)
 )
 
@@ -136,15 +126,9 @@ func (c *console) add(p []byte) {
 			}
 		}
 	}
-	if extra := len(c.text) - maxConsoleText; extra > maxConsoleText/4 {
-		c.text = append(c.text[:0:0], c.text[extra:]...)
-		c.base += int64(extra)
-		c.line = max(c.line, c.base)
-		c.consumed = max(c.consumed, c.base)
-		c.boot = max(c.boot, c.base)
-	}
-	close(c.changed)
-	c.changed = make(chan struct{})
+	c.added()
+	c.line = max(c.line, c.base)
+	c.boot = max(c.boot, c.base)
 	c.mu.Unlock()
 	for _, line := range lines {
 		if line != "" {
@@ -208,45 +192,4 @@ func (c *console) fatalLine() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.fatal
-}
-
-// next returns a channel that is closed when more text arrives.
-func (c *console) next() <-chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.changed
-}
-
-// searchOverlap is how far back a new search begins, so that a match which was
-// cut in two by the arrival of its text is found without searching everything
-// again for each line.
-const searchOverlap = maxConsoleLine
-
-// waitText waits until re matches what the console has said since the last
-// match. Lines are separated by "\n"; an unfinished line (a prompt) counts.
-func (c *console) waitText(ctx context.Context, re *regexp.Regexp, gone <-chan struct{}) error {
-	searched := int64(0)
-	for {
-		c.mu.Lock()
-		from := max(c.consumed, searched-searchOverlap)
-		if m := re.FindIndex(c.text[from-c.base:]); m != nil {
-			c.consumed = from + int64(m[1])
-			c.mu.Unlock()
-			return nil
-		}
-		searched = c.end()
-		changed := c.changed
-		c.mu.Unlock()
-		select {
-		case <-changed:
-		case <-gone:
-			select {
-			case <-changed: // what arrived last still counts
-			default:
-				return errMachineGone
-			}
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
 }

@@ -53,7 +53,7 @@ func TestConsoleIsBounded(t *testing.T) {
 		c.add([]byte(strings.Repeat("x", maxConsoleLine*8))) // without a newline
 		c.add([]byte(fmt.Sprintf("\nline %d\n", i)))
 	}
-	if len(c.text) > 2*maxConsoleText {
+	if len(c.text) > 2*maxTranscript {
 		t.Errorf("%d bytes are kept", len(c.text))
 	}
 	if tail := c.tail(1); tail[0] != "line 39" {
@@ -65,7 +65,8 @@ func TestWaitText(t *testing.T) {
 	wait := func(c *console, pattern string, gone <-chan struct{}) error {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		return c.waitText(ctx, regexp.MustCompile("(?m)"+pattern), gone)
+		_, err := c.waitText(ctx, regexp.MustCompile("(?m)"+pattern), gone)
+		return err
 	}
 	never := make(chan struct{})
 	t.Run("each match is used once", func(t *testing.T) {

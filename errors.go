@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -40,18 +41,28 @@ type UnsupportedError = vmm.UnsupportedError
 // MissingError is something that the host lacks, with what to do about it.
 type MissingError = vmm.MissingError
 
+// AgentError is attest's agent in a guest that was killed while an operation was
+// under way. The next operation works again.
+type AgentError = guest.AgentError
+
 // A CommandError is a command that ended otherwise than the test demanded.
 type CommandError struct {
 	Machine   string
 	Operation string // "succeed", "fail"
 	Command   string
+	Number    int // which of several commands it was, from 1
+	Of        int // how many they were
 	Result    Result
 	Console   []string // the machine's last console lines
 }
 
 func (e *CommandError) Error() string {
+	which := fmt.Sprintf("%s: command `%s`", e.Machine, e.Command)
+	if e.Of > 1 {
+		which = fmt.Sprintf("%s: command %d of %d, `%s`,", e.Machine, e.Number, e.Of, e.Command)
+	}
 	if e.Operation == "fail" {
-		return fmt.Sprintf("%s: command `%s` unexpectedly succeeded", e.Machine, e.Command)
+		return which + " unexpectedly succeeded"
 	}
 	how := fmt.Sprintf("exit code %d", e.Result.ExitCode)
 	switch {
@@ -60,13 +71,13 @@ func (e *CommandError) Error() string {
 	case e.Result.Signal != "":
 		how += ", " + e.Result.Signal
 	}
-	return fmt.Sprintf("%s: command `%s` failed (%s)", e.Machine, e.Command, how)
+	return fmt.Sprintf("%s failed (%s)", which, how)
 }
 
 // A WaitError is a wait that ended without what it waited for: its time was
 // over, or the thing cannot happen any more.
 type WaitError struct {
-	Machine   string
+	Machine   string        // empty for waits that are not for one machine
 	Operation string        // "wait_for_unit"
 	Args      string        // `"nginx.service"`
 	Elapsed   time.Duration // how long it waited
@@ -80,7 +91,10 @@ type WaitError struct {
 
 func (e *WaitError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %s(%s) ", e.Machine, e.Operation, e.Args)
+	if e.Machine != "" {
+		b.WriteString(e.Machine + ": ")
+	}
+	fmt.Fprintf(&b, "%s(%s) ", e.Operation, e.Args)
 	if e.Reason != "" {
 		fmt.Fprintf(&b, "cannot succeed any more: %s (after %v", e.Reason, roundDuration(e.Elapsed))
 	} else {
@@ -209,10 +223,13 @@ func failureOf(err error, machine, operation string) *event.Failure {
 	var (
 		command *CommandError
 		wait    *WaitError
+		unit    *UnitError
 		boot    *BootError
 		down    *DownError
 	)
 	switch {
+	case errors.As(err, &unit):
+		f.Details = unit.Details
 	case errors.As(err, &command):
 		f.Command, f.Console = command.Command, command.Console
 		setResult(f, command.Result)

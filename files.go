@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -77,7 +78,7 @@ func (m *Machine) CopyFromHostViaShell(ctx context.Context, source, target strin
 			return fmt.Errorf("%s: %s(%s): %w", m.Name(), operation, args, err)
 		}
 		const script = `mkdir -p -- "$(dirname -- "$ATTEST_TARGET")"; cat > "$ATTEST_TARGET"`
-		result, err := m.run(ctx, operation, script, options{stdin: f, env: map[string]string{"ATTEST_TARGET": target}})
+		result, err := m.run(ctx, operation, script, options{stdin: func() io.Reader { return f }, env: map[string]string{"ATTEST_TARGET": target}})
 		if err == nil && result.ExitCode != 0 {
 			return fmt.Errorf("%s: %s(%s): %s", m.Name(), operation, args, strings.TrimSpace(result.Stderr))
 		}

@@ -3,6 +3,7 @@ package attest
 import (
 	"context"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -33,13 +34,26 @@ type Host struct {
 	images     *image.Store
 	probe      accel.Probe
 
+	bootTimeout time.Duration // of BootTimeoutEnv; 0: not set
+
 	guestOnce sync.Once
 	guestPath string
 	guestErr  error
 }
 
+// BootTimeoutEnv is the environment variable with the boot limit of machines
+// that have none of their own, such as "90s".
+const BootTimeoutEnv = "ATTEST_BOOT_TIMEOUT"
+
 // OpenHost starts the supervisor and finds out how machines run here.
 func OpenHost(ctx context.Context, config HostConfig) (*Host, error) {
+	var bootTimeout time.Duration
+	if v := os.Getenv(BootTimeoutEnv); v != "" {
+		var err error
+		if bootTimeout, err = time.ParseDuration(v); err != nil || bootTimeout <= 0 {
+			return nil, &ConfigError{Reason: fmt.Sprintf("%s=%q: want a duration such as 90s or 10m, or leave it unset", BootTimeoutEnv, v)}
+		}
+	}
 	probe, err := accel.Detect(ctx)
 	if err != nil {
 		return nil, &ConfigError{Reason: err.Error()} // the environment variable makes no sense
@@ -59,7 +73,7 @@ func OpenHost(ctx context.Context, config HostConfig) (*Host, error) {
 		sup.Close()
 		return nil, err
 	}
-	return &Host{config: config, supervisor: sup, images: store, probe: probe}, nil
+	return &Host{config: config, supervisor: sup, images: store, probe: probe, bootTimeout: bootTimeout}, nil
 }
 
 // Close ends every machine that is still there and removes all state.

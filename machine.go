@@ -69,8 +69,20 @@ type run struct {
 	agent    string // the instance of the agent that answered last; guarded by machine.mu
 }
 
-// How long a guest may take from power on to its first answer.
+// bootTimeout is how long a guest may take from power on to its first answer,
+// where neither the machine nor the host says otherwise.
 const bootTimeout = 5 * time.Minute
+
+func (m *Machine) bootLimit() time.Duration {
+	switch h := m.lab.host; {
+	case m.config.BootTimeout > 0:
+		return m.config.BootTimeout
+	case h.bootTimeout > 0:
+		return h.bootTimeout
+	default:
+		return h.scale(bootTimeout)
+	}
+}
 
 // Name is the machine's name and host name.
 func (m *Machine) Name() string { return m.config.Name }
@@ -360,7 +372,7 @@ func (r *run) awaitReady(ctx context.Context) error {
 
 func (r *run) awaitFirstAnswer() {
 	defer close(r.ready)
-	limit := r.machine.lab.host.scale(bootTimeout)
+	limit := r.machine.bootLimit()
 	ctx, cancel := context.WithDeadline(r.machine.lab.ctx, r.started.Add(limit))
 	defer cancel()
 	var garbage *guest.ProtocolError // what came first may not be what is left

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"io"
 	"time"
 )
@@ -14,7 +15,7 @@ type options struct {
 	hasTimeout bool
 	user       string
 	address    string
-	stdin      io.Reader
+	stdin      func() io.Reader // nil: nothing
 	stdout     io.Writer
 	stderr     io.Writer
 	env        map[string]string
@@ -23,6 +24,9 @@ type options struct {
 	delay      time.Duration
 	hasDelay   bool
 	unlogged   bool
+	datagram   bool
+	lines      int
+	since      string
 }
 
 func collect(opts []Option) options {
@@ -54,8 +58,17 @@ func User(name string) Option { return func(o *options) { o.user = name } }
 // Address is where to look for a port; "localhost" unless given.
 func Address(addr string) Option { return func(o *options) { o.address = addr } }
 
-// Stdin is what a command reads; nothing unless given.
-func Stdin(r io.Reader) Option { return func(o *options) { o.stdin = r } }
+// Stdin is what a command reads; nothing unless given. Of several commands the
+// first takes what it reads.
+func Stdin(r io.Reader) Option {
+	return func(o *options) { o.stdin = func() io.Reader { return r } }
+}
+
+// Input is what each of several commands reads from its beginning to its end,
+// and each attempt of a command that is repeated.
+func Input(data []byte) Option {
+	return func(o *options) { o.stdin = func() io.Reader { return bytes.NewReader(data) } }
+}
 
 // Stdout receives a command's standard output as it arrives, instead of the Result.
 func Stdout(w io.Writer) Option { return func(o *options) { o.stdout = w } }
@@ -86,3 +99,13 @@ func Delay(d time.Duration) Option {
 
 // Unlogged keeps a key out of the log of the run and of reports.
 func Unlogged() Option { return func(o *options) { o.unlogged = true } }
+
+// Datagram makes a wait for a unix socket one for a datagram socket.
+func Datagram() Option { return func(o *options) { o.datagram = true } }
+
+// Lines limits a journal to its last n lines.
+func Lines(n int) Option { return func(o *options) { o.lines = n } }
+
+// Since limits a journal to what is newer, as journalctl reads a time: "-5min",
+// "today", "2026-01-02 12:00".
+func Since(time string) Option { return func(o *options) { o.since = time } }

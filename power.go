@@ -304,7 +304,7 @@ func (m *Machine) SwitchRoot(ctx context.Context, opts ...Option) error {
 				Reason: "the guest does not run from a systemd initrd (it has no " + initrdMark + "); attest's own images boot straight into their root",
 			}
 		}
-		state, err := r.guest.WaitUnit(ctx, "initrd.target", "")
+		state, err := r.guest.WaitUnit(ctx, "initrd.target", "", false)
 		if err != nil {
 			var hopeless *guest.UnitError
 			if errors.As(err, &hopeless) {

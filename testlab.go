@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -126,6 +127,30 @@ func (m *TestMachine) Succeed(command string, opts ...Option) string {
 	return out
 }
 
+// SucceedAll runs commands that must all succeed, one after the other.
+func (m *TestMachine) SucceedAll(commands []string, opts ...Option) string {
+	m.t.Helper()
+	out, err := m.Machine.SucceedAll(m.ctx, commands, opts...)
+	check(m.t, err)
+	return out
+}
+
+// FailAll runs commands that must all fail, one after the other.
+func (m *TestMachine) FailAll(commands []string, opts ...Option) string {
+	m.t.Helper()
+	out, err := m.Machine.FailAll(m.ctx, commands, opts...)
+	check(m.t, err)
+	return out
+}
+
+// Spawn starts a command and returns while it runs.
+func (m *TestMachine) Spawn(command string, opts ...Option) *TestJob {
+	m.t.Helper()
+	j, err := m.Machine.Spawn(m.ctx, command, opts...)
+	check(m.t, err)
+	return &TestJob{Job: j, t: m.t, ctx: m.ctx}
+}
+
 // Fail runs a command that must fail, and returns its standard output.
 func (m *TestMachine) Fail(command string, opts ...Option) string {
 	m.t.Helper()
@@ -168,6 +193,12 @@ func (m *TestMachine) WaitForClosedPort(port int, opts ...Option) {
 	check(m.t, m.Machine.WaitForClosedPort(m.ctx, port, opts...))
 }
 
+// WaitForOpenUnixSocket waits until a unix socket accepts connections.
+func (m *TestMachine) WaitForOpenUnixSocket(path string, opts ...Option) {
+	m.t.Helper()
+	check(m.t, m.Machine.WaitForOpenUnixSocket(m.ctx, path, opts...))
+}
+
 // WaitForFile waits until a path exists.
 func (m *TestMachine) WaitForFile(path string, opts ...Option) {
 	m.t.Helper()
@@ -186,6 +217,52 @@ func (m *TestMachine) Systemctl(args string, opts ...Option) Result {
 	r, err := m.Machine.Systemctl(m.ctx, args, opts...)
 	check(m.t, err)
 	return r
+}
+
+// UnitInfo is every property of a unit.
+func (m *TestMachine) UnitInfo(unit string, opts ...Option) map[string]string {
+	m.t.Helper()
+	info, err := m.Machine.UnitInfo(m.ctx, unit, opts...)
+	check(m.t, err)
+	return info
+}
+
+// UnitProperty is one property of a unit.
+func (m *TestMachine) UnitProperty(unit, property string, opts ...Option) string {
+	m.t.Helper()
+	value, err := m.Machine.UnitProperty(m.ctx, unit, property, opts...)
+	check(m.t, err)
+	return value
+}
+
+// RequireUnitState ends the test unless a unit is in a state now.
+func (m *TestMachine) RequireUnitState(unit, state string, opts ...Option) {
+	m.t.Helper()
+	check(m.t, m.Machine.RequireUnitState(m.ctx, unit, state, opts...))
+}
+
+// StartJob starts a unit; that it fails does not end the test.
+func (m *TestMachine) StartJob(unit string, opts ...Option) Result {
+	m.t.Helper()
+	r, err := m.Machine.StartJob(m.ctx, unit, opts...)
+	check(m.t, err)
+	return r
+}
+
+// StopJob stops a unit; that it fails does not end the test.
+func (m *TestMachine) StopJob(unit string, opts ...Option) Result {
+	m.t.Helper()
+	r, err := m.Machine.StopJob(m.ctx, unit, opts...)
+	check(m.t, err)
+	return r
+}
+
+// Journal is what the journal has of a unit.
+func (m *TestMachine) Journal(unit string, opts ...Option) string {
+	m.t.Helper()
+	text, err := m.Machine.Journal(m.ctx, unit, opts...)
+	check(m.t, err)
+	return text
 }
 
 // CopyFromHost copies a file or a tree into the guest.
@@ -252,4 +329,33 @@ func (m *TestMachine) SnapshotCreate(name string) {
 func (m *TestMachine) SnapshotRestore(name string) {
 	m.t.Helper()
 	check(m.t, m.Machine.SnapshotRestore(m.ctx, name))
+}
+
+// A TestJob is a Job whose operations end the test when they fail.
+type TestJob struct {
+	*Job
+	t   TB
+	ctx context.Context
+}
+
+// Wait waits until the job has ended; that it failed does not end the test.
+func (j *TestJob) Wait(opts ...Option) Result {
+	j.t.Helper()
+	r, err := j.Job.Wait(j.ctx, opts...)
+	check(j.t, err)
+	return r
+}
+
+// WaitForOutput waits until the job writes something that matches.
+func (j *TestJob) WaitForOutput(pattern string, opts ...Option) string {
+	j.t.Helper()
+	match, err := j.Job.WaitForOutput(j.ctx, pattern, opts...)
+	check(j.t, err)
+	return match
+}
+
+// Kill sends a signal to the job's process group, SIGTERM unless another is given.
+func (j *TestJob) Kill(signals ...syscall.Signal) {
+	j.t.Helper()
+	check(j.t, j.Job.Kill(j.ctx, signals...))
 }

@@ -26,26 +26,66 @@ type wait struct {
 	start     time.Time
 }
 
-// wait runs fn as a step under the operation's deadline. fn returns a
-// *WaitError without the fields that wait knows, or another error.
-func (m *Machine) wait(ctx context.Context, operation, args string, o options, fn func(context.Context, *run) error) error {
-	w := wait{m, operation, args, o.limit(m.lab.host, defaultTimeout), time.Now()}
-	return step(ctx, m.Name(), operation, args, func(outer context.Context) error {
-		ctx, cancel := context.WithTimeoutCause(outer, w.limit, errWaitOver)
-		defer cancel()
-		r, err := m.use(ctx, operation)
-		if err == nil {
-			err = fn(ctx, r)
-		}
-		return w.explain(outer, ctx, r, err)
+// newWait is a wait whose limit is that of the options, or otherwise scaled to
+// the host.
+func (m *Machine) newWait(operation, args string, o options, otherwise time.Duration) *wait {
+	return &wait{m, operation, args, o.limit(m.lab.host, otherwise), time.Now()}
+}
+
+// do runs fn as a step under the wait's deadline. fn returns a *WaitError
+// without the fields that wait knows, or another error, and the run that it was
+// about if it got that far.
+func (w *wait) do(ctx context.Context, fn func(context.Context) (*run, error)) error {
+	return step(ctx, w.machine.Name(), w.operation, w.args, func(outer context.Context) error {
+		w.start = time.Now()
+		return w.limited(outer, fn)
 	})
+}
+
+// limited is do inside of the step. A limit of 0 is for one look, which takes
+// the time that it takes.
+func (w *wait) limited(outer context.Context, fn func(context.Context) (*run, error)) error {
+	limit := w.limit
+	if limit <= 0 {
+		limit = w.machine.lab.host.scale(defaultTimeout)
+	}
+	ctx, cancel := context.WithTimeoutCause(outer, limit, errWaitOver)
+	defer cancel()
+	r, err := fn(ctx)
+	return w.explain(outer, ctx, r, err)
+}
+
+// wait is do for what happens in the guest. The limit counts from the moment
+// at which the guest can be asked: how long it may take to boot is limited by
+// itself, and one that does not is another kind of failure.
+func (m *Machine) wait(ctx context.Context, operation, args string, o options, fn func(context.Context, *run) error) error {
+	w := m.newWait(operation, args, o, defaultTimeout)
+	return step(ctx, m.Name(), operation, args, func(outer context.Context) error {
+		r, err := m.use(outer, operation)
+		if err != nil {
+			return w.explain(outer, outer, r, err)
+		}
+		w.start = time.Now()
+		return w.limited(outer, func(ctx context.Context) (*run, error) { return r, fn(ctx, r) })
+	})
+}
+
+// once says whether a wait is for one look.
+func (o options) once() bool { return o.hasTimeout && o.timeout <= 0 }
+
+// looked makes what the guest said about a wait into the operation's error.
+func looked(ctx context.Context, seen wire.Observation, err error) error {
+	if errors.Is(err, guest.ErrNotYet) || err != nil && context.Cause(ctx) == errWaitOver {
+		return &WaitError{LastSeen: seen.Seen, Tries: seen.Tries}
+	}
+	return err
 }
 
 var errWaitOver = errors.New("the time is over")
 
 // explain fills in what the wait knows, and tells its own deadline from the
 // caller's.
-func (w wait) explain(outer, ctx context.Context, r *run, err error) error {
+func (w *wait) explain(outer, ctx context.Context, r *run, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -84,7 +124,7 @@ func (w wait) explain(outer, ctx context.Context, r *run, err error) error {
 
 // attach adds what helps to understand a failed wait: the end of the console,
 // and the units that failed, if the guest still answers quickly.
-func (w wait) attach(ctx context.Context, r *run, we *WaitError) {
+func (w *wait) attach(ctx context.Context, r *run, we *WaitError) {
 	if tail := w.machine.console.tail(consoleTail); len(tail) > 0 {
 		we.Details = append(we.Details, Detail{Title: "last console lines of " + w.machine.Name(), Text: strings.Join(tail, "\n")})
 	}
@@ -119,7 +159,8 @@ func (m *Machine) waitUntil(ctx context.Context, operation, command string, succ
 	err := m.wait(ctx, operation, strconv.Quote(command), o, func(ctx context.Context, r *run) error {
 		c := o.command(command)
 		c.Timeout = 0 // the wait's own deadline limits each attempt
-		last, err := r.guest.RunUntil(ctx, c, guest.UntilOptions{Fail: !success})
+		deadline, _ := ctx.Deadline()
+		last, err := r.guest.RunUntil(ctx, c, guest.UntilOptions{Fail: !success, Once: o.once(), Timeout: time.Until(deadline)})
 		result := resultOf(last.Result)
 		out = result.Stdout
 		if err == nil && last.Met {
@@ -131,7 +172,9 @@ func (m *Machine) waitUntil(ctx context.Context, operation, command string, succ
 		we := &WaitError{Tries: last.Tries, Result: &result}
 		switch {
 		case last.Tries == 0:
-			we.LastSeen, we.Result = "the first attempt had not ended", nil
+			we.LastSeen, we.Result = "the first attempt had not begun", nil
+		case result.TimedOut:
+			we.LastSeen = "the last attempt had not ended" + lastLine(result.Stderr, result.Stdout)
 		case success:
 			we.LastSeen = fmt.Sprintf("exit code %d%s", result.ExitCode, lastLine(result.Stderr, result.Stdout))
 		default:
@@ -159,7 +202,7 @@ func lastLine(texts ...string) string {
 func (m *Machine) WaitForUnit(ctx context.Context, unit string, opts ...Option) error {
 	o := collect(opts)
 	return m.wait(ctx, "wait_for_unit", strconv.Quote(unit), o, func(ctx context.Context, r *run) error {
-		state, err := r.guest.WaitUnit(ctx, unit, o.user)
+		state, err := r.guest.WaitUnit(ctx, unit, o.user, o.once())
 		if err == nil {
 			return nil
 		}
@@ -168,7 +211,7 @@ func (m *Machine) WaitForUnit(ctx context.Context, unit string, opts ...Option) 
 		switch {
 		case errors.As(err, &hopeless):
 			we.Reason = hopeless.Reason
-		case context.Cause(ctx) != errWaitOver:
+		case !errors.Is(err, guest.ErrNotYet) && context.Cause(ctx) != errWaitOver:
 			return err
 		}
 		if text := r.unitJournal(unit, o.user); text != "" {
@@ -227,14 +270,31 @@ func (m *Machine) waitForPort(ctx context.Context, operation string, port int, o
 		return &ConfigError{m.Name(), fmt.Sprintf("%s(%s): a port is 1 to 65535", operation, args)}
 	}
 	return m.wait(ctx, operation, args, o, func(ctx context.Context, r *run) error {
-		return r.guest.WaitPort(ctx, o.address, port, open)
+		seen, err := r.guest.WaitPort(ctx, o.address, port, open, o.once())
+		return looked(ctx, seen, err)
+	})
+}
+
+// WaitForOpenUnixSocket waits until a unix socket in the guest accepts
+// connections, or with Datagram datagrams.
+func (m *Machine) WaitForOpenUnixSocket(ctx context.Context, path string, opts ...Option) error {
+	o := collect(opts)
+	args := strconv.Quote(path)
+	if o.datagram {
+		args += ", is_datagram=True"
+	}
+	return m.wait(ctx, "wait_for_open_unix_socket", args, o, func(ctx context.Context, r *run) error {
+		seen, err := r.guest.WaitUnixSocket(ctx, path, o.datagram, o.once())
+		return looked(ctx, seen, err)
 	})
 }
 
 // WaitForFile waits until a path exists in the guest.
 func (m *Machine) WaitForFile(ctx context.Context, path string, opts ...Option) error {
-	return m.wait(ctx, "wait_for_file", strconv.Quote(path), collect(opts), func(ctx context.Context, r *run) error {
-		return r.guest.WaitFile(ctx, path)
+	o := collect(opts)
+	return m.wait(ctx, "wait_for_file", strconv.Quote(path), o, func(ctx context.Context, r *run) error {
+		seen, err := r.guest.WaitFile(ctx, path, o.once())
+		return looked(ctx, seen, err)
 	})
 }
 
@@ -246,10 +306,9 @@ func (m *Machine) WaitForConsoleText(ctx context.Context, pattern string, opts .
 	if err != nil {
 		return &ConfigError{m.Name(), fmt.Sprintf("wait_for_console_text: not a regular expression: %v", err)}
 	}
-	w := wait{m, "wait_for_console_text", strconv.Quote(pattern), collect(opts).limit(m.lab.host, defaultTimeout), time.Now()}
-	return step(ctx, m.Name(), w.operation, w.args, func(outer context.Context) error {
-		ctx, cancel := context.WithTimeoutCause(outer, w.limit, errWaitOver)
-		defer cancel()
+	o := collect(opts)
+	w := m.newWait("wait_for_console_text", strconv.Quote(pattern), o, defaultTimeout)
+	return w.do(ctx, func(ctx context.Context) (*run, error) {
 		m.mu.Lock()
 		r, ended := m.current, m.ended
 		m.mu.Unlock()
@@ -259,13 +318,19 @@ func (m *Machine) WaitForConsoleText(ctx context.Context, pattern string, opts .
 		if r == nil {
 			var err error
 			if r, err = m.start(ctx, m.config.AllowReboot); err != nil {
-				return err
+				return nil, err
 			}
 		}
-		err := m.console.waitText(ctx, re, r.over)
-		if err != nil && context.Cause(ctx) == errWaitOver {
+		limit := ctx
+		if o.once() {
+			over, cancel := context.WithCancelCause(ctx)
+			cancel(errWaitOver)
+			limit = over
+		}
+		_, err := m.console.waitText(limit, re, r.over)
+		if err != nil && context.Cause(limit) == errWaitOver {
 			err = &WaitError{LastSeen: strings.Join(m.console.tail(1), "")}
 		}
-		return w.explain(outer, ctx, r, err)
+		return r, err
 	})
 }

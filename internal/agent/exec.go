@@ -66,6 +66,9 @@ func (sh *shell) exec(stream *wire.Stream, q wire.ExecRequest, script []byte) (a
 	defer stream.OnSignal(nil) // by then its number may be another's
 	r, err := sh.wait(ctx, c, q, stream.Reader(wire.Stdin), stream)
 	r.Duration = time.Since(start)
+	if (err != nil || r.ExitCode != 0) && initIsEnding() {
+		err = errorf(wire.KindDown, "the guest is shutting down, which has ended the command")
+	}
 	return r, err
 }
 

@@ -13,17 +13,29 @@ import (
 )
 
 // waitFile waits until path exists, links followed, as test -e has it.
-func waitFile(ctx context.Context, path string) error {
-	if path == "" {
-		return errorf(wire.KindInvalid, "no file name")
+func waitFile(ctx context.Context, q wire.FileRequest) (seen wire.Observation, err error) {
+	if q.Path == "" {
+		return seen, errorf(wire.KindInvalid, "no file name")
 	}
+	path := q.Path
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(workDir(), path)
 	}
-	return watch(ctx, path, func() (bool, error) {
+	err = watch(ctx, path, func() (bool, error) {
 		_, err := os.Stat(path)
-		return err == nil, nil
+		if err == nil {
+			return true, nil
+		}
+		seen.Seen = err.Error()
+		if dir := nearest(path); dir != filepath.Dir(path) {
+			seen.Seen += "; of the directories above, " + dir + " is there"
+		}
+		if q.Once {
+			return false, errNotYet
+		}
+		return false, nil
 	})
+	return seen, err
 }
 
 // recheck is how often watch looks without being told to: a link may lead

@@ -64,3 +64,13 @@ func systemdIsInit() bool {
 	program, err := os.Readlink("/proc/1/exe")
 	return err == nil && filepath.Base(program) == "systemd"
 }
+
+// initIsEnding says whether process 1 is ending all others: what dies then dies
+// of the shutdown. The last program that systemd becomes is systemd-shutdown.
+func initIsEnding() bool {
+	if program, err := os.Readlink("/proc/1/exe"); err == nil && filepath.Base(program) == "systemd-shutdown" {
+		return true
+	}
+	comm, err := os.ReadFile("/proc/1/comm")
+	return err == nil && strings.TrimSpace(string(comm)) == wire.EndingInit
+}

@@ -24,8 +24,8 @@ const PortName = "org.attest.agent.0"
 
 // Main is the whole life of the agent: it finds its port and serves. Descriptor
 // 3, if it is a pipe, is where whoever started it waits for "ok\n": the first
-// Identity has been applied. Main returns an exit status, and only when there
-// is nothing left to serve.
+// Identity has been applied. It does not return; an agent that is killed is
+// followed by another, see keep.
 func Main(args []string) int {
 	keepAt(args)
 	// A guest often has one CPU, and an emulated one: a second thread that
@@ -39,6 +39,7 @@ func Main(args []string) int {
 	signal.Notify(make(chan os.Signal, 1), unix.SIGTERM, unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
 	unix.Umask(0o022)
 	log := openLog()
+	keep(args, log)
 	s := &Server{Log: log.printf, Ready: readyPipe(3)}
 	ctx := context.Background()
 	for {

@@ -35,26 +35,47 @@ func poll(ctx context.Context, check func() bool) error {
 	return ctx.Err()
 }
 
+var errNotYet = errorf(wire.KindTimeout, "not yet")
+
+// pollOnce is poll, or one look.
+func pollOnce(ctx context.Context, once bool, check func() bool) error {
+	if !once {
+		return poll(ctx, check)
+	}
+	if check() {
+		return nil
+	}
+	return errNotYet
+}
+
 // waitPort waits until a connection is accepted, or none is any more. Names are
 // resolved here, at each try; every address counts, as with nc.
-func waitPort(ctx context.Context, q wire.PortRequest) error {
+func waitPort(ctx context.Context, q wire.PortRequest) (seen wire.Observation, err error) {
 	if q.Port < 1 || q.Port > 65535 {
-		return errorf(wire.KindInvalid, "port %d: must be from 1 to 65535", q.Port)
+		return seen, errorf(wire.KindInvalid, "port %d: must be from 1 to 65535", q.Port)
 	}
 	addr := net.JoinHostPort(q.Host, strconv.Itoa(q.Port))
 	d := net.Dialer{Timeout: connectTimeout, FallbackDelay: -1}
-	return poll(ctx, func() bool {
+	err = pollOnce(ctx, q.Once, func() bool {
 		c, err := d.DialContext(ctx, "tcp", addr)
-		if err == nil {
-			c.Close()
+		if ctx.Err() != nil {
+			return false
 		}
-		return (err == nil) != q.Closed && ctx.Err() == nil
+		seen.Tries++
+		if err == nil {
+			seen.Seen = "connected to " + c.RemoteAddr().String()
+			c.Close()
+		} else {
+			seen.Seen = err.Error()
+		}
+		return (err == nil) != q.Closed
 	})
+	return seen, err
 }
 
 // waitSocket waits until a unix socket takes a connection, or a datagram socket
 // a destination.
-func waitSocket(ctx context.Context, q wire.SocketRequest) error {
+func waitSocket(ctx context.Context, q wire.SocketRequest) (seen wire.Observation, err error) {
 	addr := &unix.SockaddrUnix{Name: q.Path}
 	kind := unix.SOCK_STREAM
 	if q.Datagram {
@@ -62,19 +83,23 @@ func waitSocket(ctx context.Context, q wire.SocketRequest) error {
 	}
 	var invalid error
 	try := func() bool {
+		seen.Tries++
 		s, err := unix.Socket(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		if err != nil {
+			seen.Seen = err.Error()
 			return false
 		}
 		defer unix.Close(s)
-		err = unix.Connect(s, addr)
+		if err = unix.Connect(s, addr); err != nil {
+			seen.Seen = fmt.Sprintf("connect to %s: %v", q.Path, err)
+		}
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENAMETOOLONG) {
 			invalid = errorf(wire.KindInvalid, "%s: %v", q.Path, fmt.Errorf("not a socket address: %w", err))
 		}
 		return err == nil || err == unix.EAGAIN || invalid != nil // EAGAIN: its queue is full
 	}
-	if err := poll(ctx, try); err != nil {
-		return err
+	if err := pollOnce(ctx, q.Once, try); err != nil {
+		return seen, err
 	}
-	return invalid
+	return seen, invalid
 }

@@ -52,7 +52,7 @@ func (s *Server) Serve(ctx context.Context, stream io.ReadWriteCloser) error {
 	defer s.ops.Wait()
 	defer s.drop()
 
-	s.w.Restart(message(wire.Announce, wire.AnnounceMessage{Instance: s.instance}))
+	s.w.Restart(message(wire.Announce, wire.AnnounceMessage{Instance: s.instance, BootID: s.info().BootID}))
 	dec := wire.NewDecoder(stream)
 	for {
 		f, err := dec.Next()
@@ -169,11 +169,11 @@ func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 	case wire.OpWaitUnit:
 		return do(r, func(q wire.UnitRequest) (any, error) { return s.waitUnit(ctx, q) })
 	case wire.OpWaitFile:
-		return do(r, func(q wire.FileRequest) (any, error) { return nil, waitFile(ctx, q.Path) })
+		return do(r, func(q wire.FileRequest) (any, error) { return waitFile(ctx, q) })
 	case wire.OpWaitPort:
-		return do(r, func(q wire.PortRequest) (any, error) { return nil, waitPort(ctx, q) })
+		return do(r, func(q wire.PortRequest) (any, error) { return waitPort(ctx, q) })
 	case wire.OpWaitSocket:
-		return do(r, func(q wire.SocketRequest) (any, error) { return nil, waitSocket(ctx, q) })
+		return do(r, func(q wire.SocketRequest) (any, error) { return waitSocket(ctx, q) })
 	case wire.OpWaitTTY:
 		return do(r, func(q wire.TTYRequest) (any, error) { return waitTTY(ctx, q) })
 	case wire.OpWaitX:

@@ -235,6 +235,12 @@ func (sh *shell) until(stream *wire.Stream, q wire.UntilRequest, script []byte) 
 	if err != nil {
 		return nil, err
 	}
+	var input []byte
+	if q.Exec.Stdin { // each attempt reads it from the beginning
+		if input, err = io.ReadAll(stream.Reader(wire.Stdin)); err != nil {
+			return nil, err
+		}
+	}
 	ctx, cancel := context.WithTimeout(stream.Context(), q.Deadline)
 	defer cancel()
 	start := time.Now()
@@ -253,13 +259,13 @@ func (sh *shell) until(stream *wire.Stream, q wire.UntilRequest, script []byte) 
 		begun := time.Now()
 		c, err := sh.start(ctx, attempt, script)
 		if err == nil {
-			r.ExecResult, err = sh.wait(stream.Context(), c, attempt, stream.Reader(wire.Stdin), stream)
+			r.ExecResult, err = sh.wait(stream.Context(), c, attempt, bytes.NewReader(input), stream)
 		}
 		r.Duration = time.Since(begun)
 		if err != nil || stream.Context().Err() != nil {
 			return r, err
 		}
-		if r.Met = (r.ExitCode != 0) == q.Fail; r.Met {
+		if r.Met = (r.ExitCode != 0) == q.Fail; r.Met || q.Once {
 			return r, nil
 		}
 		select {

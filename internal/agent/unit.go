@@ -17,11 +17,16 @@ import (
 	"github.com/attest-vm/attest/internal/wire"
 )
 
-// A unitLook is what a manager said at one moment.
+// A unitLook is what a manager said at one moment. What follows jobs is known
+// only of a unit that is not active.
 type unitLook struct {
 	wire.UnitState
-	jobs     int  // of the whole manager
-	starting bool // the system, or the user's session, is still coming up
+	jobs        int  // of the whole manager
+	starting    bool // the system, or the user's session, is still coming up
+	oneshot     bool // a service that is over when its program is, and is never active then
+	hasRun      bool // it was started in this boot, and has ended
+	unmet       bool // the last start was refused by its conditions
+	triggeredBy []string
 }
 
 // A unitWatch looks at one unit.
@@ -71,7 +76,7 @@ func (s *Server) waitUnit(ctx context.Context, q wire.UnitRequest) (wire.UnitSta
 		if err != nil {
 			return seen, err
 		}
-		state, err := followUnit(ctx, w, &seen)
+		state, err := followUnit(ctx, w, &seen, q.Once)
 		w.close()
 		var final *wire.Error
 		if err == nil || ctx.Err() != nil || errors.As(err, &final) {
@@ -85,22 +90,29 @@ func (s *Server) waitUnit(ctx context.Context, q wire.UnitRequest) (wire.UnitSta
 	}
 }
 
-// followUnit looks until there is an answer. An error that is not a *wire.Error
-// means that the watch is broken.
-func followUnit(ctx context.Context, w unitWatch, seen *wire.UnitState) (wire.UnitState, error) {
+// followUnit looks until there is an answer, or once. An error that is not a
+// *wire.Error means that the watch is broken.
+func followUnit(ctx context.Context, w unitWatch, seen *wire.UnitState, once bool) (wire.UnitState, error) {
 	hopeless := false // the last look saw no way for the unit to become active
+	began := false    // it was seen to start
 	for {
 		l, err := w.look(ctx)
 		if err != nil {
 			return *seen, err
 		}
 		*seen = l.UnitState
-		if l.ActiveState == "active" {
+		began = began || l.ActiveState == "activating"
+		// Its manager forgets a unit that has ended well and that nobody refers to.
+		l.hasRun = l.hasRun || began
+		if l.ActiveState == "active" || l.done() {
 			return l.UnitState, nil
 		}
 		l.Reason = l.verdict()
-		if l.Reason != "" && (l.ActiveState == "failed" || hopeless) {
+		if l.Reason != "" && (l.ActiveState == "failed" || hopeless || once) {
 			return l.UnitState, errorf(wire.KindUnit, "%s", l.Reason)
+		}
+		if once {
+			return l.UnitState, errNotYet
 		}
 		pause := unitRecheck
 		if hopeless = l.Reason != ""; hopeless {
@@ -115,6 +127,14 @@ func followUnit(ctx context.Context, w unitWatch, seen *wire.UnitState) (wire.Un
 	}
 }
 
+// done says whether the unit is a oneshot service that has done its work: it goes
+// from activating to inactive without ever being active, and whoever waits for
+// it wants to know that it has succeeded. One that has failed stays "failed"; a
+// transient one that has not is gone.
+func (l unitLook) done() bool {
+	return l.ActiveState == "inactive" && l.hasRun && (l.LoadState == "not-found" || l.oneshot && l.Result == "success")
+}
+
 // verdict says why the unit cannot become active, or nothing if it can.
 func (l unitLook) verdict() string {
 	idle := l.jobs == 0 && !l.starting
@@ -125,10 +145,15 @@ func (l unitLook) verdict() string {
 			reason += fmt.Sprintf(" (result %q)", l.Result)
 		}
 		return reason
+	case l.LoadState != "loaded" && l.LoadState != "" && !l.starting:
+		return fmt.Sprintf("cannot be started: its load state is %q", l.LoadState)
 	case !idle:
 		return ""
-	case l.LoadState != "loaded" && l.LoadState != "":
-		return fmt.Sprintf("cannot be started: its load state is %q", l.LoadState)
+	case l.ActiveState == "inactive" && l.unmet:
+		return "is inactive: a condition for its start is not met (systemctl status names it)"
+	case l.ActiveState == "inactive" && len(l.triggeredBy) > 0:
+		by := strings.Join(l.triggeredBy, ", ")
+		return fmt.Sprintf("is inactive and there are no pending jobs; it is started by %s: wait for that, or do what triggers it first", by)
 	case l.ActiveState == "inactive":
 		return "is inactive and there are no pending jobs"
 	}
@@ -145,6 +170,10 @@ func (s *Server) watchUnit(ctx context.Context, socket, unit string, u *user) (u
 	limited, cancel := context.WithTimeout(ctx, busPatience)
 	defer cancel()
 	if poll(limited, func() bool { w, lastErr = dialManager(limited, socket, unit); return lastErr == nil }) == nil {
+		w.journal = s.hasFinished
+		if u != nil {
+			w.journal = func(context.Context, string) bool { return false }
+		}
 		return w, nil
 	}
 	if ctx.Err() != nil {
@@ -163,6 +192,7 @@ type busWatch struct {
 	object  dbus.BusObject // the unit
 	unit    string
 	path    dbus.ObjectPath
+	journal func(ctx context.Context, unit string) bool // whether a oneshot has run that is forgotten
 }
 
 const (
@@ -268,12 +298,49 @@ func (w *busWatch) look(ctx context.Context) (l unitLook, err error) {
 	}
 	l.jobs = int(jobs)
 	l.starting = state == "initializing" || state == "starting"
-	if l.ActiveState == "failed" {
-		kind := w.unit[strings.LastIndexByte(w.unit, '.')+1:]
-		kind = strings.ToUpper(kind[:1]) + kind[1:]
-		property(ctx, w.object, systemdName+"."+kind+".Result", &l.Result) // not every kind has it
-	}
+	w.explain(ctx, &l)
 	return l, nil
+}
+
+// explain asks for what tells why a unit is not active. Not every kind of unit
+// has all of it.
+func (w *busWatch) explain(ctx context.Context, l *unitLook) {
+	kind := w.unit[strings.LastIndexByte(w.unit, '.')+1:]
+	own := systemdName + "." + strings.ToUpper(kind[:1]) + kind[1:]
+	switch l.ActiveState {
+	case "failed":
+		property(ctx, w.object, own+".Result", &l.Result)
+	case "inactive":
+		var ended, refused uint64
+		conditions := true
+		property(ctx, w.object, unitType+".InactiveEnterTimestampMonotonic", &ended)
+		property(ctx, w.object, unitType+".ConditionTimestampMonotonic", &refused)
+		property(ctx, w.object, unitType+".ConditionResult", &conditions)
+		property(ctx, w.object, unitType+".TriggeredBy", &l.triggeredBy)
+		l.hasRun, l.unmet = ended > 0, refused > 0 && !conditions
+		if kind == "service" {
+			var serviceType string
+			property(ctx, w.object, own+".Type", &serviceType)
+			property(ctx, w.object, own+".Result", &l.Result)
+			l.oneshot = serviceType == "oneshot"
+		}
+		if l.oneshot && !l.hasRun && l.jobs == 0 {
+			l.hasRun = w.journal(ctx, w.unit)
+		}
+	}
+}
+
+// hasFinished says whether the journal knows that a unit of the system was
+// started with success in this boot. systemd itself forgets a unit that is
+// inactive and that nobody refers to.
+func (s *Server) hasFinished(ctx context.Context, unit string) bool {
+	path, err := lookPath("journalctl", nil)
+	if err != nil {
+		return false
+	}
+	out, err := exec.CommandContext(ctx, path, "--boot", "--quiet", "--lines=1", "--output=cat",
+		"_PID=1", "UNIT="+unit, "JOB_TYPE=start", "JOB_RESULT=done").Output()
+	return err == nil && len(out) > 0
 }
 
 func property(ctx context.Context, o dbus.BusObject, name string, value any) error {
@@ -375,23 +442,20 @@ func (w *systemctlWatch) run(ctx context.Context, args ...string) (string, error
 }
 
 func (w *systemctlWatch) look(ctx context.Context) (l unitLook, err error) {
-	out, err := w.run(ctx, "show", w.unit, "--property=ActiveState,SubState,LoadState,Result")
+	out, err := w.run(ctx, "show", w.unit, "--property=ActiveState,SubState,LoadState,Result,Type,InactiveEnterTimestampMonotonic,ConditionResult,ConditionTimestampMonotonic,TriggeredBy")
 	if err != nil {
 		return l, err
 	}
+	p := map[string]string{}
 	for line := range strings.Lines(out) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		switch key {
-		case "ActiveState":
-			l.ActiveState = value
-		case "SubState":
-			l.SubState = value
-		case "LoadState":
-			l.LoadState = value
-		case "Result":
-			l.Result = value
-		}
+		p[key] = value
 	}
+	l.ActiveState, l.SubState, l.LoadState, l.Result = p["ActiveState"], p["SubState"], p["LoadState"], p["Result"]
+	l.oneshot = p["Type"] == "oneshot"
+	l.hasRun = isSet(p["InactiveEnterTimestampMonotonic"])
+	l.unmet = p["ConditionResult"] == "no" && isSet(p["ConditionTimestampMonotonic"])
+	l.triggeredBy = strings.Fields(p["TriggeredBy"])
 	if l.ActiveState == "active" {
 		return l, nil
 	}
@@ -408,6 +472,9 @@ func (w *systemctlWatch) look(ctx context.Context) (l unitLook, err error) {
 	l.starting = state == "initializing" || state == "starting"
 	return l, err
 }
+
+// isSet says whether a time stamp of systemctl show is one.
+func isSet(stamp string) bool { return stamp != "" && stamp != "0" }
 
 func (w *systemctlWatch) changed(ctx context.Context, max time.Duration) (active *wire.UnitState) {
 	select {

@@ -31,9 +31,18 @@ func TestFollowUnit(t *testing.T) {
 	at := func(state string, jobs int, starting bool) unitLook {
 		return unitLook{UnitState: wire.UnitState{ActiveState: state, LoadState: "loaded"}, jobs: jobs, starting: starting}
 	}
-	missing := func(jobs int) unitLook {
-		return unitLook{UnitState: wire.UnitState{ActiveState: "inactive", LoadState: "not-found"}, jobs: jobs}
+	missing := func(jobs int, starting bool) unitLook {
+		return unitLook{UnitState: wire.UnitState{ActiveState: "inactive", LoadState: "not-found"}, jobs: jobs, starting: starting}
 	}
+	oneshot := func(result string, hasRun bool) unitLook {
+		l := at("inactive", 0, false)
+		l.oneshot, l.hasRun, l.Result = true, hasRun, result
+		return l
+	}
+	triggered := at("inactive", 0, false)
+	triggered.triggeredBy = []string{"x.socket"}
+	unmet := at("inactive", 0, false)
+	unmet.unmet = true
 	failed := at("failed", 3, true)
 	failed.Result = "exit-code"
 	for _, tt := range []struct {
@@ -49,15 +58,23 @@ func TestFollowUnit(t *testing.T) {
 		{"inactive while others start", []unitLook{at("inactive", 5, true), at("inactive", 0, true), at("inactive", 0, false), at("active", 0, false)}, "", 4},
 		{"inactive between two jobs", []unitLook{at("inactive", 0, false), at("inactive", 1, false), at("inactive", 0, false), at("active", 0, false)}, "", 4},
 		{"deactivating, then gone", []unitLook{at("deactivating", 0, false), at("inactive", 0, false)}, "is inactive", 3},
-		{"not there", []unitLook{missing(2), missing(0)}, `its load state is "not-found"`, 3},
+		{"not there", []unitLook{missing(2, false)}, `its load state is "not-found"`, 2},
+		{"not there yet", []unitLook{missing(2, true), at("active", 0, false)}, "", 2},
+		{"a oneshot that has done its work", []unitLook{at("activating", 1, false), oneshot("success", true)}, "", 2},
+		{"a oneshot that is forgotten when it has ended", []unitLook{at("activating", 1, false), oneshot("success", false)}, "", 2},
+		{"a transient one that is gone when it has ended", []unitLook{at("activating", 1, false), missing(0, false)}, "", 2},
+		{"a oneshot that was never started", []unitLook{oneshot("success", false)}, "is inactive", 2},
+		{"a oneshot that was killed", []unitLook{oneshot("signal", true)}, "is inactive", 2},
+		{"one that a socket starts", []unitLook{triggered}, "it is started by x.socket", 2},
+		{"one that a condition keeps from starting", []unitLook{unmet}, "a condition for its start is not met", 2},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := &scriptedWatch{looks: tt.looks}
 			var seen wire.UnitState
-			state, err := followUnit(t.Context(), w, &seen)
+			state, err := followUnit(t.Context(), w, &seen, false)
 			var e *wire.Error
 			switch {
-			case tt.err == "" && (err != nil || state.ActiveState != "active"):
+			case tt.err == "" && (err != nil || state.ActiveState != tt.looks[len(tt.looks)-1].ActiveState):
 				t.Errorf("%+v, %v", state, err)
 			case tt.err != "" && (!errors.As(err, &e) || e.Kind != wire.KindUnit || !strings.Contains(err.Error(), tt.err)):
 				t.Errorf("%+v, error %v, want %q", state, err, tt.err)
@@ -66,6 +83,19 @@ func TestFollowUnit(t *testing.T) {
 				t.Errorf("%d looks, want %d", w.n, tt.n)
 			}
 		})
+	}
+}
+
+// With once the first look decides.
+func TestFollowUnitOnce(t *testing.T) {
+	for state, kind := range map[string]string{"active": "", "activating": wire.KindTimeout, "inactive": wire.KindUnit} {
+		w := &scriptedWatch{looks: []unitLook{{UnitState: wire.UnitState{ActiveState: state, LoadState: "loaded"}}}}
+		var seen wire.UnitState
+		_, err := followUnit(t.Context(), w, &seen, true)
+		var e *wire.Error
+		if kind == "" && err != nil || kind != "" && (!errors.As(err, &e) || e.Kind != kind) || w.n != 1 || seen.ActiveState != state {
+			t.Errorf("%s: error %v after %d looks, seen %+v", state, err, w.n, seen)
+		}
 	}
 }
 

@@ -110,6 +110,7 @@ func (g Guest) Serials() []string {
 // docs/architecture.md.
 var kernelArgs = []string{
 	"panic=-1",          // a panic resets at once; the VMM then ends, or starts again
+	"oops=panic",        // what a kernel does after an oops proves nothing
 	"unknown_nmi_panic", // an NMI means that the host wants a panic: nothing else here sends one
 	"net.ifnames=0",     // eth0, eth1, … in the order of the NICs
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -37,7 +38,7 @@ var powerSignals = map[os.Signal]int{
 
 // stay is the init of a guest that has none: it reaps what others leave
 // behind, and ends the machine when it is told to. It returns only if the agent
-// ended, without which nobody can reach the guest.
+// ended and nobody follows it: then the guest cannot be reached any more.
 func stay(agent int) error {
 	signals := make(chan os.Signal, 64)
 	watched := []os.Signal{unix.SIGCHLD}
@@ -55,11 +56,11 @@ func stay(agent int) error {
 		warnf("call this process %s: %v", wire.StayingInit, err)
 	}
 	for {
-		if err := reap(agent); err != nil {
+		if err := reap(&agent); err != nil {
 			return err
 		}
 		if cmd, ok := powerSignals[<-signals]; ok {
-			endMachine(cmd, agent, signals)
+			endMachine(cmd, signals)
 		}
 	}
 }
@@ -71,8 +72,9 @@ func mountCgroups() {
 	}
 }
 
-// reap collects all children that have ended.
-func reap(agent int) error {
+// reap collects all children that have ended. If the agent is one, its keeper is
+// about to become the next.
+func reap(agent *int) error {
 	for {
 		var status unix.WaitStatus
 		pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
@@ -80,21 +82,26 @@ func reap(agent int) error {
 		case errors.Is(err, unix.EINTR):
 		case err != nil || pid == 0: // no children, or none that has ended
 			return nil
-		case pid == agent:
-			return fmt.Errorf("the agent ended (%s), so nobody can reach this guest any more", describeStatus(status))
+		case pid == *agent:
+			left, _ := processes()
+			if len(left) == 0 {
+				return fmt.Errorf("the agent ended (%s), so nobody can reach this guest any more", describeStatus(status))
+			}
+			*agent = left[0]
 		}
 	}
 }
 
 // endMachine ends all processes but the agent, through which the host listens
 // to the end, writes what is in memory to the disks and gives the machine back.
-func endMachine(cmd, agent int, signals <-chan os.Signal) {
+func endMachine(cmd int, signals <-chan os.Signal) {
+	os.WriteFile("/proc/1/comm", []byte(wire.EndingInit), 0) // the agent looks at it
 	for _, s := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
-		for _, pid := range others(agent) {
+		for _, pid := range others() {
 			unix.Kill(pid, s)
 			unix.Kill(pid, unix.SIGCONT) // a stopped process does not hear SIGTERM
 		}
-		waitOthers(agent, signals, termGrace)
+		waitOthers(signals, termGrace)
 	}
 	drain(console)
 	unix.Sync()
@@ -102,29 +109,39 @@ func endMachine(cmd, agent int, signals <-chan os.Signal) {
 	os.Exit(1) // see powerOff
 }
 
-// others are the processes besides this one and the agent. Kernel threads and
-// zombies have no executable.
-func others(agent int) []int {
-	var pids []int
+// processes are those besides this one: the agent and its keeper, whose name
+// begins with "@", and the others. Kernel threads and zombies have no executable.
+func processes() (agents, others []int) {
 	entries, _ := os.ReadDir("/proc")
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() || pid == agent {
+		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		if _, err := os.Readlink("/proc/" + e.Name() + "/exe"); err == nil {
-			pids = append(pids, pid)
+		if _, err := os.Readlink("/proc/" + e.Name() + "/exe"); err != nil {
+			continue
+		}
+		line, err := os.ReadFile("/proc/" + e.Name() + "/cmdline")
+		if err == nil && strings.HasPrefix(string(line), "@") {
+			agents = append(agents, pid)
+		} else {
+			others = append(others, pid)
 		}
 	}
-	return pids
+	return agents, others
+}
+
+func others() []int {
+	_, others := processes()
+	return others
 }
 
 // waitOthers waits until there are no other processes, or for the time given.
 // It looks again from time to time, because it is the agent that hears of the end
 // of its own children.
-func waitOthers(agent int, signals <-chan os.Signal, limit time.Duration) {
+func waitOthers(signals <-chan os.Signal, limit time.Duration) {
 	timeout := time.After(limit)
-	for len(others(agent)) > 0 {
+	for len(others()) > 0 {
 		select {
 		case <-signals:
 		case <-time.After(20 * time.Millisecond):

@@ -301,7 +301,7 @@ func (l *link) handle(f wire.Frame) error {
 			l.sendHello()
 			return nil
 		}
-		l.end(&RestartedError{Machine: l.c.name})
+		l.end(l.restarted(f))
 		l.hello()
 		return nil
 	case wire.Welcome:
@@ -317,6 +317,16 @@ func (l *link) handle(f wire.Frame) error {
 		return nil
 	}
 	return l.s.mux.Handle(f)
+}
+
+// restarted is what became of the agent of this session when another announces
+// itself.
+func (l *link) restarted(f wire.Frame) error {
+	var m wire.AnnounceMessage
+	if json.Unmarshal(f.Payload, &m) == nil && m.BootID != "" && m.BootID == l.s.info.BootID {
+		return &AgentError{Machine: l.c.name}
+	}
+	return &RestartedError{Machine: l.c.name}
 }
 
 func (l *link) welcome(f wire.Frame) error {

@@ -214,6 +214,7 @@ func (s *sink) restart() {
 // UntilOptions say when RunUntil is satisfied.
 type UntilOptions struct {
 	Fail     bool          // wait for a failure; otherwise for success
+	Once     bool          // one attempt
 	Timeout  time.Duration // 0: until ctx ends
 	MinPause time.Duration // between the first attempts; doubles. 0: 10 ms
 	MaxPause time.Duration // 0: 250 ms
@@ -227,17 +228,18 @@ type UntilResult struct {
 }
 
 // RunUntil repeats a command, inside of the guest, until it ends as wanted or
-// the time is up. The attempt that is under way then is ended. Stdin is not
-// available. When ctx ends first the result is that of the last attempt, too.
+// the time is up. The attempt that is under way then is ended. Each attempt
+// reads all of Stdin. When ctx ends first the result is that of the last
+// attempt, too.
 func (c *Client) RunUntil(ctx context.Context, cmd Command, opt UntilOptions) (UntilResult, error) {
 	exec, err := c.execRequest(cmd)
 	if err != nil {
 		return UntilResult{}, err
 	}
-	if cmd.Stdin != nil || cmd.Detach {
-		return UntilResult{}, fmt.Errorf("%s: a repeated command has no standard input and is not detached", c.name)
+	if cmd.Detach {
+		return UntilResult{}, fmt.Errorf("%s: a repeated command is not detached", c.name)
 	}
-	request := wire.UntilRequest{Exec: exec, Fail: opt.Fail, Deadline: opt.Timeout, MinPause: opt.MinPause, MaxPause: opt.MaxPause}
+	request := wire.UntilRequest{Exec: exec, Fail: opt.Fail, Once: opt.Once, Deadline: opt.Timeout, MinPause: opt.MinPause, MaxPause: opt.MaxPause}
 	if request.Deadline <= 0 {
 		request.Deadline = 365 * 24 * time.Hour // ctx decides
 	}
@@ -247,6 +249,11 @@ func (c *Client) RunUntil(ctx context.Context, cmd Command, opt UntilOptions) (U
 	if request.MaxPause <= 0 {
 		request.MaxPause = 250 * time.Millisecond
 	}
+	if opt.Timeout > 0 {
+		var stop func()
+		ctx, stop = grace(ctx)
+		defer stop()
+	}
 	var r wire.UntilResult
 	p, err := c.start(ctx, wire.OpUntil, cmd, &request.Exec, &request, &r, &r.ExecResult)
 	if err != nil {
@@ -254,6 +261,21 @@ func (c *Client) RunUntil(ctx context.Context, cmd Command, opt UntilOptions) (U
 	}
 	result, err := p.Wait()
 	return UntilResult{Result: result, Tries: r.Tries, Met: r.Met}, err
+}
+
+// grace is a context that lasts a little longer than the deadline of ctx, for an
+// operation whose deadline the guest keeps itself: what it says then is complete.
+func grace(ctx context.Context) (context.Context, func()) {
+	longer, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	end := func() { cancel(context.Cause(ctx)) }
+	stop := context.AfterFunc(ctx, func() {
+		if ctx.Err() == context.DeadlineExceeded {
+			time.AfterFunc(lastWords, end)
+		} else {
+			end()
+		}
+	})
+	return longer, func() { stop(); cancel(nil) }
 }
 
 // Warm returns when a warm shell waits for the next command, or when the guest

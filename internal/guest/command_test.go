@@ -278,7 +278,7 @@ func TestDetach(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.WaitFile(testContext(t), filepath.Join(dir, "done")); err != nil {
+	if _, err := m.WaitFile(testContext(t), filepath.Join(dir, "done"), false); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -295,7 +295,7 @@ func TestBackgroundHoldsStderr(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.WaitFile(testContext(t), filepath.Join(dir, "survived")); err != nil {
+	if _, err := m.WaitFile(testContext(t), filepath.Join(dir, "survived"), false); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -38,6 +38,14 @@ func (e *RestartedError) Error() string {
 	return e.Machine + ": the guest restarted"
 }
 
+// AgentError is an agent that was killed while an operation was under way. The
+// guest goes on, and so does the next operation, with another agent.
+type AgentError struct{ Machine string }
+
+func (e *AgentError) Error() string {
+	return e.Machine + ": attest's agent in the guest was killed; another one has taken over, but what this operation did is lost"
+}
+
 // DisconnectedError is a channel that was closed while an operation was under way.
 type DisconnectedError struct {
 	Machine string

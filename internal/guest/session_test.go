@@ -168,6 +168,21 @@ func TestRebootInASession(t *testing.T) {
 	}
 }
 
+// An agent that was killed says by its boot id that the guest goes on.
+func TestAgentKilled(t *testing.T) {
+	a, c := newScripted(t, guest.Options{})
+	var hello wire.HelloMessage
+	if err := json.Unmarshal(a.expect(wire.Hello).Payload, &hello); err != nil {
+		t.Fatal(err)
+	}
+	p, _ := json.Marshal(wire.WelcomeMessage{Session: hello.Session, Info: wire.Info{Version: wire.Version, Instance: "i", BootID: "b"}})
+	a.w.Restart(wire.Frame{Type: wire.Welcome, Payload: p})
+	done := run(t, c)
+	a.expect(wire.Open)
+	a.w.Restart(wire.Frame{Type: wire.Announce, Payload: []byte(`{"instance":"new","boot_id":"b"}`)})
+	wantError[*guest.AgentError](t, done, "another one has taken over")
+}
+
 func TestUnresponsive(t *testing.T) {
 	a, c := newScripted(t, guest.Options{PingAfter: 20 * time.Millisecond, PingTimeout: 100 * time.Millisecond})
 	a.welcome()

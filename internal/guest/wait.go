@@ -10,12 +10,16 @@ import (
 	"github.com/attest-vm/attest/internal/wire"
 )
 
+// ErrNotYet is returned by a wait for one look that did not see what it waits for.
+var ErrNotYet = errors.New("not yet")
+
 // WaitUnit waits until a systemd unit is active. It returns a *UnitError as
 // soon as that cannot happen any more: the unit failed, cannot be loaded, or
 // is inactive with no job pending. user, if not empty, is whose manager it is.
-func (c *Client) WaitUnit(ctx context.Context, unit, user string) (wire.UnitState, error) {
+// With once it looks once, and returns ErrNotYet if that is not enough.
+func (c *Client) WaitUnit(ctx context.Context, unit, user string, once bool) (wire.UnitState, error) {
 	var state wire.UnitState
-	err := c.call(ctx, wire.OpWaitUnit, wire.UnitRequest{Unit: unit, User: user}, &state)
+	err := c.call(ctx, wire.OpWaitUnit, wire.UnitRequest{Unit: unit, User: user, Once: once}, &state)
 	var op *OpError
 	var wait *WaitError
 	switch {
@@ -25,36 +29,45 @@ func (c *Client) WaitUnit(ctx context.Context, unit, user string) (wire.UnitStat
 		wait.Operation = "wait for unit " + unit
 		wait.LastSeen = describe(state)
 	}
-	return state, err
+	return state, notYet(err)
 }
 
-// WaitFile waits until path exists in the guest.
-func (c *Client) WaitFile(ctx context.Context, path string) error {
-	return c.waitFor(ctx, "wait for file "+path, wire.OpWaitFile, wire.FileRequest{Path: path})
+// WaitFile waits until path exists in the guest; once is as with WaitUnit.
+func (c *Client) WaitFile(ctx context.Context, path string, once bool) (wire.Observation, error) {
+	return c.waitFor(ctx, "wait for file "+path, wire.OpWaitFile, wire.FileRequest{Path: path, Once: once})
 }
 
 // WaitPort waits until a TCP port accepts connections (open), or refuses them.
 // host is resolved in the guest.
-func (c *Client) WaitPort(ctx context.Context, host string, port int, open bool) error {
+func (c *Client) WaitPort(ctx context.Context, host string, port int, open, once bool) (wire.Observation, error) {
 	what := "wait for open port "
 	if !open {
 		what = "wait for closed port "
 	}
 	what += net.JoinHostPort(host, strconv.Itoa(port))
-	return c.waitFor(ctx, what, wire.OpWaitPort, wire.PortRequest{Host: host, Port: port, Closed: !open})
+	return c.waitFor(ctx, what, wire.OpWaitPort, wire.PortRequest{Host: host, Port: port, Closed: !open, Once: once})
 }
 
 // WaitUnixSocket waits until a unix socket in the guest accepts connections, or
 // datagrams.
-func (c *Client) WaitUnixSocket(ctx context.Context, path string, datagram bool) error {
-	return c.waitFor(ctx, "wait for socket "+path, wire.OpWaitSocket, wire.SocketRequest{Path: path, Datagram: datagram})
+func (c *Client) WaitUnixSocket(ctx context.Context, path string, datagram, once bool) (wire.Observation, error) {
+	return c.waitFor(ctx, "wait for socket "+path, wire.OpWaitSocket, wire.SocketRequest{Path: path, Datagram: datagram, Once: once})
 }
 
-func (c *Client) waitFor(ctx context.Context, what, op string, request any) error {
-	err := c.call(ctx, op, request, nil)
+// waitFor returns what the guest saw last, also when the time is over.
+func (c *Client) waitFor(ctx context.Context, what, op string, request any) (seen wire.Observation, err error) {
+	err = c.call(ctx, op, request, &seen)
 	var wait *WaitError
 	if errors.As(err, &wait) {
-		wait.Operation = what
+		wait.Operation, wait.LastSeen = what, seen.Seen
+	}
+	return seen, notYet(err)
+}
+
+func notYet(err error) error {
+	var op *OpError
+	if errors.As(err, &op) && op.Kind == wire.KindTimeout {
+		return ErrNotYet
 	}
 	return err
 }

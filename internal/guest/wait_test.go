@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,15 +53,19 @@ func TestWaitFile(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
-			during(t, func(ctx context.Context) error { return m.WaitFile(ctx, dir+"/a/b/c") }, func() {
+			during(t, func(ctx context.Context) error { _, err := m.WaitFile(ctx, dir+"/a/b/c", false); return err }, func() {
 				if err := tt.happen(dir); err != nil {
 					t.Error(err)
 				}
 			})
 		})
 	}
-	if err := m.WaitFile(testContext(t), "/"); err != nil {
+	if _, err := m.WaitFile(testContext(t), "/", false); err != nil {
 		t.Error(err)
+	}
+	seen, err := m.WaitFile(testContext(t), "/no/such/file", true)
+	if !errors.Is(err, guest.ErrNotYet) || seen.Seen != "stat /no/such/file: no such file or directory; of the directories above, / is there" {
+		t.Errorf("one look: %+v, %v", seen, err)
 	}
 }
 
@@ -72,11 +77,16 @@ func TestWaitPort(t *testing.T) {
 			t.Fatal(err)
 		}
 		port := l.Addr().(*net.TCPAddr).Port
-		if err := m.WaitPort(testContext(t), host, port, true); err != nil {
+		open := func(ctx context.Context) error { _, err := m.WaitPort(ctx, host, port, true, false); return err }
+		closed := func(ctx context.Context) error {
+			_, err := m.WaitPort(ctx, host, port, false, false)
+			return err
+		}
+		if err := open(testContext(t)); err != nil {
 			t.Fatal(err)
 		}
-		during(t, func(ctx context.Context) error { return m.WaitPort(ctx, host, port, false) }, func() { l.Close() })
-		during(t, func(ctx context.Context) error { return m.WaitPort(ctx, host, port, true) }, func() {
+		during(t, closed, func() { l.Close() })
+		during(t, open, func() {
 			if l, err = net.Listen("tcp4", l.Addr().String()); err != nil {
 				t.Error(err)
 			}
@@ -85,10 +95,14 @@ func TestWaitPort(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
-	err := m.WaitPort(ctx, "name.invalid", 80, true)
+	seen, err := m.WaitPort(ctx, "127.0.0.1", 1, true, false)
 	var wait *guest.WaitError
-	if !errors.As(err, &wait) || wait.Operation != "wait for open port name.invalid:80" {
-		t.Errorf("error %v", err)
+	if !errors.As(err, &wait) || wait.Operation != "wait for open port 127.0.0.1:1" || !strings.Contains(seen.Seen, "connection refused") || seen.Tries == 0 {
+		t.Errorf("seen %+v, error %v", seen, err)
+	}
+	seen, err = m.WaitPort(testContext(t), "127.0.0.1", 1, true, true)
+	if !errors.Is(err, guest.ErrNotYet) || seen.Tries != 1 {
+		t.Errorf("one look: %+v, %v", seen, err)
 	}
 }
 
@@ -97,7 +111,10 @@ func TestWaitUnixSocket(t *testing.T) {
 	for _, network := range []string{"unix", "unixgram"} {
 		path := filepath.Join(t.TempDir(), "s")
 		var keep interface{ Close() error }
-		during(t, func(ctx context.Context) error { return m.WaitUnixSocket(ctx, path, network == "unixgram") }, func() {
+		during(t, func(ctx context.Context) error {
+			_, err := m.WaitUnixSocket(ctx, path, network == "unixgram", false)
+			return err
+		}, func() {
 			var err error
 			if network == "unix" {
 				keep, err = net.Listen(network, path)
@@ -109,5 +126,9 @@ func TestWaitUnixSocket(t *testing.T) {
 			}
 		})
 		keep.Close()
+		seen, err := m.WaitUnixSocket(testContext(t), path, network == "unixgram", true)
+		if !errors.Is(err, guest.ErrNotYet) || seen.Tries != 1 || !strings.Contains(seen.Seen, path) {
+			t.Errorf("one look: %+v, %v", seen, err)
+		}
 	}
 }

@@ -19,6 +19,7 @@ const (
 	Network           // a method of the lab's network
 	Fault             // a method of something that is wrong with it
 	Capture           // a method of a capture of its frames
+	Job               // a method of what spawn returns
 )
 
 // kinds are the kinds of objects, in the order of the reference.
@@ -31,6 +32,7 @@ var kinds = []struct {
 	Network: {name: "network", global: "network"},
 	Fault:   {name: "fault"},
 	Capture: {name: "capture"},
+	Job:     {name: "job"},
 }
 
 // Kinds are all kinds of objects that have operations.
@@ -82,10 +84,9 @@ func (t Type) On() (On, bool) {
 	return 0, false
 }
 
-// A Func is a function of the test file. An operation calls it before it
-// returns, once at a time; it runs as part of the test that called the
-// operation, and the operations that it calls end with ctx. Arguments and
-// results are values as Bind takes them.
+// A Func is a function of the test file. An operation calls it, from whatever
+// goroutine, before it returns itself. The operations that the function calls
+// end with ctx. Arguments and results are values as Bind takes them.
 type Func func(ctx context.Context, args ...any) (any, error)
 
 // A MachineName is a machine as front ends know it: the guest of that name in

@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -97,17 +98,21 @@ func fits(p Param) bool {
 func TestSignatures(t *testing.T) {
 	for _, want := range []string{
 		"start(allow_reboot=False)",
-		"execute(command, check_return=True, check_output=True, timeout=900)",
-		"succeed(*commands, timeout=None)",
-		"fail(*commands, timeout=None)",
-		"wait_until_succeeds(command, timeout=900)",
-		"wait_until_fails(command, timeout=900)",
+		"execute(command, check_return=True, check_output=True, timeout=900, *, stdin=None, user=None, env=None, cwd=None)",
+		"succeed(*commands, timeout=None, stdin=None, user=None, env=None, cwd=None)",
+		"fail(*commands, timeout=None, stdin=None, user=None, env=None, cwd=None)",
+		"wait_until_succeeds(command, timeout=900, *, stdin=None, user=None, env=None, cwd=None)",
+		"wait_until_fails(command, timeout=900, *, stdin=None, user=None, env=None, cwd=None)",
 		"wait_for_unit(unit, user=None, timeout=900)",
 		`wait_for_open_port(port, addr="localhost", timeout=900)`,
 		`wait_for_closed_port(port, addr="localhost", timeout=900)`,
 		"wait_for_file(filename, timeout=900)",
 		"wait_for_console_text(regex, timeout=None)",
 		"systemctl(q, user=None)",
+		"get_unit_info(unit, user=None)", "get_unit_property(unit, property, user=None)",
+		`require_unit_state(unit, require_state="active")`,
+		"start_job(jobname, user=None)", "stop_job(jobname, user=None)",
+		"wait_for_open_unix_socket(addr, is_datagram=False, timeout=900)",
 		"copy_from_host(source, target)",
 		`copy_from_machine(source, target_dir="")`,
 		"shutdown()", "wait_for_shutdown(timeout=None)", "crash()", "reboot()",
@@ -163,7 +168,7 @@ func TestBind(t *testing.T) {
 
 func TestBindErrors(t *testing.T) {
 	const unit = "wait_for_unit(unit, user=None, timeout=900): "
-	const succeed = "succeed(*commands, timeout=None): "
+	const succeed = "succeed(*commands, timeout=None, stdin=None, user=None, env=None, cwd=None): "
 	const port = `wait_for_open_port(port, addr="localhost", timeout=900): `
 	tests := []struct {
 		operation  string
@@ -289,6 +294,19 @@ func TestParseDuration(t *testing.T) {
 	}
 }
 
+func TestSignalNames(t *testing.T) {
+	for name, want := range map[string]syscall.Signal{"SIGTERM": 15, "KILL": 9, "int": 2, "sigusr1": 10, "15": 15} {
+		if got, err := signal(name); err != nil || got != want {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+	for _, name := range []string{"", "SIG", "99", "-9", "STOPP"} {
+		if got, err := signal(name); attest.StatusOf(err) != attest.Invalid {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+}
+
 func TestDidYouMean(t *testing.T) {
 	for _, tt := range []struct{ name, want string }{
 		{"suceed", "succeed"}, {"succede", "succeed"}, {"Execute", "execute"}, {"wait_for_unti", "wait_for_unit"},
@@ -320,9 +338,15 @@ func TestEveryOperationIsTried(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range append(Names(Machine), Names(Lab)...) {
-		if !strings.Contains(string(text), name+"(") {
-			t.Errorf("testdata/every_operation.star does not call %s", name)
+	for _, on := range []On{Machine, Lab, Job} { // those of networks need several machines
+		for _, name := range Names(on) {
+			call := name + "("
+			if Find(on, name).Property {
+				call = "." + name
+			}
+			if !strings.Contains(string(text), call) {
+				t.Errorf("testdata/every_operation.star does not use %s", call)
+			}
 		}
 	}
 }

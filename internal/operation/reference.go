@@ -20,14 +20,12 @@ operation can fail, its failure ends the test.
 
 `)
 	subject := ""
-	for _, on := range Kinds() {
-		for _, o := range All(on) {
-			if o.Subject != subject {
-				subject = o.Subject
-				fmt.Fprintf(&b, "## %s\n\n", subject)
-			}
-			o.write(&b)
+	for _, o := range table {
+		if o.Subject != subject {
+			subject = o.Subject
+			fmt.Fprintf(&b, "## %s\n\n", subject)
 		}
+		o.write(&b)
 	}
 	return strings.TrimRight(b.String(), "\n") + "\n"
 }

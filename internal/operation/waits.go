@@ -1,31 +1,27 @@
 package operation
 
-import "context"
+import (
+	"context"
+	"slices"
+
+	"github.com/attest-vm/attest"
+)
 
 var waitsTable = []*Operation{
 	{
 		Name: "wait_until_succeeds", Subject: "Waits", Result: String,
-		Params: []Param{commandParam, limitParam},
+		Params: slices.Concat([]Param{commandParam, limitParam}, commandParams),
 		Doc:    "Runs a command again and again until it succeeds, and returns its standard output.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return t.machine.WaitUntilSucceeds(ctx, a.String("command"), a.limit()...)
+			return t.machine.WaitUntilSucceeds(ctx, a.String("command"), a.command()...)
 		},
 	},
 	{
 		Name: "wait_until_fails", Subject: "Waits", Result: String,
-		Params: []Param{commandParam, limitParam},
+		Params: slices.Concat([]Param{commandParam, limitParam}, commandParams),
 		Doc:    "Runs a command again and again until it fails, and returns its standard output.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return t.machine.WaitUntilFails(ctx, a.String("command"), a.limit()...)
-		},
-	},
-	{
-		Name: "wait_for_unit", Subject: "Waits", Result: None,
-		Params: []Param{{Name: "unit", Type: String, Doc: "a systemd unit, such as `nginx.service`"}, userParam, limitParam},
-		Doc: "Waits until a systemd unit is active.\n\n" +
-			"It fails at once when that cannot happen any more: the unit has failed, does not exist, or is inactive with no job pending.",
-		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.WaitForUnit(ctx, a.String("unit"), append(a.user(), a.limit()...)...)
+			return t.machine.WaitUntilFails(ctx, a.String("command"), a.command()...)
 		},
 	},
 	{
@@ -42,6 +38,22 @@ var waitsTable = []*Operation{
 		Doc:    "Waits until nothing accepts TCP connections at a port.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.WaitForClosedPort(ctx, a.Int("port"), append(a.address(), a.limit()...)...)
+		},
+	},
+	{
+		Name: "wait_for_open_unix_socket", Subject: "Waits", Result: None,
+		Params: []Param{
+			{Name: "addr", Type: String, Doc: "the path of the socket in the guest"},
+			{Name: "is_datagram", Type: Bool, Default: false, Doc: "it is a datagram socket"},
+			limitParam,
+		},
+		Doc: "Waits until something accepts connections, or datagrams, at a unix socket.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			opts := a.limit()
+			if a.Bool("is_datagram") {
+				opts = append(opts, attest.Datagram())
+			}
+			return nil, t.machine.WaitForOpenUnixSocket(ctx, a.String("addr"), opts...)
 		},
 	},
 	{

@@ -12,6 +12,9 @@ const Version = 1
 // process 1, because the guest has none. The agent knows it by that.
 const StayingInit = "attest-init"
 
+// EndingInit is its name while it ends all processes and then the machine.
+const EndingInit = "attest-ending"
+
 // The names of the operations, with their request and result types.
 const (
 	OpExec       = "exec"        // ExecRequest, ExecResult
@@ -19,9 +22,9 @@ const (
 	OpTerminal   = "terminal"    // TerminalRequest, ExecResult: a login shell for a person
 	OpWarm       = "warm"        // nothing, nothing: have a shell ready
 	OpWaitUnit   = "wait-unit"   // UnitRequest, UnitState
-	OpWaitFile   = "wait-file"   // FileRequest, nothing
-	OpWaitPort   = "wait-port"   // PortRequest, nothing
-	OpWaitSocket = "wait-socket" // SocketRequest, nothing
+	OpWaitFile   = "wait-file"   // FileRequest, Observation
+	OpWaitPort   = "wait-port"   // PortRequest, Observation
+	OpWaitSocket = "wait-socket" // SocketRequest, Observation
 	OpWaitTTY    = "wait-tty"    // TTYRequest, TTYState
 	OpWaitX      = "wait-x"      // WindowRequest, WindowState
 	OpPutTar     = "put-tar"     // CopyRequest and a tar stream on Stdin, CopyResult
@@ -49,6 +52,7 @@ type WelcomeMessage struct {
 // AnnounceMessage says that an agent has started.
 type AnnounceMessage struct {
 	Instance string `json:"instance"`
+	BootID   string `json:"boot_id"` // that of an agent before says whether the guest was restarted or only the agent
 }
 
 // Info is who answers.
@@ -81,10 +85,11 @@ const (
 	KindInvalid  = "invalid"  // the request makes no sense
 	KindNotFound = "notfound" // no such file, user or program
 	KindFailed   = "failed"   // it did not work
-	KindTimeout  = "timeout"  // the request's deadline passed
+	KindTimeout  = "timeout"  // a wait for one look has seen nothing
 	KindCanceled = "canceled"
 	KindUnit     = "unit" // the unit cannot become active; the reply has its state too
 	KindLost     = "lost" // the command ran, and its exit status is unknown
+	KindDown     = "down" // the guest is shutting down and has ended the command
 )
 
 // ExecRequest runs a command. Exactly one of a script (the body of Open, or
@@ -130,6 +135,7 @@ type TerminalSize struct {
 type UntilRequest struct {
 	Exec     ExecRequest   `json:"exec"`
 	Fail     bool          `json:"fail,omitempty"` // until it fails
+	Once     bool          `json:"once,omitempty"` // one attempt
 	Deadline time.Duration `json:"deadline"`       // from now, ns
 	MinPause time.Duration `json:"min_pause"`      // after the first attempt; doubles
 	MaxPause time.Duration `json:"max_pause"`
@@ -146,6 +152,7 @@ type UntilResult struct {
 type UnitRequest struct {
 	Unit string `json:"unit"`
 	User string `json:"user,omitempty"` // of this user's manager
+	Once bool   `json:"once,omitempty"` // one look
 }
 
 // UnitState is the state of a unit as systemd names it.
@@ -157,9 +164,16 @@ type UnitState struct {
 	Reason      string `json:"reason,omitempty"` // why it cannot become active
 }
 
+// Observation is what a wait has seen last; it comes with an error, too.
+type Observation struct {
+	Seen  string `json:"seen,omitempty"`
+	Tries int    `json:"tries,omitempty"` // looks; 0 where nothing is tried
+}
+
 // FileRequest waits until a path exists.
 type FileRequest struct {
 	Path string `json:"path"`
+	Once bool   `json:"once,omitempty"`
 }
 
 // PortRequest waits until a TCP port accepts connections, or none any more.
@@ -167,12 +181,14 @@ type PortRequest struct {
 	Host   string `json:"host"`
 	Port   int    `json:"port"`
 	Closed bool   `json:"closed,omitempty"`
+	Once   bool   `json:"once,omitempty"`
 }
 
 // SocketRequest waits until a unix socket accepts connections.
 type SocketRequest struct {
 	Path     string `json:"path"`
 	Datagram bool   `json:"datagram,omitempty"`
+	Once     bool   `json:"once,omitempty"`
 }
 
 // TTYRequest waits until a virtual terminal shows something.

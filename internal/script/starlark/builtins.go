@@ -29,7 +29,7 @@ func (l *loader) predeclared() sl.StringDict {
 	for name, fn := range map[string]func(*sl.Thread, *sl.Builtin, sl.Tuple, []sl.Tuple) (sl.Value, error){
 		"machine": l.declare, "debian": debian, "rootfs": rootfs, "disk": disk,
 		"assert_eq": assertEq, "assert_contains": assertContains, "assert_matches": assertMatches, "fail": fail,
-		"subtest": subtest, "retry": retry, "wait_all": waitAll, "log": log,
+		"subtest": subtest, "retry": retry, "polling_condition": pollingCondition, "wait_all": waitAll, "log": log,
 		"struct": starlarkstruct.Make,
 	} {
 		env[name] = sl.NewBuiltin(name, fn)

@@ -26,18 +26,22 @@
 //
 // Predeclared are the operations of a lab (start_all, …), and
 //
-//	machine(name=, image=, backend=, memory=, cpus=, networks=[1], type=, cmdline=, display=, allow_reboot=)
+//	machine(name=, image=, backend=, memory=, cpus=, networks=[1], type=, cmdline=, display=, allow_reboot=, boot_timeout=)
 //	machines              the list of all of them, in the order of their declaration
 //	debian(suite=, packages=, files=, run=, kernel=)  rootfs(path, kernel=, modules=)  disk(path)
 //	assert_eq(got, want)  assert_contains(text, part)  assert_matches(text, regexp)  fail(text)
 //	subtest(name, fn)     runs fn as a named part of the test
 //	retry(fn, timeout=900, interval=0.25)
 //	                      calls fn until it neither fails nor returns False; returns its result
+//	polling_condition(fn, interval=2, description=)
+//	                      a claim: cond.during(fn) runs fn while the claim must hold,
+//	                      cond.wait(timeout=900) waits until it does
 //	wait_all(list, fn)    calls fn with every element, all at once; returns the results in order
 //	log(text)  print(...) to the log of the run; to standard output
 //
 // and the modules json, math, time and struct. Methods of a machine are the
-// operations of the table in package operation. Durations are numbers of
+// operations of the table in package operation; what some of them return, such as
+// the job of spawn, has operations of its own. Durations are numbers of
 // seconds or strings such as "200ms". Paths of the host are relative to the
 // file in which they are written.
 //
@@ -55,7 +59,8 @@
 // wait_all runs each call in a Starlark thread of its own, but only one of them
 // runs Starlark code at any time: they take turns when they wait for a machine.
 // So they can share variables as sequential code does. When one call fails the
-// others are ended.
+// others are ended. The same holds for the function of a polling_condition and
+// for functions that are given to an operation, such as during=.
 //
 // # Errors
 //

@@ -3,6 +3,7 @@ package starlark
 import (
 	"fmt"
 	"sort"
+	"time"
 
 	sl "go.starlark.net/starlark"
 	"go.starlark.net/syntax"
@@ -79,13 +80,15 @@ func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl
 	m := &machine{declared: th.position(t)}
 	var source sl.Value
 	var networks *sl.List
+	var bootTimeout durationArg
 	c := &m.config
 	err := unpack(b, nil, kwargs,
 		"name?", &c.Name, "image?", &source, "backend?", &c.Backend, "memory?", &c.Memory, "cpus?", &c.CPUs,
-		"networks?", &networks, "type?", &c.Type, "cmdline?", &c.Cmdline, "display?", &c.Display, "allow_reboot?", &c.AllowReboot)
+		"networks?", &networks, "type?", &c.Type, "cmdline?", &c.Cmdline, "display?", &c.Display, "allow_reboot?", &c.AllowReboot, "boot_timeout?", &bootTimeout)
 	if err != nil {
 		return nil, err
 	}
+	c.BootTimeout = time.Duration(bootTimeout)
 	switch source := source.(type) {
 	case nil, sl.NoneType:
 		return nil, usagef("machine: it has no image; give it one, such as image = debian()")

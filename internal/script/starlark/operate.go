@@ -88,7 +88,7 @@ func operate(owner string, on any, o *operation.Operation) *sl.Builtin {
 		var v any
 		ctx := event.WithPosition(th.ctx, th.position(t))
 		th.unlocked(func() { v, err = th.lab.Invoke(ctx, on, o, bound) })
-		var inner *sl.EvalError
+		var inner *Error
 		switch {
 		case errors.As(err, &inner):
 			return nil, err // of a callback, with its place
@@ -100,20 +100,19 @@ func operate(owner string, on any, o *operation.Operation) *sl.Builtin {
 	})
 }
 
-// callback is a function that an operation calls while t waits for that
-// operation. It continues t, so that its place in the file is known.
+// callback is a function that an operation which t calls may call, as often as
+// it likes and from any goroutine while it runs itself. Each call is a thread of
+// its own whose operations end with the context that it is given.
 func (th *thread) callback(t *sl.Thread, fn sl.Callable) operation.Func {
+	at := th.child(t, th.ctx)
 	return func(ctx context.Context, args ...any) (any, error) {
-		th.interpreter.Lock()
-		defer th.interpreter.Unlock()
-		outer := th.ctx
-		th.ctx = ctx
-		defer func() { th.ctx = outer }()
-		tuple := make(sl.Tuple, len(args))
+		c := *at
+		c.ctx = ctx
+		values := make([]sl.Value, len(args))
 		for i, a := range args {
-			tuple[i] = th.value(a)
+			values[i] = c.value(a)
 		}
-		v, err := sl.Call(t, fn, tuple, nil)
+		v, err := c.call(fn, values...)
 		if err != nil {
 			return nil, err
 		}

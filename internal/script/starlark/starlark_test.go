@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	sl "go.starlark.net/starlark"
 	"go.uber.org/goleak"
 
 	"github.com/attest-vm/attest"
@@ -124,13 +125,13 @@ func TestMachineArguments(t *testing.T) {
 	f := load(t, `
 web = machine(image = debian(suite = "trixie", packages = ["nginx"], run = ["true"],
     files = {"/etc/a": "text", "/etc/b": {"content": "b", "mode": 0o600}, "/etc/c": struct(source = "x.star", mode = "0755")}),
-    backend = "auto", memory = 512, cpus = 2, networks = [1, 2], type = "microvm", cmdline = "quiet", allow_reboot = True)
+    backend = "auto", memory = 512, cpus = 2, networks = [1, 2], type = "microvm", cmdline = "quiet", allow_reboot = True, boot_timeout = "90s")
 alone = machine(name = "al-one", image = debian(), networks = [])
 def main(): pass
 `)
 	web := f.Machines()[0]
 	d := web.Image.(attest.Debian)
-	if web.Memory != 512 || web.CPUs != 2 || len(web.Networks) != 2 || web.Type != "microvm" || web.Cmdline != "quiet" || !web.AllowReboot {
+	if web.Memory != 512 || web.CPUs != 2 || len(web.Networks) != 2 || web.Type != "microvm" || web.Cmdline != "quiet" || !web.AllowReboot || web.BootTimeout != 90*time.Second {
 		t.Errorf("got %+v", web)
 	}
 	if d.Suite != "trixie" || d.Packages[0] != "nginx" || d.Run[0] != "true" || d.Files["/etc/a"].Content != "text" ||
@@ -243,6 +244,11 @@ func TestLoadErrors(t *testing.T) {
 		{"a fault's rate", m + "def main():\n    network.corrupt(m, 50)\n", `x.star:3:13: corrupt(m, rate, *, peer=None, direction="both", match="", network=None, during=None): rate: it is a share between 0 and 1 (a half is 0.5), not 50`},
 		{"misspelt operation", m + "def main():\n    m.suceed('true')\n", "x.star:3:7: machine has no operation suceed; did you mean succeed?"},
 		{"misspelt operations, all of them", m + "def setup():\n    m.strat()\ndef main():\n    m.suceed('true')\n", "x.star:3:7: machine has no operation strat; did you mean start?\n\tm.strat()\nx.star:5:7: machine has no operation suceed; did you mean succeed?"},
+		{"misspelt operation of a job", m + "def main():\n    job = m.spawn('x')\n    job.kil()\n", "x.star:4:9: job has no operation kil; did you mean kill?"},
+		{"misspelt operation of a job in another function", m + "def main():\n    job = m.spawn('x')\n    [lambda: job.kill(sig = 'KILL')]\n", `x.star:4:18: kill(signal="SIGTERM"): there is no argument "sig"`},
+		{"operation of a job that has no name", m + "def main():\n    m.spawn('x').wiat()\n", "x.star:3:18: job has no operation wiat; did you mean wait?"},
+		{"an attribute that is called", m + "def main():\n    m.spawn('x').running()\n", "x.star:3:18: running is an attribute and not called: write .running"},
+		{"a dict with a number", m + "def main():\n    m.succeed('x', env = {'A': 1})\n", `x.star:3:7: succeed(*commands, timeout=None, stdin=None, user=None, env=None, cwd=None): env: the value of "A" must be a string, not the number 1`},
 		{"misspelt argument", m + "def main():\n    m.wait_for_unit('a', timeuot = 5)\n", `x.star:3:7: wait_for_unit(unit, user=None, timeout=900): there is no argument "timeuot"; did you mean timeout?`},
 		{"missing argument", m + "def main():\n    m.wait_for_unit()\n", "x.star:3:7: wait_for_unit(unit, user=None, timeout=900): argument unit is missing"},
 		{"wrong type", m + "def main():\n    m.wait_for_open_port('80')\n", `x.star:3:7: wait_for_open_port(port, addr="localhost", timeout=900): port must be an integer, not the string "80"`},
@@ -432,6 +438,150 @@ def main():
 	}}
 	if err := f.Call(t.Context(), lab, "main"); err != nil {
 		t.Error(err)
+	}
+}
+
+// What spawn returns has operations and attributes of its own.
+func TestJob(t *testing.T) {
+	f := load(t, `m = machine(image = debian())
+def finish(job, spare = None):
+    return job.wait(timeout = "1m")
+def main():
+    job = m.spawn("server", env = {"PORT": "80"}, stdin = b"\xff", cwd = "/srv", user = "www")
+    assert_eq(job.running, True)
+    assert_eq(job.wait_for_output("listening on (\\d+)"), "listening on 80")
+    job.kill("SIGINT")
+    job = finish(job)
+    assert_eq(job, (130, "out"))
+    assert_eq(type(m.spawn("x")), "job")
+    assert_eq(str(m.spawn("x")), "<job m: x>")
+    assert_eq(hasattr(m.spawn("x"), "restart"), False)
+`)
+	lab := &fakeLab{answer: func(_ context.Context, object, op string, args operation.Args) (any, error) {
+		switch op {
+		case "spawn":
+			if args.String("command") == "server" && (args.Dict("env")["PORT"] != "80" || string(args.Bytes("stdin")) != "\xff" || args.String("cwd") != "/srv" || args.String("user") != "www") {
+				return nil, fmt.Errorf("spawn gets %+v", args)
+			}
+			return operation.Handle{On: operation.Job, Name: object + ": " + args.String("command")}, nil
+		case "running":
+			return true, nil
+		case "wait_for_output":
+			return "listening on 80", nil
+		case "wait":
+			return operation.Result{Status: 130, Output: "out"}, nil
+		}
+		return nil, nil
+	}}
+	if err := f.Call(t.Context(), lab, "main"); err != nil {
+		t.Error(err)
+	}
+	want := "m.spawn m: server.running m: server.wait_for_output m: server.kill m: server.wait"
+	if got := strings.Join(lab.calls[:5], " "); got != want {
+		t.Errorf("got %s\nwant %s", got, want)
+	}
+}
+
+// A condition that goes bad ends the operation under way, whose limit is far
+// away.
+func TestPollingCondition(t *testing.T) {
+	f := load(t, `m = machine(image = debian())
+def alive():
+    """the server is alive
+
+    as its process says"""
+    m.succeed("alive")
+cond = polling_condition(alive, interval = "1ms")
+def test_good():
+    assert_eq(cond.during(lambda: m.succeed("short")), "done")
+def test_bad():
+    cond.during(lambda: m.succeed("long"))
+def test_bad_from_the_start():
+    polling_condition(lambda: False, description = "never").during(lambda: m.succeed("not reached"))
+def test_body_fails():
+    cond.during(lambda: fail("by itself"))
+def test_wait():
+    tries = []
+    def third():
+        tries.append(1)
+        return len(tries) == 3
+    polling_condition(third).wait()
+    assert_eq(len(tries), 3)
+def test_wait_in_vain():
+    polling_condition(lambda: False, description = "never").wait(timeout = 0)
+`)
+	for _, tt := range []struct{ test, want string }{
+		{"test_good", ""},
+		{"test_bad", "x.star:6:14: polling condition failed: the server is alive (check 3): no pulse"},
+		{"test_bad_from_the_start", "x.star:13:67: polling condition failed: never (check 1): it returned False"},
+		{"test_body_fails", "x.star:15:29: by itself"},
+		{"test_wait", ""},
+		{"test_wait_in_vain", "x.star:24:65: polling_condition.wait(never) timed out after 0s (limit 0s, 1 try); last seen: it returned False"},
+	} {
+		checks := 0
+		lab := &fakeLab{answer: func(ctx context.Context, _, _ string, args operation.Args) (any, error) {
+			switch args.Strings("commands")[0] {
+			case "alive":
+				if checks++; checks >= 3 && tt.test == "test_bad" {
+					return nil, errors.New("no pulse")
+				}
+				return "", nil
+			case "short":
+				return "done", nil
+			case "long":
+				<-ctx.Done()
+				return nil, context.Cause(ctx)
+			}
+			return nil, fmt.Errorf("unexpected %v", args.Strings("commands"))
+		}}
+		err := f.Call(t.Context(), lab, tt.test)
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || err.Error() != tt.want) {
+			t.Errorf("%s: got %v\nwant %s", tt.test, err, tt.want)
+		}
+		if err != nil && attest.StatusOf(err) != attest.Failed {
+			t.Errorf("%s: status %s", tt.test, attest.StatusOf(err))
+		}
+	}
+}
+
+// A function of the test file that an operation calls: it can operate machines,
+// its failure has its place, and it ends with the operation's context.
+func TestCallback(t *testing.T) {
+	f := load(t, `m = machine(image = debian())
+def main():
+    m.succeed("outer")
+def called(a, b):
+    return [m.succeed("inner"), a["k"], b]
+def fails():
+    m.succeed("no")
+`)
+	lab := &fakeLab{}
+	lab.answer = func(ctx context.Context, _, _ string, args operation.Args) (any, error) {
+		switch args.Strings("commands")[0] {
+		case "no":
+			return nil, errors.New("no luck")
+		case "inner":
+			return "out", ctx.Err()
+		}
+		th := &thread{sources: f.sources, lab: lab, print: f.print, interpreter: &sync.Mutex{}, ctx: ctx}
+		st, stop := th.start()
+		defer stop()
+		v, err := th.callback(st, f.globals["called"].(sl.Callable))(ctx, map[string]any{"k": int64(1)}, []string{"x"})
+		if got := fmt.Sprint(v); err != nil || got != "[out 1 [x]]" {
+			t.Errorf("got %s, %v", got, err)
+		}
+		over, cancel := context.WithCancel(ctx)
+		cancel()
+		if _, err := th.callback(st, f.globals["called"].(sl.Callable))(over, map[string]any{"k": int64(1)}, nil); !errors.Is(err, context.Canceled) {
+			t.Errorf("after the end of its context: %v", err)
+		}
+		_, err = th.callback(st, f.globals["fails"].(sl.Callable))(ctx)
+		return nil, err
+	}
+	err := f.Call(t.Context(), lab, "main")
+	var e *Error
+	if !errors.As(err, &e) || e.Error() != "x.star:7:14: no luck" || len(e.Stack) != 2 || e.Stack[0].Line != 3 {
+		t.Errorf("got %v, %+v", err, e)
 	}
 }
 

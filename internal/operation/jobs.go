@@ -1,0 +1,91 @@
+package operation
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest"
+)
+
+var jobsTable = []*Operation{
+	{
+		Name: "spawn", Subject: "Jobs", Result: "job",
+		Params: slices.Concat([]Param{commandParam, {Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the command; none unless given"}}, commandParams),
+		Doc: "Starts a command as `succeed` does, and returns while it runs.\n\n" +
+			"The job ends by itself, by its `kill`, or with its machine; it may outlive the test that started it. " +
+			"What it writes is in the log line by line as it comes.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			j, err := t.machine.Spawn(ctx, a.String("command"), a.command()...)
+			if err != nil {
+				return nil, err
+			}
+			return Handle{Job, fmt.Sprintf("%s: %s", t.machine.Name(), j.Command()), j}, nil
+		},
+	},
+	{
+		Name: "wait", On: Job, Subject: "Jobs", Result: Pair,
+		Params: []Param{limitParam},
+		Doc:    "Waits until the job has ended and returns the pair of its exit code and standard output. When the time is over the test fails, and the job goes on.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return pair(t.job().Wait(ctx, a.limit()...))
+		},
+	},
+	{
+		Name: "wait_for_output", On: Job, Subject: "Jobs", Result: String,
+		Params: []Param{{Name: "regex", Type: String, Doc: "a regular expression in Go's syntax; `^` and `$` match at lines"}, limitParam},
+		Doc: "Waits until the job has written something that matches to standard output or standard error, and returns the match.\n\n" +
+			"It looks at what came since the last match. It fails at once when the job has ended without.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return t.job().WaitForOutput(ctx, a.String("regex"), a.limit()...)
+		},
+	},
+	{
+		Name: "kill", On: Job, Subject: "Jobs", Result: None,
+		Params: []Param{{Name: "signal", Type: String, Default: "SIGTERM", Doc: "the name of a signal, with or without SIG, or its number"}},
+		Doc:    "Sends a signal to the job's process group, and does not wait for its end. A job that has ended is left alone.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			sig, err := signal(a.String("signal"))
+			if err != nil {
+				return nil, err
+			}
+			return nil, t.job().Kill(ctx, sig)
+		},
+	},
+	{
+		Name: "running", On: Job, Subject: "Jobs", Result: Bool, Property: true,
+		Doc:  "Says whether the job has not ended yet.",
+		call: func(_ context.Context, t target, _ Args) (any, error) { return t.job().Running(), nil },
+	},
+	{
+		Name: "stdout", On: Job, Subject: "Jobs", Result: String, Property: true,
+		Doc:  "What the job has written to standard output so far; the last 8 MiB of it.",
+		call: func(_ context.Context, t target, _ Args) (any, error) { return t.job().Stdout(), nil },
+	},
+	{
+		Name: "stderr", On: Job, Subject: "Jobs", Result: String, Property: true,
+		Doc:  "What the job has written to standard error so far; the last 8 MiB of it.",
+		call: func(_ context.Context, t target, _ Args) (any, error) { return t.job().Stderr(), nil },
+	},
+}
+
+func (t target) job() *attest.Job { return t.object.(*attest.Job) }
+
+// signal reads a signal as people write it: "SIGTERM", "term", "15".
+func signal(name string) (syscall.Signal, error) {
+	upper := strings.ToUpper(name)
+	if n, err := strconv.Atoi(name); err == nil && unix.SignalName(syscall.Signal(n)) != "" {
+		return syscall.Signal(n), nil
+	}
+	for _, full := range []string{upper, "SIG" + upper} {
+		if s := unix.SignalNum(full); s != 0 {
+			return s, nil
+		}
+	}
+	return 0, &ArgumentError{"kill", fmt.Sprintf("there is no signal %q", name)}
+}

@@ -1,0 +1,194 @@
+package attest
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// A UnitError is a systemd unit that is not as the test demanded, or about
+// which systemd says nothing.
+type UnitError struct {
+	Machine   string
+	Operation string // "require_unit_state"
+	Unit      string
+	User      string // whose service manager; empty: the system's
+	Reason    string
+	Details   []Detail // the unit's journal
+}
+
+func (e *UnitError) Error() string {
+	return fmt.Sprintf("%s: %s: %s", e.Machine, e.Operation, e.Reason)
+}
+
+// Systemctl runs systemctl with these arguments, of the system or, with User,
+// of a user's service manager. That it fails is not an error.
+func (m *Machine) Systemctl(ctx context.Context, args string, opts ...Option) (Result, error) {
+	var result Result
+	err := step(ctx, m.Name(), "systemctl", strconv.Quote(args), func(ctx context.Context) (err error) {
+		result, err = m.systemctl(ctx, "systemctl", args, opts)
+		return err
+	})
+	return result, err
+}
+
+// systemctl runs systemctl on behalf of an operation. args are words of a shell.
+func (m *Machine) systemctl(ctx context.Context, operation, args string, opts []Option) (Result, error) {
+	o := collect(opts)
+	o.timeout, o.hasTimeout = o.limit(m.lab.host, defaultTimeout), true
+	command := "systemctl " + args
+	if o.user != "" {
+		command = "XDG_RUNTIME_DIR=/run/user/$(id -u) systemctl --user " + args
+	}
+	return m.run(ctx, operation, command, o)
+}
+
+// shellQuote makes s one word of a shell.
+func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// StartJob starts a unit and waits until systemctl has ended, which is when the
+// unit runs or has failed to. That it fails is not an error.
+func (m *Machine) StartJob(ctx context.Context, unit string, opts ...Option) (Result, error) {
+	return m.job(ctx, "start", unit, opts)
+}
+
+// StopJob is StartJob for stopping a unit.
+func (m *Machine) StopJob(ctx context.Context, unit string, opts ...Option) (Result, error) {
+	return m.job(ctx, "stop", unit, opts)
+}
+
+func (m *Machine) job(ctx context.Context, verb, unit string, opts []Option) (Result, error) {
+	var result Result
+	err := step(ctx, m.Name(), verb+"_job", strconv.Quote(unit), func(ctx context.Context) (err error) {
+		result, err = m.systemctl(ctx, verb+"_job", verb+" "+shellQuote(unit), opts)
+		return err
+	})
+	return result, err
+}
+
+// UnitInfo is every property of a unit that systemctl show says, by name.
+func (m *Machine) UnitInfo(ctx context.Context, unit string, opts ...Option) (map[string]string, error) {
+	info := map[string]string{}
+	err := step(ctx, m.Name(), "get_unit_info", strconv.Quote(unit), func(ctx context.Context) error {
+		text, err := m.showUnit(ctx, "get_unit_info", unit, "", opts)
+		key := ""
+		for line := range strings.Lines(text) {
+			line = strings.TrimSuffix(line, "\n")
+			if k, v, ok := strings.Cut(line, "="); ok && propertyName(k) {
+				key = k
+				info[key] = v
+			} else if key != "" { // a value of several lines
+				info[key] += "\n" + line
+			}
+		}
+		return err
+	})
+	return info, err
+}
+
+// propertyName says whether s can be the name of a property.
+func propertyName(s string) bool {
+	return s != "" && s[0] >= 'A' && s[0] <= 'Z' && !strings.ContainsAny(s, " \t")
+}
+
+// UnitProperty is one property of a unit, such as "ActiveState", as systemctl
+// show says it.
+func (m *Machine) UnitProperty(ctx context.Context, unit, property string, opts ...Option) (string, error) {
+	var value string
+	args := strconv.Quote(unit) + ", " + strconv.Quote(property)
+	err := step(ctx, m.Name(), "get_unit_property", args, func(ctx context.Context) (err error) {
+		value, err = m.unitProperty(ctx, "get_unit_property", unit, property, opts)
+		return err
+	})
+	return value, err
+}
+
+func (m *Machine) unitProperty(ctx context.Context, operation, unit, property string, opts []Option) (string, error) {
+	text, err := m.showUnit(ctx, operation, unit, property, opts)
+	if err != nil {
+		return "", err
+	}
+	value, ok := strings.CutPrefix(strings.TrimSuffix(text, "\n"), property+"=")
+	if !ok {
+		return "", &UnitError{Machine: m.Name(), Operation: operation, Unit: unit, User: collect(opts).user,
+			Reason: fmt.Sprintf("systemd knows no property %q of unit %q (systemctl show lists them; they are case-sensitive)", property, unit)}
+	}
+	return value, nil
+}
+
+// showUnit is what systemctl show says of a unit, or of one property.
+func (m *Machine) showUnit(ctx context.Context, operation, unit, property string, opts []Option) (string, error) {
+	args, what := "--no-pager show "+shellQuote(unit), "info"
+	if property != "" {
+		args += " --property=" + shellQuote(property)
+		what = fmt.Sprintf("property %q", property)
+	}
+	result, err := m.systemctl(ctx, operation, args, opts)
+	if err != nil || result.ExitCode == 0 {
+		return result.Stdout, err
+	}
+	user := collect(opts).user
+	under := ""
+	if user != "" {
+		under = fmt.Sprintf(" under user %q", user)
+	}
+	return "", &UnitError{Machine: m.Name(), Operation: operation, Unit: unit, User: user,
+		Reason: fmt.Sprintf("retrieving systemctl %s for unit %q%s failed with exit code %d%s", what, unit, under, result.ExitCode, lastLine(result.Stderr))}
+}
+
+// RequireUnitState looks once whether a unit is in a state, "active" as a rule.
+func (m *Machine) RequireUnitState(ctx context.Context, unit, state string, opts ...Option) error {
+	args := strconv.Quote(unit) + ", " + strconv.Quote(state)
+	return step(ctx, m.Name(), "require_unit_state", args, func(ctx context.Context) error {
+		got, err := m.unitProperty(ctx, "require_unit_state", unit, "ActiveState", opts)
+		if err != nil || got == state {
+			return err
+		}
+		e := &UnitError{Machine: m.Name(), Operation: "require_unit_state", Unit: unit, User: collect(opts).user,
+			Reason: fmt.Sprintf("expected unit %q to be in state %q but it is in state %q", unit, state, got)}
+		if r := m.running(); r != nil {
+			if text := r.unitJournal(unit, e.User); text != "" {
+				e.Details = []Detail{{Title: "journal of " + unit, Text: text}}
+			}
+		}
+		return e
+	})
+}
+
+// Journal is what the journal has of a unit, or of everything if unit is empty:
+// all, or with Lines the last lines, or with Since what is newer. With User it
+// is a unit of that user's service manager.
+func (m *Machine) Journal(ctx context.Context, unit string, opts ...Option) (string, error) {
+	o := collect(opts)
+	command := "journalctl --no-pager --quiet"
+	var args []string
+	if unit != "" {
+		args = append(args, strconv.Quote(unit))
+		flag := " --unit="
+		if o.user != "" {
+			flag = " --user-unit="
+		}
+		command += flag + shellQuote(unit)
+	}
+	if o.lines > 0 {
+		args = append(args, fmt.Sprintf("lines=%d", o.lines))
+		command += fmt.Sprintf(" --lines=%d", o.lines)
+	}
+	if o.since != "" {
+		args = append(args, fmt.Sprintf("since=%q", o.since))
+		command += " --since=" + shellQuote(o.since)
+	}
+	o.user = "" // root reads everybody's journal
+	var text string
+	err := step(ctx, m.Name(), "journal", strings.Join(args, ", "), func(ctx context.Context) error {
+		o.timeout, o.hasTimeout = o.limit(m.lab.host, defaultTimeout), true
+		result, err := m.run(ctx, "journal", command, o)
+		if err == nil && result.ExitCode != 0 {
+			err = &CommandError{Machine: m.Name(), Operation: "journal", Command: command, Result: result}
+		}
+		text = result.Stdout
+		return err
+	})
+	return text, err
+}
