@@ -59,6 +59,11 @@ type MachineConfig struct {
 	Networks []int  // numbers of the networks it is on, 1 to 255; nil: network 1; empty: none
 	Type     string // QEMU's machine type: "q35" (default) or "microvm"
 	Cmdline  string // appended to the kernel's command line
+	Boot     Boot   // how it starts the first time; empty: as HostConfig.Boot says
+	// Snapshot is the directory of a machine that Lab.Save or attest snapshot
+	// build has written: the machine starts from that the first time, with its own
+	// name and addresses. One that is damaged or does not fit is an error.
+	Snapshot string
 	// Display gives the machine a screen: a VGA adapter, which shows the guest's
 	// first terminal. Terminals can be read and typed on without it.
 	Display bool
@@ -144,6 +149,11 @@ func (m *MachineConfig) normalize() error {
 	}
 	if m.CPUs < 1 || m.CPUs > maxCPUs {
 		return bad("cpus=%d is out of range; 1 to %d", m.CPUs, maxCPUs)
+	}
+	if m.Boot != "" {
+		if _, err := m.Boot.resolve(); err != nil {
+			return bad("boot=%q is not a way to start; want %s or %s", m.Boot, BootWarm, BootCold)
+		}
 	}
 	if m.Networks == nil {
 		m.Networks = []int{1}

@@ -57,6 +57,14 @@ func (c *console) save() consoleState {
 	return consoleState{c.text[:len(c.text):len(c.text)], c.base, c.boot, c.consumed, c.line, c.panicked, c.fatal}
 }
 
+// sinceBoot is the text since the start, as it came.
+func (s consoleState) sinceBoot() []byte { return s.text[s.boot-s.base:] }
+
+// consoleOf is a console that has said a text since the start.
+func consoleOf(text []byte) consoleState {
+	return consoleState{text: text[:len(text):len(text)], line: int64(len(text))}
+}
+
 // restore makes the console what it was. The log file of a new machine gets the
 // text too; that of one that is taken back has all that ever happened.
 func (c *console) restore(s consoleState) {

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"maps"
 	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -14,10 +13,10 @@ import (
 )
 
 // Fork makes a lab of its own that goes on from the snapshot: the same machines
-// with the same names and addresses, on networks that no other lab is on. It
-// returns when its machines run. Open connections between them go on, their
-// clocks are the host's, and their random numbers are their own. Nothing of the
-// lab outlives ctx; its events go to the bus of ctx.
+// with the same names and addresses, on networks that no other lab is on, with
+// the same faults in force. It returns when its machines run. Open connections
+// between them go on, their clocks are the host's, and their random numbers are
+// their own. Nothing of the lab outlives ctx; its events go to the bus of ctx.
 func (s *Snapshot) Fork(ctx context.Context) (_ *Lab, err error) {
 	l, err := newLab(ctx, s.host, s.config)
 	if err != nil {
@@ -66,7 +65,7 @@ func (l *Lab) Checkpoint(ctx context.Context, name string) error {
 
 // Restore takes the whole lab back to a checkpoint: memory, disks, and which
 // machines run. What was under way ends with a *DownError. The guests' clocks
-// are set to the host's time.
+// are set to the host's time. Faults of the network stay as they are.
 func (l *Lab) Restore(ctx context.Context, name string) error {
 	return step(ctx, "", "restore", strconv.Quote(name), func(ctx context.Context) error {
 		s, err := l.checkpoints.find("lab", name)
@@ -144,7 +143,7 @@ func (l *Lab) restore(ctx context.Context, machines []*Machine, states map[strin
 func (m *Machine) adopt(s *machineState) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := os.RemoveAll(filepath.Join(m.dir, "disks")); err != nil {
+	if err := os.RemoveAll(m.disks()); err != nil {
 		return &InfraError{m.Name(), "remove the machine's disk", err}
 	}
 	m.booted, m.ended, m.id, m.disk = s.booted, nil, s.id, vmm.Disk{}
@@ -155,10 +154,10 @@ func (m *Machine) adopt(s *machineState) error {
 	if len(s.disk) == 0 {
 		return nil
 	}
-	if err := os.Mkdir(filepath.Join(m.dir, "disks"), 0o700); err != nil {
+	if err := os.Mkdir(m.disks(), 0o700); err != nil {
 		return &InfraError{m.Name(), "create the machine's disk", err}
 	}
-	below, err := linkBacking(filepath.Join(m.dir, "disks"), s.disk, 1)
+	below, err := linkBacking(m.disks(), s.disk, 1)
 	if err != nil {
 		return &InfraError{m.Name(), "create the machine's disk", err}
 	}
@@ -172,7 +171,7 @@ func (l *Lab) resume(ctx context.Context, machines []*Machine, states map[string
 	runs := make([]*run, len(machines))
 	err := each(machines, func(i int, m *Machine) (err error) {
 		if s := states[m.Name()]; s.state != nil {
-			runs[i], err = m.launch(ctx, s.allowReboot, &origin{state: s.state, agent: s.agent, paused: true})
+			runs[i], err = m.launch(ctx, s.allowReboot, &origin{state: s.state, fits: s.fits, agent: s.agent, paused: true})
 		}
 		return err
 	})
@@ -190,7 +189,9 @@ func (l *Lab) resume(ctx context.Context, machines []*Machine, states map[string
 // origin is what a machine goes on from instead of booting.
 type origin struct {
 	state  *vmm.State
-	agent  string // the machine is itself again, to this instance of its agent; empty: it becomes another
+	fits   func(map[string]string) error // see machineState
+	agent  string                        // the machine is itself again, to this instance of its agent; empty: it becomes another
+	macs   []string                      // the addresses that its network cards had; nil: its own
 	paused bool
 }
 

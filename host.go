@@ -2,6 +2,7 @@ package attest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -9,8 +10,11 @@ import (
 
 	"github.com/attest-vm/attest/internal/accel"
 	"github.com/attest-vm/attest/internal/boot"
+	"github.com/attest-vm/attest/internal/cache"
 	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/snapshot"
 	"github.com/attest-vm/attest/internal/supervise"
+	"github.com/attest-vm/attest/internal/vmm"
 
 	_ "github.com/attest-vm/attest/internal/vmm/qemu" // registers the backend
 )
@@ -18,6 +22,7 @@ import (
 // HostConfig is how labs use this host. The zero value is right for most.
 type HostConfig struct {
 	Backend string // for machines that name none; empty or "auto": the cheapest that can
+	Boot    Boot   // how machines start the first time; empty: ATTEST_BOOT of the environment, or BootWarm
 	Keep    bool   // keep the state directory at the end, for a look at it
 	// Packets has network cards send each frame as a message of its own (QEMU's
 	// -netdev dgram) instead of all of them as a stream, which is faster.
@@ -32,6 +37,8 @@ type Host struct {
 	config     HostConfig
 	supervisor *supervise.Supervisor
 	images     *image.Store
+	snapshots  *snapshot.Store
+	templates  templates
 	probe      accel.Probe
 
 	bootTimeout time.Duration // of BootTimeoutEnv; 0: not set
@@ -58,7 +65,14 @@ func OpenHost(ctx context.Context, config HostConfig) (*Host, error) {
 	if err != nil {
 		return nil, &ConfigError{Reason: err.Error()} // the environment variable makes no sense
 	}
-	sup, err := supervise.Start(ctx, supervise.Options{})
+	if config.Boot, err = config.Boot.resolve(); err != nil {
+		return nil, err
+	}
+	scratch, err := cache.RunRoot()
+	if err != nil {
+		return nil, &InfraError{Action: "find the cache (set XDG_CACHE_HOME)", Err: err}
+	}
+	sup, err := supervise.Start(ctx, supervise.Options{Scratch: scratch})
 	if err != nil {
 		return nil, err
 	}
@@ -73,17 +87,22 @@ func OpenHost(ctx context.Context, config HostConfig) (*Host, error) {
 		sup.Close()
 		return nil, err
 	}
-	return &Host{config: config, supervisor: sup, images: store, probe: probe, bootTimeout: bootTimeout}, nil
+	snapshots, err := snapshot.OpenStore(store.Root())
+	if err != nil {
+		sup.Close()
+		return nil, &ConfigError{Reason: err.Error()}
+	}
+	return &Host{config: config, supervisor: sup, images: store, snapshots: snapshots, probe: probe, bootTimeout: bootTimeout}, nil
 }
 
 // Close ends every machine that is still there and removes all state.
-func (h *Host) Close() error { return h.supervisor.Close() }
+func (h *Host) Close() error { return errors.Join(h.supervisor.Close(), h.templates.close()) }
 
 // StateDir is the directory in which labs keep their state while they run.
 func (h *Host) StateDir() string { return h.supervisor.Dir() }
 
 // scratch is where machines have their disks, and snapshots.
-func (h *Host) scratch() string { return h.supervisor.Dir() }
+func (h *Host) scratch() string { return h.supervisor.Scratch() }
 
 // String says in one line how machines run here.
 func (h *Host) String() string {
@@ -112,6 +131,11 @@ func (h *Host) guestBinary(ctx context.Context) (string, error) {
 // events go to the bus of ctx.
 func (h *Host) NewLab(ctx context.Context, config LabConfig) (*Lab, error) {
 	return newLab(ctx, h, config)
+}
+
+// vmmHost is what backends need of this host.
+func (h *Host) vmmHost() vmm.Host {
+	return vmm.Host{Supervisor: h.supervisor, Accel: h.probe.Accel()}
 }
 
 func (h *Host) backendName(asked string) string {

@@ -23,6 +23,7 @@ type Lab struct {
 	host     *Host
 	config   LabConfig
 	dir      string
+	scratch  string // for the machines' disks
 	fabric   *network.Fabric
 	vde      vdeSockets
 	programs programs
@@ -74,6 +75,9 @@ func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) 
 	}()
 	if l.dir, err = os.MkdirTemp(h.supervisor.Dir(), "l"); err != nil {
 		return nil, &InfraError{Action: "create a lab directory", Err: err}
+	}
+	if l.scratch, err = os.MkdirTemp(h.scratch(), "l"); err != nil {
+		return nil, &InfraError{Action: "create a directory for disks", Err: err}
 	}
 	for _, mc := range config.Machines {
 		m, err := l.newMachine(mc)
@@ -214,8 +218,10 @@ func (l *Lab) Close() error {
 	}
 	clear(l.images)
 	l.imagesMu.Unlock()
-	if l.dir != "" && !l.host.config.Keep {
-		errs = append(errs, os.RemoveAll(l.dir))
+	for _, dir := range []string{l.dir, l.scratch} {
+		if dir != "" && !l.host.config.Keep {
+			errs = append(errs, os.RemoveAll(dir))
+		}
 	}
 	return errors.Join(errs...)
 }

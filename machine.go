@@ -28,6 +28,8 @@ type Machine struct {
 	dir     string
 	console *console
 
+	isTemplate  bool       // it is nobody, and is booted to be saved
+	snapshot    *vmm.State // that of its configuration, once it has begun with it
 	checkpoints checkpoints
 
 	startMu sync.Mutex // one start at a time; a snapshot holds it too
@@ -154,6 +156,20 @@ func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*
 	if err != nil {
 		return nil, err
 	}
+	if from == nil {
+		if from, err = m.beginning(ctx, config, img); err != nil {
+			return nil, err
+		}
+	}
+	if from != nil && from.fits != nil {
+		now, err := m.fits(config, img)
+		if err == nil {
+			err = from.fits(now)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	config.AllowReboot = allowReboot
 	if err := m.attachDisk(ctx, &config, img); err != nil {
 		return nil, err
@@ -170,7 +186,7 @@ func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*
 	}
 	started := time.Now()
 	m.announce("starting", how, 0)
-	vm, err := m.backend.Start(ctx, vmm.Host{Supervisor: m.lab.host.supervisor, Accel: m.lab.host.probe.Accel()}, config)
+	vm, err := m.backend.Start(ctx, m.lab.host.vmmHost(), config)
 	if err != nil {
 		for _, n := range config.NICs {
 			n.Conn.Close()
@@ -297,7 +313,11 @@ func (r *run) verdict() error {
 // A guest that was restored as itself keeps what its test has made of it.
 func (r *run) greet(ctx context.Context, info wire.Info) error {
 	m := r.machine
-	id := m.identity()
+	var macs []string
+	if r.origin != nil {
+		macs = r.origin.macs
+	}
+	id := m.identity(macs)
 	if r.origin != nil && r.origin.agent == info.Instance {
 		id = renewal()
 	}
@@ -468,6 +488,9 @@ func (m *Machine) close() error {
 		r.guest.Close(errLabClosed)
 		err = r.vm.Kill()
 		<-r.over
+	}
+	if m.snapshot != nil {
+		m.snapshot.Memory.Close()
 	}
 	return errors.Join(err, m.checkpoints.close(), m.console.log.Close())
 }

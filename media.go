@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -78,14 +77,8 @@ func (m *Machine) bootMedia(ctx context.Context, config *vmm.Config, img *image.
 // attachDisk gives the machine the disk that it writes to. It is made at the
 // first start and keeps its content over all later ones.
 func (m *Machine) attachDisk(ctx context.Context, config *vmm.Config, img *image.Image) error {
-	d := vmm.Disk{Serial: boot.SerialWritable, Format: "raw", Backing: m.disk.Backing}
-	if img.Disk != nil {
-		d.Serial = boot.SerialDisk
-	}
-	if img.Disk != nil || len(d.Backing) > 0 {
-		d.Format = "qcow2"
-	}
 	if m.disk.Path == "" {
+		d := m.writableDisk(img)
 		if err := m.createDisk(ctx, &d, img); err != nil {
 			return &InfraError{m.Name(), "create the machine's disk", err}
 		}
@@ -95,12 +88,26 @@ func (m *Machine) attachDisk(ctx context.Context, config *vmm.Config, img *image
 	return nil
 }
 
+// disks is the directory of the machine's disk and of what is below it.
+func (m *Machine) disks() string { return filepath.Join(m.lab.scratch, m.Name()) }
+
+// writableDisk is that disk, without the file that it will have.
+func (m *Machine) writableDisk(img *image.Image) vmm.Disk {
+	d := vmm.Disk{Serial: boot.SerialWritable, Format: "raw", Backing: m.disk.Backing}
+	if img.Disk != nil {
+		d.Serial = boot.SerialDisk
+	}
+	if img.Disk != nil || len(d.Backing) > 0 {
+		d.Format = "qcow2"
+	}
+	return d
+}
+
 func (m *Machine) createDisk(ctx context.Context, d *vmm.Disk, img *image.Image) error {
-	dir := filepath.Join(m.dir, "disks")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(m.disks(), 0o700); err != nil {
 		return err
 	}
-	d.Path = filepath.Join(dir, "0")
+	d.Path = filepath.Join(m.disks(), "0")
 	switch {
 	case len(d.Backing) > 0:
 		return image.CreateOverlay(d.Path, d.Backing[0].Path, d.Backing[0].Format)
@@ -132,7 +139,8 @@ func (m *Machine) attachNICs(config *vmm.Config) error {
 }
 
 // identity is who the machine is: given to the guest whenever its agent starts.
-func (m *Machine) identity() wire.Identity {
+// macs are the addresses that its network cards have, if they are another's.
+func (m *Machine) identity(macs []string) wire.Identity {
 	entropy := make([]byte, 64)
 	rand.Read(entropy)
 	id := wire.Identity{
@@ -141,8 +149,17 @@ func (m *Machine) identity() wire.Identity {
 		Time:      time.Now(),
 		Entropy:   entropy,
 	}
+	if m.isTemplate {
+		for _, i := range m.address.Interfaces {
+			id.Interfaces = append(id.Interfaces, wire.Interface{MAC: i.MAC.String(), Name: i.Name})
+		}
+		return id
+	}
 	for n, i := range m.address.Interfaces {
-		id.Interfaces = append(id.Interfaces, wire.Interface{MAC: i.MAC.String(), Was: templateMAC(n).String(), Name: i.Name, Addresses: []netip.Prefix{i.IPv4, i.IPv6}})
+		id.Interfaces = append(id.Interfaces, wire.Interface{MAC: i.MAC.String(), Name: i.Name, Addresses: []netip.Prefix{i.IPv4, i.IPv6}})
+		if n < len(macs) {
+			id.Interfaces[n].Was = macs[n]
+		}
 	}
 	id.Hosts = m.hosts()
 	return id
@@ -168,10 +185,4 @@ func machineID() string {
 	rand.Read(id[:])
 	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80 // machine-id(5): as a random UUID
 	return hex.EncodeToString(id[:])
-}
-
-// templateMAC is the address that network card i has in a template: none of a
-// machine's, whose networks are numbered from 1.
-func templateMAC(i int) net.HardwareAddr {
-	return net.HardwareAddr{0x52, 0x54, 0x00, 0x12, 0x00, byte(i + 1)}
 }

@@ -33,11 +33,15 @@ type machineState struct {
 	disk    []vmm.Backing // what it had written, uppermost first; none if it was never started
 	console consoleState
 	id      string // its /etc/machine-id
+	// fits says whether a state that was saved goes on from what is the case now;
+	// nil: it was captured here.
+	fits func(now map[string]string) error
 
 	// Of a machine that runs:
 	state       *vmm.State
 	agent       string // the instance of the agent that answered
 	allowReboot bool
+	macs        []string // of its network cards, as the VMM knows them
 }
 
 // Snapshot takes a snapshot of the lab: all machines pause at once, are saved,
@@ -164,7 +168,7 @@ func (m *Machine) pausable() (*run, error) {
 		return nil, nil
 	}
 	if _, ok := r.vm.(vmm.Snapshotter); !ok {
-		return nil, &UnsupportedError{Machine: m.Name(), Operation: "snapshot", Backend: m.config.Backend, Can: []string{"qemu"}}
+		return nil, m.unsupported("snapshot")
 	}
 	return r, nil
 }
@@ -179,16 +183,33 @@ func (m *Machine) capture(ctx context.Context, r *run, dir string) (s *machineSt
 	m.mu.Unlock()
 	s.console = m.console.save()
 	if r != nil {
-		state, err := r.vm.(vmm.Snapshotter).Save(ctx)
+		s.state, err = save(ctx, r.vm.(vmm.Snapshotter))
 		if err != nil {
 			return s, &InfraError{m.Name(), "save the machine", err}
 		}
-		s.state, s.agent, s.allowReboot = &state, r.agentInstance(), r.allowReboot
+		s.agent, s.allowReboot = r.agentInstance(), r.allowReboot
+		for _, i := range m.address.Interfaces {
+			s.macs = append(s.macs, i.MAC.String())
+		}
 	}
 	if s.disk, err = m.captureDisk(dir); err != nil {
 		return s, &InfraError{m.Name(), "save the machine's disk", err}
 	}
 	return s, nil
+}
+
+// save saves a machine that is paused, its memory in this host's.
+func save(ctx context.Context, vm vmm.Snapshotter) (*vmm.State, error) {
+	memory, err := vmm.MemoryFile("attest-snapshot")
+	if err != nil {
+		return nil, err
+	}
+	device, err := vm.Save(ctx, memory)
+	if err != nil {
+		memory.Close()
+		return nil, err
+	}
+	return &vmm.State{Memory: memory, Device: device}, nil
 }
 
 // captureDisk copies what the machine has written, and keeps what is below that.

@@ -119,10 +119,12 @@ func readProcess(pid int) (process, bool) {
 	return p, true
 }
 
-// alive says whether p still runs; a zombie does not.
+// alive says whether p still runs; a zombie does not. One that has threads left
+// still has its files open, and so its locks.
 func (p process) alive() bool {
 	now, ok := readProcess(p.pid)
-	return ok && now.started == p.started && !now.zombie
+	threads, _ := os.ReadDir(p.file("task"))
+	return ok && now.started == p.started && (!now.zombie || len(threads) > 1)
 }
 
 // belongsTo says whether p is of a run with this state directory: it is in

@@ -1,7 +1,11 @@
 package test
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -9,34 +13,270 @@ import (
 	"github.com/attest-vm/attest"
 )
 
-// TestFork forks a lab of a machine that serves and one that asks, in the middle
-// of a conversation.
-func TestFork(t *testing.T) {
+// small is a machine of which many fit on a host.
+func small(name string) attest.MachineConfig {
+	return attest.MachineConfig{Name: name, Image: attest.Debian{}, Memory: 256}
+}
+
+// TestWarmStart looks at a machine that was restored from one that was nobody.
+func TestWarmStart(t *testing.T) {
 	t.Parallel()
-	lab := attest.New(t,
-		attest.MachineConfig{Name: "server", Memory: 256, Image: attest.Debian{}},
-		attest.MachineConfig{Name: "client", Memory: 256, Image: attest.Debian{}},
-		attest.MachineConfig{Name: "idle", Memory: 256, Image: attest.Debian{}},
-	)
-	server := lab.Machine("server")
-	server.Succeed("echo before > /root/file; date +%s%N")
-	lab.Machine("client").Succeed("ping -c1 server")
-	for i := range 2 {
-		start := time.Now()
-		fork := lab.Fork(t)
-		t.Logf("fork: %v", time.Since(start))
-		fork.Machine("server").Succeed(fmt.Sprintf("grep before /root/file; echo %d > /root/file", i))
-		t.Logf("first command: %v", time.Since(start))
-		fork.Machine("client").Succeed("ping -c1 server")
-		t.Logf("ping: %v", time.Since(start))
-		t.Logf("%s", fork.Machine("client").Succeed("hostname; cat /etc/machine-id; cat /proc/sys/kernel/random/uuid; date +%s.%N"))
-		t.Logf("%d", time.Now().Unix())
-		if out := server.Succeed("cat /root/file"); out != "before\n" {
-			t.Errorf("the fork's write is seen in the lab that it was forked from: %q", out)
+	lab := attest.New(t, small("one"), small("two"))
+	one, two := lab.Machine("one"), lab.Machine("two")
+	lab.StartAll()
+	for i, m := range []*attest.TestMachine{one, two} {
+		v4 := fmt.Sprintf("192.168.1.%d", i+1)
+		for script, want := range map[string]string{
+			"hostname; cat /etc/hostname":                                          m.Name() + "\n" + m.Name(),
+			"cat /sys/class/net/eth1/address":                                      fmt.Sprintf("52:54:00:12:01:%02x", i+1),
+			"ip -o -4 addr show eth1 | tr -s ' ' | cut -d' ' -f4":                  v4 + "/24",
+			"ip -o addr show eth1 scope global | wc -l":                            "2",
+			"getent hosts two | grep -c :":                                         "1",
+			"grep -c 52:54:00:12:00 /sys/class/net/*/address || :":                 "/sys/class/net/eth1/address:0\n/sys/class/net/lo/address:0",
+			"systemctl is-system-running":                                          "running",
+			"journalctl -b | grep -c 'Reached target multi-user'":                  "1",
+			"logger warm; journalctl --sync; journalctl | grep -c ' root.*: warm'": "1",
+		} {
+			if got := strings.TrimSpace(m.Succeed(script)); got != want {
+				t.Errorf("%s: %s: got %q, want %q", m.Name(), script, got, want)
+			}
 		}
-		again := fork.Fork(t)
-		if out := again.Machine("server").Succeed("cat /root/file"); strings.TrimSpace(out) != fmt.Sprint(i) {
-			t.Errorf("fork of a fork: %q", out)
+		m.WaitForConsoleText("Reached target multi-user.target")
+		m.WaitForUnit("multi-user.target")
+		checkClock(t, m.Machine)
+	}
+	one.Succeed("ping -c1 two")
+	for _, source := range []string{"cat /etc/machine-id", "cat /proc/sys/kernel/random/uuid", "head -c16 /dev/urandom | base64"} {
+		if a, b := one.Succeed(source), two.Succeed(source); a == b {
+			t.Errorf("%s is the same on both: %s", source, a)
 		}
 	}
+	id := one.Succeed("cat /etc/machine-id; echo kept > /root/kept; sync")
+	one.Reboot()
+	one.Crash()
+	one.Start()
+	if got := one.Succeed("cat /etc/machine-id; grep -q kept /root/kept; cat /sys/class/net/eth1/address"); got != id+"52:54:00:12:01:01\n" {
+		t.Errorf("after two boots: %q, before: %q", got, id)
+	}
+	one.Succeed("ping -c1 two")
+}
+
+// checkClock compares the guest's clock with the host's.
+func checkClock(t *testing.T, m *attest.Machine) {
+	t.Helper()
+	const allowed = 100 * time.Millisecond
+	var off, trip time.Duration
+	for range 20 { // until the answer is quick enough to tell
+		before := time.Now()
+		out, err := m.Succeed(t.Context(), "echo $EPOCHREALTIME")
+		if err != nil {
+			t.Fatal(err)
+		}
+		trip = time.Since(before)
+		seconds, micro, _ := strings.Cut(strings.TrimSpace(out), ".")
+		s, _ := strconv.ParseInt(seconds, 10, 64)
+		us, _ := strconv.ParseInt(micro, 10, 64)
+		off = time.Unix(s, us*1000).Sub(before.Add(trip / 2)).Abs()
+		if off+trip/2 <= allowed {
+			return
+		}
+	}
+	if off > allowed+trip/2 {
+		t.Errorf("%s: its clock is off by %v (± %v)", m.Name(), off, trip/2)
+	}
+}
+
+// TestFork forks a lab while a client and a server talk, and takes it back.
+func TestFork(t *testing.T) {
+	t.Parallel()
+	lab := attest.New(t, small("server"), small("client"), small("idle"))
+	server, client := lab.Machine("server"), lab.Machine("client")
+	lab.Machine("client").Succeed("echo 1 > /root/file; touch /root/deleted; sync")
+	transfer(server, client)
+	lab.Checkpoint("talking")
+
+	forks := []*attest.TestLab{lab.Fork(t), lab.Fork(t)}
+	forks = append(forks, forks[0].Fork(t))
+	seen := map[string]bool{}
+	for i, l := range append(forks, lab) {
+		m := l.Machine("client")
+		m.Succeed(fmt.Sprintf("grep -q 1 /root/file; rm /root/deleted; echo %d > /root/file", i+10))
+		finish(t, l)
+		checkClock(t, m.Machine)
+		random := m.Succeed("cat /proc/sys/kernel/random/uuid")
+		if seen[random] {
+			t.Errorf("fork %d has the random numbers of another", i)
+		}
+		seen[random] = true
+		if l.Machine("idle").IsUp() {
+			t.Errorf("fork %d has started a machine", i)
+		}
+	}
+	for i, l := range append(forks, lab) {
+		if got := l.Machine("client").Succeed("cat /root/file"); got != fmt.Sprintln(i+10) {
+			t.Errorf("lab %d sees what another wrote: %q", i, got)
+		}
+	}
+	if a, b := forks[0].Machine("client").Succeed("cat /etc/machine-id"), client.Succeed("cat /etc/machine-id"); a != b {
+		t.Errorf("a fork is another machine: %s, %s", a, b)
+	}
+
+	client.Shutdown()
+	lab.Restore("talking")
+	if got := client.Succeed("cat /root/file; ls /root/deleted; dmesg | grep -ci 'i/o error\\|ext4.*error' || :"); got != "1\n/root/deleted\n0\n" {
+		t.Errorf("after the restore: %q", got)
+	}
+	finish(t, lab)
+	// And from its disk alone.
+	client.Succeed("sync")
+	client.Crash()
+	client.Start()
+	if got := client.Succeed("cat /root/file; ls /root/deleted"); got != "1\n/root/deleted\n" {
+		t.Errorf("booted after the restore: %q", got)
+	}
+}
+
+// transfer has the server send the client numbers, for as long as it takes, and
+// returns when they flow.
+func transfer(server, client *attest.TestMachine) {
+	server.Succeed(`perl -MIO::Socket::INET -e '
+		$l = IO::Socket::INET->new(LocalPort => 9000, Listen => 1, ReuseAddr => 1) or die $!;
+		$c = $l->accept;
+		until ($last) {
+			$last = -e "/root/enough";
+			print $c pack("NN", $i++, $last) x 128 or die $!;
+		}
+		close $c' >/root/log 2>&1 &`)
+	client.WaitUntilSucceeds(`perl -MIO::Socket::INET -e '
+		$c = IO::Socket::INET->new(PeerAddr => "192.168.1.3:9000") or exit 1;
+		exit 0 if fork;
+		open STDOUT, ">/root/log"; open STDERR, ">&STDOUT";
+		for ($n = 0; read($c, $b, 1024) == 1024; $n++) {
+			die "block $n is wrong" if $b ne pack("NN", $n, $last = unpack("x4N", $b)) x 128;
+			if ($n == 100) { open F, ">/root/flows" }
+			if ($last) { rename "/root/flows", "/root/complete"; exit }
+		}
+		die "it ends after $n blocks"'`)
+	client.WaitForFile("/root/flows")
+}
+
+// finish ends the transfer in a lab, and checks what came.
+func finish(t *testing.T, l *attest.TestLab) {
+	t.Helper()
+	l.Machine("client").Succeed("test -e /root/flows")
+	l.Machine("server").Succeed("touch /root/enough")
+	l.Machine("client").WaitForFile("/root/complete")
+}
+
+// TestSave goes on from labs and machines that were saved as files.
+func TestSave(t *testing.T) {
+	t.Parallel()
+	lab := attest.New(t, small("one"), small("two"), small("never"))
+	one, two := lab.Machine("one"), lab.Machine("two")
+	one.Succeed("echo one > /root/file; sleep infinity >/dev/null 2>&1 & echo $! > /root/pid; sync")
+	two.Succeed("echo two > /root/file; sync")
+	two.Shutdown()
+	dir := filepath.Join(t.TempDir(), "saved")
+	if err := lab.Save(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+	one.Succeed("rm /root/file")
+
+	host := lab.Host()
+	opened, err := host.OpenLab(t.Context(), dir, attest.LabConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	m := tried{opened.Machine("one"), t}
+	if got := m.succeed("cat /root/file; kill -0 $(cat /root/pid) && echo runs"); got != "one\nruns\n" {
+		t.Errorf("the saved machine: %q", got)
+	}
+	if opened.Machine("two").IsUp() || opened.Machine("never").IsUp() {
+		t.Error("a machine runs that did not")
+	}
+	if got := (tried{opened.Machine("two"), t}).succeed("cat /root/file; ping -c1 one >/dev/null; echo there"); got != "two\nthere\n" {
+		t.Errorf("the machine that was off: %q", got)
+	}
+
+	// One of its machines as the beginning of another.
+	other := small("other")
+	other.Snapshot = filepath.Join(dir, "one")
+	fresh := attest.New(t, other, small("peer"))
+	fresh.StartAll()
+	fresh.Machine("peer").Succeed("true")
+	if got := fresh.Machine("other").Succeed("hostname; cat /root/file; ping -c1 peer >/dev/null; cat /sys/class/net/eth1/address"); got != "other\none\n52:54:00:12:01:01\n" {
+		t.Errorf("a machine from a snapshot: %q", got)
+	}
+
+	refused := func(what string, config attest.MachineConfig) error {
+		t.Helper()
+		lab, err := host.NewLab(t.Context(), attest.LabConfig{Machines: []attest.MachineConfig{config}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer lab.Close()
+		_, err = lab.Machines()[0].Succeed(t.Context(), "true")
+		if err == nil {
+			t.Fatalf("%s: it started", what)
+		}
+		t.Logf("%s: %v", what, err)
+		return err
+	}
+	bigger := other
+	bigger.Memory = 300
+	errorAs[*attest.SnapshotMismatchError](t, refused("another size", bigger))
+	changed := other
+	changed.Image = attest.Debian{Run: []string{"touch /etc/other"}}
+	errorAs[*attest.SnapshotMismatchError](t, refused("another image", changed))
+	for name, damage := range damages {
+		file := filepath.Join(dir, "one", name)
+		original, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, do := range damage {
+			if err := do(file); err != nil {
+				t.Fatal(err)
+			}
+			errorAs[*attest.SnapshotDamagedError](t, refused(what, other))
+			if err := os.WriteFile(file, original, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := host.OpenLab(t.Context(), t.TempDir(), attest.LabConfig{}); attest.StatusOf(err) != attest.Invalid {
+		t.Errorf("a directory without a lab: %v", err)
+	}
+}
+
+// damages are ways to damage the files of a saved machine.
+var damages = map[string]map[string]func(string) error{
+	"device":    {"a flipped bit of a device": flip, "no devices": os.Remove},
+	"meta.json": {"a flipped bit of the record": flip, "half a record": halve},
+}
+
+// flip changes a bit in the middle of a file.
+func flip(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, st.Size()/2); err != nil {
+		return err
+	}
+	b[0] ^= 1
+	_, err = f.WriteAt(b, st.Size()/2)
+	return err
+}
+
+func halve(path string) error {
+	st, err := os.Stat(path)
+	return errors.Join(err, os.Truncate(path, st.Size()/2))
 }

@@ -2,9 +2,12 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
+	"github.com/attest-vm/attest/internal/boot"
+	"github.com/attest-vm/attest/internal/cache"
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/supervise"
 )
@@ -14,7 +17,8 @@ func newGC() *cobra.Command {
 		Use:   "gc",
 		Short: "Remove what a killed run left behind",
 		Long: "gc ends processes and removes state directories of runs that are no longer\n" +
-			"alive, and what an interrupted image build left in the cache. A run cleans up\n" +
+			"alive, what an interrupted image build left in the cache, and what the cache has\n" +
+			"of builds of attest that are no longer used. A run cleans up\n" +
 			"after itself even when it is killed; gc is for when its supervisor was killed too.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -26,11 +30,24 @@ func newGC() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			scratch, err := cache.RunRoot()
+			if err != nil {
+				return err
+			}
+			disks, err := supervise.Sweep(cmd.Context(), scratch)
+			if err != nil {
+				return err
+			}
+			removed = append(removed, disks...)
 			leftovers, err := image.Sweep(cmd.Context())
 			if err != nil {
 				return err
 			}
-			for _, path := range append(removed, leftovers...) {
+			unused, err := boot.Prune()
+			if err != nil {
+				return err
+			}
+			for _, path := range slices.Concat(removed, leftovers, unused) {
 				fmt.Fprintln(cmd.OutOrStdout(), "removed", path)
 			}
 			return nil

@@ -94,6 +94,8 @@ func buildGuestBinary(ctx context.Context, dir string, info *debug.BuildInfo) (s
 		return "", fmt.Errorf("build attest for guests: %w", err)
 	}
 	defer unlock()
+	used(dir)
+	pruneDir(filepath.Dir(dir))
 	if fixed {
 		if checkGuestBinary(path) == nil {
 			return path, nil

@@ -37,6 +37,9 @@ type Initramfs struct {
 // system>. Names begin with a number that gives the order.
 const moduleRoot = "modules"
 
+// memoDir has, for each set of inputs, the initramfs that was made of it.
+const memoDir = "by-input"
+
 // Build returns the initramfs as a file in the user's cache, made if it is not
 // there yet. The file's name is the digest of its content. It is never modified;
 // whoever prunes the cache may remove it, and the next Build makes it again.
@@ -58,10 +61,11 @@ func (i Initramfs) build(ctx context.Context, dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	memo := filepath.Join(dir, "by-input", key)
+	memo := filepath.Join(dir, memoDir, key)
 	if name, err := os.Readlink(memo); err == nil {
 		path := filepath.Join(dir, filepath.Base(name))
 		if _, err := os.Stat(path); err == nil {
+			used(path)
 			return path, nil
 		}
 	}
@@ -78,6 +82,7 @@ func (i Initramfs) build(ctx context.Context, dir string) (string, error) {
 	if err := replaceSymlink(filepath.Join("..", filepath.Base(path)), memo); err != nil {
 		return "", fmt.Errorf("initramfs: %w", err)
 	}
+	pruneDir(dir) // what cannot be removed takes space, and harms nothing else
 	return path, nil
 }
 

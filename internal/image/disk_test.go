@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/cache"
 )
 
 // sparse makes a file of size bytes with a little data in it.
@@ -175,8 +177,8 @@ func TestOverlayDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if st.Size() != OverlaySize || diskUsage(filepath.Dir(path)) > 4<<20 {
-		t.Errorf("%d bytes that occupy %d", st.Size(), diskUsage(filepath.Dir(path)))
+	if st.Size() != OverlaySize || cache.DiskUsage(filepath.Dir(path)) > 4<<20 {
+		t.Errorf("%d bytes that occupy %d", st.Size(), cache.DiskUsage(filepath.Dir(path)))
 	}
 	fsck, err := lookTool("e2fsck")
 	if err != nil {

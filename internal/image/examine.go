@@ -7,6 +7,7 @@ import (
 	"os/user"
 	"strings"
 
+	"github.com/attest-vm/attest/internal/cache"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -63,7 +64,7 @@ func cacheFinding() vmm.Finding {
 		f.Detail, f.Remedy = err.Error(), "set XDG_CACHE_HOME to a directory that can be written to"
 		return f
 	}
-	has := free(s.root)
+	has := cache.Free(s.root)
 	f.OK = has >= deriveNeeds
 	f.Detail = fmt.Sprintf("%s, %d MiB free", s.root, has>>20)
 	if !f.OK {

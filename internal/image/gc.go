@@ -11,12 +11,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/attest-vm/attest/internal/supervise"
+	"github.com/attest-vm/attest/internal/cache"
 )
 
 // Entry is an image in the cache.
@@ -65,7 +64,7 @@ func (s *Store) survey() (map[ref]*object, []Entry, error) {
 		}
 		for _, name := range names {
 			o := &object{ref: makeRef(kind, name.Name()), dir: filepath.Join(s.root, kind, name.Name())}
-			o.size = diskUsage(o.dir)
+			o.size = cache.DiskUsage(o.dir)
 			if st, err := os.Stat(filepath.Join(o.dir, usedName)); err == nil {
 				o.used = st.ModTime()
 			}
@@ -82,7 +81,7 @@ func (s *Store) survey() (map[ref]*object, []Entry, error) {
 		if data, err := os.ReadFile(filepath.Join(o.dir, metaName)); err != nil || json.Unmarshal(data, &m) != nil {
 			m = imageMeta{ID: r.key(), Title: "(damaged)"}
 		}
-		e := Entry{ID: m.ID, Title: m.Title, Spec: m.Spec, LastUsed: o.used, InUse: locked(o.dir), ref: r, parts: m.Parts}
+		e := Entry{ID: m.ID, Title: m.Title, Spec: m.Spec, LastUsed: o.used, InUse: cache.Locked(o.dir), ref: r, parts: m.Parts}
 		if m.Kernel != "" {
 			e.parts = append(e.parts, m.Kernel)
 		}
@@ -112,30 +111,6 @@ func (s *Store) survey() (map[ref]*object, []Entry, error) {
 		return strings.Compare(string(a.ref), string(b.ref))
 	})
 	return objects, entries, nil
-}
-
-// diskUsage is what a directory occupies, as du counts.
-func diskUsage(dir string) (bytes int64) {
-	filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return nil
-		}
-		if info, err := d.Info(); err == nil {
-			bytes += info.Sys().(*syscall.Stat_t).Blocks * 512
-		}
-		return nil
-	})
-	return bytes
-}
-
-// locked says whether anybody holds a lease on an object.
-func locked(dir string) bool {
-	f, err := os.Open(dir)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	return errors.Is(flock(f, unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 // Find returns the images whose ID begins with prefix or whose title is it.
@@ -183,7 +158,7 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) (removed []Entry, fre
 		if err := ctx.Err(); err != nil {
 			return removed, freed, err
 		}
-		if time.Since(e.LastUsed) < o.OlderThan || o.MaxSize > 0 && diskUsage(s.root) <= o.MaxSize {
+		if time.Since(e.LastUsed) < o.OlderThan || o.MaxSize > 0 && cache.DiskUsage(s.root) <= o.MaxSize {
 			continue
 		}
 		n, err := s.Remove(ctx, e)
@@ -220,110 +195,24 @@ func (s *Store) removeUnused() (freed int64, err error) {
 	return freed, nil
 }
 
-// removeObject takes an object out of the cache in one step and then deletes
-// it. EWOULDBLOCK: it is in use.
+// removeObject removes an object. EWOULDBLOCK: it is in use.
 func (s *Store) removeObject(r ref) (freed int64, err error) {
-	dir := filepath.Join(s.root, string(r))
-	f, err := os.Open(dir)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return 0, err
-	}
-	if !sameFile(f, dir) {
-		return 0, fs.ErrNotExist
-	}
-	tmp, err := s.scratch()
-	if err != nil {
-		return 0, err
-	}
-	defer tmp.remove()
-	freed = diskUsage(dir)
-	return freed, os.Rename(dir, filepath.Join(tmp.dir, "removed"))
+	return cache.Remove(filepath.Join(s.root, string(r)), filepath.Join(s.root, "tmp"))
 }
 
-// scratch is a directory below tmp/ that belongs to one process as long as
-// that, or a tool that inherited the descriptor, lives.
-type scratch struct {
-	dir string
-	f   *os.File // the directory, locked
-}
-
-func (s *Store) scratch() (*scratch, error) { return newScratch(filepath.Join(s.root, "tmp")) }
-
-func newScratch(parent string) (*scratch, error) {
-	// Held while a directory exists that is not locked yet.
-	guard, err := os.Open(parent)
-	if err != nil {
-		return nil, err
-	}
-	defer guard.Close()
-	if err := flock(guard, unix.LOCK_SH); err != nil {
-		return nil, err
-	}
-	dir, err := os.MkdirTemp(parent, scratchPrefix)
-	if err != nil {
-		return nil, err
-	}
-	f, err := os.Open(dir)
-	if err == nil {
-		err = flock(f, unix.LOCK_EX)
-	}
-	if err != nil {
-		os.Remove(dir)
-		return nil, err
-	}
-	return &scratch{dir, f}, nil
-}
-
-// The name is short: sockets are made below.
-const scratchPrefix = "b-"
-
-func (t *scratch) remove() error {
-	defer t.f.Close()
-	return supervise.RemoveTree(t.dir)
+func (s *Store) scratch() (*cache.Scratch, error) {
+	return cache.NewScratch(filepath.Join(s.root, "tmp"))
 }
 
 // Sweep removes what killed builds left below the cache's tmp and returns its
 // paths. Every build does it first. Builds under way are left alone.
 func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
 	for _, parent := range []string{filepath.Join(s.root, "tmp"), otherTmp()} {
-		more, serr := sweepScratch(ctx, parent)
+		more, serr := cache.Sweep(ctx, parent)
 		removed = append(removed, more...)
 		if serr != nil && !errors.Is(serr, fs.ErrNotExist) {
 			err = errors.Join(err, fmt.Errorf("image cache: leftover of a build: %w", serr))
 		}
-	}
-	return removed, err
-}
-
-func sweepScratch(ctx context.Context, parent string) (removed []string, err error) {
-	if st, err := os.Lstat(parent); err != nil || st.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
-		return nil, err // /var/tmp is everybody's: what has our name may be another's
-	}
-	guard, err := os.OpenFile(parent, os.O_RDONLY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer guard.Close()
-	if err := flock(guard, unix.LOCK_EX); err != nil {
-		return nil, err
-	}
-	names, err := guard.Readdirnames(-1)
-	for _, name := range names {
-		dir := filepath.Join(parent, name)
-		if ctx.Err() != nil {
-			return removed, ctx.Err()
-		}
-		if locked(dir) {
-			continue
-		}
-		if err := supervise.RemoveTree(dir); err != nil {
-			return removed, err
-		}
-		removed = append(removed, dir)
 	}
 	return removed, err
 }

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/attest-vm/attest/internal/cache"
 	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/vmm"
 )
@@ -52,7 +53,7 @@ func (s *Store) mmdebstrap(ctx context.Context, m mmdebstrap) error {
 	if err != nil {
 		return err
 	}
-	defer tmp.remove()
+	defer tmp.Remove()
 
 	caller := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -90,10 +91,10 @@ func (s *Store) mmdebstrap(ctx context.Context, m mmdebstrap) error {
 		}()
 	}
 	// The lock on the build's directory lives as long as any process of the build.
-	extra = append(extra, tmp.f)
+	extra = append(extra, tmp.File)
 	// The script is a file, and not an argument, for the sake of ps and of messages.
-	script, root := filepath.Join(tmp.dir, "script"), filepath.Join(tmp.dir, "root")
-	if err := errors.Join(os.WriteFile(script, []byte(m.script), 0o644), mkdirAs(root, tmp.dir)); err != nil {
+	script, root := filepath.Join(tmp.Dir, "script"), filepath.Join(tmp.Dir, "root")
+	if err := errors.Join(os.WriteFile(script, []byte(m.script), 0o644), mkdirAs(root, tmp.Dir)); err != nil {
 		return err
 	}
 	args := append([]string{path, "--verbose", "--mode=unshare", "--format=tar", `--customize-hook=sh "$ATTEST_SCRIPT" "$1"`}, m.args...)
@@ -180,7 +181,7 @@ func (p pipes) close() {
 // buildDir is where mmdebstrap unpacks. Root uses the cache. For everybody else
 // the subordinate users of the build have to reach the directory, and a home is
 // often closed to them: then it is below /var/tmp.
-func (s *Store) buildDir(ctx context.Context) (*scratch, error) {
+func (s *Store) buildDir(ctx context.Context) (*cache.Scratch, error) {
 	if os.Geteuid() == 0 {
 		return s.scratch()
 	}
@@ -191,12 +192,12 @@ func (s *Store) buildDir(ctx context.Context) (*scratch, error) {
 			return nil, fmt.Errorf("a directory to build in: %w", err)
 		}
 	}
-	t, err := newScratch(parent)
+	t, err := cache.NewScratch(parent)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(t.dir, 0o777|os.ModeSticky); err != nil {
-		t.remove()
+	if err := os.Chmod(t.Dir, 0o777|os.ModeSticky); err != nil {
+		t.Remove()
 		return nil, err
 	}
 	return t, nil
@@ -323,7 +324,7 @@ func (s *Store) blame(m mmdebstrap, t *transcript, code int) error {
 	}
 	all := strings.Join(append(t.errors, t.tail...), "\n")
 	if noSpace.MatchString(all) {
-		return &SpaceError{Path: s.root, Has: free(s.root), Err: unix.ENOSPC}
+		return &SpaceError{Path: s.root, Has: cache.Free(s.root), Err: unix.ENOSPC}
 	}
 	for _, line := range t.errors {
 		if f := noPackage.FindStringSubmatch(line); f != nil {

@@ -8,12 +8,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/attest-vm/attest/internal/cache"
 	"github.com/attest-vm/attest/internal/event"
 )
 
@@ -45,12 +45,12 @@ func (r ref) key() string { return strings.SplitN(string(r), "/", 2)[1] }
 
 // A lease is a shared lock on an object: it is complete and stays.
 type lease struct {
+	*cache.Lease
 	ref ref
 	dir string
-	f   *os.File
 }
 
-func (l *lease) release() { l.f.Close() }
+func (l *lease) release() { l.Release() }
 
 // object returns a lease on an object and reads its record into meta. If the
 // object is missing, one process makes it: make fills a directory and meta.
@@ -69,31 +69,22 @@ func (s *Store) object(ctx context.Context, r ref, meta any, make func(ctx conte
 // acquire is object for one that exists; otherwise fs.ErrNotExist.
 func (s *Store) acquire(r ref, meta any) (*lease, error) {
 	dir := filepath.Join(s.root, string(r))
-	f, err := os.Open(dir)
+	held, err := cache.Acquire(dir)
 	if err != nil {
 		return nil, err
-	}
-	l := &lease{r, dir, f}
-	if err := flock(f, unix.LOCK_SH); err != nil {
-		f.Close()
-		return nil, err
-	}
-	if !sameFile(f, dir) { // removed before the lock was ours
-		f.Close()
-		return nil, fs.ErrNotExist
 	}
 	data, err := os.ReadFile(filepath.Join(dir, metaName))
 	if err == nil && meta != nil {
 		err = json.Unmarshal(data, meta)
 	}
 	if err != nil {
-		f.Close()
+		held.Release()
 		return nil, fmt.Errorf("image cache: %s is damaged; remove it: %w", dir, notMissing{err})
 	}
 	now := time.Now()
 	// Only prune looks at it, and a cache can be read-only.
 	os.Chtimes(filepath.Join(dir, usedName), now, now)
-	return l, nil
+	return &lease{held, r, dir}, nil
 }
 
 // notMissing hides that an error is fs.ErrNotExist: a file is missing in an
@@ -118,8 +109,8 @@ func (s *Store) make(ctx context.Context, r ref, meta any, fill func(ctx context
 	if err != nil {
 		return err
 	}
-	defer tmp.remove()
-	content := filepath.Join(tmp.dir, "object")
+	defer tmp.Remove()
+	content := filepath.Join(tmp.Dir, "object")
 	err = inMemory(ctx, func(ctx context.Context) error {
 		if err := os.RemoveAll(content); err != nil {
 			return err
@@ -138,7 +129,7 @@ func (s *Store) make(ctx context.Context, r ref, meta any, fill func(ctx context
 	return nil
 }
 
-// publish makes a finished directory an object: record, sync, rename, sync.
+// publish makes a finished directory an object, with its record.
 func (s *Store) publish(content, dir string, meta any) error {
 	data, err := json.MarshalIndent(meta, "", "  ")
 	if err != nil {
@@ -149,114 +140,29 @@ func (s *Store) publish(content, dir string, meta any) error {
 			return err
 		}
 	}
-	entries, err := os.ReadDir(content)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := syncPath(filepath.Join(content, e.Name())); err != nil {
-			return err
-		}
-	}
-	if err := syncPath(content); err != nil {
-		return err
-	}
-	if err := os.Rename(content, dir); err != nil {
-		return err
-	}
-	return syncPath(filepath.Dir(dir))
-}
-
-func syncPath(name string) error {
-	f, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
+	return cache.Publish(content, dir)
 }
 
 // lock gives this process the right to make an object. While it waits it says
 // for whom.
 func (s *Store) lock(ctx context.Context, r ref) (unlock func(), err error) {
-	name := filepath.Join(s.root, "lock", r.kind()+"-"+r.key())
-	told := false
-	for wait := time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
-		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
-		if err != nil {
-			return nil, err
-		}
-		err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
-		switch {
-		case err == nil && sameFile(f, name):
-			f.Truncate(0)
-			f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
-			return func() {
-				os.Remove(name) // while locked: the next one makes a new file
-				f.Close()
-			}, nil
-		case err == nil: // removed by its last owner
-			f.Close()
-			continue
-		case !errors.Is(err, unix.EWOULDBLOCK):
-			f.Close()
-			return nil, err
-		}
-		if !told {
-			told = true
-			pid := make([]byte, 20)
-			n, _ := f.ReadAt(pid, 0)
-			s.progress(ctx).say("waiting for process %s, which builds the same %s", pid[:n], r.kind())
-		}
-		f.Close()
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(wait):
-		}
-	}
-}
-
-func flock(f *os.File, how int) error {
-	for {
-		err := unix.Flock(int(f.Fd()), how)
-		if err != unix.EINTR {
-			return err
-		}
-	}
-}
-
-// sameFile says whether name still leads to f.
-func sameFile(f *os.File, name string) bool {
-	a, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	b, err := os.Lstat(name)
-	return err == nil && os.SameFile(a, b)
+	return cache.Lock(ctx, filepath.Join(s.root, "lock", r.kind()+"-"+r.key()), func(pid string) {
+		s.progress(ctx).say("waiting for process %s, which builds the same %s", pid, r.kind())
+	})
 }
 
 // explain turns a lack of space into a *SpaceError.
 func (s *Store) explain(err error) error {
 	var already *SpaceError
-	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) || errors.As(err, &already) {
+	if !cache.NoSpace(err) || errors.As(err, &already) {
 		return err
 	}
-	return &SpaceError{Path: s.root, Has: free(s.root), Err: err}
-}
-
-// free is how many bytes a user can write below dir.
-func free(dir string) int64 {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return 0
-	}
-	return int64(st.Bavail) * st.Bsize
+	return &SpaceError{Path: s.root, Has: cache.Free(s.root), Err: err}
 }
 
 // reserve refuses to start what needs more bytes than there are.
 func (s *Store) reserve(need int64) error {
-	if has := free(s.root); has < need {
+	if has := cache.Free(s.root); has < need {
 		return &SpaceError{Path: s.root, Need: need, Has: has, Err: unix.ENOSPC}
 	}
 	return nil

@@ -76,6 +76,15 @@ func (d Debian) String() string { return d.spec().String() }
 func (r Rootfs) String() string { return r.spec().String() }
 func (d Disk) String() string   { return d.spec().String() }
 
+// SpecOf is a source as plain data, with absolute paths.
+func SpecOf(source Source) Spec {
+	s := source.spec()
+	if abs, err := s.absolute(); err == nil {
+		return abs
+	}
+	return s // it will be refused where it is built
+}
+
 // Key is the same for two sources that ask for the same image. It looks at the
 // sources only, not at the files that they name. Errors are *SpecError and *PackageError.
 func Key(source Source) (string, error) {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -309,16 +310,16 @@ func TestSweepLeavesLiveBuilds(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The tool's inherited descriptor is another reference to the same lock.
-	tool, err := unix.Dup(int(live.f.Fd()))
+	tool, err := unix.Dup(int(live.File.Fd()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	live.f.Close()
+	live.File.Close()
 	if removed, err := s.Sweep(t.Context()); err != nil || len(removed) != 0 {
 		t.Errorf("removed %v, %v", removed, err)
 	}
 	unix.Close(tool)
-	if removed, err := s.Sweep(t.Context()); err != nil || len(removed) != 1 || removed[0] != live.dir {
+	if removed, err := s.Sweep(t.Context()); err != nil || len(removed) != 1 || removed[0] != live.Dir {
 		t.Errorf("removed %v, %v", removed, err)
 	}
 }
@@ -452,6 +453,7 @@ func TestPrune(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(s.root, "layer/orphan")); err == nil || freed < 3*mib {
 				t.Errorf("a part of no image stays; freed %d", freed)
 			}
+			runtime.KeepAlive(leases) // a lease that is garbage is one that was given back
 		})
 	}
 }

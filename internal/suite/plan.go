@@ -224,8 +224,6 @@ func machinesOf(f *machineconfig.File) ([]attest.MachineConfig, error) {
 		switch {
 		case m.StartCommand != "":
 			return nil, unsupported("start_command")
-		case m.SnapshotPath != "":
-			return nil, unsupported("snapshot_path")
 		case m.Image == nil:
 			return nil, unsupported("backend " + m.Backend)
 		}
@@ -235,7 +233,7 @@ func machinesOf(f *machineconfig.File) ([]attest.MachineConfig, error) {
 		}
 		c := attest.MachineConfig{
 			Name: m.Name, Backend: m.Backend, Image: spec, Memory: m.Memory, CPUs: m.CPUs,
-			Networks: append([]int{}, m.VLANs...), AllowReboot: m.AllowReboot,
+			Networks: append([]int{}, m.VLANs...), AllowReboot: m.AllowReboot, Snapshot: m.SnapshotPath,
 		}
 		if err := (attest.LabConfig{Machines: []attest.MachineConfig{c}}).Check(); err != nil {
 			return nil, refusef(event.Invalid, "machine configuration %s: %v", f.Path, err)

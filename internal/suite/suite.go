@@ -67,6 +67,11 @@ type realHost struct{ *attest.Host }
 // NewLab also builds the images: a package that does not exist is a failure of
 // the file, not of the test that happens to be the first to use the machine.
 func (h realHost) NewLab(ctx context.Context, config attest.LabConfig, boot string) (operation.Runner, error) {
+	config.Machines = slices.Clone(config.Machines)
+	for i := range config.Machines {
+		m := &config.Machines[i]
+		m.Boot = cmp.Or(m.Boot, attest.Boot(boot))
+	}
 	lab, err := h.Host.NewLab(ctx, config)
 	if err != nil {
 		return nil, err

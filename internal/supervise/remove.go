@@ -42,6 +42,16 @@ func RemoveTree(dir string) error {
 	return nil
 }
 
+// removeDirs removes the directories of a run.
+func removeDirs(dirs ...string) (err error) {
+	for _, dir := range dirs {
+		if dir != "" {
+			err = errors.Join(err, RemoveTree(dir))
+		}
+	}
+	return err
+}
+
 // detachBelow detaches every mount below dir, and fails if one stays: removing
 // what is behind a bind mount would be a disaster.
 func detachBelow(dir string) error {

@@ -38,6 +38,7 @@ func init() {
 // serve was called on, which never leaves the process's main thread.
 type server struct {
 	dir      string
+	scratch  string // may be empty
 	conn     *net.UnixConn
 	out      *sender
 	null     *os.File
@@ -52,20 +53,26 @@ type incoming struct {
 }
 
 func serve() error {
-	if len(os.Args) != 2 {
+	if len(os.Args) != 3 {
 		return errors.New("this is not a program for people; it is started by attest")
 	}
 	// PR_SET_PDEATHSIG fires when the thread that forked ends (golang/go#27505).
 	// The main thread does not end before the process, and init runs on it.
 	runtime.LockOSThread()
-	s := &server{dir: os.Args[1], children: map[int]uint64{}, copied: make(chan reply)}
-	control, lock := os.NewFile(3, "control"), os.NewFile(4, s.dir)
-	defer runtime.KeepAlive(lock) // closing it would give up the lock
+	s := &server{dir: os.Args[1], scratch: os.Args[2], children: map[int]uint64{}, copied: make(chan reply)}
+	control := os.NewFile(3, "control")
 	unix.CloseOnExec(3)
-	unix.CloseOnExec(4)
+	// The locks on the directories, which end with this process.
+	locks := 1
+	if s.scratch != "" {
+		locks++
+	}
+	for i := range locks {
+		unix.CloseOnExec(4 + i)
+	}
 	// What the client inherited, such as make's pipes, is not for the children
 	// either. Kernels before 5.11 do not know the flag; there they get it.
-	unix.CloseRange(5, 1<<31, unix.CLOSE_RANGE_CLOEXEC)
+	unix.CloseRange(uint(4+locks), 1<<31, unix.CLOSE_RANGE_CLOEXEC)
 	var err error
 	if s.conn, err = unixConn(control); err != nil {
 		return err
@@ -83,7 +90,7 @@ func serve() error {
 	if kept(s.dir) {
 		return left
 	}
-	return errors.Join(left, RemoveTree(s.dir))
+	return errors.Join(left, removeDirs(s.dir, s.scratch))
 }
 
 // loop serves the client until it is gone, or until somebody asks to end.

@@ -30,15 +30,19 @@ const (
 // Options say how to start a supervisor. The zero value works.
 type Options struct {
 	Root string // where the state directory is made; empty: StateRoot()
+	// Scratch is where a second directory is made, for what is large: a state
+	// directory is often in memory. Empty: there is none.
+	Scratch string
 }
 
 // Supervisor is the client's side of a supervisor process.
 type Supervisor struct {
-	dir  string
-	lock *os.File // held here too, so that Sweep stays away when only the supervisor dies
-	cmd  *exec.Cmd
-	conn *net.UnixConn
-	done chan struct{}
+	dir     string
+	scratch string
+	locks   []*os.File // of both; held here too, so that Sweep stays away when only the supervisor dies
+	cmd     *exec.Cmd
+	conn    *net.UnixConn
+	done    chan struct{}
 
 	closeOnce sync.Once
 	closeErr  error
@@ -69,16 +73,30 @@ func Start(ctx context.Context, o Options) (_ *Supervisor, err error) {
 	if err != nil {
 		return nil, err
 	}
+	var locks []*os.File
+	defer func() {
+		if err != nil {
+			for _, lock := range locks {
+				os.RemoveAll(lock.Name())
+				lock.Close()
+			}
+		}
+	}()
 	dir, lock, err := makeDir(root)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			os.RemoveAll(dir)
-			lock.Close()
+	locks = append(locks, lock)
+	scratch := ""
+	if o.Scratch != "" {
+		if err := os.MkdirAll(o.Scratch, 0o700); err != nil {
+			return nil, fmt.Errorf("scratch directory: %w", err)
 		}
-	}()
+		if scratch, lock, err = makeDir(o.Scratch); err != nil {
+			return nil, err
+		}
+		locks = append(locks, lock)
+	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("supervisor: %w", err)
@@ -97,12 +115,12 @@ func Start(ctx context.Context, o Options) (_ *Supervisor, err error) {
 	defer log.Close()
 	cmd := &exec.Cmd{
 		Path: "/proc/self/exe",
-		Args: []string{supervisorName, dir},
+		Args: []string{supervisorName, dir, scratch},
 		Dir:  "/",
 		// Under the race detector every program sleeps for a second when it ends.
 		Env:        append(os.Environ(), "GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0"),
 		Stderr:     log, // not the client's: whoever reads that until its end would wait for us
-		ExtraFiles: []*os.File{theirs, lock},
+		ExtraFiles: append([]*os.File{theirs}, locks...),
 		// A session of its own: Ctrl-C on the client's terminal is for the client.
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
@@ -111,7 +129,7 @@ func Start(ctx context.Context, o Options) (_ *Supervisor, err error) {
 		return nil, fmt.Errorf("supervisor: %w", err)
 	}
 	s := &Supervisor{
-		dir: dir, lock: lock, cmd: cmd, conn: conn,
+		dir: dir, scratch: scratch, locks: locks, cmd: cmd, conn: conn,
 		done:      make(chan struct{}),
 		out:       newSender(conn),
 		processes: map[uint64]*Process{},
@@ -124,21 +142,28 @@ func Start(ctx context.Context, o Options) (_ *Supervisor, err error) {
 // Dir is the state directory: short, mode 0700, gone after Close.
 func (s *Supervisor) Dir() string { return s.dir }
 
+// Scratch is the second directory, gone after Close as well; empty if none was
+// asked for.
+func (s *Supervisor) Scratch() string { return s.scratch }
+
 // Done is closed when the supervisor process has ended, and with it all that it
 // started; after Close, or because somebody killed it.
 func (s *Supervisor) Done() <-chan struct{} { return s.done }
 
-// Keep says whether the state directory stays when the supervisor ends. Kept
-// directories are left alone by Sweep.
+// Keep says whether the directories stay when the supervisor ends. Kept ones
+// are left alone by Sweep.
 func (s *Supervisor) Keep(keep bool) error {
-	path := filepath.Join(s.dir, keepName)
-	if !keep {
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	for _, lock := range s.locks {
+		path := filepath.Join(lock.Name(), keepName)
+		err := os.Remove(path)
+		if keep {
+			err = os.WriteFile(path, nil, 0o600)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		return nil
 	}
-	return os.WriteFile(path, nil, 0o600)
+	return nil
 }
 
 // Close kills everything that was started, waits until it is gone and removes
@@ -149,7 +174,11 @@ func (s *Supervisor) Close() error {
 }
 
 func (s *Supervisor) close() error {
-	defer s.lock.Close()
+	defer func() {
+		for _, lock := range s.locks {
+			lock.Close()
+		}
+	}()
 	s.mu.Lock()
 	s.closing = true
 	s.mu.Unlock()
@@ -164,7 +193,7 @@ func (s *Supervisor) close() error {
 		return nil
 	}
 	// Nothing is left to do unless the supervisor died or failed.
-	if err := RemoveTree(s.dir); err != nil {
+	if err := removeDirs(s.dir, s.scratch); err != nil {
 		return fmt.Errorf("remove state directory: %w", err)
 	}
 	return nil

@@ -3,11 +3,21 @@ package vmm
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
 )
+
+// MemoryFile is a file in memory that nothing can be left of: it has no path.
+func MemoryFile(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memfd_create: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
 
 // CopySparse makes an empty file a copy of another: by reference where the file
 // system can (FICLONE), otherwise what is not a hole.
@@ -22,42 +32,50 @@ func CopySparse(to, from *os.File) error {
 	if err := to.Truncate(st.Size()); err != nil {
 		return err
 	}
+	return EachData(from, func(b []byte, at int64) error {
+		_, err := to.WriteAt(b, at)
+		return err
+	})
+}
+
+const pageSize = 4096
+
+// EachData calls fn with all pages of a file that are not zero, neighbours
+// together, in order.
+func EachData(f *os.File, fn func(b []byte, at int64) error) error {
 	buf := make([]byte, 1<<20)
 	for pos := int64(0); ; {
-		start, err := unix.Seek(int(from.Fd()), pos, unix.SEEK_DATA)
+		start, err := unix.Seek(int(f.Fd()), pos, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) { // only a hole is left
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		if pos, err = unix.Seek(int(from.Fd()), start, unix.SEEK_HOLE); err != nil {
+		if pos, err = unix.Seek(int(f.Fd()), start, unix.SEEK_HOLE); err != nil {
 			return err
 		}
 		for ; start < pos; start += int64(len(buf)) {
 			b := buf[:min(int64(len(buf)), pos-start)]
-			if _, err := io.ReadFull(io.NewSectionReader(from, start, int64(len(b))), b); err != nil {
+			if _, err := io.ReadFull(io.NewSectionReader(f, start, int64(len(b))), b); err != nil {
 				return err
 			}
-			if err := writeSparse(to, b, start); err != nil {
+			if err := eachPages(b, start, fn); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-const pageSize = 4096
-
-// writeSparse writes what is not a page of zeros, neighbours together.
-func writeSparse(to *os.File, b []byte, at int64) error {
+func eachPages(b []byte, at int64, fn func([]byte, int64) error) error {
 	for len(b) > 0 {
-		zero, n := pages(b, true), 0
+		zero := pages(b, true)
 		b, at = b[zero:], at+int64(zero)
-		if n = pages(b, false); n == 0 {
-			return nil
-		}
-		if _, err := to.WriteAt(b[:n], at); err != nil {
-			return err
+		n := pages(b, false)
+		if n > 0 {
+			if err := fn(b[:n], at); err != nil {
+				return err
+			}
 		}
 		b, at = b[n:], at+int64(n)
 	}

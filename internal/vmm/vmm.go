@@ -155,9 +155,10 @@ type Pauser interface {
 // files of its disks are as the state wants them: whoever saves copies them then.
 type Snapshotter interface {
 	Pauser
-	// Save returns the state of a machine that is paused. The machine stays as
-	// it is and can go on afterwards.
-	Save(context.Context) (State, error)
+	// Save writes the memory of a machine that is paused to an empty file, with
+	// holes where it is zero, and returns the rest of its State. The machine stays
+	// as it is and can go on afterwards.
+	Save(ctx context.Context, memory *os.File) (device []byte, err error)
 }
 
 // Fingerprinter is a Backend whose VMs are Snapshotters.

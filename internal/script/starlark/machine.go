@@ -84,7 +84,8 @@ func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl
 	c := &m.config
 	err := unpack(b, nil, kwargs,
 		"name?", &c.Name, "image?", &source, "backend?", &c.Backend, "memory?", &c.Memory, "cpus?", &c.CPUs,
-		"networks?", &networks, "type?", &c.Type, "cmdline?", &c.Cmdline, "display?", &c.Display, "allow_reboot?", &c.AllowReboot, "boot_timeout?", &bootTimeout)
+		"networks?", &networks, "type?", &c.Type, "cmdline?", &c.Cmdline, "display?", &c.Display, "allow_reboot?", &c.AllowReboot,
+		"boot?", (*string)(&c.Boot), "snapshot?", &c.Snapshot, "boot_timeout?", &bootTimeout)
 	if err != nil {
 		return nil, err
 	}

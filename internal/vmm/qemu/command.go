@@ -121,9 +121,11 @@ func megabytes(c vmm.Config) int { return cmp.Or(c.Memory, defaultMemory) }
 // view of the one that it goes on from.
 func (c *command) memory(h hardware) {
 	share := "on"
+	if shares(h.config) {
+		share = "off"
+	}
 	c.saved = h.saved
 	if h.config.Restore != nil {
-		share = "off"
 		c.saved.restoreFD = c.fd(h.saved.restore)
 		c.add("-incoming", "defer")
 	}

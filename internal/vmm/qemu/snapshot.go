@@ -29,6 +29,9 @@ import (
 // over a copy of the file (supervise.CopyPrivate), and the devices are written
 // by the command that Xen uses, which leaves the memory out.
 //
+// A machine with a screen is no such clone: the adapter's memory, which it draws
+// in, is one of those below. It gets a copy of the memory as a file of its own.
+//
 // What that command leaves out too are the small memories that belong to
 // devices, such as the firmware's. Nobody writes to them after the firmware has
 // run, but for the display's (renewScreen), so they are taken from the migration of the machine that booted: what is
@@ -57,12 +60,12 @@ func newSaved(c vmm.Config) (s saved, err error) {
 			s.Close()
 		}
 	}()
-	if s.devices, err = memfd("attest-devices"); err != nil {
+	if s.devices, err = vmm.MemoryFile("attest-devices"); err != nil {
 		return s, err
 	}
 	size := int64(megabytes(c)) << 20
 	if c.Restore == nil {
-		if s.memory, err = memfd("attest-memory"); err != nil {
+		if s.memory, err = vmm.MemoryFile("attest-memory"); err != nil {
 			return s, err
 		}
 		if err = s.memory.Truncate(size); err != nil {
@@ -79,13 +82,20 @@ func newSaved(c vmm.Config) (s saved, err error) {
 	} else if st.Size() != size {
 		return s, fmt.Errorf("the saved memory has %d bytes, and the machine has %d", st.Size(), size)
 	}
-	if s.restore, err = memfd("attest-restore"); err != nil {
+	if s.restore, err = vmm.MemoryFile("attest-restore"); err != nil {
 		return s, err
 	}
 	if _, err = s.restore.WriteAt(s.prefix, 0); err != nil {
 		return s, err
 	}
 	if _, err = s.restore.WriteAt(devices, int64(len(s.prefix))); err != nil {
+		return s, err
+	}
+	if !shares(c) {
+		s.prefix = nil
+		if s.memory, err = vmm.MemoryFile("attest-memory"); err == nil {
+			err = vmm.CopySparse(s.memory, c.Restore.Memory)
+		}
 		return s, err
 	}
 	fd, err := unix.FcntlInt(c.Restore.Memory.Fd(), unix.F_DUPFD_CLOEXEC, 0)
@@ -96,13 +106,8 @@ func newSaved(c vmm.Config) (s saved, err error) {
 	return s, nil
 }
 
-func memfd(name string) (*os.File, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("memfd_create: %w", err)
-	}
-	return os.NewFile(uintptr(fd), name), nil
-}
+// shares says whether the machine shares the memory that it goes on from.
+func shares(c vmm.Config) bool { return c.Restore != nil && !c.Display }
 
 // load restores a QEMU that was started with -incoming defer.
 func (m *machine) load(ctx context.Context) error {
@@ -147,22 +152,18 @@ func (m *machine) migrate(ctx context.Context, command, uri string) error {
 }
 
 // Save saves the paused machine.
-func (m *machine) Save(ctx context.Context) (s vmm.State, err error) {
-	if s.Memory, err = memfd("attest-snapshot"); err != nil {
-		return s, fmt.Errorf("%s: save: %w", m.name, err)
-	}
-	err = vmm.CopySparse(s.Memory, m.saved.memory)
+func (m *machine) Save(ctx context.Context, memory *os.File) (device []byte, err error) {
+	err = vmm.CopySparse(memory, m.saved.memory)
 	if err == nil && m.saved.prefix != nil {
-		err = m.process.CopyPrivate(ctx, m.saved.memory, s.Memory)
+		err = m.process.CopyPrivate(ctx, m.saved.memory, memory)
 	}
 	if err == nil {
-		s.Device, err = m.saveDevices(ctx)
+		device, err = m.saveDevices(ctx)
 	}
 	if err != nil {
-		s.Memory.Close()
-		return vmm.State{}, fmt.Errorf("%s: save: %w", m.name, err)
+		return nil, fmt.Errorf("%s: save: %w", m.name, err)
 	}
-	return s, nil
+	return device, nil
 }
 
 func (m *machine) saveDevices(ctx context.Context) ([]byte, error) {

@@ -12,7 +12,12 @@ import (
 
 // Machines that go on from a saved one, and from one that was restored itself.
 func TestSnapshot(t *testing.T) {
-	config := vmm.Config{Kernel: kernel().print("ready\n").count().write(t)}
+	t.Run("blind", func(t *testing.T) { testSnapshot(t, false) })
+	t.Run("with a screen", func(t *testing.T) { testSnapshot(t, true) })
+}
+
+func testSnapshot(t *testing.T, display bool) {
+	config := vmm.Config{Display: display, Kernel: kernel().print("ready\n").count().write(t)}
 	booted := start(t, config)
 	booted.expect("ready")
 	booted.poll("the counter goes up", func() bool { return booted.counter() != "0x00000000" })
@@ -85,10 +90,12 @@ func (g *guest) screen() []byte {
 func (g *guest) snapshot() (s vmm.State, counter string) {
 	g.t.Helper()
 	g.must(g.Pause(g.t.Context()))
-	s, err := g.Save(g.t.Context())
+	memory, err := vmm.MemoryFile("test")
 	g.must(err)
-	g.t.Cleanup(func() { s.Memory.Close() })
-	return s, g.counter()
+	g.t.Cleanup(func() { memory.Close() })
+	device, err := g.Save(g.t.Context(), memory)
+	g.must(err)
+	return vmm.State{Memory: memory, Device: device}, g.counter()
 }
 
 func memoryOf(t *testing.T, s vmm.State) []byte {

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/cache"
+	"github.com/attest-vm/attest/internal/snapshot"
+)
+
+func newSnapshot() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "snapshot",
+		Short: "List and remove the snapshots that machines start from",
+		Long: "A machine starts from a snapshot of one that has booted. It is made when there is\n" +
+			"none, and kept in a cache, $XDG_CACHE_HOME/attest/snapshot (~/.cache/attest/snapshot),\n" +
+			"of at most 10 GiB (" + snapshot.SizeEnv + " sets another limit); those that\n" +
+			"were not used for longest go first.",
+		Args: knownCommand,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newSnapshotList(), newSnapshotRemove(), newSnapshotPrune())
+	return cmd
+}
+
+func snapshotStore() (*snapshot.Store, error) {
+	root, err := cache.Root()
+	if err != nil {
+		return nil, err
+	}
+	return snapshot.OpenStore(root)
+}
+
+func newSnapshotList() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the snapshots in the cache with their sizes and last use",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			store, err := snapshotStore()
+			if err != nil {
+				return err
+			}
+			list, err := store.List()
+			if err != nil {
+				return err
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "ID\tSIZE\tLAST USED\tMACHINE")
+			for _, i := range list {
+				used := ago(time.Since(i.LastUsed))
+				if i.InUse {
+					used = "in use"
+				}
+				title := i.Title
+				if i.Reason != "" {
+					title = "of no use: " + i.Reason
+				}
+				fmt.Fprintf(w, "%.12s\t%s\t%s\t%s\n", i.ID, bytes(i.Size), used, title)
+			}
+			return w.Flush()
+		},
+	}
+}
+
+func newSnapshotRemove() *cobra.Command {
+	return &cobra.Command{
+		Use:   "remove SNAPSHOT...",
+		Short: "Remove snapshots, by ID or by what they are of, as list shows them",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			store, err := snapshotStore()
+			if err != nil {
+				return err
+			}
+			var errs []error
+			for _, name := range names {
+				errs = append(errs, removeSnapshot(cmd, store, name))
+			}
+			return errors.Join(errs...)
+		},
+	}
+}
+
+func removeSnapshot(cmd *cobra.Command, store *snapshot.Store, name string) error {
+	list, err := store.List()
+	if err != nil {
+		return err
+	}
+	found := false
+	for _, i := range list {
+		if name == "" || i.Title != name && !strings.HasPrefix(i.ID, name) {
+			continue
+		}
+		found = true
+		freed, err := store.Remove(i)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "removed %s (%.12s), %s\n", i.Title, i.ID, bytes(freed))
+	}
+	if !found {
+		return &attest.ConfigError{Subject: "snapshot " + name, Reason: "there is none; attest snapshot list shows what there is"}
+	}
+	return nil
+}
+
+func newSnapshotPrune() *cobra.Command {
+	var o snapshot.PruneOptions
+	var maxSize string
+	cmd := &cobra.Command{
+		Use:   "prune",
+		Short: "Remove snapshots that nobody uses, least recently used first",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if maxSize != "" {
+				if o.MaxSize, err = parseBytes(maxSize); err != nil {
+					return fmt.Errorf("--max-size %s: %w", maxSize, err)
+				}
+			}
+			store, err := snapshotStore()
+			if err != nil {
+				return err
+			}
+			removed, freed, err := store.Prune(cmd.Context(), o)
+			for _, i := range removed {
+				fmt.Fprintf(cmd.OutOrStdout(), "removed %s (%.12s)\n", i.Title, i.ID)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s, %s freed\n", count(len(removed), "snapshot"), bytes(freed))
+			return err
+		},
+	}
+	cmd.Flags().DurationVar(&o.OlderThan, "older-than", 0, "only snapshots that were not used for this long, such as 240h")
+	cmd.Flags().StringVar(&maxSize, "max-size", "", "only until those that are left have at most this size, such as 10G")
+	return cmd
+}

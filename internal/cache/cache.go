@@ -1,0 +1,211 @@
+// Package cache is what the caches of images and of snapshots have in common:
+// directories that are made once, never modified, and removed when nobody uses
+// them, by any number of processes at once.
+//
+// All locks are on open descriptors (flock(2)), so whatever way a process ends,
+// it holds none any more. An object is a directory; whoever uses it has a shared
+// lock on it (Lease), and only one that nobody uses can be removed (Remove). It
+// appears complete, by a rename (Publish), out of a scratch directory that
+// belongs to its maker (Scratch); what killed makers leave is swept.
+package cache
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Lease is a shared lock on an object: it is complete and stays.
+type Lease struct{ f *os.File }
+
+// Release ends the lease.
+func (l *Lease) Release() { l.f.Close() }
+
+// Acquire takes a lease on an object; fs.ErrNotExist if there is none.
+func Acquire(dir string) (*Lease, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(f, unix.LOCK_SH); err != nil {
+		f.Close()
+		return nil, err
+	}
+	if !sameFile(f, dir) { // removed before the lock was ours
+		f.Close()
+		return nil, fs.ErrNotExist
+	}
+	return &Lease{f}, nil
+}
+
+// Locked says whether anybody holds a lease on an object.
+func Locked(dir string) bool {
+	f, err := os.Open(dir)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(flock(f, unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
+}
+
+// Lock gives this process the right that a file stands for, such as to make an
+// object. While another has it, waiting is called once with that process's id.
+func Lock(ctx context.Context, name string, waiting func(pid string)) (unlock func(), err error) {
+	told := false
+	for wait := time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
+		if err != nil {
+			return nil, err
+		}
+		err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil && sameFile(f, name):
+			f.Truncate(0)
+			f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
+			return func() {
+				os.Remove(name) // while locked: the next one makes a new file
+				f.Close()
+			}, nil
+		case err == nil: // removed by its last owner
+			f.Close()
+			continue
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			f.Close()
+			return nil, err
+		}
+		if !told {
+			told = true
+			pid := make([]byte, 20)
+			n, _ := f.ReadAt(pid, 0)
+			waiting(string(pid[:n]))
+		}
+		f.Close()
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Publish makes a finished directory, with files only, an object: sync, rename, sync.
+func Publish(content, dir string) error {
+	entries, err := os.ReadDir(content)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := syncPath(filepath.Join(content, e.Name())); err != nil {
+			return err
+		}
+	}
+	if err := syncPath(content); err != nil {
+		return err
+	}
+	if err := os.Rename(content, dir); err != nil {
+		return err
+	}
+	return syncPath(filepath.Dir(dir))
+}
+
+func syncPath(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// Remove takes an object out of the cache in one step and then deletes it, by
+// way of a scratch directory in tmp. unix.EWOULDBLOCK: it is in use.
+func Remove(dir, tmp string) (freed int64, err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return 0, err
+	}
+	if !sameFile(f, dir) {
+		return 0, fs.ErrNotExist
+	}
+	t, err := NewScratch(tmp)
+	if err != nil {
+		return 0, err
+	}
+	defer t.Remove()
+	freed = DiskUsage(dir)
+	return freed, os.Rename(dir, filepath.Join(t.Dir, "removed"))
+}
+
+// DiskUsage is what a directory occupies, as du counts.
+func DiskUsage(dir string) (bytes int64) {
+	filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil
+		}
+		if info, err := d.Info(); err == nil {
+			bytes += info.Sys().(*syscall.Stat_t).Blocks * 512
+		}
+		return nil
+	})
+	return bytes
+}
+
+// Free is how many bytes a user can write below dir.
+func Free(dir string) int64 {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0
+	}
+	return int64(st.Bavail) * st.Bsize
+}
+
+// NoSpace says whether an error is that of a full disk, or of a quota.
+func NoSpace(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+}
+
+// Root is the directory of the user's caches, $XDG_CACHE_HOME/attest.
+func Root() (string, error) {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "attest"), nil
+}
+
+// RunRoot is where runs have their scratch directories (supervise.Options), on
+// the disk that has the images: state directories are often in memory.
+func RunRoot() (string, error) {
+	root, err := Root()
+	return filepath.Join(root, "run"), err
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		err := unix.Flock(int(f.Fd()), how)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// sameFile says whether name still leads to f.
+func sameFile(f *os.File, name string) bool {
+	a, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	b, err := os.Lstat(name)
+	return err == nil && os.SameFile(a, b)
+}

@@ -1,0 +1,246 @@
+package attest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/attest-vm/attest/internal/cache"
+	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/snapshot"
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+// savedLab is the file lab.json in the directory of a saved lab. Each machine
+// has a directory of its name beside it.
+type savedLab struct {
+	Format   int            `json:"format"`
+	Name     string         `json:"name"`
+	Seed     int64          `json:"seed"`
+	Machines []savedMachine `json:"machines"`
+}
+
+const (
+	labFile   = "lab.json"
+	labFormat = 1
+)
+
+// savedMachine is a MachineConfig whose image can be read again.
+type savedMachine struct {
+	MachineConfig
+	Image   image.Spec // in place of the one above
+	Created bool       // by CreateMachine
+	Started bool       // it has a directory
+}
+
+// savedState is what a machineState has beyond files.
+type savedState struct {
+	ID          string   `json:"machine_id"`
+	Agent       string   `json:"agent,omitempty"`
+	AllowReboot bool     `json:"allow_reboot,omitempty"`
+	Down        string   `json:"down,omitempty"` // why it is off, if nobody asked
+	MACs        []string `json:"macs,omitempty"`
+}
+
+// Save writes the lab as it is now to a directory, which must not exist or be
+// empty, for OpenLab; see Snapshot.Save.
+func (l *Lab) Save(ctx context.Context, dir string) error {
+	return step(ctx, "", "save", dir, func(ctx context.Context) error {
+		s, err := l.Snapshot(ctx)
+		if err != nil {
+			return err
+		}
+		return errors.Join(s.Save(ctx, dir), s.Close())
+	})
+}
+
+// Save writes the snapshot to a directory, which must not exist or be empty, for
+// Host.OpenSnapshot of this or another process, or of another host of the same
+// kind: the same version of the VMM, and the same processor. The images of the
+// machines are not in it; they are built again where they are missing, and have
+// to be the same. Nor are faults of the network.
+//
+// The directory of one machine in it is what MachineConfig.Snapshot takes.
+func (s *Snapshot) Save(ctx context.Context, dir string) (err error) {
+	if names, err := os.ReadDir(dir); err == nil && len(names) > 0 {
+		return &ConfigError{"directory " + dir, "it is not empty; name another, or empty it"}
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return &InfraError{Action: "save the lab", Err: err}
+	}
+	// One lab of it, which never starts anything, knows what its machines fit.
+	l, err := newLab(ctx, s.host, s.config)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, l.Close())
+		if err != nil {
+			removeContents(dir)
+		}
+		if cache.NoSpace(err) {
+			err = &InfraError{Action: "save the lab: no space in " + dir, Err: err}
+		}
+	}()
+	lab := savedLab{Format: labFormat, Name: s.config.Name, Seed: s.config.Seed}
+	for i, m := range l.Machines() {
+		saved := savedMachine{MachineConfig: m.config, Image: image.SpecOf(m.config.Image), Created: i >= len(s.config.Machines)}
+		if state := s.machines[m.Name()]; state != nil && state.booted {
+			saved.Started = true
+			if err := m.save(ctx, state, filepath.Join(dir, m.Name())); err != nil {
+				return err
+			}
+		}
+		lab.Machines = append(lab.Machines, saved)
+	}
+	data, err := json.MarshalIndent(lab, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, labFile), append(data, '\n'), 0o644) // the last: without it there is no lab
+}
+
+func removeContents(dir string) {
+	names, _ := os.ReadDir(dir)
+	for _, n := range names {
+		os.RemoveAll(filepath.Join(dir, n.Name()))
+	}
+}
+
+// save writes one machine's state.
+func (m *Machine) save(ctx context.Context, s *machineState, dir string) error {
+	config, img, err := m.vmmConfig(ctx)
+	if err != nil {
+		return err
+	}
+	fits, err := m.fits(config, img)
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	extra := savedState{ID: s.id, Agent: s.agent, AllowReboot: s.allowReboot, MACs: s.macs}
+	if down := (*DownError)(nil); errors.As(s.down, &down) {
+		extra.Down = down.Reason
+	}
+	data, err := json.Marshal(extra)
+	if err != nil {
+		return err
+	}
+	d, err := snapshot.NewDraft(dir, snapshot.Meta{Title: m.Name() + ", " + img.Title, Fits: fits, Extra: data})
+	if err != nil {
+		return err
+	}
+	defer d.Memory.Close()
+	for i, b := range s.disk {
+		if err := copyFile(d.DiskPath(i), b.Path); err != nil {
+			return err
+		}
+		d.Formats = append(d.Formats, b.Format)
+	}
+	var device []byte
+	if s.state != nil {
+		device = s.state.Device
+		if err := vmm.CopySparse(d.Memory, s.state.Memory); err != nil {
+			return err
+		}
+	}
+	return d.Finish(device, s.console.sinceBoot())
+}
+
+// OpenLab goes on from a lab that was saved: OpenSnapshot and a Fork of it.
+func (h *Host) OpenLab(ctx context.Context, dir string, config LabConfig) (*Lab, error) {
+	s, err := h.OpenSnapshot(ctx, dir, config)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	return s.Fork(ctx)
+}
+
+// OpenSnapshot opens a lab that was saved. Of config the directories count, and
+// the name if there is one; the machines are those that were saved. The directory
+// is not changed, and has to stay as long as the snapshot is open. What is damaged
+// or does not fit this host is an error that says what it is: a *DamagedError or
+// a *MismatchError, the latter when it is forked.
+func (h *Host) OpenSnapshot(ctx context.Context, dir string, config LabConfig) (_ *Snapshot, err error) {
+	data, err := os.ReadFile(filepath.Join(dir, labFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, &ConfigError{"directory " + dir, "there is no saved lab in it (no " + labFile + ")"}
+	}
+	if err != nil {
+		return nil, &InfraError{Action: "open the saved lab", Err: err}
+	}
+	var saved savedLab
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&saved); err != nil {
+		return nil, &snapshot.DamagedError{Dir: dir, Reason: labFile + ": " + err.Error()}
+	}
+	if saved.Format != labFormat {
+		return nil, &snapshot.MismatchError{Dir: dir, What: "version of attest", Saved: fmt.Sprint("format ", saved.Format), Now: fmt.Sprint("format ", labFormat)}
+	}
+	if config.Name == "" {
+		config.Name = saved.Name
+	}
+	config.Seed, config.Machines = saved.Seed, nil
+	s := &Snapshot{host: h, machines: map[string]*machineState{}}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if s.dir, err = os.MkdirTemp(h.scratch(), "s"); err != nil {
+		return nil, &InfraError{Action: "create a directory for a snapshot", Err: err}
+	}
+	for _, m := range saved.Machines {
+		m.MachineConfig.Image = m.Image
+		if m.Created {
+			config.created = append(config.created, m.MachineConfig)
+		} else {
+			config.Machines = append(config.Machines, m.MachineConfig)
+		}
+		state := &machineState{}
+		if m.Started {
+			if state, err = openState(filepath.Join(dir, m.Name)); err != nil {
+				return nil, err
+			}
+		}
+		s.machines[m.Name] = state
+	}
+	s.config = config
+	return s, nil
+}
+
+// openState opens one saved machine.
+func openState(dir string) (*machineState, error) {
+	saved, err := snapshot.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	var extra savedState
+	if err := json.Unmarshal(saved.Extra, &extra); err != nil {
+		return nil, errors.Join(&snapshot.DamagedError{Dir: dir, Reason: err.Error()}, saved.Close())
+	}
+	s := &machineState{
+		booted: true, disk: saved.Disks, id: extra.ID, state: saved.State,
+		agent: extra.Agent, allowReboot: extra.AllowReboot, macs: extra.MACs,
+		console: consoleOf(saved.Console), fits: saved.Check,
+	}
+	if extra.Down != "" {
+		s.down = &DownError{Machine: filepath.Base(dir), Reason: extra.Down}
+	}
+	return s, nil
+}
+
+// SnapshotDamagedError is a saved machine that is not what was written.
+type SnapshotDamagedError = snapshot.DamagedError
+
+// SnapshotMismatchError is a saved machine that does not fit this host, or what
+// it shall go on as.
+type SnapshotMismatchError = snapshot.MismatchError

@@ -1,0 +1,377 @@
+package attest
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/attest-vm/attest/internal/cache"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/guest"
+	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/snapshot"
+	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// Boot is how machines start the first time.
+type Boot string
+
+const (
+	// BootWarm restores a machine that has booted before, and makes it who it is
+	// (docs/snapshots.md). What it is restored from is made when there is none,
+	// and kept in the cache. It is the default.
+	BootWarm Boot = "warm"
+	// BootCold boots.
+	BootCold Boot = "cold"
+)
+
+// BootEnv names the environment variable that says how machines start where
+// HostConfig does not.
+const BootEnv = "ATTEST_BOOT"
+
+func (b Boot) resolve() (Boot, error) {
+	switch b = cmp.Or(b, Boot(os.Getenv(BootEnv)), BootWarm); b {
+	case BootWarm, BootCold:
+		return b, nil
+	}
+	return b, &ConfigError{"boot", fmt.Sprintf("%q is not a way to start machines; want %s or %s", string(b), BootWarm, BootCold)}
+}
+
+// A template is a machine that has booted and is nobody yet; machines of its
+// kind are restored from it.
+type template struct {
+	entry *snapshot.Entry // nil: it is in the host's memory only, as there is no space for it
+	state *vmm.State
+	disks []vmm.Backing
+	text  []byte // of the console
+}
+
+// templates are those that a host has used. Each is opened once, and held until
+// the host is closed.
+type templates struct {
+	mu    sync.Mutex
+	byKey map[string]*templateSlot
+}
+
+type templateSlot struct {
+	mu sync.Mutex // held while it is opened or made
+	*template
+	err error // it cannot be made
+}
+
+func (t *templates) slot(key string) *templateSlot {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byKey == nil {
+		t.byKey = map[string]*templateSlot{}
+	}
+	if t.byKey[key] == nil {
+		t.byKey[key] = &templateSlot{}
+	}
+	return t.byKey[key]
+}
+
+func (t *templates) close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var errs []error
+	for _, s := range t.byKey {
+		switch {
+		case s.template == nil:
+		case s.entry != nil:
+			errs = append(errs, s.entry.Close())
+		default:
+			errs = append(errs, s.state.Memory.Close())
+		}
+	}
+	t.byKey = nil
+	return errors.Join(errs...)
+}
+
+// warm is what the machine can start from instead of booting, if it can. That it
+// cannot is no error: it boots. It is one that the time is over.
+func (m *Machine) warm(ctx context.Context, config vmm.Config, img *image.Image) (*template, error) {
+	h := m.lab.host
+	if _, ok := m.backend.(vmm.Fingerprinter); !ok || m.isTemplate || h.config.Boot == BootCold || m.config.Boot == BootCold {
+		return nil, nil
+	}
+	fits, err := m.fits(config, img)
+	if err != nil {
+		return nil, nil // the start will say why
+	}
+	s := h.templates.slot(snapshot.Key(fits))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.template == nil && s.err == nil {
+		s.template, s.err = m.openTemplate(ctx, fits, img)
+		if ctx.Err() != nil {
+			err, s.err = s.err, nil // the next one may have more time
+			return nil, err
+		}
+		if s.err != nil {
+			event.Warnf(ctx, "no snapshot to start %s from, so it boots: %v", m.Name(), s.err)
+		}
+	}
+	return s.template, nil
+}
+
+// beginning is what the machine starts from if it does not boot: the snapshot of
+// its configuration, or a template. It is nil for later starts.
+func (m *Machine) beginning(ctx context.Context, config vmm.Config, img *image.Image) (*origin, error) {
+	m.mu.Lock()
+	started := m.booted
+	m.mu.Unlock()
+	switch {
+	case started:
+		return nil, nil
+	case m.config.Snapshot != "":
+		s, err := openState(m.config.Snapshot)
+		if err != nil {
+			return nil, err
+		}
+		m.snapshot = s.state // to be closed with the machine
+		if err := m.adopt(&machineState{id: m.id, disk: s.disk, console: s.console}); err != nil || s.state == nil {
+			return nil, err
+		}
+		return &origin{state: s.state, fits: s.fits, macs: s.macs}, nil
+	}
+	t, err := m.warm(ctx, config, img)
+	if t == nil || err != nil {
+		return nil, err
+	}
+	return &origin{state: t.state, macs: templateMACs(len(m.address.Interfaces))}, m.adopt(&machineState{id: m.id, disk: t.disks, console: consoleOf(t.text)})
+}
+
+// fits is all that must be the same for a saved machine to go on as this one.
+func (m *Machine) fits(config vmm.Config, img *image.Image) (map[string]string, error) {
+	f, ok := m.backend.(vmm.Fingerprinter)
+	if !ok {
+		return nil, m.unsupported("snapshot")
+	}
+	for _, i := range m.address.Interfaces { // as many as there will be
+		config.NICs = append(config.NICs, vmm.NIC{ID: i.Name})
+	}
+	config.Disks = append(slices.Clone(config.Disks), m.writableDisk(img))
+	print, err := f.Fingerprint(m.lab.host.vmmHost(), config)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"backend": m.config.Backend, "VMM, processor or configuration": print, "image": imageID(img)}, nil
+}
+
+func (m *Machine) unsupported(operation string) error {
+	return &UnsupportedError{Machine: m.Name(), Operation: operation, Backend: m.config.Backend, Can: []string{"qemu"}}
+}
+
+// imageID is the image with all that bootMedia takes besides it.
+func imageID(img *image.Image) string {
+	kernel := ""
+	if img.Kernel != nil {
+		kernel = img.Kernel.ID
+	}
+	return img.ID + " " + kernel
+}
+
+// openTemplate opens the template of machines like this one, or has it made.
+func (m *Machine) openTemplate(ctx context.Context, fits map[string]string, img *image.Image) (*template, error) {
+	store := m.lab.host.snapshots
+	for {
+		entry, err := store.Get(fits)
+		if err == nil {
+			return &template{entry: entry, state: entry.State, disks: entry.Disks, text: entry.Console}, nil
+		}
+		var damaged *snapshot.DamagedError
+		switch {
+		case errors.As(err, &damaged):
+			event.Warnf(ctx, "%v; making another", err)
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, err
+		}
+		if t, err := m.makeTemplate(ctx, fits, img); t != nil || err != nil {
+			return t, err
+		}
+	}
+}
+
+// makeTemplate boots a machine like this one and saves it in the cache. Only if
+// there is no space there, the template is returned.
+func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, img *image.Image) (*template, error) {
+	title := fmt.Sprintf("%s, %d MiB", img.Title, m.config.Memory)
+	p := &templateProgress{ctx: ctx, title: "snapshot of " + title, start: time.Now()}
+	var inMemory *template
+	err := m.lab.host.snapshots.Make(ctx, fits, title,
+		func(pid string) { p.say("waiting for process %s, which makes the same", pid) },
+		func(d *snapshot.Draft) error {
+			p.say("booting")
+			lab, err := m.templateLab(ctx)
+			if err != nil {
+				return err
+			}
+			defer lab.Close()
+			booted := lab.Machines()[0]
+			if err := booted.settle(ctx); err != nil {
+				m.console.restore(booted.console.save()) // it says more than the error
+				return booted.explainAs(m.Name(), err)
+			}
+			p.say("saving")
+			err = booted.saveTemplate(ctx, d)
+			if !cache.NoSpace(err) {
+				return err
+			}
+			event.Warnf(ctx, "no space to keep the snapshot of %s: %v; attest snapshot prune, or a smaller %s, makes some", title, err, snapshot.SizeEnv)
+			inMemory, err = booted.templateInMemory(ctx, m.lab.scratch)
+			return err
+		})
+	p.done(err)
+	if inMemory != nil {
+		return inMemory, nil
+	}
+	return nil, err
+}
+
+// templateLab is a lab of one machine like m that is nobody. Its events are
+// nobody's either.
+func (m *Machine) templateLab(ctx context.Context) (*Lab, error) {
+	config := m.config
+	config.Name, config.Networks = templateName, []int{}
+	for i := range m.config.Networks {
+		config.Networks = append(config.Networks, i+1)
+	}
+	config.AllowReboot = false
+	lab, err := newLab(event.WithBus(ctx, &event.Bus{}), m.lab.host, LabConfig{Name: "template", Machines: []MachineConfig{config}})
+	if err != nil {
+		return nil, err
+	}
+	t := lab.Machines()[0]
+	t.isTemplate = true
+	for i := range t.address.Interfaces {
+		t.address.Interfaces[i].MAC = templateMAC(i)
+	}
+	return lab, nil
+}
+
+// templateName is the host name of a guest that has not been told its own.
+const templateName = "localhost"
+
+// settleLimit is how long a guest may take to end its boot. One that takes
+// longer is saved as it is then: it may wait for what its test will do.
+const settleLimit = 90 * time.Second
+
+// settle starts a machine and waits until its guest has booted: until systemd
+// has nothing more to start, if it is systemd.
+func (m *Machine) settle(ctx context.Context) error {
+	r, err := m.use(ctx, "snapshot")
+	if err != nil {
+		return err
+	}
+	_, err = r.guest.Run(ctx, guest.Command{
+		Script:  "systemctl is-system-running --wait >/dev/null 2>&1 || true",
+		Timeout: m.lab.host.scale(settleLimit),
+	})
+	if err == nil {
+		// Clones have one address until each has its own: no word of it on the networks.
+		off := m.identity(nil)
+		for i := range off.Interfaces {
+			off.Interfaces[i].Off = true
+		}
+		err = r.guest.Identity(ctx, wire.Identity{Interfaces: off.Interfaces})
+	}
+	if err == nil {
+		err = r.guest.Sync(ctx)
+	}
+	return r.explain(ctx, "snapshot", err)
+}
+
+// explainAs is an error of this machine's boot as one of the machine that is to be.
+func (m *Machine) explainAs(name string, err error) error {
+	if boot := (*BootError)(nil); errors.As(err, &boot) {
+		b := *boot
+		b.Machine = name
+		return &b
+	}
+	return err
+}
+
+// saveTemplate saves the machine, which ends with that.
+func (m *Machine) saveTemplate(ctx context.Context, d *snapshot.Draft) error {
+	r := m.running()
+	if err := r.vm.(vmm.Pauser).Pause(ctx); err != nil {
+		return err
+	}
+	device, err := r.vm.(vmm.Snapshotter).Save(ctx, d.Memory)
+	if err != nil {
+		return err
+	}
+	for i, b := range append([]vmm.Backing{{Path: m.disk.Path, Format: m.disk.Format}}, m.disk.Backing...) {
+		if err := copyFile(d.DiskPath(i), b.Path); err != nil {
+			return err
+		}
+		d.Formats = append(d.Formats, b.Format)
+	}
+	return d.Finish(device, m.console.save().sinceBoot())
+}
+
+// templateInMemory is saveTemplate without the cache. dir is for the disk.
+func (m *Machine) templateInMemory(ctx context.Context, dir string) (*template, error) {
+	dir, err := os.MkdirTemp(dir, "t")
+	if err != nil {
+		return nil, err
+	}
+	s, err := m.capture(ctx, m.running(), dir)
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	return &template{state: s.state, disks: s.disk, text: s.console.sinceBoot()}, nil
+}
+
+// templateMACs are those of its network cards.
+func templateMACs(n int) (macs []string) {
+	for i := range n {
+		macs = append(macs, templateMAC(i).String())
+	}
+	return macs
+}
+
+// templateMAC is the address that network card i has in a template: none of a
+// machine's, whose networks are numbered from 1.
+func templateMAC(i int) net.HardwareAddr {
+	return net.HardwareAddr{0x52, 0x54, 0x00, 0x12, 0x00, byte(i + 1)}
+}
+
+// templateProgress reports that a template is made.
+type templateProgress struct {
+	ctx   context.Context
+	title string
+	start time.Time
+	said  bool
+}
+
+func (p *templateProgress) say(format string, args ...any) {
+	p.said = true
+	p.publish(event.Progress{Message: fmt.Sprintf(format, args...)})
+}
+
+func (p *templateProgress) done(err error) {
+	if !p.said { // somebody else had just made it
+		return
+	}
+	e := event.Progress{Message: "done", Done: true}
+	if err != nil {
+		e.Message, e.Error = "failed", err.Error()
+	}
+	p.publish(e)
+}
+
+func (p *templateProgress) publish(e event.Progress) {
+	e.ID, e.Title, e.Elapsed = p.title+p.start.String(), p.title, time.Since(p.start)
+	event.Publish(p.ctx, e)
+}
