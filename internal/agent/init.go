@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,6 +57,9 @@ func initIsUp() bool {
 		return true
 	}
 	first, err := os.Stat("/proc/1/exe")
+	if errors.Is(err, os.ErrNotExist) {
+		return false // process 1 is between two programs
+	}
 	return err != nil || !os.SameFile(own, first) // attest's /init has become another program
 }
 

@@ -147,8 +147,10 @@ func (c *command) accelerator(kind string) {
 		return
 	}
 	// One thread for each vCPU. la57: page tables of five levels make every
-	// walk of the emulated MMU longer.
-	c.add("-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max,la57=off")
+	// walk of the emulated MMU longer. erms, fsrm: with them Linux copies and clears
+	// memory by "rep movsb" and "rep stosb", which the emulator does byte by byte; by
+	// words it is seven times as fast.
+	c.add("-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max,la57=off,erms=off,fsrm=off")
 }
 
 func (c *command) boot(config vmm.Config, kind string) {
