@@ -16,7 +16,8 @@ import (
 
 // CopyFromHost copies a file or a tree of the host into the guest, as cp -r
 // does: into target if that is a directory, else as target, whose parent
-// directories are made. A relative source begins at LabConfig.SourceDir.
+// directories are made. A relative source begins at LabConfig.SourceDir. See
+// docs/files.md for what a copy keeps.
 func (m *Machine) CopyFromHost(ctx context.Context, source, target string) error {
 	args := strconv.Quote(source) + ", " + strconv.Quote(target)
 	return step(ctx, m.Name(), "copy_from_host", args, func(ctx context.Context) error {
@@ -35,8 +36,8 @@ func (m *Machine) CopyFromHost(ctx context.Context, source, target string) error
 }
 
 // CopyFromMachine copies a file or a tree of the guest to the host, into
-// targetDir below LabConfig.OutDir. Nothing is written outside of it, whatever
-// the guest sends.
+// targetDir below LabConfig.OutDir, under its own name. Nothing is written outside
+// of that copy, whatever the guest sends.
 func (m *Machine) CopyFromMachine(ctx context.Context, source, targetDir string) error {
 	args := strconv.Quote(source)
 	if targetDir != "" {

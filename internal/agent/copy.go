@@ -40,7 +40,7 @@ func putTar(stream *wire.Stream, dst string) (any, error) {
 	}
 	defer root.Close()
 	in := stream.Reader(wire.Stdin)
-	st, err := tarfs.Extract(in, root, name)
+	st, err := tarfs.Extract(in, root, name, 0)
 	if err == nil {
 		_, err = io.Copy(io.Discard, in) // the padding behind the last entry
 	}

@@ -181,9 +181,9 @@ func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 	case wire.OpEcho:
 		return nil, nil
 	case wire.OpPutTar:
-		return do(r, func(q wire.CopyRequest) (any, error) { return putTar(stream, q.Path) })
+		return do(r, func(q wire.CopyRequest) (any, error) { return putTar(stream, string(q.Path)) })
 	case wire.OpGetTar:
-		return do(r, func(q wire.CopyRequest) (any, error) { return getTar(stream, q.Path) })
+		return do(r, func(q wire.CopyRequest) (any, error) { return getTar(stream, string(q.Path)) })
 	case wire.OpConnect:
 		return do(r, func(q wire.ConnectRequest) (any, error) { return nil, connect(stream, q) })
 	case wire.OpIdentity:

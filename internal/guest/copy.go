@@ -33,7 +33,7 @@ func (c *Client) CopyIn(ctx context.Context, src, dst string) (CopyResult, error
 	if _, err := os.Stat(abs); err != nil {
 		return CopyResult{}, fmt.Errorf("%s: copy to %s: %w", c.name, dst, err)
 	}
-	k, err := c.open(ctx, wire.OpPutTar, wire.CopyRequest{Path: dst}, nil)
+	k, err := c.open(ctx, wire.OpPutTar, wire.CopyRequest{Path: []byte(dst)}, nil)
 	if err != nil {
 		return CopyResult{}, err
 	}
@@ -55,6 +55,10 @@ func (c *Client) CopyIn(ctx context.Context, src, dst string) (CopyResult, error
 	return CopyResult{Files: r.Files, Bytes: r.Bytes, Skipped: append(local.Skipped, r.Skipped...)}, err
 }
 
+// reserve is how much of the host's file system copies leave free: a guest may
+// send without end.
+const reserve = 256 << 20
+
 // CopyOut copies a file or a tree of the guest into the host's directory dir,
 // which is made if it is missing, under its own name.
 func (c *Client) CopyOut(ctx context.Context, src, dir string) (CopyResult, error) {
@@ -66,7 +70,7 @@ func (c *Client) CopyOut(ctx context.Context, src, dir string) (CopyResult, erro
 		return CopyResult{}, fmt.Errorf("%s: copy %s: %w", c.name, src, err)
 	}
 	defer root.Close()
-	k, err := c.open(ctx, wire.OpGetTar, wire.CopyRequest{Path: src}, nil)
+	k, err := c.open(ctx, wire.OpGetTar, wire.CopyRequest{Path: []byte(src)}, nil)
 	if err != nil {
 		return CopyResult{}, err
 	}
@@ -75,7 +79,7 @@ func (c *Client) CopyOut(ctx context.Context, src, dir string) (CopyResult, erro
 	go func() {
 		in := k.stream.Reader(wire.Stdout)
 		var err error
-		if local, err = tarfs.Extract(in, root, filepath.Base(filepath.Clean(src))); err == nil {
+		if local, err = tarfs.Extract(in, root, filepath.Base(filepath.Clean(src)), reserve); err == nil {
 			_, err = io.Copy(io.Discard, in)
 		}
 		if err != nil {

@@ -217,7 +217,7 @@ type WindowState struct {
 
 // CopyRequest names the file or directory in the guest.
 type CopyRequest struct {
-	Path string `json:"path"`
+	Path []byte `json:"path"` // not a string: JSON has only UTF-8, and a name any bytes
 }
 
 // CopyResult is what was copied.

@@ -1,10 +1,10 @@
 // Package tarfs moves a file or a tree as a tar stream, from host to guest and
-// back, as cp -r does: contents, permissions and symbolic links; not owners,
-// times and hard links.
+// back, as cp -r does: contents with their holes, permissions, symbolic links, and
+// files that have several names; not owners and times.
 //
 // The stream's entries are all below one name, that of what was copied. What is
 // read is not trusted: nothing is written outside of the directory that Extract
-// is given, whatever the stream says.
+// is given, and of that below one name, whatever the stream says.
 package tarfs
 
 import (
@@ -17,6 +17,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -42,13 +43,11 @@ const small = 1 << 20
 // are below name. If src itself is a symbolic link it is followed. Devices,
 // sockets and pipes are skipped.
 func Write(w io.Writer, src, name string) (Stats, error) {
-	var st Stats
 	src, err := filepath.EvalSymlinks(src)
 	if err != nil {
-		return st, err
+		return Stats{}, err
 	}
-	tw := tar.NewWriter(w)
-	buf := make([]byte, 64<<10)
+	x := &writer{tw: tar.NewWriter(w), buf: make([]byte, 64<<10), linked: map[inode]string{}}
 	err = filepath.WalkDir(src, func(file string, d fs.DirEntry, err error) error {
 		rel, relErr := filepath.Rel(src, file)
 		if err := errors.Join(err, relErr); err != nil {
@@ -56,39 +55,57 @@ func Write(w io.Writer, src, name string) (Stats, error) {
 		}
 		info, err := d.Info()
 		if errors.Is(err, fs.ErrNotExist) && rel != "." {
-			st.skip(rel, "removed while it was read")
+			x.skip(rel, "removed while it was read")
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		return writeEntry(tw, file, path.Join(name, filepath.ToSlash(rel)), info, buf, &st)
+		return x.entry(file, path.Join(name, filepath.ToSlash(rel)), info)
 	})
 	if err != nil {
-		return st, err
+		return x.Stats, err
 	}
-	return st, tw.Close()
+	return x.Stats, x.tw.Close()
 }
 
-func writeEntry(tw *tar.Writer, file, name string, info fs.FileInfo, buf []byte, st *Stats) error {
+type writer struct {
+	Stats
+	tw     *tar.Writer
+	buf    []byte
+	linked map[inode]string // files with several names: the first that was written
+}
+
+type inode struct{ dev, ino uint64 }
+
+func (x *writer) entry(file, name string, info fs.FileInfo) error {
 	h := &tar.Header{Name: name, Mode: int64(info.Mode().Perm()), Format: tar.FormatPAX}
 	switch info.Mode().Type() {
 	case fs.ModeDir:
 		h.Typeflag, h.Name = tar.TypeDir, name+"/"
-		return tw.WriteHeader(h)
+		return x.tw.WriteHeader(h)
 	case fs.ModeSymlink:
 		target, err := os.Readlink(file)
 		if err != nil {
 			return err
 		}
-		st.Files++
+		x.Files++
 		h.Typeflag, h.Linkname = tar.TypeSymlink, target
-		return tw.WriteHeader(h)
+		return x.tw.WriteHeader(h)
 	case 0:
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 {
+			key := inode{uint64(st.Dev), st.Ino}
+			if first, ok := x.linked[key]; ok {
+				x.Files++
+				h.Typeflag, h.Linkname = tar.TypeLink, first
+				return x.tw.WriteHeader(h)
+			}
+			x.linked[key] = name
+		}
 		h.Typeflag, h.Size = tar.TypeReg, info.Size()
-		return writeFile(tw, file, h, buf, st)
+		return x.file(file, h)
 	}
-	st.skip(name, kind(info.Mode()))
+	x.skip(name, kind(info.Mode()))
 	return nil
 }
 
@@ -104,13 +121,16 @@ func kind(m fs.FileMode) string {
 	return "not a file"
 }
 
-func writeFile(tw *tar.Writer, file string, h *tar.Header, buf []byte, st *Stats) error {
+func (x *writer) file(file string, h *tar.Header) error {
 	// O_NONBLOCK: what was a file a moment ago may be a pipe now.
 	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if parts := dataOf(f, h.Size); parts != nil {
+		return x.sparse(f, h, parts)
+	}
 	var content io.Reader = f
 	if h.Size <= small {
 		b, err := io.ReadAll(io.LimitReader(f, 2*small))
@@ -119,22 +139,22 @@ func writeFile(tw *tar.Writer, file string, h *tar.Header, buf []byte, st *Stats
 		}
 		content, h.Size = bytes.NewReader(b), int64(len(b))
 	}
-	if err := tw.WriteHeader(h); err != nil {
+	if err := x.tw.WriteHeader(h); err != nil {
 		return err
 	}
-	n, err := io.CopyBuffer(onlyWriter{tw}, io.LimitReader(content, h.Size), buf)
-	if err != nil {
-		return err
+	x.Files++
+	return x.content(content, h.Name, h.Size)
+}
+
+// content writes n bytes.
+func (x *writer) content(r io.Reader, name string, n int64) error {
+	done, err := io.CopyBuffer(onlyWriter{x.tw}, io.LimitReader(r, n), x.buf)
+	x.Bytes += done
+	if err == nil && done < n {
+		x.skip(name, "became shorter while it was read, the rest is zeros")
+		_, err = io.CopyN(x.tw, zeros{}, n-done)
 	}
-	if n < h.Size {
-		st.skip(h.Name, "became shorter while it was read, the rest is zeros")
-		if _, err := io.CopyN(tw, zeros{}, h.Size-n); err != nil {
-			return err
-		}
-	}
-	st.Files++
-	st.Bytes += h.Size
-	return nil
+	return err
 }
 
 // onlyWriter hides tar.Writer's ReadFrom, which reads in small pieces.
@@ -146,14 +166,17 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // Extract reads a stream that Write made and creates what it says in root. If
 // name is not empty it replaces the first component of the entries' names. A
-// stream that would lead out of root, or has other kinds of entries, is an
-// error at that entry; devices, sockets and pipes are skipped.
-func Extract(r io.Reader, root *os.Root, name string) (Stats, error) {
-	x := &extractor{root: root, name: name, buf: make([]byte, 64<<10)}
+// stream that would lead elsewhere, through a link or by its names, or has other
+// kinds of entries, is an error at that entry; devices, sockets and pipes are
+// skipped. It is also an error when the file system has less than reserve bytes
+// left: a stream may have no end.
+func Extract(r io.Reader, root *os.Root, name string, reserve int64) (Stats, error) {
+	x := &extractor{root: root, name: name, reserve: reserve, buf: make([]byte, 64<<10)}
 	err := x.run(tar.NewReader(r))
-	// Directories get their permissions last: they may be read-only.
-	for i := len(x.dirs) - 1; i >= 0; i-- {
-		err = errors.Join(err, root.Chmod(x.dirs[i].name, x.dirs[i].mode))
+	x.leave()
+	// Directories that may not be written to get their permissions last.
+	for _, d := range slices.Backward(x.dirs) {
+		err = errors.Join(err, root.Chmod(d.name, d.mode))
 	}
 	return x.Stats, err
 }
@@ -163,13 +186,25 @@ type extractor struct {
 	root *os.Root
 	name string
 	buf  []byte
-	dirs []dir
+	dirs []dir // that get their permissions at the end
+
+	// The directory of the last entry: most have the same.
+	at     *os.Root
+	atName string
+
+	reserve int64
+	unknown int64 // bytes written since the free space was looked at
 }
 
 type dir struct {
 	name string
 	mode fs.FileMode
 }
+
+const (
+	maxName = 4096    // PATH_MAX: a longer one nobody else could open
+	maxDirs = 100_000 // whose permissions have to wait
+)
 
 func (x *extractor) run(tr *tar.Reader) error {
 	for {
@@ -191,25 +226,29 @@ func (x *extractor) entry(tr *tar.Reader, h *tar.Header) error {
 	if err != nil {
 		return err
 	}
+	if err := x.spend(entryCost); err != nil {
+		return err
+	}
+	in, base, err := x.enter(name)
+	if err != nil {
+		return err
+	}
 	mode := fs.FileMode(h.Mode) & fs.ModePerm
 	switch h.Typeflag {
 	case tar.TypeDir:
-		err := x.root.Mkdir(name, 0o700|mode)
-		if err == nil {
-			x.dirs = append(x.dirs, dir{name, mode})
-		} else if fi, statErr := x.root.Stat(name); statErr == nil && fi.IsDir() {
-			return nil
-		}
-		return err
+		return x.dir(in, name, base, mode)
 	case tar.TypeReg:
 		x.Files++
-		return x.file(tr, name, mode)
+		return x.file(tr, h, in, base, mode)
 	case tar.TypeSymlink:
 		x.Files++
-		if err := x.clear(name); err != nil {
+		if err := makeRoom(in, base); err != nil {
 			return err
 		}
-		return x.root.Symlink(h.Linkname, name)
+		return in.Symlink(h.Linkname, base)
+	case tar.TypeLink:
+		x.Files++
+		return x.link(h.Linkname, name)
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		x.skip(h.Name, "not a file")
 		return nil
@@ -220,6 +259,9 @@ func (x *extractor) entry(tr *tar.Reader, h *tar.Header) error {
 // localName is the place of an entry in root.
 func (x *extractor) localName(name string) (string, error) {
 	clean := strings.TrimSuffix(name, "/")
+	if len(name) > maxName {
+		return "", fmt.Errorf("the copied stream has an entry whose name has %d bytes: %.40q…", len(name), name)
+	}
 	if clean == "" || clean == "." || !filepath.IsLocal(clean) || path.Clean(clean) != clean || strings.Contains(clean, "\x00") {
 		return "", fmt.Errorf("the copied stream has an entry named %q", name)
 	}
@@ -232,35 +274,187 @@ func (x *extractor) localName(name string) (string, error) {
 	return clean, nil
 }
 
-// clear removes what is in the way of a new file; a directory stays, and is
+// enter opens the directory that an entry belongs in. All on the way to it are
+// real directories: a link would lead out of the copy. They stay what they are,
+// because no entry removes a directory.
+func (x *extractor) enter(name string) (in *os.Root, base string, err error) {
+	dir, base := path.Split(name)
+	if dir = strings.TrimSuffix(dir, "/"); dir == "" {
+		return x.root, base, nil
+	}
+	if x.at != nil && x.atName == dir {
+		return x.at, base, nil
+	}
+	x.leave()
+	in = x.root
+	for part := range strings.SplitSeq(dir, "/") {
+		fi, err := in.Lstat(part)
+		if err == nil && !fi.IsDir() {
+			err = fmt.Errorf("the copied stream has an entry %q, and %q is not a directory", name, part)
+		}
+		var next *os.Root
+		if err == nil {
+			next, err = in.OpenRoot(part)
+		}
+		if in != x.root {
+			in.Close()
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		in = next
+	}
+	x.at, x.atName = in, dir
+	return in, base, nil
+}
+
+// leave closes the directory of the last entry.
+func (x *extractor) leave() {
+	if x.at != nil {
+		x.at.Close()
+		x.at = nil
+	}
+}
+
+// makeRoom removes what is in the way of a new file; a directory stays, and is
 // what the creation then fails with.
-func (x *extractor) clear(name string) error {
-	fi, err := x.root.Lstat(name)
+func makeRoom(in *os.Root, name string) error {
+	fi, err := in.Lstat(name)
 	if err != nil || fi.IsDir() {
 		return nil
 	}
-	return x.root.Remove(name)
+	return in.Remove(name)
 }
 
-func (x *extractor) file(r io.Reader, name string, mode fs.FileMode) error {
-	// A file that exists is written in place, as cp does; anything else, links
-	// above all, makes room.
-	flags := os.O_WRONLY | os.O_CREATE | os.O_EXCL
-	if fi, err := x.root.Lstat(name); err == nil && fi.Mode().IsRegular() {
-		flags = os.O_WRONLY | os.O_TRUNC
-	} else if err := x.clear(name); err != nil {
-		return err
-	}
-	f, err := x.root.OpenFile(name, flags|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0o600)
-	if errors.Is(err, syscall.ETXTBSY) || errors.Is(err, fs.ErrPermission) {
-		if err = x.root.Remove(name); err == nil {
-			f, err = x.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+func (x *extractor) dir(in *os.Root, name, base string, mode fs.FileMode) error {
+	err := in.Mkdir(base, 0o700|mode)
+	if errors.Is(err, fs.ErrExist) {
+		if fi, statErr := in.Lstat(base); statErr == nil && fi.IsDir() {
+			return nil
 		}
 	}
 	if err != nil {
 		return err
 	}
-	n, err := io.CopyBuffer(onlyWriter{f}, r, x.buf)
-	x.Bytes += n
+	if mode&0o300 == 0o300 {
+		return in.Chmod(base, mode) // whatever the umask
+	}
+	if len(x.dirs) == maxDirs {
+		return fmt.Errorf("the copied stream has more than %d directories that may not be written to", maxDirs)
+	}
+	x.dirs = append(x.dirs, dir{name, mode})
+	return nil
+}
+
+// link gives a file of the copy another name.
+func (x *extractor) link(of, name string) error {
+	first, err := x.localName(of)
+	if err != nil {
+		return err
+	}
+	// By way of the directories, which are real ones; Link itself would take links.
+	in, base, err := x.enter(first)
+	if err != nil {
+		return err
+	}
+	if fi, err := in.Lstat(base); err != nil || !fi.Mode().IsRegular() {
+		return fmt.Errorf("the copied stream has an entry %q that is a link to %q, which is no file", name, of)
+	}
+	if first == name {
+		return nil
+	}
+	in, base, err = x.enter(name)
+	if err != nil {
+		return err
+	}
+	if err := makeRoom(in, base); err != nil {
+		return err
+	}
+	return x.root.Link(first, name)
+}
+
+func (x *extractor) file(r io.Reader, h *tar.Header, in *os.Root, name string, mode fs.FileMode) error {
+	f, err := create(in, name)
+	if err != nil {
+		return err
+	}
+	if size, ok := h.PAXRecords[sparseSize]; ok {
+		err = x.sparse(r, f, size)
+	} else {
+		_, err = x.content(f, r)
+	}
 	return errors.Join(err, f.Chmod(mode), f.Close())
+}
+
+// create opens a file for writing. One that exists is written in place, as cp
+// does; anything else, links above all, makes room.
+func create(in *os.Root, name string) (*os.File, error) {
+	flags := os.O_WRONLY | os.O_CREATE | os.O_EXCL
+	if fi, err := in.Lstat(name); err == nil && fi.Mode().IsRegular() {
+		flags = os.O_WRONLY | os.O_TRUNC
+	} else if err := makeRoom(in, name); err != nil {
+		return nil, err
+	}
+	f, err := in.OpenFile(name, flags|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0o600)
+	if errors.Is(err, syscall.ETXTBSY) || errors.Is(err, fs.ErrPermission) {
+		if err = in.Remove(name); err == nil {
+			f, err = in.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		}
+	}
+	return f, err
+}
+
+// content copies r to where f is.
+func (x *extractor) content(f *os.File, r io.Reader) (int64, error) {
+	return io.CopyBuffer(spender{x, f}, r, x.buf)
+}
+
+// A spender writes to a file as long as there is space.
+type spender struct {
+	x *extractor
+	f *os.File
+}
+
+func (s spender) Write(p []byte) (int, error) {
+	if err := s.x.spend(int64(len(p))); err != nil {
+		return 0, err
+	}
+	n, err := s.f.Write(p)
+	s.x.Bytes += int64(n)
+	return n, err
+}
+
+const (
+	entryCost = 4096     // what an entry takes of a file system, more or less
+	lookEvery = 16 << 20 // bytes between two looks at the free space
+)
+
+// spend counts what goes to the file system, and looks at times whether it has
+// room.
+func (x *extractor) spend(n int64) error {
+	if x.unknown += n; x.unknown < lookEvery || x.reserve == 0 {
+		return nil
+	}
+	x.unknown = 0
+	d, err := x.root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	var st syscall.Statfs_t
+	if err := syscall.Fstatfs(int(d.Fd()), &st); err != nil {
+		return err
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < x.reserve {
+		return &NoSpaceError{Free: free, Reserve: x.reserve}
+	}
+	return nil
+}
+
+// A NoSpaceError is a stream that was ended because the file system it goes to is
+// nearly full.
+type NoSpaceError struct{ Free, Reserve int64 }
+
+func (e *NoSpaceError) Error() string {
+	return fmt.Sprintf("the file system has %d MiB left, and %d MiB are not for copies", e.Free>>20, e.Reserve>>20)
 }
