@@ -67,6 +67,7 @@ func newRun() *cobra.Command {
 	flags.BoolVar(&f.Host.Keep, "keep", false, "keep the state directory (consoles, disks) and say where it is")
 	flags.Var(&f.timeout, "timeout", "`limit` of the whole run, in seconds or as 90s, 10m; 0 for none")
 	flags.Int64Var(&f.Seed, "seed", 0, "seed `N` of all that is random, the order of the tests too; 0 chooses one")
+	flags.StringVar(&f.Pcap, "pcap", "", "capture the networks: a pcapng `file` for each test in this directory, or one file (*.pcapng) for one test")
 	flags.StringVar(&f.MachineConfig, "machine-config", os.Getenv("machineConfig"), "JSON `file` with machines (environment: machineConfig)")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "show every step, console line and command output as it comes")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "show failures and the last line only")

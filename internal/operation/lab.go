@@ -40,10 +40,22 @@ type Snapshot interface {
 	Close() error
 }
 
+// A Capturer is a Runner whose network can be captured.
+type Capturer interface {
+	// Capture writes all frames to a pcapng file until the test that ctx belongs
+	// to is settled.
+	Capture(ctx context.Context, path string) error
+}
+
 // Of returns the Runner of a lab.
 func Of(lab *attest.Lab) Runner { return runner{lab} }
 
 type runner struct{ *attest.Lab }
+
+func (r runner) Capture(ctx context.Context, path string) error {
+	_, err := r.Network().Capture(ctx, path)
+	return err
+}
 
 func (r runner) Settle(ctx context.Context) error { return r.Network().Settle(ctx) }
 

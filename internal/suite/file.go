@@ -231,7 +231,10 @@ func (p *pass) forkedTest(ctx context.Context, state operation.Snapshot, t starl
 
 // test calls a test function, and ends what it left in its lab.
 func (p *pass) test(ctx context.Context, lab operation.Runner, t starlark.Test) error {
-	err := p.file.script.Call(ctx, lab, t.Name)
+	err := p.capture(ctx, lab)
+	if err == nil {
+		err = p.file.script.Call(ctx, lab, t.Name)
+	}
 	if s, ok := lab.(operation.Settler); ok {
 		if e := s.Settle(ctx); err == nil {
 			err = e

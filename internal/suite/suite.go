@@ -33,6 +33,7 @@ type Options struct {
 	Timeout       time.Duration     // limit of the whole run; 0: that of MachineConfig, or none; negative: none
 	Boot          string            // how machines start: "warm" (or empty), "cold", or "both", each test once either way
 	MachineConfig string            // path of a machine configuration
+	Pcap          string            // where the networks' frames are captured: a directory with a file for each test, or a file (.pcapng) if there is one test. Empty: nowhere
 	Version       string            // for the reports
 	Stdout        io.Writer         // where print writes; nil: standard output
 	Host          attest.HostConfig // how labs use this host
@@ -173,6 +174,9 @@ func (r *run) run(ctx context.Context) error {
 		return nil
 	}
 	if err := plan.selectTests(r.opts.Select); err != nil {
+		return err
+	}
+	if err := plan.checkPcap(r.opts.Pcap, len(boots[r.opts.Boot])); err != nil {
 		return err
 	}
 	ctx, cancel := r.limit(ctx, plan)

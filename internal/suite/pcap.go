@@ -1,0 +1,56 @@
+package suite
+
+import (
+	"context"
+	"path/filepath"
+	"strings"
+
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/operation"
+)
+
+// isFile says whether Options.Pcap is the name of a file, and not of a directory.
+func isFile(pcap string) bool {
+	ext := filepath.Ext(pcap)
+	return ext == ".pcapng" || ext == ".pcap"
+}
+
+// checkPcap refuses one file for several tests.
+func (p *plan) checkPcap(pcap string, boots int) error {
+	tests := 0
+	for _, f := range p.files {
+		tests += len(f.tests) * max(1, boots)
+	}
+	if isFile(pcap) && tests > 1 {
+		return refusef(event.Invalid, "--pcap %s is one file, and %d tests run, each of which gets its own; name a directory, or choose a test with --run", pcap, tests)
+	}
+	return nil
+}
+
+// capture writes all frames of a lab to a file of the test that ctx belongs to.
+// The capture ends with the test.
+func (p *pass) capture(ctx context.Context, lab operation.Runner) error {
+	c, ok := lab.(operation.Capturer)
+	if p.suite.opts.Pcap == "" || !ok {
+		return nil
+	}
+	path, err := filepath.Abs(p.suite.opts.Pcap)
+	if err != nil {
+		return asInfra("name the capture", err)
+	}
+	if !isFile(path) {
+		path = filepath.Join(path, pcapName(event.ScopeOf(ctx)))
+	}
+	return c.Capture(ctx, path)
+}
+
+// pcapName is different for every test of a run: "web_test-test_serves.pcapng".
+func pcapName(s event.Scope) string {
+	file := strings.TrimSuffix(s.File, filepath.Ext(s.File))
+	file = strings.NewReplacer("/", "-", "..", "").Replace(filepath.ToSlash(filepath.Clean(file)))
+	name := strings.Trim(file, "-") + "-" + s.Test
+	if s.Boot != "" {
+		name += "-" + s.Boot
+	}
+	return name + ".pcapng"
+}

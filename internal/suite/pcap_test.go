@@ -1,0 +1,43 @@
+package suite
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/script/starlark"
+)
+
+func TestPcapName(t *testing.T) {
+	for _, tt := range []struct {
+		scope event.Scope
+		want  string
+	}{
+		{event.Scope{File: "web_test.star", Test: "test_a"}, "web_test-test_a.pcapng"},
+		{event.Scope{File: "./sub/web_test.star", Test: "test_a", Boot: "cold"}, "sub-web_test-test_a-cold.pcapng"},
+		{event.Scope{File: "../../x.star", Test: "main"}, "x-main.pcapng"},
+		{event.Scope{File: "/abs/x.star", Test: "main"}, "abs-x-main.pcapng"},
+	} {
+		if got := pcapName(tt.scope); got != tt.want {
+			t.Errorf("%+v: got %s, want %s", tt.scope, got, tt.want)
+		}
+	}
+}
+
+func TestOnePcapForSeveralTests(t *testing.T) {
+	one := &plan{files: []*file{{tests: make([]starlark.Test, 1)}, {}}}
+	two := &plan{files: []*file{{tests: make([]starlark.Test, 1)}, {tests: make([]starlark.Test, 1)}}}
+	for _, tt := range []struct {
+		plan   *plan
+		pcap   string
+		passes int
+		ok     bool
+	}{
+		{one, "x.pcapng", 1, true}, {two, "x.pcapng", 1, false}, {one, "x.pcap", 2, false}, {two, "dir", 2, true}, {two, "", 1, true},
+	} {
+		err := tt.plan.checkPcap(tt.pcap, tt.passes)
+		if (err == nil) != tt.ok || err != nil && !strings.Contains(err.Error(), "2 tests run") {
+			t.Errorf("--pcap %s: %v", tt.pcap, err)
+		}
+	}
+}
