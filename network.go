@@ -240,6 +240,9 @@ func duringOf(ctx context.Context) *Fault {
 
 // check says why a rule makes no sense for this lab, and completes it.
 func (n *Network) check(kind string, names []string, r *network.Rule, o faultOptions) (err error) {
+	if needs := map[string]int{"majorities_ring": 3, "bridge": 3}[kind]; len(names) > 0 && len(names) < needs {
+		return errors.New("it takes at least three machines")
+	}
 	if len(names) == 0 || o.peer != nil && len(o.peer) == 0 {
 		return errors.New("a list of machines is empty; name at least one")
 	}
