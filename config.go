@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/network/egress"
 )
 
 // Image is what a machine boots: Debian, Rootfs or Disk.
@@ -70,6 +71,11 @@ type MachineConfig struct {
 	// BootTimeout is how long the guest may take from power on to its first
 	// answer. 0: what BootTimeoutEnv says, or 5 minutes, more on a slow host.
 	BootTimeout time.Duration
+	// Egress is where the machine may connect to outside of the lab, which is
+	// nowhere unless it says so: "*" is everywhere; a name, an address or a range of
+	// addresses, each with or without a port, is there ("deb.debian.org:443",
+	// "10.0.0.0/8"); "host" is the loopback of this host.
+	Egress []string
 	// AllowReboot lets the guest reboot by itself. Otherwise a guest that
 	// resets ends, as with the NixOS driver; Machine.Reboot works either way.
 	AllowReboot bool
@@ -154,6 +160,9 @@ func (m *MachineConfig) normalize() error {
 		if _, err := m.Boot.resolve(); err != nil {
 			return bad("boot=%q is not a way to start; want %s or %s", m.Boot, BootWarm, BootCold)
 		}
+	}
+	if _, err := egress.ParseRules(m.Egress); err != nil {
+		return bad("egress: %v", err)
 	}
 	if m.Networks == nil {
 		m.Networks = []int{1}

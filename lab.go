@@ -105,6 +105,9 @@ func (l *Lab) newMachine(config MachineConfig) (*Machine, error) {
 	}
 	m := &Machine{lab: l, config: config, backend: b, id: machineID()}
 	m.address, _ = l.addresses.Machine(config.Name)
+	if len(config.Egress) > 0 {
+		m.address.Interfaces = append(slices.Clone(m.address.Interfaces), egressInterface(m.address.Number))
+	}
 	return m, m.prepare()
 }
 

@@ -27,6 +27,7 @@ type Machine struct {
 	address network.MachineAddresses
 	dir     string
 	console *console
+	outside sync.WaitGroup // the ways out of the lab of its starts
 
 	isTemplate  bool       // it is nobody, and is booted to be saved
 	snapshot    *vmm.State // that of its configuration, once it has begun with it
@@ -97,6 +98,9 @@ func (m *Machine) Config() MachineConfig { return m.config }
 func (m *Machine) Addresses() []netip.Addr {
 	var v4, v6 []netip.Addr
 	for _, i := range m.address.Interfaces {
+		if i.Network == outside {
+			continue // nobody else is there
+		}
 		v4, v6 = append(v4, i.IPv4.Addr()), append(v6, i.IPv6.Addr())
 	}
 	return append(v4, v6...)
@@ -188,9 +192,7 @@ func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*
 	m.announce("starting", how, 0)
 	vm, err := m.backend.Start(ctx, m.lab.host.vmmHost(), config)
 	if err != nil {
-		for _, n := range config.NICs {
-			n.Conn.Close()
-		}
+		closeNICs(config.NICs)
 		m.announce("stopped", err.Error(), time.Since(started))
 		return nil, err
 	}
@@ -492,6 +494,7 @@ func (m *Machine) close() error {
 	if m.snapshot != nil {
 		m.snapshot.Memory.Close()
 	}
+	m.outside.Wait()
 	return errors.Join(err, m.checkpoints.close(), m.console.log.Close())
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -121,21 +122,33 @@ func (m *Machine) createDisk(ctx context.Context, d *vmm.Disk, img *image.Image)
 // each start has new ones.
 func (m *Machine) attachNICs(config *vmm.Config) error {
 	for _, i := range m.address.Interfaces {
-		sw := m.lab.fabric.Switch(i.Network)
-		attach := sw.Attach
-		if m.lab.host.config.Packets {
-			attach = sw.AttachPackets
-		}
-		_, conn, err := attach(m.lab.ctx, network.NIC{Machine: m.Name(), ID: i.Name, MAC: i.MAC})
+		conn, err := m.attach(i)
 		if err != nil {
-			for _, n := range config.NICs {
-				n.Conn.Close()
-			}
+			closeNICs(config.NICs)
 			return &InfraError{m.Name(), "attach to network", err}
 		}
 		config.NICs = append(config.NICs, vmm.NIC{ID: i.Name, MAC: i.MAC, Conn: conn})
 	}
 	return nil
+}
+
+func (m *Machine) attach(i network.Interface) (*net.UnixConn, error) {
+	if i.Network == outside {
+		return m.attachEgress(i)
+	}
+	sw := m.lab.fabric.Switch(i.Network)
+	attach := sw.Attach
+	if m.lab.host.config.Packets {
+		attach = sw.AttachPackets
+	}
+	_, conn, err := attach(m.lab.ctx, network.NIC{Machine: m.Name(), ID: i.Name, MAC: i.MAC})
+	return conn, err
+}
+
+func closeNICs(nics []vmm.NIC) {
+	for _, n := range nics {
+		n.Conn.Close()
+	}
 }
 
 // identity is who the machine is: given to the guest whenever its agent starts.
@@ -159,6 +172,9 @@ func (m *Machine) identity(macs []string) wire.Identity {
 		id.Interfaces = append(id.Interfaces, wire.Interface{MAC: i.MAC.String(), Name: i.Name, Addresses: []netip.Prefix{i.IPv4, i.IPv6}})
 		if n < len(macs) {
 			id.Interfaces[n].Was = macs[n]
+		}
+		if i.Network == outside {
+			egressIdentity(&id, &id.Interfaces[n])
 		}
 	}
 	id.Hosts = m.hosts()

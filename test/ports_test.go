@@ -2,19 +2,25 @@ package test
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
 )
 
 // TestVDEPort has one machine whose QEMU is started with -netdev vde, as a start
@@ -106,14 +112,19 @@ func checkNetdev(t *testing.T, lab *attest.Lab, machine, kind string) {
 
 func newPortsLab(t *testing.T, config attest.HostConfig) *attest.Lab {
 	t.Helper()
-	host, err := attest.OpenHost(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	lab, err := host.NewLab(t.Context(), attest.LabConfig{Machines: []attest.MachineConfig{
+	return openLab(t.Context(), t, config, attest.LabConfig{Machines: []attest.MachineConfig{
 		{Name: "client", Image: curl, Memory: 256},
 		{Name: "server", Image: nginx, Memory: 256},
 	}})
+}
+
+func openLab(ctx context.Context, t *testing.T, config attest.HostConfig, labConfig attest.LabConfig) *attest.Lab {
+	t.Helper()
+	host, err := attest.OpenHost(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lab, err := host.NewLab(ctx, labConfig)
 	if err != nil {
 		host.Close()
 		t.Fatal(err)
@@ -240,5 +251,97 @@ func testForwardPort(t *testing.T, m tried) {
 	if conn, err := net.Dial("tcp", addr); err == nil {
 		conn.Close()
 		t.Error("the port is open when the machine is off")
+	}
+}
+
+// TestEgress has a machine with a way out to services of this host, and one
+// without.
+func TestEgress(t *testing.T) {
+	t.Parallel()
+	var served atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		served.Add(1)
+		h := sha256.New()
+		n, _ := io.Copy(h, r.Body)
+		fmt.Fprintf(w, "%d bytes, %x", n, h.Sum(nil))
+	}))
+	defer server.Close()
+	other := httptest.NewServer(http.NotFoundHandler())
+	defer other.Close()
+	port := server.URL[strings.LastIndexByte(server.URL, ':')+1:]
+	otherPort := other.URL[strings.LastIndexByte(other.URL, ':')+1:]
+
+	var mu sync.Mutex
+	var seen []event.Egress
+	var bus event.Bus
+	bus.Subscribe(func(r event.Record) {
+		if e, ok := r.Event.(event.Egress); ok {
+			mu.Lock()
+			seen = append(seen, e)
+			mu.Unlock()
+		}
+	})
+	lab := openLab(event.WithBus(t.Context(), &bus), t, attest.HostConfig{}, attest.LabConfig{Machines: []attest.MachineConfig{
+		{Name: "open", Image: curl, Memory: 256, Egress: []string{"host:" + port, "deb.example.org"}},
+		{Name: "closed", Image: curl, Memory: 256},
+	}})
+	if err := lab.StartAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	open, closed := tried{lab.Machine("open"), t}, tried{lab.Machine("closed"), t}
+	open.succeed("head -c 5M /dev/urandom > /tmp/up")
+	want := "5242880 bytes, " + strings.Fields(open.succeed("sha256sum < /tmp/up"))[0]
+	for _, host := range []string{"10.0.2.2", "[fec0::2]"} {
+		url := "http://" + host + ":" + port + "/"
+		if host != "10.0.2.2" {
+			// The test's server is on IPv4 alone, and the guest sees that.
+			if r := open.execute("curl -sS --max-time 60 " + url); r.ExitCode != 7 {
+				t.Errorf("%s: %+v", url, r)
+			}
+			continue
+		}
+		if got := open.succeed("curl -sSf --max-time 60 --data-binary @/tmp/up " + url); got != want {
+			t.Errorf("%s: %q, want %q", url, got, want)
+		}
+	}
+	if r := open.execute("curl -sS --max-time 60 http://10.0.2.2:" + otherPort); r.ExitCode != 7 { // refused
+		t.Errorf("another port: %+v", r)
+	}
+	if r := open.execute("curl -sS --max-time 60 http://example.org/"); r.ExitCode != 6 { // no such name
+		t.Errorf("another name: %+v", r)
+	}
+	if r := open.execute("ping -c 1 -W 2 192.0.2.1 2>&1 || curl -sS --max-time 60 http://192.0.2.1/"); r.ExitCode != 7 {
+		t.Errorf("another address: %+v", r)
+	}
+	if got := open.succeed("getent hosts closed"); !strings.Contains(got, "closed") {
+		t.Errorf("a machine's name: %q", got)
+	}
+	if r := closed.execute("curl -sS --max-time 60 http://10.0.2.2:" + port); r.ExitCode != 7 {
+		t.Errorf("a machine without a way out: %+v", r)
+	}
+	if n := served.Load(); n != 1 {
+		t.Errorf("served %d times", n)
+	}
+	for _, want := range []event.Egress{
+		{Destination: "10.0.2.2:" + port, Protocol: "tcp", Name: "host", Allowed: true},
+		{Destination: "10.0.2.2:" + otherPort, Protocol: "tcp", Name: "host"},
+		{Destination: "example.org", Protocol: "dns"},
+		{Destination: "192.0.2.1:80", Protocol: "tcp"},
+	} {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+			mu.Lock()
+			found := slices.ContainsFunc(seen, func(e event.Egress) bool {
+				return e.Machine == "open" && e.Destination == want.Destination && e.Protocol == want.Protocol &&
+					e.Name == want.Name && e.Allowed == want.Allowed && (!e.Allowed || e.Sent > 5<<20 && e.Received > 100)
+			})
+			all := fmt.Sprintf("%+v", seen)
+			mu.Unlock()
+			if found {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%+v is not among %s", want, all)
+			}
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,6 +29,7 @@ func applyIdentity(id wire.Identity, root string) error {
 		setMachineID(root, id.MachineID),
 		setHosts(root, id.Hosts),
 		setInterfaces(id.Interfaces),
+		setNameservers(root, id.Nameservers),
 	)
 }
 
@@ -275,7 +277,28 @@ func setInterface(link netlink.Link, w wire.Interface, taken map[string]netlink.
 			return wrap("add "+p.String(), err)
 		}
 	}
+	for _, a := range w.Gateways {
+		anywhere := &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
+		if a.Is6() {
+			anywhere = &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
+		}
+		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: anywhere, Gw: a.AsSlice()}
+		if err := netlink.RouteReplace(route); err != nil {
+			return wrap("route by "+a.String(), err)
+		}
+	}
 	return nil
+}
+
+func setNameservers(root string, servers []netip.Addr) error {
+	if len(servers) == 0 {
+		return nil
+	}
+	var b strings.Builder
+	for _, s := range servers {
+		fmt.Fprintf(&b, "nameserver %v\n", s)
+	}
+	return writeIfChanged(filepath.Join(root, "etc/resolv.conf"), b.String(), 0o644)
 }
 
 func rename(l netlink.Link, name string) error {

@@ -227,6 +227,20 @@ type FaultEnded struct {
 	Affected uint64        `json:"affected"` // of them
 }
 
+// Egress is a connection that a guest wanted to make to the world outside of its
+// lab: one that was allowed, when it is over, or a destination that was refused.
+type Egress struct {
+	Machine     string        `json:"machine"`
+	Protocol    string        `json:"protocol"`       // "tcp", "udp"; "dns": a name was asked for
+	Destination string        `json:"destination"`    // "192.0.2.1:443", or the name
+	Name        string        `json:"name,omitempty"` // by which the guest knows the destination
+	Allowed     bool          `json:"allowed"`
+	Error       string        `json:"error,omitempty"` // why an allowed one was not made, or broke
+	Sent        uint64        `json:"sent"`            // by the guest, in bytes
+	Received    uint64        `json:"received"`
+	Duration    time.Duration `json:"duration"`
+}
+
 // Artifact is a file that the run wrote for a person: a report, a screenshot.
 type Artifact struct {
 	Kind string `json:"kind"` // "junit", "html", "json", "screenshot", "pcap", …
@@ -251,4 +265,5 @@ func (Progress) kind() string        { return "progress" }
 func (Log) kind() string             { return "log" }
 func (FaultStarted) kind() string    { return "fault_started" }
 func (FaultEnded) kind() string      { return "fault_ended" }
+func (Egress) kind() string          { return "egress" }
 func (Artifact) kind() string        { return "artifact" }

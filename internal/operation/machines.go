@@ -29,6 +29,7 @@ var machinesTable = []*Operation{
 			{Name: "backend", Type: String, Default: "", Named: true, Doc: "as with `machine(…)`, like all that follows"},
 			{Name: "memory", Type: Int, Default: 0, Named: true, Doc: "MiB"},
 			{Name: "cpus", Type: Int, Default: 0, Named: true, Doc: "how many processors"},
+			{Name: "egress", Type: Strings, Default: Absent, Named: true, Doc: "where it may connect to outside of the lab, see [networks.md](networks.md); nowhere unless given, `\"*\"` is everywhere"},
 			{Name: "networks", Type: Ints, Default: Absent, Named: true, Doc: "the networks it is on; `[1]` unless given"},
 			{Name: "type", Type: String, Default: "", Named: true, Doc: "QEMU's machine type"},
 			{Name: "cmdline", Type: String, Default: "", Named: true, Doc: "more arguments for the kernel"},
@@ -60,7 +61,7 @@ var machinesTable = []*Operation{
 func createMachine(ctx context.Context, t target, a Args) (any, error) {
 	config := attest.MachineConfig{
 		Name: a.String("name"), Backend: a.String("backend"), Memory: a.Int("memory"), CPUs: a.Int("cpus"),
-		Networks: get[[]int](a, "networks"), Type: a.String("type"), Cmdline: a.String("cmdline"),
+		Networks: get[[]int](a, "networks"), Egress: a.Strings("egress"), Type: a.String("type"), Cmdline: a.String("cmdline"),
 		Display: a.Bool("display"), AllowReboot: a.Bool("allow_reboot"), Image: get[attest.Image](a, "image"),
 	}
 	m, err := t.lab.CreateMachine(ctx, config)

@@ -252,6 +252,8 @@ func (r *Run) Record(rec event.Record) {
 		r.log(rec, e)
 	case event.FaultStarted, event.FaultEnded:
 		r.log(rec, faultLog(e))
+	case event.Egress:
+		r.log(rec, egressLog(e))
 	case event.Artifact:
 		r.artifacts = append(r.artifacts, artifact{rec.Scope, e})
 	}
@@ -611,6 +613,25 @@ func faultLog(e event.Event) event.Log {
 		l.Text = "network: " + e.Fault
 	case event.FaultEnded:
 		l.Text = fmt.Sprintf("network: healed %s after %s (%d of %s affected)", e.Fault, took(e.Duration), e.Affected, plural(int(e.Frames), "frame"))
+	}
+	return l
+}
+
+// egressLog is a line about a connection out of the lab. That one was refused is
+// what somebody who looks for the reason of a failure has to see.
+func egressLog(e event.Egress) event.Log {
+	to := e.Protocol + " " + e.Destination
+	if e.Name != "" {
+		to += " (" + e.Name + ")"
+	}
+	l := event.Log{Machine: e.Machine, Level: "info"}
+	switch {
+	case !e.Allowed:
+		l.Level, l.Text = "warning", "egress refused: "+to+"; the machine's egress= does not have it"
+	case e.Error != "":
+		l.Level, l.Text = "warning", fmt.Sprintf("egress: %s: %s", to, e.Error)
+	default:
+		l.Level, l.Text = "debug", fmt.Sprintf("egress: %s: %d bytes sent, %d received in %s", to, e.Sent, e.Received, took(e.Duration))
 	}
 	return l
 }

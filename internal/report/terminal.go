@@ -207,6 +207,8 @@ func (t *Terminal) show(r event.Record, step *entry) {
 		t.log(r, e)
 	case event.FaultStarted, event.FaultEnded:
 		t.log(r, faultLog(e))
+	case event.Egress:
+		t.log(r, egressLog(e))
 	case event.Artifact:
 		if verbose {
 			t.line(at, "wrote "+clean(e.Path))

@@ -245,8 +245,10 @@ type Identity struct {
 	MachineID  string      `json:"machine_id,omitempty"` // 32 hexadecimal digits
 	Hosts      []Host      `json:"hosts,omitempty"`      // all machines of the lab
 	Interfaces []Interface `json:"interfaces,omitempty"`
-	Time       time.Time   `json:"time,omitzero"`
-	Entropy    []byte      `json:"entropy,omitempty"` // from the host's random source; 64 bytes are plenty
+	// Nameservers take the place of those in /etc/resolv.conf.
+	Nameservers []netip.Addr `json:"nameservers,omitempty"`
+	Time        time.Time    `json:"time,omitzero"`
+	Entropy     []byte       `json:"entropy,omitempty"` // from the host's random source; 64 bytes are plenty
 }
 
 // Host is a line of /etc/hosts per address.
@@ -271,5 +273,6 @@ type Interface struct {
 	Was       string         `json:"was,omitempty"`  // the one it has if the guest was restored from another machine's snapshot
 	Name      string         `json:"name,omitempty"` // what it shall be called
 	Addresses []netip.Prefix `json:"addresses"`
-	Off       bool           `json:"off,omitempty"` // nothing is to be sent or received
+	Off       bool           `json:"off,omitempty"`      // nothing is to be sent or received
+	Gateways  []netip.Addr   `json:"gateways,omitempty"` // of the default routes, one for each family
 }

@@ -80,11 +80,12 @@ func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl
 	m := &machine{declared: th.position(t)}
 	var source sl.Value
 	var networks *sl.List
+	var out sl.Value
 	var bootTimeout durationArg
 	c := &m.config
 	err := unpack(b, nil, kwargs,
 		"name?", &c.Name, "image?", &source, "backend?", &c.Backend, "memory?", &c.Memory, "cpus?", &c.CPUs,
-		"networks?", &networks, "type?", &c.Type, "cmdline?", &c.Cmdline, "display?", &c.Display, "allow_reboot?", &c.AllowReboot,
+		"networks?", &networks, "type?", &c.Type, "cmdline?", &c.Cmdline, "display?", &c.Display, "egress?", &out, "allow_reboot?", &c.AllowReboot,
 		"boot?", (*string)(&c.Boot), "snapshot?", &c.Snapshot, "boot_timeout?", &bootTimeout)
 	if err != nil {
 		return nil, err
@@ -108,6 +109,9 @@ func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl
 			c.Networks = append(c.Networks, n)
 		}
 	}
+	if c.Egress, err = egressOf(out); err != nil {
+		return nil, err
+	}
 	if th.session != nil {
 		if err := th.session.mayDeclare(); err != nil {
 			return nil, err
@@ -115,6 +119,32 @@ func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl
 	}
 	l.machines = append(l.machines, m)
 	return m, nil
+}
+
+// egressOf reads where a machine may connect to: True is everywhere.
+func egressOf(v sl.Value) ([]string, error) {
+	switch v := v.(type) {
+	case nil, sl.NoneType:
+		return nil, nil
+	case sl.Bool:
+		if v {
+			return []string{"*"}, nil
+		}
+		return nil, nil
+	case sl.String:
+		return []string{string(v)}, nil
+	case *sl.List:
+		var out []string
+		for x := range v.Elements() {
+			s, ok := sl.AsString(x)
+			if !ok {
+				return nil, usagef("machine: egress is a list of destinations such as [\"deb.debian.org\", \"10.0.0.0/8\"]; it has %s", operation.Describe(plain(x)))
+			}
+			out = append(out, s)
+		}
+		return out, nil
+	}
+	return nil, usagef("machine: egress must be True, False or a list of destinations, not %s", operation.Describe(plain(v)))
 }
 
 // machineList is the variable machines: all that are declared, in their order. A
