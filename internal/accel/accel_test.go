@@ -33,6 +33,10 @@ func TestDetect(t *testing.T) {
 			return // an answer that is not kept
 		}
 		second, err := Detect(t.Context())
+		if second.Host < first.Host {
+			t.Errorf("a host that became slower: %+v, and before %+v", second, first)
+		}
+		second.Host = first.Host // it may have been busy the first time
 		if err != nil || second != first {
 			t.Errorf("the second time %+v (%v), the first %+v", second, err, first)
 		}
@@ -70,5 +74,21 @@ func TestTimeoutFactor(t *testing.T) {
 		if got := test.p.TimeoutFactor(); got != test.want {
 			t.Errorf("%+v: %v, want %v", test.p, got, test.want)
 		}
+	}
+}
+
+// A host that was busy when it was measured is not slow for ever.
+func TestImprove(t *testing.T) {
+	p := Probe{Host: 0.001}
+	if p.TimeoutFactor() != maxFactor || !p.improve() || p.Host <= 0.001 {
+		t.Errorf("still %+v", p)
+	}
+	fast := Probe{Host: 1000}
+	if fast.improve() || fast.Host != 1000 {
+		t.Errorf("got %+v", fast)
+	}
+	kvm := Probe{KVM: true, Host: 0.001}
+	if kvm.improve() || kvm.Host != 0.001 {
+		t.Errorf("guests in hardware are measured again: %+v", kvm)
 	}
 }

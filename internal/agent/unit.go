@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -77,7 +78,7 @@ func (s *Server) waitUnit(ctx context.Context, q wire.UnitRequest) (wire.UnitSta
 			return seen, err
 		}
 		state, err := followUnit(ctx, w, &seen, q.Once)
-		w.close()
+		s.background(w.close) // the answer first
 		var final *wire.Error
 		if err == nil || ctx.Err() != nil || errors.As(err, &final) {
 			return state, err
@@ -207,7 +208,7 @@ func dialManager(ctx context.Context, socket, unit string) (*busWatch, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := dbus.NewConn(c)
+	conn, err := dbus.NewConn(bufferedConn{bufio.NewReaderSize(c, 64<<10), c})
 	if err != nil {
 		c.Close()
 		return nil, err
@@ -229,6 +230,16 @@ func dialManager(ctx context.Context, socket, unit string) (*busWatch, error) {
 	}
 	return w, nil
 }
+
+// A bufferedConn is for a library that reads a message in pieces of a few bytes:
+// under emulation a system call for each takes longer than systemd needs to
+// send the message.
+type bufferedConn struct {
+	r *bufio.Reader
+	*net.UnixConn
+}
+
+func (c bufferedConn) Read(p []byte) (int, error) { return c.r.Read(p) }
 
 // awaitRead waits until the other side has read all that was written. A systemd
 // that finds the end of the authentication and the first message in one read
