@@ -99,6 +99,7 @@ func (r *run) tellHosts(ctx context.Context) error {
 	r.identityMu.Lock()
 	defer r.identityMu.Unlock()
 	if !r.greeted {
+		r.newHosts = true // greet tells it
 		return nil
 	}
 	if err := r.awake("create_machine"); err != nil {

@@ -63,6 +63,7 @@ type run struct {
 
 	identityMu sync.Mutex // so that no machine misses the name of a new one
 	greeted    bool       // the guest knows who it is
+	newHosts   bool       // a machine was created before that
 
 	eventMu   sync.Mutex
 	nextEvent int64 // WaitForQMPEvent looks from this one on
@@ -319,11 +320,14 @@ func (r *run) greet(ctx context.Context, info wire.Info) error {
 	if r.origin != nil {
 		macs = r.origin.macs
 	}
+	r.identityMu.Lock()
 	id := m.identity(macs)
 	if r.origin != nil && r.origin.agent == info.Instance {
 		id = renewal()
+		if r.newHosts {
+			id.Hosts = m.hosts()
+		}
 	}
-	r.identityMu.Lock()
 	err := r.guest.Identity(ctx, id)
 	r.greeted = err == nil
 	r.identityMu.Unlock()

@@ -87,6 +87,12 @@ func (l *Lab) snapshot(ctx context.Context, machines []*Machine) (*Snapshot, err
 	return s, nil
 }
 
+// Machines are those of the labs that are made of the snapshot, but for those that
+// CreateMachine has added.
+func (s *Snapshot) Machines() []MachineConfig {
+	return slices.Clone(s.config.Machines)
+}
+
 // Close gives up what the snapshot holds. Labs that were made of it live on.
 func (s *Snapshot) Close() error {
 	for _, m := range s.machines {

@@ -138,7 +138,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(newRun(), newREPL(), newDoctor(), newImage(), newSnapshot(), newGC())
+	root.AddCommand(newRun(), newREPL(), newDebug(), newDoctor(), newImage(), newSnapshot(), newGC())
 	return root
 }
 

@@ -55,80 +55,117 @@ type conversation struct {
 	machineConfig string
 	host          attest.HostConfig
 	verbose       bool
+	about         string // what is said at the beginning; empty: the machines there are
 
-	opened *attest.Host
-	lab    *attest.Lab
+	terminal *report.Terminal
+	color    bool
+	opened   *attest.Host
+	lab      *attest.Lab
 }
 
 func (c *conversation) run(cmd *cobra.Command) (err error) {
-	bus := &event.Bus{}
+	ctx, done := c.begin(cmd.Context())
+	defer func() { err = done(err) }()
+	machines, err := suite.ConfiguredMachines(c.machineConfig)
+	if err != nil {
+		return err
+	}
+	session, err := c.session(ctx, machines)
+	if err != nil {
+		return c.explained(ctx, err)
+	}
+	return c.talk(ctx, session)
+}
+
+// begin shows on the terminal what happens from here on. done ends it, and all
+// that was opened.
+func (c *conversation) begin(ctx context.Context) (_ context.Context, done func(error) error) {
 	level := report.Normal
 	if c.verbose {
 		level = report.Verbose
 	}
 	o := report.StandardTerminal(level)
 	o.Live = false // the lines that are typed and the tree would get into each other's way
-	terminal := report.NewTerminal(o)
-	bus.Subscribe(terminal.Record)
-	defer terminal.Close()
-	ctx := event.WithBus(cmd.Context(), bus)
-	options := starlark.Options{Stdout: os.Stdout}
-	if options.Machines, err = suite.ConfiguredMachines(c.machineConfig); err != nil {
-		return err
-	}
-	session, err := starlark.NewSession(ctx, c.file, options, func(_ context.Context, machines []attest.MachineConfig) (operation.Runner, error) {
-		return c.open(ctx, machines)
-	})
-	if err != nil {
-		return c.explained(ctx, err, o.ColorStderr)
-	}
-	defer func() {
+	c.terminal, c.color = report.NewTerminal(o), o.ColorStderr
+	bus := &event.Bus{}
+	bus.Subscribe(c.terminal.Record)
+	return event.WithBus(ctx, bus), func(err error) error {
 		if closeErr := c.close(); err == nil {
 			err = closeErr
 		}
-	}()
-	if repl.Interactive(os.Stdin) {
-		fmt.Fprintln(os.Stderr, greeting(session.Machines()))
+		c.terminal.Close()
+		return err
+	}
+}
+
+// session is one with the file, if there is one, on the lab, if it is there.
+func (c *conversation) session(ctx context.Context, machines []attest.MachineConfig) (*starlark.Session, error) {
+	options := starlark.Options{Stdout: os.Stdout, Machines: machines}
+	return starlark.NewSession(ctx, c.file, options, func(_ context.Context, machines []attest.MachineConfig) (operation.Runner, error) {
+		if c.lab == nil { // it lives as long as the conversation, not as the statement
+			if err := c.newLab(ctx, machines); err != nil {
+				return nil, err
+			}
+		}
+		return operation.Of(c.lab), nil
+	})
+}
+
+func (c *conversation) talk(ctx context.Context, session *starlark.Session) error {
+	interactive := repl.Interactive(os.Stdin)
+	if interactive {
+		fmt.Fprintln(os.Stderr, "attest "+version()+", "+cmp.Or(c.about, about(session.Machines())))
+		fmt.Fprintln(os.Stderr, "Tab completes, help(x) explains, Ctrl-C ends what runs, Ctrl-D ends all.")
 	}
 	failed, err := repl.Run(ctx, repl.Options{
-		Session: session, In: os.Stdin, Out: os.Stdout, Err: os.Stderr, History: historyPath(), Interrupts: interrupts(ctx), Hold: terminal.Hold,
-		Explain: func(ctx context.Context, err error) string {
-			return report.Explain(suite.Failure(ctx, err), o.ColorStderr)
-		},
+		Session: session, In: os.Stdin, Out: os.Stdout, Err: os.Stderr, History: historyPath(),
+		Interrupts: interrupts(ctx), Hold: c.terminal.Hold,
+		Explain: func(ctx context.Context, err error) string { return report.Explain(suite.Failure(ctx, err), c.color) },
 	})
-	if err == nil && failed && !repl.Interactive(os.Stdin) {
+	if err == nil && failed && !interactive {
 		err = exitCode(exitFailed)
 	}
 	return err
 }
 
 // explained shows an error as attest run would, and returns its exit code.
-func (c *conversation) explained(ctx context.Context, err error, color bool) error {
+func (c *conversation) explained(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return err
 	}
 	f := suite.Failure(ctx, err)
-	fmt.Fprint(os.Stderr, report.Explain(f, color))
+	fmt.Fprint(os.Stderr, report.Explain(f, c.color))
 	return exitCode(suite.ExitCode(f.Status))
 }
 
-// open makes the lab; it lives as long as the conversation.
-func (c *conversation) open(ctx context.Context, machines []attest.MachineConfig) (_ operation.Runner, err error) {
+// newLab makes the lab, on a host that is opened if need be.
+func (c *conversation) newLab(ctx context.Context, machines []attest.MachineConfig) error {
+	if err := c.openHost(ctx); err != nil {
+		return err
+	}
+	config := c.labConfig()
+	config.Name, config.Machines = "repl", machines
+	lab, err := c.opened.NewLab(ctx, config)
+	if err == nil {
+		c.lab = lab
+	}
+	return err
+}
+
+func (c *conversation) openHost(ctx context.Context) (err error) {
 	if c.outDir != "" {
 		if err := os.MkdirAll(c.outDir, 0o755); err != nil {
-			return nil, &attest.ConfigError{Subject: "output directory", Reason: err.Error()}
+			return &attest.ConfigError{Subject: "output directory", Reason: err.Error()}
 		}
 	}
 	if c.opened == nil {
-		if c.opened, err = attest.OpenHost(ctx, c.host); err != nil {
-			return nil, err
-		}
+		c.opened, err = attest.OpenHost(ctx, c.host)
 	}
-	c.lab, err = c.opened.NewLab(ctx, attest.LabConfig{Name: "repl", Machines: machines, OutDir: c.outDir, SourceDir: filepath.Dir(cmp.Or(c.file, "."))})
-	if err != nil {
-		return nil, err
-	}
-	return operation.Of(c.lab), nil
+	return err
+}
+
+func (c *conversation) labConfig() attest.LabConfig {
+	return attest.LabConfig{OutDir: c.outDir, SourceDir: filepath.Dir(cmp.Or(c.file, "x"))}
 }
 
 func (c *conversation) close() error {
@@ -144,16 +181,15 @@ func (c *conversation) close() error {
 	return err
 }
 
-func greeting(machines []attest.MachineConfig) string {
+func about(machines []attest.MachineConfig) string {
+	if len(machines) == 0 {
+		return "no machines yet: m = machine(image = debian())"
+	}
 	var names []string
 	for _, m := range machines {
 		names = append(names, m.Name)
 	}
-	about := "no machines yet: m = machine(image = debian())"
-	if len(names) > 0 {
-		about = "machines: " + strings.Join(names, ", ")
-	}
-	return "attest " + version() + ", " + about + "\nTab completes, help(x) explains, Ctrl-C ends what runs, Ctrl-D ends all."
+	return "machines: " + strings.Join(names, ", ")
 }
 
 // historyPath is where the XDG base directory specification has what outlives a

@@ -64,7 +64,8 @@ func newRun() *cobra.Command {
 	flags.StringVar(&f.Host.Backend, "backend", "auto", "`name` of the backend for machines that name none")
 	flags.BoolVar(&f.cold, "cold", false, "boot every machine instead of starting it from a snapshot")
 	flags.StringVar(&f.Boot, "boot", "", "the `way` in which machines start: warm (from a snapshot), cold, or both: each test once either way")
-	flags.BoolVar(&f.Host.Keep, "keep", false, "keep the state directory (consoles, disks) and say where it is")
+	flags.StringVar(&f.From, "from", "", "begin from the state in this `directory`, of attest snapshot build, instead of running setup")
+	flags.BoolVar(&f.Keep, "keep", false, "keep the lab of each failed test, in the output directory, for attest debug")
 	flags.Var(&f.timeout, "timeout", "`limit` of the whole run, in seconds or as 90s, 10m; 0 for none")
 	flags.Int64Var(&f.Seed, "seed", 0, "seed `N` of all that is random, the order of the tests too; 0 chooses one")
 	flags.StringVar(&f.Pcap, "pcap", "", "capture the networks: a pcapng `file` for each test in this directory, or one file (*.pcapng) for one test")
@@ -79,10 +80,10 @@ func (f *runFlags) run(cmd *cobra.Command, files []string) error {
 		return fmt.Errorf("-j %d: want at least 1", f.Jobs)
 	}
 	if f.cold {
-		if f.Boot != "" && f.Boot != suite.BootCold {
+		if f.Boot != "" && f.Boot != string(attest.BootCold) {
 			return fmt.Errorf("--cold and --boot=%s contradict each other", f.Boot)
 		}
-		f.Boot = suite.BootCold
+		f.Boot = string(attest.BootCold)
 	}
 	if f.pattern != "" {
 		re, err := regexp.Compile(f.pattern)

@@ -25,7 +25,7 @@ func newSnapshot() *cobra.Command {
 		Args: knownCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newSnapshotList(), newSnapshotRemove(), newSnapshotPrune())
+	cmd.AddCommand(newSnapshotBuild(), newSnapshotList(), newSnapshotRemove(), newSnapshotPrune())
 	return cmd
 }
 

@@ -31,6 +31,11 @@ type Snapshotter interface {
 	Snapshot(ctx context.Context) (Snapshot, error)
 }
 
+// A Saver is a Runner whose lab can be written to a directory, to be opened again.
+type Saver interface {
+	Save(ctx context.Context, dir string) error
+}
+
 // A Snapshot is the state of a lab. It outlives the lab.
 type Snapshot interface {
 	// Fork makes a lab of its own that goes on from here. Any number of forks
@@ -64,8 +69,11 @@ func (r runner) Snapshot(ctx context.Context) (Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return snapshot{s}, nil
+	return StateOf(s), nil
 }
+
+// StateOf is a snapshot for Runners.
+func StateOf(s *attest.Snapshot) Snapshot { return snapshot{s} }
 
 type snapshot struct{ *attest.Snapshot }
 

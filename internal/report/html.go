@@ -151,7 +151,7 @@ func (r *Run) page() htmlPage {
 	p := htmlPage{
 		CSS: template.CSS(pageCSS), Script: template.JS(pageJS), ScriptHash: scriptHash(),
 		Status: newStatus(r.finished.Status),
-		Words:  lastWords(r.finished),
+		Words:  r.lastWords(),
 	}
 	p.Facts = append(p.Facts, fact{"started", r.begin.UTC().Format("2006-01-02 15:04:05 MST")}, fact{"took", took(r.finished.Duration)})
 	if r.info.Host != "" {

@@ -3,6 +3,7 @@ package report
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,7 +38,7 @@ func (t *Terminal) summary(written []event.Artifact) {
 	if n := t.run.differing(); n > 0 {
 		b.WriteString(p.paint(red, "≠ "+plural(n, "test")+" ended otherwise cold than warm") + "\n")
 	}
-	b.WriteString(p.paint(styleOf(fin.Status), lastWords(fin)) + "\n")
+	b.WriteString(p.paint(styleOf(fin.Status), t.run.lastWords()) + "\n")
 	t.writeStdout(b.String())
 }
 
@@ -85,7 +86,8 @@ func (t *Terminal) fileSummary(b *strings.Builder, p painter, f *file) {
 }
 
 // lastWords is "3 passed, 1 failed in 42.1s".
-func lastWords(fin *event.RunFinished) string {
+func (r *Run) lastWords() string {
+	fin := r.finished
 	var n []string
 	for _, s := range statuses {
 		if c := fin.Counts[s.status]; c > 0 {
@@ -94,6 +96,9 @@ func lastWords(fin *event.RunFinished) string {
 	}
 	if len(n) == 0 {
 		n = []string{"no tests ran"}
+		if fin.Status == event.Passed && slices.ContainsFunc(r.files, func(f *file) bool { return len(f.tests) > 0 }) {
+			n = []string{"set up"} // which was all that was to be done
+		}
 	}
 	return strings.Join(n, ", ") + " in " + took(fin.Duration)
 }

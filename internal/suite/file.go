@@ -1,9 +1,11 @@
 package suite
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -55,8 +57,8 @@ type ending struct {
 type pass struct {
 	suite  *run
 	file   *file
-	boot   string // how machines start: "cold", or "" for warm
-	label  string // what it is called where there are several: Scope.Boot
+	boot   attest.Boot // how machines start that do not say it; empty: as the host has it
+	label  string      // what it is called where there are several: Scope.Boot
 	ticket *ticket
 }
 
@@ -68,15 +70,48 @@ func (p *pass) run(ctx context.Context, begin func()) ending {
 	if err != nil {
 		return ending{status: p.skip(ctx, p.file.tests)}
 	}
-	if p.file.alone() {
+	if p.file.alone() && p.suite.opts.From == "" {
 		return p.inOne(ctx)
 	}
-	state, o := p.prepare(ctx)
+	state, o := p.state(ctx)
 	if state == nil {
 		return o
 	}
+	if p.suite.opts.SaveTo != "" {
+		return p.saveState(ctx, state)
+	}
 	o.status = p.forks(ctx, state)
 	return o
+}
+
+// state is where the tests begin; nil if there is none.
+func (p *pass) state(ctx context.Context) (operation.Snapshot, ending) {
+	if p.suite.opts.From == "" {
+		return p.prepare(ctx)
+	}
+	host, ok := p.suite.host.(StateHost)
+	if !ok {
+		return nil, p.failed(ctx, refusef(event.Unsupported, "--from: this host opens no saved states"))
+	}
+	state, err := host.OpenState(ctx, p.suite.opts.From, p.config())
+	if err != nil {
+		return nil, p.failed(ctx, asInfra("open the saved state", err))
+	}
+	return state, ending{}
+}
+
+// saveState writes the state that setup left.
+func (p *pass) saveState(ctx context.Context, state operation.Snapshot) ending {
+	defer state.Close()
+	saver, ok := state.(operation.Saver)
+	if !ok {
+		return p.failed(ctx, refusef(event.Unsupported, "%s: the state of its machines cannot be saved", p.file.path))
+	}
+	if err := saver.Save(ctx, p.suite.opts.SaveTo); err != nil {
+		return p.failed(ctx, asInfra("save the state", err))
+	}
+	event.Publish(ctx, event.Artifact{Kind: "lab", Path: p.suite.opts.SaveTo})
+	return ending{status: event.Passed}
 }
 
 // inOne runs setup and the only test, or main, in one lab.
@@ -166,7 +201,7 @@ func (a anew) Fork(ctx context.Context) (operation.Runner, error) {
 	ctx = event.WithScope(ctx, scope)
 	start := time.Now()
 	event.Publish(ctx, event.SubtestStarted{Name: starlark.Setup})
-	err = a.file.script.Call(ctx, lab, starlark.Setup)
+	err = a.call(ctx, lab, setupTest)
 	done := event.SubtestFinished{Name: starlark.Setup, Status: classify(ctx, err), Duration: time.Since(start)}
 	if err != nil {
 		done.Message = failureOf(err, done.Status).Message
@@ -233,7 +268,7 @@ func (p *pass) forkedTest(ctx context.Context, state operation.Snapshot, t starl
 func (p *pass) test(ctx context.Context, lab operation.Runner, t starlark.Test) error {
 	err := p.capture(ctx, lab)
 	if err == nil {
-		err = p.file.script.Call(ctx, lab, t.Name)
+		err = p.call(ctx, lab, t)
 	}
 	if s, ok := lab.(operation.Settler); ok {
 		if e := s.Settle(ctx); err == nil {
@@ -243,17 +278,22 @@ func (p *pass) test(ctx context.Context, lab operation.Runner, t starlark.Test) 
 	return err
 }
 
+// call calls setup or a test.
+func (p *pass) call(ctx context.Context, lab operation.Runner, t starlark.Test) error {
+	return p.keep(ctx, lab, t, p.file.script.Call(ctx, lab, t.Name))
+}
+
 // setup runs setup. Unless it passed, the tests are skipped.
 func (p *pass) setup(ctx context.Context, lab operation.Runner) ending {
-	status, failure := p.report(ctx, starlark.Test{Name: starlark.Setup}, func(ctx context.Context) error {
-		return p.file.script.Call(ctx, lab, starlark.Setup)
-	})
+	status, failure := p.report(ctx, setupTest, func(ctx context.Context) error { return p.call(ctx, lab, setupTest) })
 	if status != event.Passed {
 		p.suite.count(status)
 		p.skip(ctx, p.file.tests)
 	}
 	return ending{status, failure}
 }
+
+var setupTest = starlark.Test{Name: starlark.Setup}
 
 // report runs one function of the file between its two events.
 func (p *pass) report(ctx context.Context, t starlark.Test, fn func(context.Context) error) (event.Status, *event.Failure) {
@@ -273,13 +313,23 @@ func (p *pass) scoped(ctx context.Context, test string) context.Context {
 }
 
 func (p *pass) newLab(ctx context.Context) (operation.Runner, error) {
-	path := p.file.path
-	lab, err := p.suite.host.NewLab(ctx, attest.LabConfig{
-		Name:     strings.TrimSuffix(filepath.Base(path), filepath.Ext(path)),
-		Machines: p.file.script.Machines(), OutDir: p.suite.opts.OutDir, SourceDir: filepath.Dir(path),
-		Seed: p.suite.opts.Seed,
-	}, p.boot)
+	lab, err := p.suite.host.NewLab(ctx, p.config())
 	return lab, asInfra("make the lab", err)
+}
+
+func (p *pass) config() attest.LabConfig {
+	machines := slices.Clone(p.file.script.Machines())
+	for i := range machines {
+		machines[i].Boot = cmp.Or(machines[i].Boot, p.boot)
+	}
+	return attest.LabConfig{
+		Name: p.labName(), Machines: machines,
+		OutDir: p.suite.opts.OutDir, SourceDir: filepath.Dir(p.file.path), Seed: p.suite.opts.Seed,
+	}
+}
+
+func (p *pass) labName() string {
+	return strings.TrimSuffix(filepath.Base(p.file.path), filepath.Ext(p.file.path))
 }
 
 // failed is the end of a pass before its tests.
@@ -367,6 +417,10 @@ func failureOf(err error, status event.Status) *event.Failure {
 	}
 	if errors.As(err, &op) {
 		f.Machine, f.Operation = op.Machine, op.Operation
+	}
+	var kept *keptError
+	if errors.As(err, &kept) {
+		f.Details = append(f.Details, kept.note)
 	}
 	return f
 }

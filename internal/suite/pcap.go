@@ -39,18 +39,18 @@ func (p *pass) capture(ctx context.Context, lab operation.Runner) error {
 		return asInfra("name the capture", err)
 	}
 	if !isFile(path) {
-		path = filepath.Join(path, pcapName(event.ScopeOf(ctx)))
+		path = filepath.Join(path, fileName(event.ScopeOf(ctx))+".pcapng")
 	}
 	return c.Capture(ctx, path)
 }
 
-// pcapName is different for every test of a run: "web_test-test_serves.pcapng".
-func pcapName(s event.Scope) string {
+// fileName is different for every test of a run: "web_test-test_serves".
+func fileName(s event.Scope) string {
 	file := strings.TrimSuffix(s.File, filepath.Ext(s.File))
 	file = strings.NewReplacer("/", "-", "..", "").Replace(filepath.ToSlash(filepath.Clean(file)))
 	name := strings.Trim(file, "-") + "-" + s.Test
 	if s.Boot != "" {
 		name += "-" + s.Boot
 	}
-	return name + ".pcapng"
+	return name
 }

@@ -13,12 +13,12 @@ func TestPcapName(t *testing.T) {
 		scope event.Scope
 		want  string
 	}{
-		{event.Scope{File: "web_test.star", Test: "test_a"}, "web_test-test_a.pcapng"},
-		{event.Scope{File: "./sub/web_test.star", Test: "test_a", Boot: "cold"}, "sub-web_test-test_a-cold.pcapng"},
-		{event.Scope{File: "../../x.star", Test: "main"}, "x-main.pcapng"},
-		{event.Scope{File: "/abs/x.star", Test: "main"}, "abs-x-main.pcapng"},
+		{event.Scope{File: "web_test.star", Test: "test_a"}, "web_test-test_a"},
+		{event.Scope{File: "./sub/web_test.star", Test: "test_a", Boot: "cold"}, "sub-web_test-test_a-cold"},
+		{event.Scope{File: "../../x.star", Test: "main"}, "x-main"},
+		{event.Scope{File: "/abs/x.star", Test: "main"}, "abs-x-main"},
 	} {
-		if got := pcapName(tt.scope); got != tt.want {
+		if got := fileName(tt.scope); got != tt.want {
 			t.Errorf("%+v: got %s, want %s", tt.scope, got, tt.want)
 		}
 	}
@@ -33,7 +33,7 @@ func TestOnePcapForSeveralTests(t *testing.T) {
 		passes int
 		ok     bool
 	}{
-		{one, "x.pcapng", 1, true}, {two, "x.pcapng", 1, false}, {one, "x.pcap", 2, false}, {two, "dir", 2, true}, {two, "", 1, true},
+		{one, "x", 1, true}, {two, "x.pcapng", 1, false}, {one, "x.pcap", 2, false}, {two, "dir", 2, true}, {two, "", 1, true},
 	} {
 		err := tt.plan.checkPcap(tt.pcap, tt.passes)
 		if (err == nil) != tt.ok || err != nil && !strings.Contains(err.Error(), "2 tests run") {

@@ -77,6 +77,9 @@ func (r *run) plan(ctx context.Context) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := r.opts.checkState(paths); err != nil {
+		return nil, err
+	}
 	p := &plan{}
 	options := starlark.Options{Stdout: r.opts.stdout()}
 	if options.Machines, p.timeout, err = configured(r.opts.MachineConfig); err != nil {
@@ -104,8 +107,12 @@ func (r *run) plan(ctx context.Context) (*plan, error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if f.err == nil {
+		switch {
+		case f.err != nil:
+		case r.opts.SaveTo == "":
 			f.tests = f.script.Tests()
+		case !f.script.HasSetup():
+			f.err = refusef(event.Invalid, "%s: it has no setup(), which would make the state to save", path)
 		}
 	}
 	return p, nil
@@ -113,6 +120,28 @@ func (r *run) plan(ctx context.Context) (*plan, error) {
 
 func (p *plan) invalid() bool {
 	return slices.ContainsFunc(p.files, func(f *file) bool { return f.err != nil })
+}
+
+// checkState refuses what makes no sense of the options about saved states.
+func (o *Options) checkState(paths []string) error {
+	switch {
+	case o.SaveTo != "" && len(paths) != 1:
+		return refusef(event.Invalid, "the state of one file can be saved, not of %d", len(paths))
+	case o.SaveTo != "" && o.Boot == "both":
+		return refusef(event.Invalid, "--boot=both: the state that is saved is that of machines which started one way")
+	case o.SaveTo != "" && notEmpty(o.SaveTo):
+		return refusef(event.Invalid, "directory %s: it is not empty; name another, or empty it", o.SaveTo)
+	case o.From != "" && len(paths) != 1:
+		return refusef(event.Invalid, "--from %s: one file can begin from a saved state, not %d", o.From, len(paths))
+	case o.From != "" && o.Boot != "" && o.Boot != "warm":
+		return refusef(event.Invalid, "--from %s: machines that begin from a saved state do not boot (--boot=%s)", o.From, o.Boot)
+	}
+	return nil
+}
+
+func notEmpty(dir string) bool {
+	names, err := os.ReadDir(dir)
+	return len(names) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist)
 }
 
 // selectTests keeps the tests that match.

@@ -32,6 +32,9 @@ type Options struct {
 	Seed          int64             // of everything random in the run, such as the order of tests; 0: a random one
 	Timeout       time.Duration     // limit of the whole run; 0: that of MachineConfig, or none; negative: none
 	Boot          string            // how machines start: "warm" (or empty), "cold", or "both", each test once either way
+	From          string            // directory of a state that SaveTo has written: tests begin there, and setup does not run
+	SaveTo        string            // run setup only, and write the state that it leaves to this directory
+	Keep          bool              // leave the lab of a failed test in OutDir/kept, for attest debug
 	MachineConfig string            // path of a machine configuration
 	Pcap          string            // where the networks' frames are captured: a directory with a file for each test, or a file (.pcapng) if there is one test. Empty: nowhere
 	Version       string            // for the reports
@@ -42,11 +45,18 @@ type Options struct {
 
 // A Host makes labs. It is opened after all files were found to make sense.
 type Host interface {
-	// NewLab makes a lab whose machines start as boot says: BootWarm or
-	// BootCold. What it returns may be an operation.Snapshotter.
-	NewLab(ctx context.Context, config attest.LabConfig, boot string) (operation.Runner, error)
+	// NewLab makes a lab. What it returns may be an operation.Snapshotter.
+	NewLab(context.Context, attest.LabConfig) (operation.Runner, error)
 	String() string // one line about the host
 	Close() error
+}
+
+// A StateHost is a Host that opens states which were saved.
+type StateHost interface {
+	Host
+	// OpenState opens the state in a directory for labs of this configuration. One
+	// of other machines is an error.
+	OpenState(ctx context.Context, dir string, config attest.LabConfig) (operation.Snapshot, error)
 }
 
 // An Opener opens the Host of a run.
@@ -67,12 +77,7 @@ type realHost struct{ *attest.Host }
 
 // NewLab also builds the images: a package that does not exist is a failure of
 // the file, not of the test that happens to be the first to use the machine.
-func (h realHost) NewLab(ctx context.Context, config attest.LabConfig, boot string) (operation.Runner, error) {
-	config.Machines = slices.Clone(config.Machines)
-	for i := range config.Machines {
-		m := &config.Machines[i]
-		m.Boot = cmp.Or(m.Boot, attest.Boot(boot))
-	}
+func (h realHost) NewLab(ctx context.Context, config attest.LabConfig) (operation.Runner, error) {
 	lab, err := h.Host.NewLab(ctx, config)
 	if err != nil {
 		return nil, err
@@ -82,6 +87,29 @@ func (h realHost) NewLab(ctx context.Context, config attest.LabConfig, boot stri
 		return nil, err
 	}
 	return operation.Of(lab), nil
+}
+
+func (h realHost) OpenState(ctx context.Context, dir string, config attest.LabConfig) (operation.Snapshot, error) {
+	state, err := h.OpenSnapshot(ctx, dir, config)
+	if err != nil {
+		return nil, err
+	}
+	saved, declared := namesOf(state.Machines()), namesOf(config.Machines)
+	if !slices.Equal(saved, declared) {
+		state.Close()
+		return nil, refusef(event.Invalid, "the state in %s is that of other machines than those of the file: it has %s, and the file has %s",
+			dir, strings.Join(saved, ", "), strings.Join(declared, ", "))
+	}
+	return operation.StateOf(state), nil
+}
+
+func namesOf(machines []attest.MachineConfig) []string {
+	var names []string
+	for _, m := range machines {
+		names = append(names, m.Name)
+	}
+	slices.Sort(names)
+	return names
 }
 
 // A Summary is how a run ended.
@@ -258,18 +286,12 @@ func (r *run) count(s event.Status) {
 	r.status = worse(r.status, s)
 }
 
-// How machines start.
-const (
-	BootWarm = ""
-	BootCold = "cold"
-)
-
 // boots are the passes of each value of Options.Boot.
 var boots = map[string][]pass{
-	"":     {{boot: BootWarm}},
-	"warm": {{boot: BootWarm}},
-	"cold": {{boot: BootCold}},
-	"both": {{boot: BootCold, label: "cold"}, {boot: BootWarm, label: "warm"}},
+	"":     {{}},
+	"warm": {{boot: attest.BootWarm}},
+	"cold": {{boot: attest.BootCold}},
+	"both": {{boot: attest.BootCold, label: "cold"}, {boot: attest.BootWarm, label: "warm"}},
 }
 
 // files runs all files, several at once.
@@ -277,7 +299,7 @@ func (r *run) files(ctx context.Context, p *plan) {
 	r.admission = r.opts.admission()
 	var wg sync.WaitGroup
 	for _, f := range p.files {
-		if len(f.tests) == 0 {
+		if len(f.tests) == 0 && r.opts.SaveTo == "" {
 			continue
 		}
 		var passes []*pass

@@ -46,14 +46,18 @@ type fakeHost struct {
 func (h *fakeHost) String() string { return "a fake host" }
 func (h *fakeHost) Close() error   { h.closed = true; return nil }
 
-func (h *fakeHost) NewLab(_ context.Context, c attest.LabConfig, boot string) (operation.Runner, error) {
+func (h *fakeHost) NewLab(_ context.Context, c attest.LabConfig) (operation.Runner, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.labs = append(h.labs, c)
 	if h.newLab != nil {
 		return nil, h.newLab
 	}
-	return h.lab(&fakeLab{host: h, boot: boot}), nil
+	lab := &fakeLab{host: h}
+	if len(c.Machines) > 0 {
+		lab.boot = c.Machines[0].Boot
+	}
+	return h.lab(lab), nil
 }
 
 func (h *fakeHost) lab(l *fakeLab) operation.Runner {
@@ -63,7 +67,7 @@ func (h *fakeHost) lab(l *fakeLab) operation.Runner {
 
 type fakeLab struct {
 	host *fakeHost
-	boot string
+	boot attest.Boot
 	file string
 }
 
@@ -104,6 +108,13 @@ func (s *fakeState) Close() error {
 	return nil
 }
 
+func (l *fakeLab) Save(_ context.Context, dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	return os.Mkdir(dir, 0o755) // as the real one, which wants it to be empty
+}
+
 func (l *fakeLab) Invoke(ctx context.Context, object any, o *operation.Operation, args operation.Args) (any, error) {
 	if o.Name != "succeed" {
 		return nil, fmt.Errorf("the fake lab has no %s", o.Name)
@@ -125,7 +136,7 @@ func (l *fakeLab) Invoke(ctx context.Context, object any, o *operation.Operation
 		defer l.host.mu.Unlock()
 		return strings.Repeat("x", len(l.host.labs)-1), nil
 	case "cold":
-		if l.boot == BootCold {
+		if l.boot == attest.BootCold {
 			return nil, errors.New("too cold")
 		}
 	case "false":
@@ -176,6 +187,12 @@ func runFiles(t *testing.T, ctx context.Context, opts Options, host *fakeHost, f
 			opts.Files = append(opts.Files, files[i])
 		}
 	}
+	return rerun(t, ctx, opts, host)
+}
+
+// rerun runs files that are there.
+func rerun(t *testing.T, ctx context.Context, opts Options, host *fakeHost) outcome {
+	t.Helper()
 	o := outcome{fails: map[string]*event.Failure{}, host: host}
 	opts.Open = func(context.Context) (Host, error) { return host, nil }
 	var bus event.Bus
@@ -659,5 +676,59 @@ func TestInterruptForks(t *testing.T) {
 		"def test_a(): m.succeed('hang')\ndef test_b(): m.succeed('hang')\ndef test_c(): m.succeed('hang')\ndef test_d(): m.succeed('hang')\n")
 	if o.Counts[event.Interrupted] != 2 || o.Counts[event.Skipped] != 2 || len(o.lines) != 6 || o.ExitCode() != 130 {
 		t.Errorf("got %+v: %q", o.Counts, o.lines)
+	}
+}
+
+// With Keep each failed test leaves its lab, and says how to open it.
+func TestKeep(t *testing.T) {
+	const text = machine + "def setup(): pass\ndef test_a(): m.succeed('false')\ndef test_b(): pass\ndef test_c(): fail('no')\n"
+	o := runFiles(t, t.Context(), Options{Keep: true, OutDir: "out"}, &fakeHost{}, "sub/web_test.star", text)
+	for again := range 2 {
+		var kept []string
+		for _, r := range o.seq {
+			if e, ok := r.Event.(event.Artifact); ok && e.Kind == "lab" {
+				kept = append(kept, r.Scope.Test+" "+e.Path)
+			}
+		}
+		slices.Sort(kept)
+		if want := "test_a out/kept/sub-web_test-test_a, test_c out/kept/sub-web_test-test_c"; strings.Join(kept, ", ") != want {
+			t.Errorf("kept %q", kept)
+		}
+		f := o.fails["sub/web_test.star:test_c"]
+		if len(f.Details) != 1 || f.Details[0].Text != "attest debug out/kept/sub-web_test-test_c" {
+			t.Errorf("got %+v", f.Details)
+		}
+		k, err := ReadKept("out/kept/sub-web_test-test_c")
+		if err != nil || filepath.Base(k.File) != "web_test.star" || !filepath.IsAbs(k.File) || k.Test != "test_c" || k.Place != "sub/web_test.star:5:19" || k.Message != "no" {
+			t.Errorf("got %+v, %v", k, err)
+		}
+		if again == 0 { // in the place of those of before
+			o = rerun(t, t.Context(), Options{Keep: true, OutDir: "out", Files: []string{"sub/web_test.star"}}, &fakeHost{})
+		}
+	}
+}
+
+// A lab that cannot be kept does not hide why the test failed.
+func TestKeepFails(t *testing.T) {
+	o := runFiles(t, t.Context(), Options{Keep: true, Files: []string{"a.star"}}, &fakeHost{}, "a.star", machine+"def test_a(): fail('no')\n", "kept", "a file")
+	o.expect(t, event.Failed, 1, "a.star:test_a failed", "a.star failed")
+	f := o.fails["a.star:test_a"]
+	if f.Message != "no" || len(f.Details) != 1 || f.Details[0].Title != "the lab could not be kept" || !strings.Contains(f.Details[0].Text, "kept: not a directory") {
+		t.Errorf("got %+v", f)
+	}
+}
+
+// Whoever interrupts a run does not want to wait until labs are saved.
+func TestKeepNothingOfAnInterrupt(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	host := &fakeHost{hung: make(chan struct{}, 1)}
+	go func() {
+		<-host.hung
+		cancel(errors.New("interrupted (SIGINT)"))
+	}()
+	o := runFiles(t, ctx, Options{Keep: true}, host, "a.star", machine+"def main(): m.succeed('hang')\n")
+	o.expect(t, event.Interrupted, 130, "a.star:main interrupted", "a.star interrupted")
+	if _, err := os.Stat("kept"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("something was kept (%v)", err)
 	}
 }

@@ -112,11 +112,6 @@ func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl
 	if c.Egress, err = egressOf(out); err != nil {
 		return nil, err
 	}
-	if th.session != nil {
-		if err := th.session.mayDeclare(); err != nil {
-			return nil, err
-		}
-	}
 	l.machines = append(l.machines, m)
 	return m, nil
 }

@@ -25,7 +25,11 @@ type Session struct {
 	loader  *loader
 	globals sl.StringDict
 	open    func(context.Context, []attest.MachineConfig) (operation.Runner, error)
-	lab     operation.Runner // nil until the first operation
+	owner   *thread // of the objects that statements leave: it lasts as long as the session
+
+	mu    sync.Mutex
+	lab   operation.Runner // nil until the first operation
+	known int              // how many of the machines it has
 
 	unread string // a line that belongs to the next statement
 	inputs int
@@ -36,6 +40,7 @@ type Session struct {
 // first operation needs a lab; the caller closes it.
 func NewSession(ctx context.Context, path string, opts Options, open func(context.Context, []attest.MachineConfig) (operation.Runner, error)) (*Session, error) {
 	s := &Session{loader: newLoader(ctx, opts), open: open}
+	s.owner = s.thread(ctx)
 	s.globals = maps.Clone(s.loader.env)
 	s.globals["help"] = sl.NewBuiltin("help", help)
 	if path == "" {
@@ -58,29 +63,71 @@ func (s *Session) Machines() []attest.MachineConfig {
 	return out
 }
 
-func (s *Session) mayDeclare() error {
-	if s.lab != nil {
-		return usagef("machine: the lab runs already; declare all machines before the first operation, or begin again")
+// sessionLab is the session's lab for its threads. It is made when it is
+// needed; machines that are declared later are added to it.
+type sessionLab struct{ *Session }
+
+func (l sessionLab) Invoke(ctx context.Context, object any, o *operation.Operation, args operation.Args) (any, error) {
+	if err := l.update(ctx); err != nil {
+		return nil, err
+	}
+	return l.lab.Invoke(ctx, object, o, args)
+}
+
+// update makes the lab have all machines that are declared.
+func (l sessionLab) update(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.lab != nil && len(l.loader.machines) == l.known {
+		return nil
+	}
+	var declared File
+	if errs := l.loader.checkMachines(&declared); len(errs) > 0 {
+		return errs[0]
+	}
+	if l.lab == nil {
+		lab, err := l.open(ctx, declared.machines)
+		if err != nil {
+			return err
+		}
+		l.lab, l.known = lab, len(declared.machines)
+	}
+	for _, c := range declared.machines[l.known:] {
+		if err := create(ctx, l.lab, c); err != nil {
+			return err
+		}
+		l.known++
 	}
 	return nil
 }
 
-// sessionLab is the session's lab for its threads. It is made when it is needed.
-type sessionLab struct{ *Session }
-
-func (l sessionLab) Invoke(ctx context.Context, object any, o *operation.Operation, args operation.Args) (any, error) {
-	if l.lab == nil {
-		var declared File
-		if errs := l.loader.checkMachines(&declared); len(errs) > 0 {
-			return nil, errs[0]
-		}
-		lab, err := l.open(ctx, declared.machines)
-		if err != nil {
-			return nil, err
-		}
-		l.lab = lab
+// create adds a machine to a lab that runs.
+func create(ctx context.Context, lab operation.Runner, c attest.MachineConfig) error {
+	o := operation.Find(operation.Lab, "create_machine")
+	named := []operation.Named{
+		{Name: "name", Value: c.Name}, {Name: "image", Value: c.Image}, {Name: "backend", Value: c.Backend},
+		{Name: "memory", Value: int64(c.Memory)}, {Name: "cpus", Value: int64(c.CPUs)}, {Name: "type", Value: c.Type},
+		{Name: "cmdline", Value: c.Cmdline}, {Name: "display", Value: c.Display}, {Name: "allow_reboot", Value: c.AllowReboot},
 	}
-	return l.lab.Invoke(ctx, object, o, args)
+	if c.Networks != nil {
+		named = append(named, operation.Named{Name: "networks", Value: anyList(c.Networks, func(n int) any { return int64(n) })})
+	}
+	if c.Egress != nil {
+		named = append(named, operation.Named{Name: "egress", Value: anyList(c.Egress, func(s string) any { return s })})
+	}
+	args, err := o.Bind(nil, named)
+	if err == nil {
+		_, err = lab.Invoke(ctx, nil, o, args)
+	}
+	return err
+}
+
+func anyList[T any](list []T, value func(T) any) []any {
+	out := make([]any, len(list))
+	for i, x := range list {
+		out[i] = value(x)
+	}
+	return out
 }
 
 func (sessionLab) Close() error { return nil }
@@ -134,11 +181,17 @@ func (s *Session) Read(line func(first bool) (string, error)) (*Input, error) {
 	return in, nil
 }
 
+func (s *Session) thread(ctx context.Context) *thread {
+	return &thread{
+		sources: s.loader.sources, lab: sessionLab{s}, load: s.loader.loadFrom("."), print: s.loader.print,
+		session: s, interpreter: &sync.Mutex{}, ctx: ctx,
+	}
+}
+
 // Run runs a statement, and returns the value of an expression as it is shown;
 // empty for None. Its errors are those of File.Call, and *LoadErrors.
 func (s *Session) Run(ctx context.Context, in *Input) (string, error) {
-	th := &thread{sources: s.loader.sources, lab: sessionLab{s}, print: s.loader.print, session: s, interpreter: &sync.Mutex{}, ctx: ctx}
-	th.load = s.loader.loadFrom(".")
+	th := s.thread(ctx)
 	v, err := th.run(func(t *sl.Thread) (sl.Value, error) {
 		if len(in.file.Stmts) == 1 {
 			if x, ok := in.file.Stmts[0].(*syntax.ExprStmt); ok {

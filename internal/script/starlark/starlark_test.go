@@ -838,3 +838,60 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// One file runs on many labs at once: nothing of one call is seen in another.
+// The race detector watches.
+func TestCallsAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.star")
+	if err := os.WriteFile(path, []byte(`m = machine(image = debian())
+load("lib.star", "shout")
+base = [1, 2]
+def double(x): return 2 * x
+def test_a():
+    own = list(base)
+    tries = []
+    def part():
+        own.append(len(own))
+        print(shout(m.succeed("who")))
+    subtest("part", part)
+    def again():
+        tries.append(1)
+        if len(tries) < 3: fail("not yet")
+        return m.succeed("who")
+    who = retry(again, interval = 0)
+    assert_eq(wait_all(own, lambda x: double(x) if m.succeed("who") == who else fail("another")), [2, 4, 4])
+    log(who)
+    fail(who)
+`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(filepath.Dir(path), "lib.star"), []byte("def shout(s): return s.upper()\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	f, err := Load(t.Context(), path, Options{Stdout: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i := range 8 {
+		who := fmt.Sprintf("lab %d", i)
+		lab := &fakeLab{answer: func(context.Context, string, string, operation.Args) (any, error) { return who, nil }}
+		wg.Go(func() {
+			err := f.Call(t.Context(), lab, "test_a")
+			var e *Error
+			if !errors.As(err, &e) || e.Err.Error() != who || e.Position.Line != 19 || len(e.Stack) != 1 {
+				t.Errorf("%s: %v", who, err)
+			}
+			if len(lab.calls) != 5 {
+				t.Errorf("%s: %d calls", who, len(lab.calls))
+			}
+		})
+	}
+	wg.Wait()
+	for i := range 8 {
+		if n := strings.Count(out.String(), fmt.Sprintf("LAB %d\n", i)); n != 1 {
+			t.Errorf("lab %d printed %d lines of\n%s", i, n, &out)
+		}
+	}
+}

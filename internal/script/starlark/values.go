@@ -116,7 +116,11 @@ func (th *thread) value(v any) sl.Value {
 	case operation.MachineName:
 		return &machine{config: attest.MachineConfig{Name: string(v)}}
 	case operation.Handle:
-		return &object{on: v.On, of: v, maker: th}
+		maker := th
+		if th.session != nil {
+			maker = th.session.owner
+		}
+		return &object{on: v.On, of: v, maker: maker}
 	case operation.Result:
 		return result{v}
 	}
