@@ -22,8 +22,10 @@ test:
 	@scripts/setup test
 	@scripts/test
 
-# What takes a minute to show: a network under load loses nothing.
+# What takes minutes to show: a network under load loses nothing; machines that
+# are restored again and again, or sixteen at once, or killed, leave nothing.
 stress:
+	$(GO) test ./test -run Stress -v -timeout 60m -args -stress
 	$(GO) test ./internal/network -run UnderLoad -v -args -load 60s
 
 # Measures, beside the NixOS driver's protocol in the same run.

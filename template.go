@@ -211,13 +211,14 @@ func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, img 
 		func(pid string) { p.say("waiting for process %s, which makes the same", pid) },
 		func(d *snapshot.Draft) error {
 			p.say("booting")
-			lab, err := m.templateLab(ctx)
+			silent := event.WithBus(ctx, &event.Bus{}) // what it does is nobody's business
+			lab, err := m.templateLab(silent)
 			if err != nil {
 				return err
 			}
 			defer lab.Close()
 			booted := lab.Machines()[0]
-			if err := booted.settle(ctx); err != nil {
+			if err := booted.settle(silent); err != nil {
 				m.console.restore(booted.console.save()) // it says more than the error
 				return booted.explainAs(m.Name(), err)
 			}
@@ -237,8 +238,7 @@ func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, img 
 	return nil, err
 }
 
-// templateLab is a lab of one machine like m that is nobody. Its events are
-// nobody's either.
+// templateLab is a lab of one machine like m that is nobody.
 func (m *Machine) templateLab(ctx context.Context) (*Lab, error) {
 	config := m.config
 	config.Name, config.Networks = templateName, []int{}
@@ -246,7 +246,7 @@ func (m *Machine) templateLab(ctx context.Context) (*Lab, error) {
 		config.Networks = append(config.Networks, i+1)
 	}
 	config.AllowReboot = false
-	lab, err := newLab(event.WithBus(ctx, &event.Bus{}), m.lab.host, LabConfig{Name: "template", Machines: []MachineConfig{config}})
+	lab, err := newLab(ctx, m.lab.host, LabConfig{Name: "template", Machines: []MachineConfig{config}})
 	if err != nil {
 		return nil, err
 	}

@@ -59,7 +59,7 @@ const instrumented = backdoorFlag + " loglevel=7 clocksource=acpi_pm" +
 // newLab lays out a lab of one machine, ready to be started.
 func (b *bench) newLab(ctx context.Context, cmdline string) (*attest.Lab, *attest.Machine, error) {
 	lab, err := b.host.NewLab(ctx, attest.LabConfig{Machines: []attest.MachineConfig{
-		{Name: "guest", Image: image, Memory: memory, Cmdline: cmdline},
+		{Name: "guest", Image: image, Memory: memory, Cmdline: cmdline, Boot: attest.BootCold},
 	}})
 	if err != nil {
 		return nil, nil, err

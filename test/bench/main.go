@@ -63,6 +63,7 @@ type options struct {
 type counts struct {
 	starts                  int // of the binary
 	boots, referenceBoots   int
+	warm                    int // starts from a snapshot, saves, restores and forks
 	rounds                  int // of commands; each has as many as the next two say
 	commands, references    int
 	pauses, referencePauses int // of commands after a pause, in each round
@@ -73,12 +74,12 @@ type counts struct {
 
 var (
 	full = counts{
-		starts: 20, boots: 3, referenceBoots: 2,
+		starts: 20, boots: 3, referenceBoots: 2, warm: 7,
 		rounds: 10, commands: 25, references: 4, pauses: 10, referencePauses: 2,
 		waits: 20, referenceWaits: 6, copies: 2, referenceCopies: 1, size: 256, sizeIn: 1, sizeOut: 8,
 	}
 	quick = counts{
-		starts: 5, boots: 1, referenceBoots: 1,
+		starts: 5, boots: 1, referenceBoots: 1, warm: 2,
 		rounds: 2, commands: 20, references: 3, pauses: 5, referencePauses: 1,
 		waits: 3, referenceWaits: 1, copies: 1, referenceCopies: 1, size: 32, sizeIn: 1, sizeOut: 1,
 	}
