@@ -18,7 +18,7 @@
 // compared with their checksums each time. The memory and the disks are large,
 // and reading them would take longer than to restore; of them the size and the
 // times of the last change, which every write to the file changes, are compared
-// each time, and the whole contents once after each boot of the host. So what
-// somebody wrote is found at once, and what a disk lost is found by the first
-// who could have read it.
+// each time, and the whole contents when these differ and once after each boot of
+// the host. So what somebody wrote is found at once, and what a disk lost is found
+// by the first who could have read it.
 package snapshot
