@@ -34,7 +34,20 @@ func main() {
 		witness(os.Stdin, os.Stdout)
 		return
 	}
+	if len(os.Args) > 2 && os.Args[1] == peerArg {
+		if err := runPeer(os.Args[2:]); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: network peer: %v\n", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
+	if os.Getenv("NETONLY") != "" {
+		b := &bench{counts: full, started: time.Now()}
+		rows, err := b.networkRows(context.Background())
+		fmt.Println(Results{Rows: rows}.text(), err)
+		return
+	}
 	flag.StringVar(&o.attest, "attest", "bin/attest", "the attest `binary` to measure")
 	flag.StringVar(&o.json, "json", "", "write the results as JSON to `file`")
 	flag.StringVar(&o.markdown, "markdown", "", "replace the table in `file`, such as docs/benchmarks.md, by this run's")

@@ -26,6 +26,10 @@ func (b *bench) measure(ctx context.Context) (rows []Row, guest Guest, err error
 	if err != nil {
 		return nil, guest, err
 	}
+	network, err := b.networkRows(ctx)
+	if err != nil {
+		return nil, guest, err
+	}
 	var cold, reference boots
 	var runs []time.Duration
 	for i := range b.warm + 1 {
@@ -71,7 +75,7 @@ func (b *bench) measure(ctx context.Context) (rows []Row, guest Guest, err error
 		newRow("cold boot to `multi-user.target`", reference.multiUser, cold.multiUser, Target{Max: 14}),
 		newRow("start of the `attest` binary", nil, starts, Target{Max: 0.015}),
 	)
-	return rows, guest, err
+	return append(rows, network...), guest, err
 }
 
 // running measures on a machine that has booted.
