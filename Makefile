@@ -30,7 +30,7 @@ stress:
 
 # Measures, beside the NixOS driver's protocol in the same run.
 bench: build
-	@scripts/setup run
+	@scripts/setup bench
 	$(GO) run ./test/bench -attest bin/attest -json out/bench.json
 
 # Rewrites what is generated: golden files and pages of docs/.

@@ -306,9 +306,34 @@ func (p *Port) forward(b *burst, f frame) {
 
 // enqueue is the end of the path to the machine.
 func (p *Port) enqueue(b *burst, f frame) {
-	if !p.q.push(b, f) {
+	ok, first := p.q.push(f)
+	if !ok {
 		p.toCnt.overrun.Add(1)
 	}
+	if first {
+		b.wake = append(b.wake, p)
+	}
+}
+
+// kick has what waits written: here, if it is little and the machine has room for
+// it, and otherwise by the port's writer.
+func (p *Port) kick() {
+	t, ok := p.t.(tryWriter)
+	if !ok {
+		p.q.ready.Signal()
+		return
+	}
+	r, ok := p.q.takeShort()
+	if !ok {
+		p.q.ready.Signal()
+		return
+	}
+	n := t.tryWrite(r.wire())
+	if n > 0 { // all of its frames, and the bytes as they go
+		p.toCnt.frames.Add(uint64(r.frames))
+		p.toCnt.bytes.Add(uint64(n - r.frames*prefixLen))
+	}
+	p.q.wrote(r, n)
 }
 
 // unlessHungUp is nil for the ways in which a stream ends when one side closed

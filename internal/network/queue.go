@@ -1,6 +1,9 @@
 package network
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // defaultQueueBytes is how much waits for a machine before frames are dropped.
 // 4 MiB is the most that a Linux guest's TCP connection has in flight by default
@@ -9,14 +12,20 @@ import "sync"
 // switch.
 const defaultQueueBytes = 4 << 20
 
+// shortBytes is how much is written at once by who brings it, instead of waking
+// the port's writer: a few frames, so that a conversation costs no change of
+// goroutines. Of more, writing beside reading is faster.
+const shortBytes = 4 << 10
+
 // A queue is the frames that wait for one machine.
 type queue struct {
 	limit int // bytes
 
 	mu      sync.Mutex
-	ready   sync.Cond // pending is not empty, or closed
+	ready   sync.Cond // pending is not empty and not taken, or closed
 	pending []run
-	bytes   int // pending, and taken but not written yet
+	bytes   int  // pending, and taken but not written yet
+	taken   bool // somebody writes: nobody else may
 	closed  bool
 }
 
@@ -26,28 +35,25 @@ func newQueue(limit int) *queue {
 	return q
 }
 
-// push appends f. It reports false if there is no room. The writer is woken
-// when b is flushed.
-func (q *queue) push(b *burst, f frame) bool {
+// push appends f. It is not ok if there is no room. If f is the first that waits,
+// somebody has to be told.
+func (q *queue) push(f frame) (ok, first bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	size := f.end - f.off
 	if q.closed {
-		return true // the port is gone: there is nobody who could miss the frame
+		return true, false // the port is gone: there is nobody who could miss the frame
 	}
 	if q.bytes+size > q.limit {
-		return false
+		return false, false
 	}
 	q.bytes += size
 	last := len(q.pending) - 1
 	if last >= 0 && q.pending[last].extend(f) {
-		return true
-	}
-	if last < 0 {
-		b.wake = append(b.wake, q)
+		return true, false
 	}
 	q.pending = append(q.pending, run{f.hold(), 1})
-	return true
+	return true, last < 0
 }
 
 // take waits for frames and returns all that wait, in exchange for the memory
@@ -56,14 +62,14 @@ func (q *queue) push(b *burst, f frame) bool {
 func (q *queue) take(spare []run) []run {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for len(q.pending) == 0 && !q.closed {
+	for (len(q.pending) == 0 || q.taken) && !q.closed {
 		q.ready.Wait()
 	}
 	if q.closed {
 		return nil
 	}
 	runs := q.pending
-	q.pending = spare[:0]
+	q.pending, q.taken = spare[:0], true
 	return runs
 }
 
@@ -77,7 +83,42 @@ func (q *queue) done(runs []run) {
 	}
 	q.mu.Lock()
 	q.bytes -= n
+	q.taken = false
 	q.mu.Unlock()
+}
+
+// takeShort returns what waits if it is little and in one piece, and nobody else
+// writes. The caller hands it to wrote.
+func (q *queue) takeShort() (r run, ok bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed || q.taken || len(q.pending) != 1 || q.pending[0].end-q.pending[0].off > shortBytes {
+		return r, false
+	}
+	r = q.pending[0]
+	q.pending, q.taken = q.pending[:0], true
+	return r, true
+}
+
+// wrote takes back what is left of what takeShort returned, after n bytes, and
+// wakes the writer if something waits.
+func (q *queue) wrote(r run, n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.bytes -= n
+	q.taken = false
+	switch r.off += n; {
+	case r.off == r.end || q.closed:
+		r.c.release()
+	default:
+		if n > 0 {
+			r.frames = 0 // they are counted
+		}
+		q.pending = slices.Insert(q.pending, 0, r)
+	}
+	if len(q.pending) > 0 {
+		q.ready.Signal()
+	}
 }
 
 // close drops what waits and ends take.
@@ -92,17 +133,17 @@ func (q *queue) close() {
 	q.ready.Signal()
 }
 
-// A burst is the frames of one read on their way through the switch. Writers
-// are woken at its end, so that they find all of it and write it at once.
+// A burst is the frames of one read on their way through the switch. Ports are
+// told at its end, so that they find all of it and write it at once.
 type burst struct {
 	from *Port  // where the frame under way comes from
 	lost *Fault // that dropped the frame under way, as it left its machine
-	wake []*queue
+	wake []*Port
 }
 
 func (b *burst) flush() {
-	for i, q := range b.wake {
-		q.ready.Signal()
+	for i, p := range b.wake {
+		p.kick()
 		b.wake[i] = nil
 	}
 	b.wake = b.wake[:0]

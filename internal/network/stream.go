@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,14 @@ type transport interface {
 	// write sends all runs, in order.
 	write(runs []run) error
 	close() error
+}
+
+// A tryWriter is a transport that can write without waiting. write and tryWrite
+// are not called at the same time.
+type tryWriter interface {
+	// tryWrite writes as much as there is room for at once, and nothing on an
+	// error; a later write finds that again.
+	tryWrite(b []byte) int
 }
 
 // A batch is what one read of a transport returned.
@@ -68,10 +77,28 @@ type stream struct {
 	// The writer's.
 	vec  [][]byte
 	bufs net.Buffers
+	raw  syscall.RawConn // nil: it cannot try
+	try  func(fd uintptr) bool
+	tryB []byte
+	tryN int
 }
 
 // newStream returns a transport on conn, which it owns.
-func newStream(conn net.Conn) *stream { return &stream{conn: conn} }
+func newStream(conn net.Conn) *stream {
+	s := &stream{conn: conn}
+	if c, ok := conn.(syscall.Conn); ok {
+		s.raw, _ = c.SyscallConn()
+	}
+	s.try = func(fd uintptr) bool {
+		n, err := unix.SendmsgN(int(fd), s.tryB, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		if err != nil {
+			n = 0
+		}
+		s.tryN = n
+		return true // however much it was
+	}
+	return s
+}
 
 func (s *stream) close() error { return s.conn.Close() }
 
@@ -155,6 +182,17 @@ func (s *stream) write(runs []run) error {
 	s.bufs = s.vec // WriteTo eats it
 	_, err := s.bufs.WriteTo(s.conn)
 	return err
+}
+
+func (s *stream) tryWrite(b []byte) int {
+	if s.raw == nil {
+		return 0
+	}
+	s.tryB, s.tryN = b, 0
+	if s.raw.Write(s.try) != nil {
+		return 0
+	}
+	return s.tryN
 }
 
 // pair returns two connected ends of a unix socket.

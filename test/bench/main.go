@@ -42,16 +42,11 @@ func main() {
 		return
 	}
 	var o options
-	if os.Getenv("NETONLY") != "" {
-		b := &bench{counts: full, started: time.Now()}
-		rows, err := b.networkRows(context.Background())
-		fmt.Println(Results{Rows: rows}.text(), err)
-		return
-	}
 	flag.StringVar(&o.attest, "attest", "bin/attest", "the attest `binary` to measure")
 	flag.StringVar(&o.json, "json", "", "write the results as JSON to `file`")
 	flag.StringVar(&o.markdown, "markdown", "", "replace the table in `file`, such as docs/benchmarks.md, by this run's")
 	flag.BoolVar(&o.quick, "quick", false, "take few samples, to see whether it works")
+	flag.BoolVar(&o.network, "network", false, "only the rows about networks, which need no guests")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "bench: unexpected argument %q\n", flag.Arg(0))
@@ -68,13 +63,14 @@ func main() {
 
 type options struct {
 	attest, json, markdown string
-	quick                  bool
+	quick, network         bool
 }
 
 // counts are the numbers of samples, of attest and of the reference. One of the
 // reference costs some hundred times as much.
 type counts struct {
 	starts                  int // of the binary
+	switches                int // rounds of each
 	boots, referenceBoots   int
 	warm                    int // starts from a snapshot, saves, restores and forks
 	rounds                  int // of commands; each has as many as the next two say
@@ -87,12 +83,12 @@ type counts struct {
 
 var (
 	full = counts{
-		starts: 20, boots: 3, referenceBoots: 2, warm: 7,
+		starts: 20, switches: 5, boots: 3, referenceBoots: 2, warm: 7,
 		rounds: 10, commands: 25, references: 4, pauses: 10, referencePauses: 2,
 		waits: 20, referenceWaits: 6, copies: 2, referenceCopies: 1, size: 256, sizeIn: 1, sizeOut: 8,
 	}
 	quick = counts{
-		starts: 5, boots: 1, referenceBoots: 1, warm: 2,
+		starts: 5, switches: 1, boots: 1, referenceBoots: 1, warm: 2,
 		rounds: 2, commands: 20, references: 3, pauses: 5, referencePauses: 1,
 		waits: 3, referenceWaits: 1, copies: 1, referenceCopies: 1, size: 32, sizeIn: 1, sizeOut: 1,
 	}
@@ -142,7 +138,12 @@ func run(ctx context.Context, o options) (err error) {
 	if results.Host, err = describeHost(ctx); err != nil {
 		return err
 	}
-	if results.Rows, results.Guest, err = b.measure(ctx); err != nil {
+	if o.network {
+		results.Rows, err = b.networkRows(ctx)
+	} else {
+		results.Rows, results.Guest, err = b.measure(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	results.Host.LoadAfter = load()

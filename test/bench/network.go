@@ -55,7 +55,7 @@ const (
 func (b *bench) networkRows(ctx context.Context) (rows []Row, err error) {
 	media := []func(context.Context) (*medium, error){b.attestSwitch, b.vdeSwitch, b.qemuSocket}
 	bulk, trips := make([][]time.Duration, len(media)), make([][]time.Duration, len(media))
-	for range max(1, b.referenceBoots) * 2 {
+	for range b.switches {
 		for i, open := range media {
 			m, err := open(ctx)
 			if err != nil {

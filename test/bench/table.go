@@ -120,8 +120,12 @@ func (r Results) markdown() string {
 
 // circumstances are what the numbers hold for.
 func (r Results) circumstances() string {
-	return fmt.Sprintf("%s, %d CPUs, %s. Guest: %s. %s, in %.0f s; load %s before, %s after.\n",
-		r.Host.CPU, r.Host.CPUs, r.Host.VMM, r.Guest, r.Time.Format("2 January 2006"), r.Seconds, r.Host.LoadBefore, r.Host.LoadAfter)
+	guest := ""
+	if r.Guest != (Guest{}) {
+		guest = fmt.Sprintf(" Guest: %s.", r.Guest)
+	}
+	return fmt.Sprintf("%s, %d CPUs, %s.%s %s, in %.0f s; load %s before, %s after.\n",
+		r.Host.CPU, r.Host.CPUs, r.Host.VMM, guest, r.Time.Format("2 January 2006"), r.Seconds, r.Host.LoadBefore, r.Host.LoadAfter)
 }
 
 // The lines of a page between which the table goes.
