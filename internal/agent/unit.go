@@ -193,6 +193,7 @@ type busWatch struct {
 	object  dbus.BusObject // the unit
 	unit    string
 	path    dbus.ObjectPath
+	began   bool                                        // the unit was heard to start
 	journal func(ctx context.Context, unit string) bool // whether a oneshot has run that is forgotten
 }
 
@@ -328,7 +329,7 @@ func (w *busWatch) explain(ctx context.Context, l *unitLook) {
 		property(ctx, w.object, unitType+".ConditionTimestampMonotonic", &refused)
 		property(ctx, w.object, unitType+".ConditionResult", &conditions)
 		property(ctx, w.object, unitType+".TriggeredBy", &l.triggeredBy)
-		l.hasRun, l.unmet = ended > 0, refused > 0 && !conditions
+		l.hasRun, l.unmet = ended > 0 || w.began, refused > 0 && !conditions
 		if kind == "service" {
 			var serviceType string
 			property(ctx, w.object, own+".Type", &serviceType)
@@ -372,11 +373,8 @@ func (w *busWatch) changed(ctx context.Context, max time.Duration) (active *wire
 			if !ok || s == nil {
 				return nil
 			}
-			if s.Path == w.path {
-				return becameActive(s)
-			}
-			if s.Name == managerType+".StartupFinished" || w.concerns(s) {
-				return nil
+			if active, look := w.heard(s); look {
+				return active
 			}
 		case <-w.conn.Context().Done():
 			return nil // the next look says so
@@ -388,21 +386,30 @@ func (w *busWatch) changed(ctx context.Context, max time.Duration) (active *wire
 	}
 }
 
-// becameActive reads the news out of the signal itself: to ask again would take
-// an emulated guest tens of milliseconds.
-func becameActive(s *dbus.Signal) *wire.UnitState {
+// heard says whether a signal is reason for a look, or what it would see: to ask
+// again takes an emulated guest tens of milliseconds, since systemd is busy then.
+// A change of a unit comes in two signals, that of its kind (Service) first.
+func (w *busWatch) heard(s *dbus.Signal) (active *wire.UnitState, look bool) {
+	if s.Path != w.path {
+		return nil, s.Name == managerType+".StartupFinished" || w.concerns(s)
+	}
 	if s.Name != "org.freedesktop.DBus.Properties.PropertiesChanged" || len(s.Body) < 2 {
-		return nil
+		return nil, true
 	}
-	changed, ok := s.Body[1].(map[string]dbus.Variant)
-	if !ok {
-		return nil
+	if of, _ := s.Body[0].(string); of != unitType {
+		return nil, false
 	}
-	if state, _ := changed["ActiveState"].Value().(string); state != "active" {
-		return nil
+	changed, _ := s.Body[1].(map[string]dbus.Variant)
+	state, _ := changed["ActiveState"].Value().(string)
+	switch state {
+	case "active":
+		sub, _ := changed["SubState"].Value().(string)
+		return &wire.UnitState{ActiveState: "active", SubState: sub, LoadState: "loaded"}, true
+	case "activating":
+		w.began = true
+		return nil, false
 	}
-	sub, _ := changed["SubState"].Value().(string)
-	return &wire.UnitState{ActiveState: "active", SubState: sub, LoadState: "loaded"}
+	return nil, true
 }
 
 // concerns says whether a signal of the manager is about this unit.

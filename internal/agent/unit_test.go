@@ -99,25 +99,37 @@ func TestFollowUnitOnce(t *testing.T) {
 	}
 }
 
-func TestBecameActive(t *testing.T) {
+// What can be read out of a signal needs no look.
+func TestHeard(t *testing.T) {
 	const changed = "org.freedesktop.DBus.Properties.PropertiesChanged"
-	properties := func(active, sub string) []any {
-		return []any{unitType, map[string]dbus.Variant{"ActiveState": dbus.MakeVariant(active), "SubState": dbus.MakeVariant(sub)}, []string{}}
+	const path = "/org/freedesktop/systemd1/unit/x_2eservice"
+	properties := func(of, active, sub string) []any {
+		return []any{of, map[string]dbus.Variant{"ActiveState": dbus.MakeVariant(active), "SubState": dbus.MakeVariant(sub)}, []string{}}
 	}
+	running := &wire.UnitState{ActiveState: "active", SubState: "running", LoadState: "loaded"}
 	for name, test := range map[string]struct {
 		signal dbus.Signal
-		want   *wire.UnitState
+		active *wire.UnitState
+		look   bool
+		began  bool
 	}{
-		"active":           {dbus.Signal{Name: changed, Body: properties("active", "running")}, &wire.UnitState{ActiveState: "active", SubState: "running", LoadState: "loaded"}},
-		"activating":       {dbus.Signal{Name: changed, Body: properties("activating", "start")}, nil},
-		"other properties": {dbus.Signal{Name: changed, Body: []any{"x", map[string]dbus.Variant{"Job": dbus.MakeVariant(1)}, []string{}}}, nil},
-		"wrong types":      {dbus.Signal{Name: changed, Body: []any{1, 2}}, nil},
-		"no body":          {dbus.Signal{Name: changed}, nil},
-		"other signal":     {dbus.Signal{Name: managerType + ".JobRemoved", Body: properties("active", "running")}, nil},
+		"active":                 {dbus.Signal{Path: path, Name: changed, Body: properties(unitType, "active", "running")}, running, true, false},
+		"activating":             {dbus.Signal{Path: path, Name: changed, Body: properties(unitType, "activating", "start")}, nil, false, true},
+		"failed":                 {dbus.Signal{Path: path, Name: changed, Body: properties(unitType, "failed", "failed")}, nil, true, false},
+		"of its kind":            {dbus.Signal{Path: path, Name: changed, Body: properties(systemdName+".Service", "", "")}, nil, false, false},
+		"other properties":       {dbus.Signal{Path: path, Name: changed, Body: []any{unitType, map[string]dbus.Variant{"Job": dbus.MakeVariant(1)}, []string{}}}, nil, true, false},
+		"wrong types":            {dbus.Signal{Path: path, Name: changed, Body: []any{1, 2}}, nil, false, false},
+		"no body":                {dbus.Signal{Path: path, Name: changed}, nil, true, false},
+		"another unit":           {dbus.Signal{Path: "/other", Name: changed, Body: properties(unitType, "active", "running")}, nil, false, false},
+		"its job":                {dbus.Signal{Path: managerPath, Name: managerType + ".JobRemoved", Body: []any{uint32(1), "x.service", "done"}}, nil, true, false},
+		"another job":            {dbus.Signal{Path: managerPath, Name: managerType + ".JobRemoved", Body: []any{uint32(1), "y.service", "done"}}, nil, false, false},
+		"the end of the startup": {dbus.Signal{Path: managerPath, Name: managerType + ".StartupFinished"}, nil, true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(test.want, becameActive(&test.signal)); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
+			w := &busWatch{unit: "x.service", path: path}
+			active, look := w.heard(&test.signal)
+			if diff := cmp.Diff(test.active, active); diff != "" || look != test.look || w.began != test.began {
+				t.Errorf("look %v, began %v (-want +got):\n%s", look, w.began, diff)
 			}
 		})
 	}

@@ -326,6 +326,23 @@ func TestWitnessOpensPorts(t *testing.T) {
 	conn.Close()
 }
 
+func TestWitnessOpensSockets(t *testing.T) {
+	w := localClock(t)
+	path := filepath.Join(t.TempDir(), "s")
+	answer, err := w.ask("socket 0 %s", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := instant(answer); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+}
+
 func TestQuote(t *testing.T) {
 	for in, want := range map[string]string{
 		"": "''", "plain-1.0": "plain-1.0", "a b": "'a b'", "it's": `'it'"'"'s'`, "$HOME": "'$HOME'",

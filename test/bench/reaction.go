@@ -18,7 +18,7 @@ type waitCase struct {
 	arm       func(delay time.Duration, i int) error
 	when      func(i int) (time.Duration, error)
 	attest    func(i int) error
-	reference func(i int) error
+	reference func(i int) error // nil: there is nothing to compare with
 }
 
 // waitRows measures how long after an event a wait for it returns.
@@ -30,7 +30,7 @@ func (b *bench) waitRows(ctx context.Context, m *attest.Machine, d *driver, w *c
 		n := max(b.waits, b.referenceWaits)
 		for i := range n {
 			// Events fall evenly over the second between two polls.
-			if i < b.referenceWaits {
+			if i < b.referenceWaits && c.reference != nil {
 				phase := (float64(i) + 0.5) / float64(b.referenceWaits)
 				r, err := reaction(c, c.reference, w, time.Duration((0.5+phase)*float64(time.Second)), i)
 				if err != nil {
@@ -52,11 +52,13 @@ func (b *bench) waitRows(ctx context.Context, m *attest.Machine, d *driver, w *c
 	return rows, nil
 }
 
-// waitCases are the three waits that have events of their own.
+// waitCases are the waits, each for an event of its own.
 func waitCases(ctx context.Context, m *attest.Machine, d *driver, w *clock) []waitCase {
 	unit := func(i int) string { return fmt.Sprintf("bench-%d.service", i) }
 	path := func(i int) string { return fmt.Sprintf("/run/bench-%d", i) }
 	port := func(i int) int { return 4000 + i }
+	socket := func(i int) string { return fmt.Sprintf("/run/bench-%d.sock", i) }
+	until := func(i int) string { return fmt.Sprintf("/run/bench-until-%d", i) }
 	heard := func(int) (time.Duration, error) {
 		answer, err := w.hear()
 		if err != nil {
@@ -96,6 +98,26 @@ func waitCases(ctx context.Context, m *attest.Machine, d *driver, w *clock) []wa
 			when:      heard,
 			attest:    func(i int) error { return m.WaitForOpenPort(ctx, port(i), limit) },
 			reference: func(i int) error { return d.waitForOpenPort(ctx, port(i)) },
+		},
+		{
+			what: "unix socket open → `wait_for_open_unix_socket` returns", target: Target{Max: 0.02},
+			arm:       func(delay time.Duration, i int) error { return w.tell("socket %v %s", int64(delay), socket(i)) },
+			when:      heard,
+			attest:    func(i int) error { return m.WaitForOpenUnixSocket(ctx, socket(i), limit) },
+			reference: func(i int) error { return d.waitUntil(ctx, "nc -z -U "+socket(i)) },
+		},
+		{
+			what: "console says it → `wait_for_console_text` returns", target: Target{Max: 0.02},
+			arm:    func(delay time.Duration, i int) error { return w.tell("console %v bench-%d", int64(delay), i) },
+			when:   heard,
+			attest: func(i int) error { return m.WaitForConsoleText(ctx, fmt.Sprintf("^bench-%d$", i), limit) },
+		},
+		{
+			what:      "command can succeed → `wait_until_succeeds` returns",
+			arm:       func(delay time.Duration, i int) error { return w.tell("file %v %s", int64(delay), until(i)) },
+			when:      heard,
+			attest:    func(i int) error { _, err := m.WaitUntilSucceeds(ctx, "test -e "+until(i), limit); return err },
+			reference: func(i int) error { return d.waitUntil(ctx, "test -e "+until(i)) },
 		},
 	}
 }

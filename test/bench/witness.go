@@ -23,6 +23,10 @@ import (
 //	file DELAY PATH   after DELAY ns makes PATH; the time right before
 //	port DELAY PORT   after DELAY ns listens; the time right before. The port
 //	                  is closed with the next request of this kind
+//	socket DELAY PATH the same with a unix socket
+//	console DELAY TEXT
+//	                  after DELAY ns writes TEXT as a line to the console; the
+//	                  time right before
 const witnessArg = "witness"
 
 func monotonic() int64 {
@@ -55,6 +59,18 @@ func witness(in io.Reader, out io.Writer) {
 			time.Sleep(delay)
 			at = monotonic()
 			listener, err = net.Listen("tcp", ":"+arg)
+		case "socket":
+			time.Sleep(delay)
+			at = monotonic()
+			_, err = net.Listen("unix", arg) // stays open to the end
+		case "console":
+			var console *os.File
+			if console, err = os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0); err == nil {
+				time.Sleep(delay)
+				at = monotonic()
+				_, err = fmt.Fprintln(console, arg)
+				console.Close()
+			}
 		}
 		if err != nil {
 			fmt.Fprintln(out, err)
