@@ -3,6 +3,7 @@ package attest
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"maps"
 	"os"
 	"strconv"
@@ -176,6 +177,11 @@ func (l *Lab) resume(ctx context.Context, machines []*Machine, states map[string
 		return err
 	})
 	if err != nil {
+		for _, r := range runs { // half a lab is of no use, and stands still
+			if r != nil {
+				err = errors.Join(err, r.vm.Kill())
+			}
+		}
 		return err
 	}
 	return each(machines, func(i int, m *Machine) error {
@@ -193,6 +199,7 @@ type origin struct {
 	agent  string                        // the machine is itself again, to this instance of its agent; empty: it becomes another
 	macs   []string                      // the addresses that its network cards had; nil: its own
 	paused bool
+	slot   *templateSlot // it is a template, and the machine may boot instead
 }
 
 // renewal is what a guest needs that stood still, and is not the only one that

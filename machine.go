@@ -195,7 +195,13 @@ func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*
 	if err != nil {
 		closeNICs(config.NICs)
 		m.announce("stopped", err.Error(), time.Since(started))
-		return nil, err
+		if from == nil || from.slot == nil || ctx.Err() != nil {
+			return nil, err
+		}
+		if err := m.refuse(ctx, from.slot, err); err != nil {
+			return nil, err
+		}
+		return m.launch(ctx, allowReboot, nil)
 	}
 	r := &run{machine: m, vm: vm, started: started, origin: from, allowReboot: allowReboot,
 		pumped: make(chan struct{}), over: make(chan struct{}), ready: make(chan struct{})}

@@ -79,15 +79,18 @@ func (t *templates) slot(key string) *templateSlot {
 	return t.byKey[key]
 }
 
-func (t *templates) close() error {
+func (t *templates) close(store *snapshot.Store) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var errs []error
-	for _, s := range t.byKey {
+	for key, s := range t.byKey {
 		switch {
 		case s.template == nil:
 		case s.entry != nil:
 			errs = append(errs, s.entry.Close())
+			if s.err != nil { // it is of no use to anybody else either
+				store.Remove(snapshot.Info{ID: key})
+			}
 		default:
 			errs = append(errs, s.state.Memory.Close())
 		}
@@ -98,7 +101,7 @@ func (t *templates) close() error {
 
 // warm is what the machine can start from instead of booting, if it can. That it
 // cannot is no error: it boots. It is one that the time is over.
-func (m *Machine) warm(ctx context.Context, config vmm.Config, img *image.Image) (*template, error) {
+func (m *Machine) warm(ctx context.Context, config vmm.Config, img *image.Image) (*templateSlot, error) {
 	h := m.lab.host
 	if _, ok := m.backend.(vmm.Fingerprinter); !ok || m.isTemplate || h.config.Boot == BootCold || m.config.Boot == BootCold {
 		return nil, nil
@@ -120,7 +123,20 @@ func (m *Machine) warm(ctx context.Context, config vmm.Config, img *image.Image)
 			event.Warnf(ctx, "no snapshot to start %s from, so it boots: %v", m.Name(), s.err)
 		}
 	}
-	return s.template, nil
+	if s.err != nil {
+		return nil, nil
+	}
+	return s, nil
+}
+
+// refuse notes that the VMM did not take a template, and makes the machine one
+// that was never started.
+func (m *Machine) refuse(ctx context.Context, s *templateSlot, reason error) error {
+	event.Warnf(ctx, "%s cannot start from its snapshot, so it boots: %v", m.Name(), reason)
+	s.mu.Lock()
+	s.err = reason
+	s.mu.Unlock()
+	return m.adopt(&machineState{id: m.id})
 }
 
 // beginning is what the machine starts from if it does not boot: the snapshot of
@@ -147,7 +163,7 @@ func (m *Machine) beginning(ctx context.Context, config vmm.Config, img *image.I
 	if t == nil || err != nil {
 		return nil, err
 	}
-	return &origin{state: t.state, macs: templateMACs(len(m.address.Interfaces))}, m.adopt(&machineState{id: m.id, disk: t.disks, console: consoleOf(t.text)})
+	return &origin{state: t.state, macs: templateMACs(len(m.address.Interfaces)), slot: t}, m.adopt(&machineState{id: m.id, disk: t.disks, console: consoleOf(t.text)})
 }
 
 // fits is all that must be the same for a saved machine to go on as this one.

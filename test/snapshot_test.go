@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -229,10 +230,14 @@ func TestSave(t *testing.T) {
 	changed := other
 	changed.Image = attest.Debian{Run: []string{"touch /etc/other"}}
 	errorAs[*attest.SnapshotMismatchError](t, refused("another image", changed))
+	missing := other
+	missing.Image = attest.Rootfs{Path: filepath.Join(dir, "nothing")}
+	if err := refused("no image", missing); attest.StatusOf(err) != attest.Invalid {
+		t.Errorf("no image: %v (%s)", err, attest.StatusOf(err))
+	}
 	for name, damage := range damages {
 		file := filepath.Join(dir, "one", name)
-		original, err := os.ReadFile(file)
-		if err != nil {
+		if err := exec.Command("cp", "--sparse=always", "-p", file, file+".good").Run(); err != nil {
 			t.Fatal(err)
 		}
 		for what, do := range damage {
@@ -240,7 +245,7 @@ func TestSave(t *testing.T) {
 				t.Fatal(err)
 			}
 			errorAs[*attest.SnapshotDamagedError](t, refused(what, other))
-			if err := os.WriteFile(file, original, 0o600); err != nil {
+			if err := exec.Command("cp", "--sparse=always", "-p", file+".good", file).Run(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -254,6 +259,7 @@ func TestSave(t *testing.T) {
 var damages = map[string]map[string]func(string) error{
 	"device":    {"a flipped bit of a device": flip, "no devices": os.Remove},
 	"meta.json": {"a flipped bit of the record": flip, "half a record": halve},
+	"memory":    {"half a memory": halve},
 }
 
 // flip changes a bit in the middle of a file.

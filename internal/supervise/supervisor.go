@@ -151,8 +151,13 @@ func (s *Supervisor) Scratch() string { return s.scratch }
 func (s *Supervisor) Done() <-chan struct{} { return s.done }
 
 // Keep says whether the directories stay when the supervisor ends. Kept ones
-// are left alone by Sweep.
+// are left alone by Sweep; the first then has a link to the second.
 func (s *Supervisor) Keep(keep bool) error {
+	if keep && s.scratch != "" {
+		if err := os.Symlink(s.scratch, filepath.Join(s.dir, "scratch")); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
 	for _, lock := range s.locks {
 		path := filepath.Join(lock.Name(), keepName)
 		err := os.Remove(path)

@@ -43,7 +43,7 @@ const pageSize = 4096
 // EachData calls fn with all pages of a file that are not zero, neighbours
 // together, in order.
 func EachData(f *os.File, fn func(b []byte, at int64) error) error {
-	buf := make([]byte, 1<<20)
+	buf := make([]byte, 128<<10) // stays in the processor's cache
 	for pos := int64(0); ; {
 		start, err := unix.Seek(int(f.Fd()), pos, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) { // only a hole is left
