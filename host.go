@@ -96,7 +96,9 @@ func OpenHost(ctx context.Context, config HostConfig) (*Host, error) {
 }
 
 // Close ends every machine that is still there and removes all state.
-func (h *Host) Close() error { return errors.Join(h.supervisor.Close(), h.templates.close(h.snapshots)) }
+func (h *Host) Close() error {
+	return errors.Join(h.supervisor.Close(), h.templates.close(h.snapshots))
+}
 
 // StateDir is the directory in which labs keep their state while they run.
 func (h *Host) StateDir() string { return h.supervisor.Dir() }

@@ -180,7 +180,7 @@ func (m *Machine) fits(config vmm.Config, img *image.Image) (map[string]string, 
 	if err != nil {
 		return nil, err
 	}
-	return map[string]string{"backend": m.config.Backend, "VMM, processor or configuration": print, "image": imageID(img)}, nil
+	return map[string]string{"backend": m.config.Backend, "kind of VMM, processor or machine": print, "image": imageID(img)}, nil
 }
 
 func (m *Machine) unsupported(operation string) error {
