@@ -155,17 +155,32 @@ func (r *run) explain(ctx context.Context, operation string, err error) error {
 	}
 	var op *guest.OpError
 	if errors.As(err, &op) && op.Kind == wire.KindDown {
-		select {
-		case <-r.over: // it will be in a moment
-			err = r.down
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(r.machine.lab.host.scale(downPatience)):
-		}
+		err = r.awaitDown(ctx, err)
 	}
 	var down *DownError
 	if errors.As(err, &down) {
 		return r.machine.downError(operation, down)
+	}
+	return err
+}
+
+// awaitDown is what becomes of a guest that ends its processes: the machine goes
+// down in a moment, or the guest is back.
+func (r *run) awaitDown(ctx context.Context, err error) error {
+	limited, cancel := context.WithTimeout(ctx, r.machine.lab.host.scale(downPatience))
+	defer cancel()
+	before, end := r.guest.Ready(limited)
+	if end == nil {
+		_, end = r.guest.ReadyAgain(limited, before)
+	}
+	var down *DownError
+	switch {
+	case errors.As(end, &down):
+		return down
+	case end == nil:
+		return &guest.RestartedError{Machine: r.machine.Name()}
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
 	}
 	return err
 }

@@ -113,8 +113,10 @@ func (c Condition) Wait(ctx context.Context, opts ...Option) error {
 				return context.Cause(outer)
 			case StatusOf(err) != Failed || errors.As(err, &down):
 				return err
-			case checking.Err() == nil || over.LastSeen == "":
+			case checking.Err() == nil:
 				over.LastSeen = err.Error()
+			case over.LastSeen == "":
+				over.LastSeen = "the first check had not ended"
 			}
 			if pause(ctx, interval) != nil {
 				over.Elapsed = time.Since(start)

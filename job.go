@@ -94,6 +94,9 @@ func (j *Job) Wait(ctx context.Context, opts ...Option) (Result, error) {
 		select {
 		case <-j.process.Done():
 		case <-ctx.Done():
+			if !j.Running() {
+				break // it has ended in time, or the limit is 0
+			}
 			return j.run, &WaitError{LastSeen: "the job still runs" + lastLine(j.Stderr(), j.Stdout())}
 		}
 		r, err := j.process.Wait()

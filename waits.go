@@ -38,17 +38,12 @@ func (m *Machine) newWait(operation, args string, o options, otherwise time.Dura
 func (w *wait) do(ctx context.Context, fn func(context.Context) (*run, error)) error {
 	return step(ctx, w.machine.Name(), w.operation, w.args, func(outer context.Context) error {
 		w.start = time.Now()
-		return w.limited(outer, fn)
+		return w.limited(outer, w.limit, fn)
 	})
 }
 
-// limited is do inside of the step. A limit of 0 is for one look, which takes
-// the time that it takes.
-func (w *wait) limited(outer context.Context, fn func(context.Context) (*run, error)) error {
-	limit := w.limit
-	if limit <= 0 {
-		limit = w.machine.lab.host.scale(defaultTimeout)
-	}
+// limited is do inside of the step.
+func (w *wait) limited(outer context.Context, limit time.Duration, fn func(context.Context) (*run, error)) error {
 	ctx, cancel := context.WithTimeoutCause(outer, limit, errWaitOver)
 	defer cancel()
 	r, err := fn(ctx)
@@ -66,7 +61,11 @@ func (m *Machine) wait(ctx context.Context, operation, args string, o options, f
 			return w.explain(outer, outer, r, err)
 		}
 		w.start = time.Now()
-		return w.limited(outer, func(ctx context.Context) (*run, error) { return r, fn(ctx, r) })
+		limit := w.limit
+		if limit <= 0 { // one look at the guest takes the time that it takes
+			limit = m.lab.host.scale(defaultTimeout)
+		}
+		return w.limited(outer, limit, func(ctx context.Context) (*run, error) { return r, fn(ctx, r) })
 	})
 }
 
@@ -306,8 +305,7 @@ func (m *Machine) WaitForConsoleText(ctx context.Context, pattern string, opts .
 	if err != nil {
 		return &ConfigError{m.Name(), fmt.Sprintf("wait_for_console_text: not a regular expression: %v", err)}
 	}
-	o := collect(opts)
-	w := m.newWait("wait_for_console_text", strconv.Quote(pattern), o, defaultTimeout)
+	w := m.newWait("wait_for_console_text", strconv.Quote(pattern), collect(opts), defaultTimeout)
 	return w.do(ctx, func(ctx context.Context) (*run, error) {
 		m.mu.Lock()
 		r, ended := m.current, m.ended
@@ -321,14 +319,8 @@ func (m *Machine) WaitForConsoleText(ctx context.Context, pattern string, opts .
 				return nil, err
 			}
 		}
-		limit := ctx
-		if o.once() {
-			over, cancel := context.WithCancelCause(ctx)
-			cancel(errWaitOver)
-			limit = over
-		}
-		_, err := m.console.waitText(limit, re, r.over)
-		if err != nil && context.Cause(limit) == errWaitOver {
+		_, err := m.console.waitText(ctx, re, r.over)
+		if err != nil && context.Cause(ctx) == errWaitOver {
 			err = &WaitError{LastSeen: strings.Join(m.console.tail(1), "")}
 		}
 		return r, err

@@ -126,6 +126,15 @@ func testOneLook(t *testing.T, m tried) {
 	if err := m.WaitForOpenPort(ctx, 6666); err != nil {
 		t.Fatal(err)
 	}
+	ended, err1 := m.Spawn(ctx, "true")
+	running, err2 := m.Spawn(ctx, "echo said; sleep 99999")
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	<-ended.Done()
+	for running.Stdout() == "" {
+		m.succeed("sleep 0.1")
+	}
 	for name, wait := range map[string][2]func() error{
 		"file": {
 			func() error { return m.WaitForFile(ctx, "/tmp/there", now) },
@@ -150,6 +159,14 @@ func testOneLook(t *testing.T, m tried) {
 		"command": {
 			func() error { _, err := m.WaitUntilSucceeds(ctx, "sleep 0.3; true", now); return err },
 			func() error { _, err := m.WaitUntilSucceeds(ctx, "echo said >&2; false", now); return err },
+		},
+		"job": {
+			func() error { _, err := ended.Wait(ctx, now); return err },
+			func() error { _, err := running.Wait(ctx, now); return err },
+		},
+		"output of a job": {
+			func() error { _, err := running.WaitForOutput(ctx, "said", now); return err },
+			func() error { _, err := running.WaitForOutput(ctx, "never said", now); return err },
 		},
 		"console": {
 			func() error { return m.WaitForConsoleText(ctx, "one look", now) },

@@ -17,21 +17,15 @@ import (
 
 // keep sees to it that there is always a keeper.
 func keep(args []string, log logger) {
-	pid, err := startKeeper(args)
-	if err != nil {
-		log.printf("nobody would start this agent again: %v", err)
-		return
-	}
+	pid, hold, err := startKeeper(args)
 	go func() {
-		for {
-			if _, err := unix.Wait4(pid, nil, 0, nil); err == unix.EINTR {
-				continue
-			}
-			if pid, err = startKeeper(args); err != nil {
-				log.printf("nobody would start this agent again: %v", err)
-				return
+		for err == nil {
+			if _, waitErr := unix.Wait4(pid, nil, 0, nil); waitErr != unix.EINTR {
+				unix.Close(hold)
+				pid, hold, err = startKeeper(args)
 			}
 		}
+		log.printf("nobody would start this agent again: %v", err)
 	}()
 }
 
@@ -48,23 +42,16 @@ type keeperImage struct {
 	buffer [1]byte
 }
 
-func startKeeper(args []string) (pid int, err error) {
+// startKeeper returns the keeper and the descriptor whose end it waits for.
+func startKeeper(args []string) (pid, hold int, err error) {
 	k := &keeperImage{pause: unix.Timespec{Nsec: 100e6}} // an agent that dies at once shall not take the processor
 	if err := unix.Pipe2(k.pipe[:], unix.O_CLOEXEC); err != nil {
-		return 0, fmt.Errorf("pipe: %w", err)
+		return 0, 0, fmt.Errorf("pipe: %w", err)
 	}
-	defer unix.Close(k.pipe[0]) // the write end stays open
-	if k.path, err = syscall.BytePtrFromString("/proc/self/exe"); err != nil {
-		return 0, err
-	}
-	if k.argv, err = syscall.SlicePtrFromStrings(args); err != nil {
-		return 0, err
-	}
-	if k.envp, err = syscall.SlicePtrFromStrings(os.Environ()); err != nil {
-		return 0, err
-	}
-	if k.name, err = syscall.BytePtrFromString("attest-keeper"); err != nil {
-		return 0, err
+	defer unix.Close(k.pipe[0])
+	if err := k.prepare(args); err != nil {
+		unix.Close(k.pipe[1])
+		return 0, 0, err
 	}
 	// No signal must reach the keeper: its handler would be the Go runtime's.
 	runtime.LockOSThread()
@@ -75,9 +62,23 @@ func startKeeper(args []string) (pid int, err error) {
 	setMask(&k.mask, nil)
 	if errno != 0 {
 		unix.Close(k.pipe[1])
-		return 0, fmt.Errorf("clone: %w", errno)
+		return 0, 0, fmt.Errorf("clone: %w", errno)
 	}
-	return int(r), nil
+	return int(r), k.pipe[1], nil
+}
+
+func (k *keeperImage) prepare(args []string) (err error) {
+	if k.path, err = syscall.BytePtrFromString("/proc/self/exe"); err != nil {
+		return err
+	}
+	if k.argv, err = syscall.SlicePtrFromStrings(args); err != nil {
+		return err
+	}
+	if k.envp, err = syscall.SlicePtrFromStrings(os.Environ()); err != nil {
+		return err
+	}
+	k.name, err = syscall.BytePtrFromString("attest-keeper")
+	return err
 }
 
 const maxFD = 1<<32 - 1
