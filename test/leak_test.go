@@ -20,7 +20,7 @@ import (
 )
 
 // patience is for anything that takes a guest on a host that is busy.
-const patience = 5 * time.Minute
+const patience = 10 * time.Minute
 
 // A program is attest, or this test binary again, while it runs.
 type program struct {

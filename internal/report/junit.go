@@ -253,7 +253,7 @@ func (r *Run) junitOut(f *file, t *test) string {
 		}
 	}
 	for _, a := range r.artifacts {
-		if a.scope.File == f.name && keyOf(a.scope) == t.testKey {
+		if a.scope.File == f.name && keyOf(a.scope) == t.testKey && a.Kind != "lab" { // which is a directory
 			fmt.Fprintf(&b, "[[ATTACHMENT|%s]]\n", clean(a.Path))
 		}
 	}
