@@ -123,7 +123,7 @@ func (m *Machine) warm(ctx context.Context, config vmm.Config, img *image.Image)
 			event.Warnf(ctx, "no snapshot to start %s from, so it boots: %v", m.Name(), s.err)
 		}
 	}
-	if s.err != nil {
+	if s.err != nil || s.template == nil {
 		return nil, nil
 	}
 	return s, nil
@@ -196,20 +196,28 @@ func imageID(img *image.Image) string {
 	return img.ID + " " + kernel
 }
 
-// openTemplate opens the template of machines like this one, or has it made.
+// leastTime is what must be left of an operation's time for a template to be made
+// in it: a wait of twenty seconds is to see the guest boot, not to pay for others.
+const leastTime = time.Minute
+
+// openTemplate opens the template of machines like this one, or has it made if
+// there is time.
 func (m *Machine) openTemplate(ctx context.Context, fits map[string]string, img *image.Image) (*template, error) {
 	store := m.lab.host.snapshots
-	for {
+	for try := 1; ; try++ {
 		entry, err := store.Get(fits)
 		if err == nil {
 			return &template{entry: entry, state: entry.State, disks: entry.Disks, text: entry.Console}, nil
 		}
 		var damaged *snapshot.DamagedError
 		switch {
-		case errors.As(err, &damaged):
+		case errors.As(err, &damaged) && try == 1: // more often if another process holds it
 			event.Warnf(ctx, "%v; making another", err)
 		case !errors.Is(err, fs.ErrNotExist):
 			return nil, err
+		}
+		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < leastTime {
+			return nil, nil
 		}
 		if t, err := m.makeTemplate(ctx, fits, img); t != nil || err != nil {
 			return t, err
@@ -279,7 +287,7 @@ const templateName = "localhost"
 
 // settleLimit is how long a guest may take to end its boot. One that takes
 // longer is saved as it is then: it may wait for what its test will do.
-const settleLimit = 90 * time.Second
+const settleLimit = 30 * time.Second
 
 // settle starts a machine and waits until its guest has booted: until systemd
 // has nothing more to start, if it is systemd.
