@@ -153,6 +153,9 @@ func (m *Machine) beginning(ctx context.Context, config vmm.Config, img *image.I
 		if err != nil {
 			return nil, err
 		}
+		if m.snapshot != nil { // of an attempt that failed
+			m.snapshot.Memory.Close()
+		}
 		m.snapshot = s.state // to be closed with the machine
 		if err := m.adopt(&machineState{id: m.id, disk: s.disk, console: s.console}); err != nil || s.state == nil {
 			return nil, err

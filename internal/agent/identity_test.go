@@ -163,3 +163,30 @@ func identityInside(t *testing.T) {
 		t.Errorf("an interface that is not there: %v", err)
 	}
 }
+
+// The journal of a guest that gets another machine-id is found under the new one.
+func TestLinkJournals(t *testing.T) {
+	root := t.TempDir()
+	old, id := strings.Repeat("a", 32), strings.Repeat("b", 32)
+	dir := filepath.Join(root, "run/log/journal")
+	if err := os.MkdirAll(filepath.Join(dir, old), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(root, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{old, id, id} { // at the boot, after a restore, and again
+		if err := setMachineID(root, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, old, "system.journal"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, id, "system.journal")); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(root, "var/log/journal")); err == nil {
+		t.Error("a journal on disk was made")
+	}
+}
