@@ -43,6 +43,7 @@ func newREPL() *cobra.Command {
 	flags.SortFlags = false
 	flags.StringVarP(&c.outDir, "output", "o", "", "`directory` for what is copied out of machines; made if missing")
 	flags.StringVar(&c.host.Backend, "backend", "auto", "`name` of the backend for machines that name none")
+	flags.StringVar((*string)(&c.host.Boot), "boot", "", "the `way` in which machines start: warm (from a snapshot) or cold")
 	flags.StringVar(&c.machineConfig, "machine-config", os.Getenv("machineConfig"), "JSON `file` with machines (environment: machineConfig)")
 	flags.BoolVarP(&c.verbose, "verbose", "v", false, "show every step, console line and command output as it comes")
 	return cmd

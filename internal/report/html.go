@@ -279,7 +279,7 @@ func (r *Run) htmlTest(f *file, t *test, id string) htmlTest {
 		h.Bars, h.Consoles = r.htmlMachines(f, t.testKey, t.began, t.duration)
 	}
 	if f.differs(t) {
-		h.Note = "ended otherwise the other way"
+		h.Note = "ended otherwise when the machines were " + map[string]string{"cold": "restored", "warm": "booted"}[t.boot]
 	}
 	for _, a := range r.artifacts {
 		if a.scope.File == f.name && keyOf(a.scope) == t.testKey && t.name != "" {
