@@ -71,7 +71,11 @@ func (m *Machine) powerOff(ctx context.Context, operation string, o options, ask
 		}
 		if err == nil && r != nil {
 			var down *DownError
-			if exit := r.vm.Exit(); exit.Reason != vmm.PoweredOff && exit.Reason != vmm.Reset && errors.As(r.down, &down) {
+			orderly := m.console.panicLine() == "" // after a panic the kernel resets, too
+			if exit := r.vm.Exit(); exit.Reason != vmm.PoweredOff && exit.Reason != vmm.Reset {
+				orderly = false
+			}
+			if !orderly && errors.As(r.down, &down) {
 				return m.downError(operation, down)
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -268,12 +269,19 @@ func (m *machine) SetLink(ctx context.Context, nic string, up bool) error {
 
 func (m *machine) MonitorCommand(ctx context.Context, line string) (string, error) {
 	var out string
-	err := m.monitor.Do(ctx, "human-monitor-command", map[string]string{"command-line": line}, &out)
-	if err != nil {
-		err = fmt.Errorf("%s: %w", m.name, err)
+	if err := m.monitor.Do(ctx, "human-monitor-command", map[string]string{"command-line": line}, &out); err != nil {
+		return out, fmt.Errorf("%s: %w", m.name, err)
 	}
-	return strings.ReplaceAll(out, "\r\n", "\n"), err
+	out = strings.ReplaceAll(out, "\r\n", "\n")
+	if refusal.MatchString(out) {
+		return out, fmt.Errorf("QEMU's monitor: %s", strings.TrimSpace(out))
+	}
+	return out, nil
 }
+
+// refusal is how the monitor for humans says that it did not do what it was
+// asked; it has nothing but text for that (QEMU monitor/hmp.c).
+var refusal = regexp.MustCompile(`^(Error: |unknown command: '|Command '.*' not available|[\w-]+: (extraneous|string expected|filename expected|unsupported|invalid|unexpected))|(?m)^Try "help .*" for more information$`)
 
 func (m *machine) do(ctx context.Context, command string, arguments any) error {
 	if err := m.monitor.Do(ctx, command, arguments, nil); err != nil {
