@@ -69,18 +69,25 @@ func (m *Machine) powerOff(ctx context.Context, operation string, o options, ask
 		if err != nil && context.Cause(ctx) == errWaitOver {
 			err = &WaitError{LastSeen: "the machine still runs"}
 		}
-		if err == nil && r != nil {
-			var down *DownError
-			orderly := m.console.panicLine() == "" // after a panic the kernel resets, too
-			if exit := r.vm.Exit(); exit.Reason != vmm.PoweredOff && exit.Reason != vmm.Reset {
-				orderly = false
+		if err == nil && r != nil && !r.orderly() {
+			m.mu.Lock()
+			if m.current == nil {
+				m.ended = r // that was not what was waited for
 			}
-			if !orderly && errors.As(r.down, &down) {
-				return m.downError(operation, down)
-			}
+			m.mu.Unlock()
+			return m.downError(operation, r.down)
 		}
 		return w.explain(outer, ctx, r, err)
 	})
+}
+
+// orderly says whether a run that is over ended as a guest ends it.
+func (r *run) orderly() bool {
+	if r.machine.console.panicLine() != "" {
+		return false // a kernel that panics resets, too
+	}
+	reason := r.vm.Exit().Reason
+	return reason == vmm.PoweredOff || reason == vmm.Reset
 }
 
 // unask takes back that the end of a run was asked for: it did not come.
@@ -243,7 +250,7 @@ func (m *Machine) KernelPanic(ctx context.Context, opts ...Option) error {
 				m.unask(r)
 			}
 		}
-		if err == nil && m.console.panicLine() == "" {
+		if err == nil && m.console.panicLine() == "" && r.vm.Exit().Reason != vmm.Panicked {
 			return m.downError(w.operation, r.down) // it ended for another reason
 		}
 		if err != nil && context.Cause(ctx) == errWaitOver {

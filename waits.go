@@ -127,7 +127,7 @@ func (w *wait) attach(ctx context.Context, r *run, we *WaitError) {
 	if tail := w.machine.console.tail(consoleTail); len(tail) > 0 {
 		we.Details = append(we.Details, Detail{Title: "last console lines of " + w.machine.Name(), Text: strings.Join(tail, "\n")})
 	}
-	if r == nil {
+	if r == nil || r.awake(w.operation) != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.machine.lab.host.scale(attachTimeout))

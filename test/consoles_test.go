@@ -46,7 +46,7 @@ func must(t *testing.T, errs ...error) {
 
 func testLogin(t *testing.T, m tried) {
 	ctx := t.Context()
-	must(t, m.WaitUntilTTYMatches(ctx, "1", "m login: "))
+	must(t, m.WaitUntilTTYMatches(ctx, "1", "login: "))
 	must(t, m.SendChars(ctx, "somebody\n"), m.WaitUntilTTYMatches(ctx, "1", "(?s)login: somebody *\nPassword: "))
 	must(t, m.SendChars(ctx, "secret\n"), m.WaitUntilTTYMatches(ctx, "1", "Login incorrect"))
 	text, err := m.TTYText(ctx, "1")

@@ -42,8 +42,11 @@ func waitX(ctx context.Context, q wire.WindowRequest) (any, error) {
 	}
 	var state wire.WindowState
 	for pause := minXPoll; ; pause = min(2*pause, maxXPoll) {
-		state.Tries++
 		titles, err := windowTitles(ctx)
+		if ctx.Err() != nil {
+			return state, context.Cause(ctx) // what was seen before counts
+		}
+		state.Tries++
 		if err == nil {
 			state.Windows, state.Seen = titles, ""
 			if q.Once || q.Pattern == "" || slices.ContainsFunc(titles, pattern.MatchString) {
