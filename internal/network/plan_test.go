@@ -2,6 +2,7 @@ package network
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -138,5 +139,36 @@ func TestHostsFile(t *testing.T) {
 	}
 	if hosts := plan.Hosts("nobody"); hosts != nil {
 		t.Errorf("hosts of a machine that is not planned: %v", hosts)
+	}
+}
+
+// A machine that comes later gets what is free, and the others keep what they have.
+func TestAdd(t *testing.T) {
+	plan, err := Plan([]Machine{{Name: "b", Networks: []int{1}}, {Name: "d", Networks: []int{1}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	more, err := plan.Add(Machine{Name: "a", Networks: []int{2, 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, old := range plan {
+		if now, ok := more.Machine(old.Name); !ok || now.Number != old.Number {
+			t.Errorf("%s: %+v, was %+v", old.Name, now, old)
+		}
+	}
+	if a, ok := more.Machine("a"); !ok || a.Number != 3 || a.Interfaces[1].IPv4.String() != "192.168.1.3/24" {
+		t.Errorf("got %+v", a)
+	}
+	if _, err := more.Add(Machine{Name: "b"}); err == nil {
+		t.Error("two of one name")
+	}
+	for i := range maxMachines - 3 {
+		if more, err = more.Add(Machine{Name: "m" + strconv.Itoa(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := more.Add(Machine{Name: "one-too-many"}); err == nil {
+		t.Error("more machines than addresses")
 	}
 }
