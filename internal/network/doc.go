@@ -10,7 +10,8 @@
 //
 //	transport → path from the machine → learn, look up → path to the machine → queue
 //
-// A goroutine per port empties the queue into the transport. Reading never
+// A goroutine per port empties the queue into the transport, unless what waits is
+// so little that whoever brings it writes it at once. Reading never
 // waits for writing: a machine that stops reading overruns its own queue, loses
 // frames (counted) and hurts nobody else. The two paths of a port are where
 // things happen to frames: a path that nothing is on costs one load.
@@ -19,4 +20,8 @@
 // that writes them. They lie in the order of the wire, length prefixes included,
 // in large reference-counted chunks, and neighbours that go to one port stay one
 // piece of memory: a burst between two machines is one read and one write.
+//
+// A [Fabric] is the switches of one lab with the faults on them: a [Rule] becomes
+// stages on the paths of the ports that it concerns (see impairment), and a
+// [Capture] one on the paths of all.
 package network
