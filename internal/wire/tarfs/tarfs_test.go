@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 )
@@ -191,12 +192,15 @@ func copied(t *testing.T, src string) (dst string, written, extracted Stats) {
 	}
 	defer root.Close()
 	r, w := io.Pipe()
-	go func() {
+	var writer sync.WaitGroup
+	writer.Go(func() {
 		var err error
 		written, err = Write(w, src, "copy")
 		w.CloseWithError(err)
-	}()
+	})
 	extracted, err = Extract(r, root, "", 1)
+	r.Close()
+	writer.Wait()
 	if err != nil {
 		t.Fatal(err)
 	}
