@@ -22,9 +22,12 @@ func TestScreen(t *testing.T) {
 	}})
 	m := lab.Machine("m")
 	m.WaitUntilTTYMatches("1", "login: ")
-	m.Screenshot("login")
-	if n := litPixels(t, filepath.Join(out, "login.png")); n < 100 {
-		t.Errorf("the screen with a login has %d pixels that are not black", n)
+	// getty clears its terminal when it starts, and writes again.
+	deadline := time.Now().Add(patience)
+	for m.Screenshot("login"); litPixels(t, filepath.Join(out, "login.png")) < 100; m.Screenshot("login") {
+		if time.Now().After(deadline) {
+			t.Fatalf("the screen stays dark; the terminal has\n%s", m.TTYText("1"))
+		}
 	}
 	m.Pause()
 	m.Screenshot(filepath.Join(out, "made/paused.png"))
