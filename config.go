@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/network"
 	"github.com/attest-vm/attest/internal/network/egress"
 )
 
@@ -46,8 +47,9 @@ type LabConfig struct {
 	// time.
 	Seed int64
 
-	created []MachineConfig // by CreateMachine, in this order
-	network *networkState   // that the lab begins with, if it is a fork
+	created   []MachineConfig    // by CreateMachine, in this order
+	addresses *network.Addresses // of a larger lab; nil: of the lab's own machines
+	network   *networkState      // that the lab begins with, if it is a fork
 }
 
 // MachineConfig is one machine as plain data.

@@ -63,8 +63,9 @@ func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) 
 		}
 		plan[i] = network.Machine{Name: m.Name, Networks: m.Networks}
 	}
-	l.addresses, err = network.Plan(plan)
-	if err != nil {
+	if config.addresses != nil {
+		l.addresses = *config.addresses
+	} else if l.addresses, err = network.Plan(plan); err != nil {
 		return nil, &ConfigError{"lab", err.Error()}
 	}
 	l.ctx, l.cancel = context.WithCancelCause(ctx)

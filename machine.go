@@ -29,7 +29,7 @@ type Machine struct {
 	console *console
 	outside sync.WaitGroup // the ways out of the lab of its starts
 
-	isTemplate  bool       // it is nobody, and is booted to be saved
+	isTemplate  bool       // it is booted to be saved
 	snapshot    *vmm.State // that of its configuration, once it has begun with it
 	checkpoints checkpoints
 

@@ -162,12 +162,6 @@ func (m *Machine) identity(macs []string) wire.Identity {
 		Time:      time.Now(),
 		Entropy:   entropy,
 	}
-	if m.isTemplate {
-		for _, i := range m.address.Interfaces {
-			id.Interfaces = append(id.Interfaces, wire.Interface{MAC: i.MAC.String(), Name: i.Name})
-		}
-		return id
-	}
 	for n, i := range m.address.Interfaces {
 		id.Interfaces = append(id.Interfaces, wire.Interface{MAC: i.MAC.String(), Name: i.Name, Addresses: []netip.Prefix{i.IPv4, i.IPv6}})
 		if n < len(macs) {

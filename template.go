@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"slices"
 	"sync"
@@ -18,7 +17,6 @@ import (
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/snapshot"
 	"github.com/attest-vm/attest/internal/vmm"
-	"github.com/attest-vm/attest/internal/wire"
 )
 
 // Boot is how machines start the first time.
@@ -45,8 +43,8 @@ func (b Boot) resolve() (Boot, error) {
 	return b, &ConfigError{"boot", fmt.Sprintf("%q is not a way to start machines; want %s or %s", string(b), BootWarm, BootCold)}
 }
 
-// A template is a machine that has booted and is nobody yet; machines of its
-// kind are restored from it.
+// A template is a machine that has booted and done nothing else; whoever is the
+// same machine, in whatever lab, is restored from it.
 type template struct {
 	entry *snapshot.Entry // nil: it is in the host's memory only, as there is no space for it
 	state *vmm.State
@@ -110,6 +108,8 @@ func (m *Machine) warm(ctx context.Context, config vmm.Config, img *image.Image)
 	if err != nil {
 		return nil, nil // the start will say why
 	}
+	// What a service sees when it starts, it keeps.
+	fits["name or addresses"] = fmt.Sprintf("%s %v", m.Name(), m.address.Interfaces)
 	s := h.templates.slot(snapshot.Key(fits))
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -166,7 +166,7 @@ func (m *Machine) beginning(ctx context.Context, config vmm.Config, img *image.I
 	if t == nil || err != nil {
 		return nil, err
 	}
-	return &origin{state: t.state, macs: templateMACs(len(m.address.Interfaces)), slot: t}, m.adopt(&machineState{id: m.id, disk: t.disks, console: consoleOf(t.text)})
+	return &origin{state: t.state, slot: t}, m.adopt(&machineState{id: m.id, disk: t.disks, console: consoleOf(t.text)})
 }
 
 // fits is all that must be the same for a saved machine to go on as this one.
@@ -231,7 +231,7 @@ func (m *Machine) openTemplate(ctx context.Context, fits map[string]string, img 
 // makeTemplate boots a machine like this one and saves it in the cache. Only if
 // there is no space there, the template is returned.
 func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, img *image.Image) (*template, error) {
-	title := fmt.Sprintf("%s, %d MiB", img.Title, m.config.Memory)
+	title := fmt.Sprintf("%s (%s, %d MiB)", m.Name(), img.Title, m.config.Memory)
 	p := &templateProgress{ctx: ctx, title: "snapshot of " + title, start: time.Now()}
 	var inMemory *template
 	err := m.lab.host.snapshots.Make(ctx, fits, title,
@@ -247,7 +247,7 @@ func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, img 
 			booted := lab.Machines()[0]
 			if err := booted.settle(silent); err != nil {
 				m.console.restore(booted.console.save()) // it says more than the error
-				return booted.explainAs(m.Name(), err)
+				return err
 			}
 			p.say("saving")
 			err = booted.saveTemplate(ctx, d)
@@ -265,32 +265,23 @@ func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, img 
 	return nil, err
 }
 
-// templateLab is a lab of one machine like m that is nobody.
+// templateLab is a lab in which this machine is alone, with its own name and
+// addresses.
 func (m *Machine) templateLab(ctx context.Context) (*Lab, error) {
 	config := m.config
-	config.Name, config.Networks = templateName, []int{}
-	for i := range m.config.Networks {
-		config.Networks = append(config.Networks, i+1)
-	}
 	config.AllowReboot = false
-	lab, err := newLab(ctx, m.lab.host, LabConfig{Name: "template", Machines: []MachineConfig{config}})
+	lab, err := newLab(ctx, m.lab.host, LabConfig{Name: "template", Machines: []MachineConfig{config}, addresses: &m.lab.addresses})
 	if err != nil {
 		return nil, err
 	}
-	t := lab.Machines()[0]
-	t.isTemplate = true
-	for i := range t.address.Interfaces {
-		t.address.Interfaces[i].MAC = templateMAC(i)
-	}
+	lab.Machines()[0].isTemplate = true
 	return lab, nil
 }
 
-// templateName is the host name of a guest that has not been told its own.
-const templateName = "localhost"
-
-// settleLimit is how long a guest may take to end its boot. One that takes
-// longer is saved as it is then: it may wait for what its test will do.
-const settleLimit = 30 * time.Second
+// settleLimit is how long a guest may take to end its boot, on a fast host as on a
+// slow one. One that takes longer is saved as it is then: it may wait for another
+// machine, or for what its test will do.
+const settleLimit = 45 * time.Second
 
 // settle starts a machine and waits until its guest has booted: until systemd
 // has nothing more to start, if it is systemd.
@@ -301,30 +292,12 @@ func (m *Machine) settle(ctx context.Context) error {
 	}
 	_, err = r.guest.Run(ctx, guest.Command{
 		Script:  "systemctl is-system-running --wait >/dev/null 2>&1 || true",
-		Timeout: m.lab.host.scale(settleLimit),
+		Timeout: settleLimit,
 	})
-	if err == nil {
-		// Clones have one address until each has its own: no word of it on the networks.
-		off := m.identity(nil)
-		for i := range off.Interfaces {
-			off.Interfaces[i].Off = true
-		}
-		err = r.guest.Identity(ctx, wire.Identity{Interfaces: off.Interfaces})
-	}
 	if err == nil {
 		err = r.guest.Sync(ctx)
 	}
 	return r.explain(ctx, "snapshot", err)
-}
-
-// explainAs is an error of this machine's boot as one of the machine that is to be.
-func (m *Machine) explainAs(name string, err error) error {
-	if boot := (*BootError)(nil); errors.As(err, &boot) {
-		b := *boot
-		b.Machine = name
-		return &b
-	}
-	return err
 }
 
 // saveTemplate saves the machine, which ends with that.
@@ -358,20 +331,6 @@ func (m *Machine) templateInMemory(ctx context.Context, dir string) (*template, 
 		return nil, err
 	}
 	return &template{state: s.state, disks: s.disk, text: s.console.sinceBoot()}, nil
-}
-
-// templateMACs are those of its network cards.
-func templateMACs(n int) (macs []string) {
-	for i := range n {
-		macs = append(macs, templateMAC(i).String())
-	}
-	return macs
-}
-
-// templateMAC is the address that network card i has in a template: none of a
-// machine's, whose networks are numbered from 1.
-func templateMAC(i int) net.HardwareAddr {
-	return net.HardwareAddr{0x52, 0x54, 0x00, 0x12, 0x00, byte(i + 1)}
 }
 
 // templateProgress reports that a template is made.

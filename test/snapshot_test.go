@@ -19,7 +19,7 @@ func small(name string) attest.MachineConfig {
 	return attest.MachineConfig{Name: name, Image: attest.Debian{}, Memory: 256}
 }
 
-// TestWarmStart looks at a machine that was restored from one that was nobody.
+// TestWarmStart looks at machines that were restored.
 func TestWarmStart(t *testing.T) {
 	t.Parallel()
 	lab := attest.New(t, small("one"), small("two"))

@@ -249,9 +249,6 @@ func setInterface(link netlink.Link, w wire.Interface, taken map[string]netlink.
 		delete(taken, name)
 		taken[w.Name] = link
 	}
-	if w.Off {
-		return netlink.LinkSetDown(link)
-	}
 	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return wrap("list addresses", err)

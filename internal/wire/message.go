@@ -273,6 +273,5 @@ type Interface struct {
 	Was       string         `json:"was,omitempty"`  // the one it has if the guest was restored from another machine's snapshot
 	Name      string         `json:"name,omitempty"` // what it shall be called
 	Addresses []netip.Prefix `json:"addresses"`
-	Off       bool           `json:"off,omitempty"`      // nothing is to be sent or received
 	Gateways  []netip.Addr   `json:"gateways,omitempty"` // of the default routes, one for each family
 }

@@ -34,7 +34,7 @@ import (
 //
 // What that command leaves out too are the small memories that belong to
 // devices, such as the firmware's. Nobody writes to them after the firmware has
-// run, but for the display's (renewScreen), so they are taken from the migration of the machine that booted: what is
+// run, so they are taken from the migration of the machine that booted: what is
 // in front of the devices there is kept, and put in front of them again.
 
 // saved is what a machine can be saved from, and was restored from.
@@ -50,9 +50,6 @@ type saved struct {
 func (s saved) Close() error {
 	return errors.Join(s.memory.Close(), s.restore.Close(), s.devices.Close())
 }
-
-// devicesPath is what QEMU calls the file that devices are written to.
-func (s saved) devicesPath() string { return fmt.Sprintf("/proc/self/fd/%d", s.devicesFD) }
 
 func newSaved(c vmm.Config) (s saved, err error) {
 	defer func() {
@@ -167,7 +164,7 @@ func (m *machine) Save(ctx context.Context, memory *os.File) (device []byte, err
 }
 
 func (m *machine) saveDevices(ctx context.Context) ([]byte, error) {
-	err := m.monitor.Do(ctx, "xen-save-devices-state", map[string]any{"filename": m.saved.devicesPath(), "live": false}, nil)
+	err := m.monitor.Do(ctx, "xen-save-devices-state", map[string]any{"filename": fmt.Sprintf("/proc/self/fd/%d", m.saved.devicesFD), "live": false}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -185,12 +182,9 @@ func (m *machine) saveDevices(ctx context.Context) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		prefix, err = beforeDevices(stream, devices)
-	} else {
-		prefix, err = m.renewScreen(ctx, prefix)
-	}
-	if err != nil {
-		return nil, err
+		if prefix, err = beforeDevices(stream, devices); err != nil {
+			return nil, err
+		}
 	}
 	return joinState(prefix, devices), nil
 }
