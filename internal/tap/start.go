@@ -85,6 +85,9 @@ func Start(ctx context.Context, s *supervise.Supervisor, c supervise.Command, li
 	if errors.Is(err, io.EOF) {
 		err = fmt.Errorf("it ended before it did anything: %v", p.Status())
 	}
+	if unavailable := (*UnavailableError)(nil); errors.As(err, &unavailable) {
+		return nil, nil, err
+	}
 	return nil, nil, fmt.Errorf("start %s in a network namespace: %w", o.Path, err)
 }
 

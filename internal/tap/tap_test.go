@@ -28,8 +28,15 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const patience = time.Minute
 
+// supervisor also skips the test where it cannot be: what an ordinary user gets
+// then is in TestRemedies.
 func supervisor(t *testing.T) *supervise.Supervisor {
 	t.Helper()
+	if f, err := os.OpenFile(tunDevice, os.O_RDWR, 0); err == nil {
+		f.Close()
+	} else if os.Geteuid() != 0 {
+		t.Skip("this user may not make a TAP here: ", err)
+	}
 	root, err := os.MkdirTemp("", "tap")
 	if err != nil {
 		t.Fatal(err)
