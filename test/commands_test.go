@@ -198,7 +198,7 @@ func testCancel(t *testing.T, m tried) {
 		"one process":       "exec sleep 77777",
 		"grandchildren":     "bash -c 'sleep 77777 & sleep 77777' & wait",
 		"deaf to SIGTERM":   "trap '' TERM; bash -c 'sleep 77777; true' & while :; do sleep 0.1; wait; done",
-		"stopped":           "sleep 77777 & kill -STOP $!; wait",
+		"stopped":           "sleep 77777 & until pgrep -f '^sleep 77777'; do sleep 0.05; done; kill -STOP $!; wait", // not before it is a sleep
 		"a shell of a user": "su nobody -s /bin/bash -c 'sleep 77777'",
 	} {
 		ctx, cancel := context.WithCancel(t.Context())
