@@ -275,15 +275,18 @@ func TestVictim(t *testing.T) {
 	if fate == "" {
 		return
 	}
-	lab := attest.New(t, attest.MachineConfig{Name: "victim", Image: attest.Debian{}, Memory: 256})
+	lab := attest.New(t, attest.MachineConfig{Name: "victim", Image: attest.Debian{}, Memory: 256, Egress: []string{"host"}})
 	victim := lab.Machine("victim")
 	victim.Start()
+	if fate == "ports" {
+		openPorts(t, lab.Lab)
+	}
 	fmt.Println(victimStarted)
 	switch fate {
 	case "panic":
 		io.ReadAll(os.Stdin) // until it was looked at
 		panic("a mistake in a test")
-	case "hang":
+	case "hang", "ports":
 		select {}
 	case "wait":
 		victim.WaitForFile("/never")

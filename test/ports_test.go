@@ -40,6 +40,7 @@ func TestVDEPort(t *testing.T) {
 // TestTAPPort has one machine whose QEMU takes a TAP from a network namespace, and
 // a plain program of this host that talks to both machines.
 func TestTAPPort(t *testing.T) {
+	needTAP(t)
 	lab := newPortsLab(t, attest.HostConfig{})
 	holder, err := lab.StartProgram(t.Context(), attest.Program{Args: []string{"sleep", "1000000"}, Name: "client-tap", VMM: true})
 	if err != nil {
@@ -84,6 +85,19 @@ func TestTAPPort(t *testing.T) {
 	}
 	if err := fault.Heal(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// needTAP skips a test for an ordinary user whom the host does not let make a
+// TAP; root is let.
+func needTAP(t *testing.T) {
+	t.Helper()
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err != nil && os.Geteuid() != 0 {
+		t.Skip("this user may not make a TAP here: ", err)
+	}
+	if err == nil {
+		f.Close()
 	}
 }
 
@@ -344,4 +358,38 @@ func TestEgress(t *testing.T) {
 			}
 		}
 	}
+}
+
+// openPorts has everything on a lab's network that a process of its own, a
+// socket or a namespace belongs to.
+func openPorts(t *testing.T, lab *attest.Lab) {
+	if _, err := lab.VDESocket(1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lab.Machines()[0].ForwardPort(t.Context(), 0, 22); err != nil {
+		t.Fatal(err)
+	}
+	for _, vmm := range []bool{false, true} {
+		// The child is an orphan when its parent is killed.
+		p := attest.Program{Args: []string{"sh", "-c", "sleep 1000000 & exec sleep 1000000"}, VMM: vmm}
+		if _, err := lab.StartProgram(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// kill -9 leaves no port of any kind.
+func TestKillWithPorts(t *testing.T) {
+	needTAP(t)
+	t.Parallel()
+	state := newStateDir(t)
+	p, tree, running := startVictim(t, state, "ports", patience)
+	if !running {
+		t.Fatalf("the machine does not run: %s", p.said())
+	}
+	if _, ok := find(tree, "sleep\x001000000"); !ok {
+		t.Error("the programs do not run")
+	}
+	p.cmd.Process.Kill()
+	waitForNothing(t, state, tree)
 }
