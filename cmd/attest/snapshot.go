@@ -17,7 +17,7 @@ import (
 func newSnapshot() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "snapshot",
-		Short: "List and remove the snapshots that machines start from",
+		Short: "Build, list and remove the snapshots that machines start from",
 		Long: "A machine starts from a snapshot of one that has booted. It is made when there is\n" +
 			"none, and kept in a cache, $XDG_CACHE_HOME/attest/snapshot (~/.cache/attest/snapshot),\n" +
 			"of at most 10 GiB (" + snapshot.SizeEnv + " sets another limit); those that\n" +
