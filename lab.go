@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/network"
@@ -146,6 +147,10 @@ func (l *Lab) Machine(name string) *Machine {
 
 // hasNetwork says whether a machine is on a network.
 func (l *Lab) hasNetwork(number int) bool { return slices.Contains(networksOf(l.Machines()), number) }
+
+// Scale adapts a default time limit to the speed of the host, as operations do
+// with theirs.
+func (l *Lab) Scale(d time.Duration) time.Duration { return l.host.scale(d) }
 
 // Host is the host that the lab runs on.
 func (l *Lab) Host() *Host { return l.host }

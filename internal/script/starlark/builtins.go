@@ -124,14 +124,24 @@ var (
 	errReturnedFalse = errors.New("it returned False")
 )
 
+// limit is a default limit, longer where the host is slower.
+func (th *thread) limit(d time.Duration) durationArg {
+	if host, ok := th.lab.(interface {
+		Scale(time.Duration) time.Duration
+	}); ok {
+		d = host.Scale(d)
+	}
+	return durationArg(d)
+}
+
 // retry(fn, timeout=, interval=) calls fn until it neither fails nor returns False.
 func retry(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
 	var fn sl.Callable
-	timeout, interval := durationArg(retryTimeout), durationArg(retryInterval)
+	th := threadOf(t)
+	timeout, interval := th.limit(retryTimeout), durationArg(retryInterval)
 	if err := unpack(b, args, kwargs, "fn", &fn, "timeout?", &timeout, "interval?", &interval); err != nil {
 		return nil, err
 	}
-	th := threadOf(t)
 	ctx, cancel := context.WithTimeoutCause(th.ctx, time.Duration(timeout), errRetryOver)
 	defer cancel()
 	var v sl.Value

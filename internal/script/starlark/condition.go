@@ -98,11 +98,11 @@ func (c *condition) during(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []
 }
 
 func (c *condition) wait(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
-	timeout := durationArg(retryTimeout)
+	th := threadOf(t)
+	timeout := th.limit(retryTimeout)
 	if err := unpack(b, args, kwargs, "timeout?", &timeout); err != nil {
 		return nil, err
 	}
-	th := threadOf(t)
 	var err error
 	th.unlocked(func() { err = c.of(th, t).Wait(th.ctx, attest.Timeout(time.Duration(timeout))) })
 	return sl.None, err
