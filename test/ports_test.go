@@ -46,7 +46,11 @@ func TestTAPPort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wrapQEMU(t, "client", "tap,ifname=tap1,script=no,downscript=no", "nsenter", "-t", strconv.Itoa(holder.Pid()), "-n")
+	enter := []string{"nsenter", "-t", strconv.Itoa(holder.Pid()), "-n"}
+	if os.Geteuid() != 0 {
+		enter = append(enter, "-U", "--preserve-credentials")
+	}
+	wrapQEMU(t, "client", "tap,ifname=tap1,script=no,downscript=no", enter...)
 	testTransfers(t, lab)
 	checkNetdev(t, lab, "client", "tap,")
 
