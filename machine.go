@@ -505,7 +505,11 @@ func (m *Machine) close() error {
 		m.snapshot.Memory.Close()
 	}
 	m.outside.Wait()
-	return errors.Join(err, m.checkpoints.close(), m.console.log.Close())
+	err = errors.Join(err, m.checkpoints.close())
+	if e := m.console.log.Close(); !errors.Is(e, os.ErrClosed) { // by an earlier Close
+		err = errors.Join(err, e)
+	}
+	return err
 }
 
 // vmmConfig is what the backend is to start, without what exists only while
