@@ -189,7 +189,8 @@ func (n faulty) drop(t *testing.T) {
 	const sent = 200
 	f := begun(t)(n.Drop(t.Context(), n.a, 0.3, attest.Direction(attest.Outgoing), attest.Match("icmp")))
 	got := len(ping(t, n.a, "-c 200 -i 0.01 -W 5 b"))
-	if f.Frames() != sent || f.Affected() != sent-got || f.Affected() < 30 || f.Affected() > 90 {
+	// ping waits two round trips for its last answers: on a busy host it misses some.
+	if f.Frames() != sent || got == 0 || got > sent-f.Affected() || f.Affected() < 30 || f.Affected() > 90 {
 		t.Errorf("%d of %d pings were answered; the fault saw %d and dropped %d", got, sent, f.Frames(), f.Affected())
 	}
 	if f.String() != `drop(a, rate=0.3, direction="out", match="icmp")` {
@@ -198,10 +199,10 @@ func (n faulty) drop(t *testing.T) {
 	heal(t, f)
 	flaky := begun(t)(n.Flaky(t.Context(), n.a, attest.Peer(n.b), attest.Match("icmp")))
 	got = len(ping(t, n.a, "-c 200 -i 0.01 -W 5 b"))
-	if flaky.Affected() != sent-got || got == sent || got == 0 {
+	if got > sent-flaky.Affected() || flaky.Affected() == 0 || got == 0 {
 		t.Errorf("%d of %d pings were answered over a flaky link, which lost %d of %d frames", got, sent, flaky.Affected(), flaky.Frames())
 	}
-	if got := len(ping(t, n.a, "-c 20 -i 0.01 -W 5 c")); got != 20 {
+	if got := len(ping(t, n.a, "-c 20 -i 0.01 -w 60 c")); got < 20 {
 		t.Errorf("%d of 20 pings to another machine were answered", got)
 	}
 }
@@ -361,16 +362,16 @@ func (n faulty) capture(t *testing.T) {
 		t.Fatal(err)
 	}
 	count := func(filter string) int { return len(tshark(t, c.Path(), filter)) }
-	for filter, want := range map[string]int{
-		`icmp.type == 8 && frame.interface_name == "a eth1"`:                                           20,
-		`icmp.type == 8 && frame.interface_name == "a eth1" && frame.comment contains "lost to fault"`: 20 - got,
-		`icmp.type == 8 && frame.interface_name == "b eth1"`:                                           got,
-		`icmp.type == 0 && frame.interface_description == "net1: a/eth1"`:                              got,
-		`frame.comment matches "^fault \\d+ (began|ended): drop\\(a, rate=0.5"`:                        2,
-	} {
-		if n := count(filter); n != want {
-			t.Errorf("%d frames are %s, want %d", n, filter, want)
-		}
+	asked := count(`icmp.type == 8 && frame.interface_name == "a eth1"`)
+	lost := count(`icmp.type == 8 && frame.interface_name == "a eth1" && frame.comment contains "lost to fault"`)
+	arrived := count(`icmp.type == 8 && frame.interface_name == "b eth1"`)
+	answers := count(`icmp.type == 0 && frame.interface_description == "net1: a/eth1"`)
+	// ping does not wait for all that is under way.
+	if asked == 0 || asked > 20 || lost == 0 || lost != f.Affected() || arrived != asked-lost || answers > arrived || answers < got {
+		t.Errorf("%d pings were sent, %d lost (the fault says %d), %d arrived, %d answered; ping got %d", asked, lost, f.Affected(), arrived, answers, got)
+	}
+	if n := count(`frame.comment matches "^fault \\d+ (began|ended): drop\\(a, rate=0.5"`); n != 2 {
+		t.Errorf("%d comments tell of the fault's begin and end", n)
 	}
 }
 
