@@ -29,7 +29,6 @@ type Machine struct {
 	console *console
 	outside sync.WaitGroup // the ways out of the lab of its starts
 
-	isTemplate  bool       // it is booted to be saved
 	snapshot    *vmm.State // that of its configuration, once it has begun with it
 	checkpoints checkpoints
 

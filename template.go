@@ -101,7 +101,7 @@ func (t *templates) close(store *snapshot.Store) error {
 // cannot is no error: it boots. It is one that the time is over.
 func (m *Machine) warm(ctx context.Context, config vmm.Config, img *image.Image) (*templateSlot, error) {
 	h := m.lab.host
-	if _, ok := m.backend.(vmm.Fingerprinter); !ok || m.isTemplate || h.config.Boot == BootCold || m.config.Boot == BootCold {
+	if _, ok := m.backend.(vmm.Fingerprinter); !ok || h.config.Boot == BootCold || m.config.Boot == BootCold {
 		return nil, nil
 	}
 	fits, err := m.fits(config, img)
@@ -269,13 +269,8 @@ func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, img 
 // addresses.
 func (m *Machine) templateLab(ctx context.Context) (*Lab, error) {
 	config := m.config
-	config.AllowReboot = false
-	lab, err := newLab(ctx, m.lab.host, LabConfig{Name: "template", Machines: []MachineConfig{config}, addresses: &m.lab.addresses})
-	if err != nil {
-		return nil, err
-	}
-	lab.Machines()[0].isTemplate = true
-	return lab, nil
+	config.AllowReboot, config.Boot = false, BootCold
+	return newLab(ctx, m.lab.host, LabConfig{Name: "template", Machines: []MachineConfig{config}, addresses: &m.lab.addresses})
 }
 
 // settleLimit is how long a guest may take to end its boot, on a fast host as on a
