@@ -189,11 +189,21 @@ func writeIfChanged(path, content string, mode os.FileMode) error {
 	return err
 }
 
+// dump lists what the kernel has, again when it changed in the middle of that.
+func dump[T any](list func() ([]T, error)) ([]T, error) {
+	for try := 1; ; try++ {
+		all, err := list()
+		if try == 100 || !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
+		}
+	}
+}
+
 func setInterfaces(want []wire.Interface) error {
 	if len(want) == 0 {
 		return nil
 	}
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list network interfaces: %w", err)
 	}
@@ -249,7 +259,7 @@ func setInterface(link netlink.Link, w wire.Interface, taken map[string]netlink.
 		delete(taken, name)
 		taken[w.Name] = link
 	}
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	have, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return wrap("list addresses", err)
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,7 +49,14 @@ func initIsUp() bool {
 	if strings.TrimSpace(string(comm)) == wire.StayingInit {
 		return true
 	}
-	if systemdIsInit() {
+	// Opened once: whoever looks twice may see attest's /init at first and its
+	// successor then.
+	first, err := os.Open("/proc/1/exe")
+	if err != nil {
+		return !errors.Is(err, os.ErrNotExist) // process 1 is between two programs
+	}
+	defer first.Close()
+	if program, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", first.Fd())); err == nil && filepath.Base(program) == "systemd" {
 		_, err := os.Stat(systemdSocket)
 		return err == nil
 	}
@@ -56,11 +64,8 @@ func initIsUp() bool {
 	if err != nil {
 		return true
 	}
-	first, err := os.Stat("/proc/1/exe")
-	if errors.Is(err, os.ErrNotExist) {
-		return false // process 1 is between two programs
-	}
-	return err != nil || !os.SameFile(own, first) // attest's /init has become another program
+	running, err := first.Stat()
+	return err != nil || !os.SameFile(own, running) // attest's /init has become another program
 }
 
 // systemdIsInit says whether process 1 is systemd, whatever name it was started by.
