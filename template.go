@@ -286,7 +286,8 @@ func (m *Machine) settle(ctx context.Context) error {
 		return err
 	}
 	_, err = r.guest.Run(ctx, guest.Command{
-		Script:  "systemctl is-system-running --wait >/dev/null 2>&1 || true",
+		// Again when the connection broke, as when systemd executes itself anew.
+		Script:  "while systemctl is-system-running --wait 2>/dev/null | grep -qx 'initializing\\|starting'; do :; done",
 		Timeout: settleLimit,
 	})
 	if err == nil {

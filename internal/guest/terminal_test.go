@@ -70,7 +70,7 @@ func TestTerminal(t *testing.T) {
 	resizes <- wire.TerminalSize{Rows: 40, Columns: 100}
 	write("until test \"$(stty size)\" = '40 100'; do sleep 0.01; done; echo it 'is large'\n")
 	shown.await(t, ctx, "it is large\r\n")
-	write("echo wait 'here'; sleep 1000\n")
+	write("sh -c 'echo wait \"here\"; exec sleep 1000'\n") // who says it is who gets the signal
 	shown.await(t, ctx, "wait here\r\n")
 	write("\x03")
 	write("echo still 'there'; exit 7\n")

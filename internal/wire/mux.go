@@ -294,11 +294,15 @@ func (s *Stream) OnSignal(fn func(syscall.Signal)) {
 // abort ends reads and writes on the agent's side; Finish still works.
 func (s *Stream) abort(cause error) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.abortLocked(cause)
+}
+
+func (s *Stream) abortLocked(cause error) {
 	if s.err == nil && !s.finished {
 		s.err = cause
 	}
 	s.wakeAll()
-	s.mu.Unlock()
 	s.cancel(cause)
 }
 
@@ -428,8 +432,12 @@ func (s *Stream) Signal(sig syscall.Signal) { s.control(Signal, uint8(sig)) }
 // Cancel gives the operation up: the agent ends it soon, with a result that
 // nobody waits for. Reads and writes return cause.
 func (s *Stream) Cancel(cause error) {
-	s.control(Cancel, 0)
-	s.abort(cause)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.writeErr() == nil {
+		s.mux.w.Send(Frame{Type: Cancel, Stream: s.id})
+	}
+	s.abortLocked(cause) // before the result can come
 }
 
 // Finish sends the outcome of an operation; the stream is over. The agent calls
