@@ -196,7 +196,7 @@ func (l *Lab) resume(ctx context.Context, machines []*Machine, states map[string
 type origin struct {
 	state  *vmm.State
 	fits   func(map[string]string) error // see machineState
-	agent  string                        // the machine is itself again, to this instance of its agent; empty: it becomes another
+	agent  string                        // to this instance of its agent the machine is itself again; empty: it becomes another
 	macs   []string                      // the addresses that its network cards had; nil: its own
 	paused bool
 	slot   *templateSlot // it is a template, and the machine may boot instead

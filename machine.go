@@ -58,7 +58,8 @@ type run struct {
 	origin      *origin
 	allowReboot bool
 
-	pauseMu sync.Mutex // one Pause or Resume at a time
+	pauseMu sync.Mutex     // one Pause or Resume at a time
+	clock   sync.WaitGroup // of correctClock; grows while machine.current is this run
 
 	identityMu sync.Mutex // so that no machine misses the name of a new one
 	greeted    bool       // the guest knows who it is
@@ -266,6 +267,7 @@ func (r *run) watch() {
 	}
 	m.announce(state, string(r.vm.Exit().Reason), time.Since(r.started))
 	<-r.ready
+	r.clock.Wait()
 	close(r.over)
 }
 
@@ -318,7 +320,8 @@ func (r *run) verdict() error {
 
 // greet gives the guest its identity; it runs whenever an agent answers, so at
 // the first boot and after each reboot, before any operation gets through.
-// A guest that was restored as itself keeps what its test has made of it.
+// A guest that was restored as itself keeps what its test has made of it; one
+// that was restored from a template has its name and addresses.
 func (r *run) greet(ctx context.Context, info wire.Info) error {
 	m := r.machine
 	var macs []string
@@ -329,7 +332,10 @@ func (r *run) greet(ctx context.Context, info wire.Info) error {
 	id := m.identity(macs)
 	if r.origin != nil && r.origin.agent == info.Instance {
 		id = renewal()
-		if r.newHosts {
+		if r.origin.slot != nil {
+			id.MachineID = m.id
+		}
+		if r.newHosts || r.origin.slot != nil {
 			id.Hosts = m.hosts()
 		}
 	}

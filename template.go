@@ -3,6 +3,7 @@ package attest
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -50,6 +51,7 @@ type template struct {
 	state *vmm.State
 	disks []vmm.Backing
 	text  []byte // of the console
+	agent string // the instance of the agent that answered
 }
 
 // templates are those that a host has used. Each is opened once, and held until
@@ -166,7 +168,7 @@ func (m *Machine) beginning(ctx context.Context, config vmm.Config, img *image.I
 	if t == nil || err != nil {
 		return nil, err
 	}
-	return &origin{state: t.state, slot: t}, m.adopt(&machineState{id: m.id, disk: t.disks, console: consoleOf(t.text)})
+	return &origin{state: t.state, slot: t, agent: t.agent}, m.adopt(&machineState{id: m.id, disk: t.disks, console: consoleOf(t.text)})
 }
 
 // fits is all that must be the same for a saved machine to go on as this one.
@@ -210,7 +212,7 @@ func (m *Machine) openTemplate(ctx context.Context, fits map[string]string, img 
 	for try := 1; ; try++ {
 		entry, err := store.Get(fits)
 		if err == nil {
-			return &template{entry: entry, state: entry.State, disks: entry.Disks, text: entry.Console}, nil
+			return templateOf(entry)
 		}
 		var damaged *snapshot.DamagedError
 		switch {
@@ -312,7 +314,18 @@ func (m *Machine) saveTemplate(ctx context.Context, d *snapshot.Draft) error {
 		}
 		d.Formats = append(d.Formats, b.Format)
 	}
+	if d.Extra, err = json.Marshal(savedState{Agent: r.agentInstance()}); err != nil {
+		return err
+	}
 	return d.Finish(device, m.console.save().sinceBoot())
+}
+
+func templateOf(e *snapshot.Entry) (*template, error) {
+	var extra savedState
+	if err := json.Unmarshal(e.Extra, &extra); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return &template{entry: e, state: e.State, disks: e.Disks, text: e.Console, agent: extra.Agent}, nil
 }
 
 // templateInMemory is saveTemplate without the cache. dir is for the disk.
@@ -326,7 +339,7 @@ func (m *Machine) templateInMemory(ctx context.Context, dir string) (*template, 
 		s.close()
 		return nil, err
 	}
-	return &template{state: s.state, disks: s.disk, text: s.console.sinceBoot()}, nil
+	return &template{state: s.state, disks: s.disk, text: s.console.sinceBoot(), agent: s.agent}, nil
 }
 
 // templateProgress reports that a template is made.
