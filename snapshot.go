@@ -135,7 +135,7 @@ func capture(ctx context.Context, machines []*Machine, dir string, paused func()
 		each(machines, func(i int, m *Machine) error {
 			if runs[i] != nil {
 				runs[i].vm.(vmm.Pauser).Resume(ctx)
-				go runs[i].setClock() // nobody has to wait for that
+				runs[i].correctClock()
 			}
 			return nil
 		})
@@ -265,8 +265,19 @@ func copyFile(to, from string) error {
 	return errors.Join(vmm.CopySparse(target, source), target.Close())
 }
 
-// setClock sets the clock of a guest that stood still. It is given up after a
-// while: a guest that does not answer has other troubles than its clock.
+// correctClock sets the clock of a guest that stood still. Nobody has to wait for
+// that but the end of the run.
+func (r *run) correctClock() {
+	m := r.machine
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.current == r {
+		r.clock.Go(r.setClock)
+	}
+}
+
+// setClock is given up after a while: a guest that does not answer has other
+// troubles than its clock.
 func (r *run) setClock() {
 	ctx, cancel := context.WithTimeout(r.machine.lab.ctx, r.machine.lab.host.scale(clockTimeout))
 	defer cancel()
