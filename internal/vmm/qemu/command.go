@@ -21,15 +21,18 @@ const AgentPort = "org.attest.agent.0"
 // are called, and the machine's own options.
 type machineType struct {
 	option string
+	blind  string // further ones where there is no screen
 	suffix string // of virtio devices: on PCI or memory-mapped
 	net    string // further properties of network cards
 }
 
+// None has graphics=off: the firmware would then clear the serial console, and
+// write to it.
 var machineTypes = map[string]machineType{
 	"": q35, "q35": q35,
 	"microvm": {
 		// The firmware of a microvm can load a kernel only through fw_cfg.
-		option: "microvm,acpi=on,pcie=off,rtc=on,usb=off,graphics=off",
+		option: "microvm,acpi=on,pcie=off,rtc=on,usb=off",
 		suffix: "-device",
 	},
 }
@@ -37,8 +40,10 @@ var machineTypes = map[string]machineType{
 var q35 = machineType{
 	// What an integration test has no use for costs boot time: each device is
 	// probed by the firmware and by the kernel.
-	// Not graphics=off: the firmware would then clear the serial console.
-	option: "q35,usb=off,vmport=off,smm=off,sata=off,hpet=off",
+	// Without SMM a QEMU since 9.1 does not give the guest the memory by which it
+	// writes text to the screen.
+	option: "q35,usb=off,vmport=off,sata=off,hpet=off",
+	blind:  ",smm=off",
 	suffix: "-pci",
 	net:    ",romfile=", // no firmware that boots from the network
 }
@@ -86,7 +91,11 @@ func (h hardware) command() command {
 	c.add("-name", "guest="+escape(h.config.Name)+",process=attest-qemu")
 	// No file of the host's changes what a machine is.
 	c.add("-no-user-config", "-nodefaults", "-display", "none")
-	c.add("-machine", c.typ.option+",memory-backend=ram,suppress-vmdesc=on")
+	machine := c.typ.option
+	if !h.config.Display {
+		machine += c.typ.blind
+	}
+	c.add("-machine", machine+",memory-backend=ram,suppress-vmdesc=on")
 	c.accelerator(h.accel)
 	c.add("-m", itoa(megabytes(h.config)), "-smp", itoa(max(h.config.CPUs, 1)))
 	c.add("-S") // until somebody listens to the events
