@@ -73,7 +73,9 @@ func newTestLab(t TB, ctx context.Context, cancel func(), lab *Lab, err error) *
 		t.Fatalf("attest: %v", err)
 	}
 	t.Logf("attest: seed %[1]d (%[2]s=%[1]d repeats its random decisions)", lab.Seed(), seedEnv)
+	l := &TestLab{Lab: lab, t: t, ctx: ctx}
 	t.Cleanup(func() {
+		l.keep()
 		err := lab.Network().Settle(ctx)
 		err = errors.Join(err, lab.Close(), shared.close())
 		cancel()
@@ -81,7 +83,7 @@ func newTestLab(t TB, ctx context.Context, cancel func(), lab *Lab, err error) *
 			t.Logf("attest: closing the lab: %v", err)
 		}
 	})
-	return &TestLab{Lab: lab, t: t, ctx: ctx}
+	return l
 }
 
 // testGrace is what is left of the test binary's own deadline (-timeout) for

@@ -46,6 +46,10 @@ type LabConfig struct {
 	// frames a fault loses. 0: the environment's ATTEST_SEED, or another one every
 	// time.
 	Seed int64
+	// KeepOnFailure is the directory below which go test saves the lab of a test
+	// that fails, for attest debug. Empty: what the environment's ATTEST_KEEP says,
+	// or nowhere.
+	KeepOnFailure string
 
 	created   []MachineConfig    // by CreateMachine, in this order
 	addresses *network.Addresses // of a larger lab; nil: of the lab's own machines

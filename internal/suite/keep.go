@@ -56,11 +56,11 @@ func (e *keptError) Unwrap() error { return e.err }
 // keepLimit is for a test whose own time is over.
 const keepLimit = 5 * time.Minute
 
-// keep saves the lab of a test that failed, if that was asked for, and says in
+// keep saves the lab of a test that failed, if the run or its file asks for that, and says in
 // the test's error where it is. A run that was interrupted keeps nothing: whoever
 // did that waits for its end.
 func (p *pass) keep(ctx context.Context, lab operation.Runner, t starlark.Test, err error) error {
-	if err == nil || !p.suite.opts.Keep || classify(ctx, err) == event.Interrupted {
+	if err == nil || !p.suite.opts.Keep && !p.file.script.KeepOnFailure() || classify(ctx, err) == event.Interrupted {
 		return err
 	}
 	saver, ok := lab.(operation.Saver)

@@ -34,7 +34,7 @@ type Options struct {
 	Boot          string            // how machines start: "warm" (or empty), "cold", or "both", each test once either way
 	From          string            // directory of a state that SaveTo has written: tests begin there, and setup does not run
 	SaveTo        string            // run setup only, and write the state that it leaves to this directory
-	Keep          bool              // leave the lab of a failed test in OutDir/kept, for attest debug
+	Keep          bool              // leave the lab of a failed test in OutDir/kept, for attest debug; a file can ask for that itself
 	MachineConfig string            // path of a machine configuration
 	Pcap          string            // where the networks' frames are captured: a directory with a file for each test, or a file (.pcapng) if there is one test. Empty: nowhere
 	Version       string            // for the reports

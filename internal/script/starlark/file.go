@@ -30,6 +30,7 @@ type File struct {
 	globals  sl.StringDict
 	machines []attest.MachineConfig
 	setup    bool
+	keep     bool
 	tests    []Test
 }
 
@@ -43,6 +44,9 @@ type Test struct {
 // Setup is the name of the function that runs before the tests.
 const Setup = "setup"
 
+// keepOnFailure is the global variable that is a setting of the file.
+const keepOnFailure = "keep_on_failure"
+
 // Path is the file's name, as it was given.
 func (f *File) Path() string { return f.path }
 
@@ -51,6 +55,9 @@ func (f *File) Machines() []attest.MachineConfig { return f.machines }
 
 // HasSetup says whether there is a function setup.
 func (f *File) HasSetup() bool { return f.setup }
+
+// KeepOnFailure says whether the file wants the labs of its failed tests kept.
+func (f *File) KeepOnFailure() bool { return f.keep }
 
 // Tests are the functions to run, in the order of the file.
 func (f *File) Tests() []Test { return f.tests }
@@ -72,6 +79,13 @@ func (f *File) Call(ctx context.Context, lab operation.Runner, name string) erro
 func (f *File) choose(m *module) []*Error {
 	var errs []*Error
 	var main *Test
+	if v, ok := m.globals[keepOnFailure]; ok {
+		keep, ok := v.(sl.Bool)
+		if !ok {
+			errs = append(errs, f.sources.errorAt(m.positions[keepOnFailure], usagef("%s must be True or False, not %s", keepOnFailure, operation.Describe(plain(v)))))
+		}
+		f.keep = bool(keep)
+	}
 	for _, name := range m.names {
 		isTest := strings.HasPrefix(name, "test_")
 		if !isTest && name != Setup && name != "main" {

@@ -259,6 +259,7 @@ func TestLoadErrors(t *testing.T) {
 		{"nothing to run", m, "x.star: the file has nothing to run: no function test_* and no main()"},
 		{"main and tests", "def test_a(): pass\n" + main, "x.star:2:1: the file has both main() and tests such as test_a(); main() is for files without test_* functions, so call it test_main or remove it"},
 		{"a test that is none", "test_a = 5\n", "x.star:1:1: test_a must be a function, not the number 5"},
+		{"not a setting", "keep_on_failure = 'yes'\n" + main, `x.star:1:1: keep_on_failure must be True or False, not the string "yes"`},
 		{"a test with parameters", "def test_a(x): pass\n", "x.star:1:5: test_a is called without arguments, but has the parameter x"},
 		{"two of one name", m + "n = machine(name = 'M', image = debian())\n" + main, `x.star:2:12: two machines are called "M": this one and that of x.star:1:12`},
 		{"no name", "l = [machine(image = debian())]\n" + main, "x.star:1:13: this machine has no name: give it name=, or assign it to a variable of its own"},
