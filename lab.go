@@ -159,7 +159,11 @@ func (l *Lab) Host() *Host { return l.host }
 // run them, so that what cannot work is refused before anything boots.
 func (l *Lab) Prepare(ctx context.Context) error {
 	for _, m := range l.Machines() {
-		if _, _, err := m.vmmConfig(ctx); err != nil {
+		config, img, err := m.vmmConfig(ctx)
+		if err == nil {
+			err = m.checkSnapshot(config, img)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -217,6 +217,38 @@ func (h *Host) OpenSnapshot(ctx context.Context, dir string, config LabConfig) (
 	return s, nil
 }
 
+// checkSnapshot looks at the snapshot of the machine's configuration: whether it
+// is there, and fits. What is in it is read when the machine starts.
+func (m *Machine) checkSnapshot(config vmm.Config, img *image.Image) error {
+	dir := m.config.Snapshot
+	if dir == "" {
+		return nil
+	}
+	reason := ""
+	switch _, err := os.Stat(dir); {
+	case errors.Is(err, os.ErrNotExist):
+		reason = "there is no such directory"
+	case err != nil:
+		reason = err.Error()
+	default:
+		if _, err := os.Stat(filepath.Join(dir, labFile)); err == nil {
+			reason = "a whole lab is saved there; name the directory of one of its machines in it"
+		}
+	}
+	if reason != "" {
+		return &ConfigError{fmt.Sprintf("machine %q", m.Name()), fmt.Sprintf("snapshot %s: %s", dir, reason)}
+	}
+	meta, err := snapshot.ReadMeta(dir)
+	if err != nil {
+		return err
+	}
+	now, err := m.fits(config, img)
+	if err != nil {
+		return err
+	}
+	return (&snapshot.Saved{Meta: meta, Dir: dir}).Check(now)
+}
+
 // openState opens one saved machine.
 func openState(dir string) (*machineState, error) {
 	saved, err := snapshot.Open(dir)

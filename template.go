@@ -185,7 +185,12 @@ func (m *Machine) fits(config vmm.Config, img *image.Image) (map[string]string, 
 	if err != nil {
 		return nil, err
 	}
-	return map[string]string{"backend": m.config.Backend, "kind of VMM, processor or machine": print, "image": imageID(img)}, nil
+	return map[string]string{
+		"backend": m.config.Backend, "image": imageID(img), "kind of VMM, processor or machine": print,
+		// They are in the fingerprint; here for an error that says it clearly.
+		"amount of memory": fmt.Sprintf("%d MiB", m.config.Memory), "count of CPUs": fmt.Sprint(m.config.CPUs),
+		"count of network cards": fmt.Sprint(len(m.address.Interfaces)),
+	}, nil
 }
 
 func (m *Machine) unsupported(operation string) error {

@@ -91,6 +91,7 @@ func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl
 		return nil, err
 	}
 	c.BootTimeout = time.Duration(bootTimeout)
+	c.Snapshot = th.relative(t)(c.Snapshot)
 	switch source := source.(type) {
 	case nil, sl.NoneType:
 		return nil, usagef("machine: it has no image; give it one, such as image = debian()")
