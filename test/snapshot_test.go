@@ -3,11 +3,14 @@ package test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -47,7 +50,8 @@ func TestWarmStart(t *testing.T) {
 		checkClock(t, m.Machine)
 	}
 	one.Succeed("ping -c1 two")
-	for _, source := range []string{"cat /etc/machine-id", "cat /proc/sys/kernel/random/uuid", "head -c16 /dev/urandom | base64"} {
+	// Each has booted by itself, so also the boot's ID is its own.
+	for _, source := range append([]string{"cat /etc/machine-id", "cat /proc/sys/kernel/random/boot_id"}, randomSources...) {
 		if a, b := one.Succeed(source), two.Succeed(source); a == b {
 			t.Errorf("%s is the same on both: %s", source, a)
 		}
@@ -60,6 +64,15 @@ func TestWarmStart(t *testing.T) {
 		t.Errorf("after two boots: %q, before: %q", got, id)
 	}
 	one.Succeed("ping -c1 two")
+}
+
+// randomSources are ways to a random number: the kernel's, and what takes it from there.
+var randomSources = []string{
+	"cat /proc/sys/kernel/random/uuid",
+	"head -c16 /dev/urandom | base64",
+	"perl -e 'syscall(318, $b = \"\\0\" x 16, 16, 0); print unpack(\"H*\", $b)'", // getrandom(2) of x86-64
+	"systemd-id128 new",
+	"mcookie",
 }
 
 // checkClock compares the guest's clock with the host's.
@@ -87,10 +100,46 @@ func checkClock(t *testing.T, m *attest.Machine) {
 	}
 }
 
+// TestTimers has a machine go on two hours after its snapshot: its clock was set
+// back before. Timers by the calendar elapse whose time was in between, and
+// systemd's monotonic ones do not notice.
+func TestTimers(t *testing.T) {
+	t.Parallel()
+	lab := attest.New(t, small("m"))
+	m := lab.Machine("m")
+	m.SucceedAll([]string{
+		"date -s '2 hours ago'",
+		"systemd-run --quiet --unit=between --on-calendar=\"$(date -d '1 hour' '+%F %T')\" touch /run/between",
+		"systemd-run --quiet --unit=tomorrow --on-calendar=\"$(date -d '1 day' '+%F %T' | tee /run/when)\" touch /run/tomorrow",
+		"systemd-run --quiet --unit=elapsed --on-active=1h touch /run/elapsed",
+		"systemd-run --quiet --unit=again --on-active=0 --on-unit-active=1h sh -c 'echo >> /run/again'",
+	})
+	m.WaitForFile("/run/again")
+	m.SnapshotCreate("then")
+	m.SnapshotRestore("then")
+	checkClock(t, m.Machine)
+	m.WaitForFile("/run/between")
+	// What the change of the clock has started is over.
+	m.WaitUntilSucceeds("systemctl list-jobs | grep -q '^No jobs'")
+	for script, want := range map[string]string{
+		"ls /run | grep -c '^\\(elapsed\\|tomorrow\\)$' || :": "0",
+		"wc -l < /run/again": "1",
+		"systemctl is-active elapsed.timer again.timer tomorrow.timer | sort -u":                                                      "active",
+		"systemctl show -P LastTriggerUSecMonotonic elapsed.timer":                                                                    "0",
+		"test \"$(date -d \"$(systemctl show -P NextElapseUSecRealtime tomorrow.timer)\" '+%F %T')\" = \"$(cat /run/when)\"; echo $?": "0",
+	} {
+		if got := strings.TrimSpace(m.Succeed(script)); got != want {
+			t.Errorf("%s: got %q, want %q", script, got, want)
+		}
+	}
+}
+
 // TestFork forks a lab while a client and a server talk, and takes it back.
 func TestFork(t *testing.T) {
 	t.Parallel()
-	lab := attest.New(t, small("server"), small("client"), small("idle"))
+	talker := small("client")
+	talker.Image = attest.Debian{Packages: []string{"uuid-runtime"}}
+	lab := attest.New(t, small("server"), talker, small("idle"))
 	server, client := lab.Machine("server"), lab.Machine("client")
 	lab.Machine("client").Succeed("echo 1 > /root/file; touch /root/deleted; sync")
 	transfer(server, client)
@@ -104,11 +153,13 @@ func TestFork(t *testing.T) {
 		m.Succeed(fmt.Sprintf("grep -q 1 /root/file; rm /root/deleted; echo %d > /root/file", i+10))
 		finish(t, l)
 		checkClock(t, m.Machine)
-		random := m.Succeed("cat /proc/sys/kernel/random/uuid")
-		if seen[random] {
-			t.Errorf("fork %d has the random numbers of another", i)
+		for _, source := range append([]string{"uuidgen"}, randomSources...) {
+			random := m.Succeed(source)
+			if seen[random] {
+				t.Errorf("fork %d has the random numbers of another: %s: %s", i, source, random)
+			}
+			seen[random] = true
 		}
-		seen[random] = true
 		if l.Machine("idle").IsUp() {
 			t.Errorf("fork %d has started a machine", i)
 		}
@@ -285,4 +336,58 @@ func flip(path string) error {
 func halve(path string) error {
 	st, err := os.Stat(path)
 	return errors.Join(err, os.Truncate(path, st.Size()/2))
+}
+
+// TestKeepOnFailure goes on from the lab that a failed Go test has left.
+func TestKeepOnFailure(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	host := attest.New(t).Host()
+	for _, name := range []string{"TestKeepOnFailure", "TestKeepOnFailure-2"} {
+		failed := &failedTest{TB: t}
+		lab := attest.NewLab(failed, attest.LabConfig{Machines: []attest.MachineConfig{small("m")}, KeepOnFailure: dir})
+		lab.Machine("m").Succeed("echo " + name + " > /run/said")
+		failed.end()
+		kept := filepath.Join(dir, name)
+		if want := "attest debug " + kept; !strings.Contains(failed.log.String(), want) {
+			t.Errorf("the log does not say %q:\n%s", want, failed.log.String())
+		}
+		opened, err := host.OpenLab(t.Context(), kept, attest.LabConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer opened.Close()
+		if got := (tried{opened.Machine("m"), t}).succeed("cat /run/said"); got != name+"\n" {
+			t.Errorf("the kept lab: %q", got)
+		}
+	}
+	t.Cleanup(func() { // after the lab is closed
+		if _, err := os.Stat(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the lab of a test that passed was kept: %v", err)
+		}
+	})
+	attest.NewLab(t, attest.LabConfig{Machines: []attest.MachineConfig{small("m")}, KeepOnFailure: filepath.Join(dir, "none")}).Machine("m").Succeed("true")
+}
+
+// A failedTest is a test that has failed, and ends before the real one.
+type failedTest struct {
+	testing.TB
+	mu       sync.Mutex
+	log      strings.Builder
+	cleanups []func()
+}
+
+func (f *failedTest) Failed() bool      { return true }
+func (f *failedTest) Cleanup(fn func()) { f.cleanups = append(f.cleanups, fn) }
+
+func (f *failedTest) Logf(format string, args ...any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fmt.Fprintf(&f.log, format+"\n", args...)
+}
+
+func (f *failedTest) end() {
+	for _, fn := range slices.Backward(f.cleanups) {
+		fn()
+	}
 }
