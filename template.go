@@ -18,6 +18,7 @@ import (
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/snapshot"
 	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/wire"
 )
 
 // Boot is how machines start the first time.
@@ -112,6 +113,7 @@ func (m *Machine) warm(ctx context.Context, config vmm.Config, img *image.Image)
 	}
 	// What a service sees when it starts, it keeps.
 	fits["name or addresses"] = fmt.Sprintf("%s %v", m.Name(), m.address.Interfaces)
+	fits["agent"] = config.Initrd
 	s := h.templates.slot(snapshot.Key(fits))
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -171,7 +173,9 @@ func (m *Machine) beginning(ctx context.Context, config vmm.Config, img *image.I
 	return &origin{state: t.state, slot: t, agent: t.agent}, m.adopt(&machineState{id: m.id, disk: t.disks, console: consoleOf(t.text)})
 }
 
-// fits is all that must be the same for a saved machine to go on as this one.
+// fits is all that must be the same for a saved machine to go on as this one. What
+// it has booted from its initramfs is in its memory; the agent may be another, as
+// long as it speaks the same protocol.
 func (m *Machine) fits(config vmm.Config, img *image.Image) (map[string]string, error) {
 	f, ok := m.backend.(vmm.Fingerprinter)
 	if !ok {
@@ -181,6 +185,7 @@ func (m *Machine) fits(config vmm.Config, img *image.Image) (map[string]string, 
 		config.NICs = append(config.NICs, vmm.NIC{ID: i.Name})
 	}
 	config.Disks = append(slices.Clone(config.Disks), m.writableDisk(img))
+	config.Initrd = ""
 	print, err := f.Fingerprint(m.lab.host.vmmHost(), config)
 	if err != nil {
 		return nil, err
@@ -190,6 +195,7 @@ func (m *Machine) fits(config vmm.Config, img *image.Image) (map[string]string, 
 		// They are in the fingerprint; here for an error that says it clearly.
 		"amount of memory": fmt.Sprintf("%d MiB", m.config.Memory), "count of CPUs": fmt.Sprint(m.config.CPUs),
 		"count of network cards": fmt.Sprint(len(m.address.Interfaces)),
+		"protocol of the agent":  fmt.Sprintf("version %d", wire.Version),
 	}, nil
 }
 
