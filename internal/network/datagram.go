@@ -99,6 +99,7 @@ type datagram struct {
 	rows []message // of out, not sent yet
 	werr error
 	send func(fd uintptr) bool
+	once func(fd uintptr) bool // send, however much that is
 }
 
 // A message is struct mmsghdr with the vector that it points to (recvmmsg(2)).
@@ -133,6 +134,7 @@ func newDatagram(conn *net.UnixConn) (*datagram, error) {
 		m.SetIovlen(1)
 	}
 	d.receive, d.send = d.tryReceive, d.trySend
+	d.once = func(fd uintptr) bool { d.trySend(fd); return true }
 	return d, nil
 }
 
@@ -197,13 +199,8 @@ func hungUp(fd uintptr) bool {
 func (d *datagram) write(runs []run) error {
 	d.out = d.out[:0]
 	for _, r := range runs {
-		for at := r.off; at < r.end; {
-			start := at + prefixLen
-			at = start + int(frameLen(r.c.data[at:]))
-			d.out = d.out[:len(d.out)+1]
-			vec := d.out[len(d.out)-1].header.Iov
-			vec.Base = &r.c.data[start]
-			vec.SetLen(at - start)
+		for rest := r.wire(); len(rest) > 0; {
+			rest = d.add(rest)
 			if len(d.out) < cap(d.out) {
 				continue
 			}
@@ -213,6 +210,30 @@ func (d *datagram) write(runs []run) error {
 		}
 	}
 	return d.flush()
+}
+
+// add makes a message of the first frame in b, and returns what follows it.
+func (d *datagram) add(b []byte) (rest []byte) {
+	n := prefixLen + int(frameLen(b))
+	d.out = d.out[:len(d.out)+1]
+	vec := d.out[len(d.out)-1].header.Iov
+	vec.Base = &b[prefixLen:][0]
+	vec.SetLen(n - prefixLen)
+	return b[n:]
+}
+
+func (d *datagram) tryWrite(b []byte) (n int) {
+	d.out = d.out[:0]
+	for rest := b; len(rest) > 0 && len(d.out) < cap(d.out); {
+		rest = d.add(rest)
+	}
+	d.rows = d.out
+	d.raw.Write(d.once)
+	d.werr = nil // a later write finds it again
+	for _, m := range d.out[:len(d.out)-len(d.rows)] {
+		n += prefixLen + int(m.header.Iov.Len)
+	}
+	return n
 }
 
 // flush sends d.out.

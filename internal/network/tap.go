@@ -29,7 +29,9 @@ type tap struct {
 	// The writer's.
 	frame []byte
 	werr  error
+	sent  bool
 	send  func(fd uintptr) bool
+	once  func(fd uintptr) bool // send, or not
 }
 
 // AttachTAP gives a NIC a port on a TAP whose descriptor is non-blocking. The
@@ -46,6 +48,7 @@ func (s *Switch) AttachTAP(ctx context.Context, nic NIC, f *os.File) (*Port, err
 	}
 	t := &tap{file: f, raw: raw, rest: make([]byte, beyondSlot)}
 	t.receive, t.send = t.tryReceive, t.trySend
+	t.once = func(fd uintptr) bool { t.sent = t.trySend(fd); return true }
 	return s.attach(ctx, nic, t)
 }
 
@@ -104,6 +107,20 @@ func (t *tap) write(runs []run) error {
 		}
 	}
 	return nil
+}
+
+func (t *tap) tryWrite(b []byte) (n int) {
+	for n < len(b) {
+		end := n + prefixLen + int(frameLen(b[n:]))
+		t.frame, t.sent = b[n+prefixLen:end], false
+		t.raw.Write(t.once)
+		if !t.sent || t.werr != nil {
+			t.werr = nil // a later write finds it again
+			break
+		}
+		n = end
+	}
+	return n
 }
 
 func (t *tap) trySend(fd uintptr) bool {
