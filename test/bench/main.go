@@ -70,7 +70,7 @@ type options struct {
 // reference costs some hundred times as much.
 type counts struct {
 	starts                  int // of the binary
-	switches                int // rounds of each
+	bulks, trips            int // over each switch: transfers, and turns of round trips
 	boots, referenceBoots   int
 	warm                    int // starts from a snapshot, saves, restores and forks
 	rounds                  int // of commands; each has as many as the next two say
@@ -83,12 +83,12 @@ type counts struct {
 
 var (
 	full = counts{
-		starts: 20, switches: 5, boots: 3, referenceBoots: 2, warm: 7,
+		starts: 20, bulks: 5, trips: 200, boots: 3, referenceBoots: 2, warm: 7,
 		rounds: 10, commands: 25, references: 4, pauses: 10, referencePauses: 2,
 		waits: 20, referenceWaits: 6, copies: 2, referenceCopies: 1, size: 256, sizeIn: 1, sizeOut: 8,
 	}
 	quick = counts{
-		starts: 5, switches: 1, boots: 1, referenceBoots: 1, warm: 2,
+		starts: 5, bulks: 1, trips: 5, boots: 1, referenceBoots: 1, warm: 2,
 		rounds: 2, commands: 20, references: 3, pauses: 5, referencePauses: 1,
 		waits: 3, referenceWaits: 1, copies: 1, referenceCopies: 1, size: 32, sizeIn: 1, sizeOut: 1,
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/attest-vm/attest/internal/network"
+	"github.com/attest-vm/attest/internal/network/vde"
 )
 
 // Switches are measured by what two processes on them do with frames: one sends
@@ -42,9 +44,13 @@ type medium struct {
 }
 
 const (
-	frameSize   = 1514
-	frameCount  = 40_000 // 58 MiB
-	roundTrips  = 2000
+	frameSize  = 1514
+	frameCount = 40_000 // 58 MiB
+	// Round trips are taken a few on one switch and a few on the next, again and
+	// again, so that whatever else the host does hits all of them. The first few of
+	// each turn, when caches are cold, do not count.
+	roundTrips  = 100
+	notCounted  = 10
 	streamHolds = 64
 	// A datagram socket of a Unix domain holds 11 messages unless the administrator
 	// has set net.unix.max_dgram_qlen higher.
@@ -53,9 +59,42 @@ const (
 
 // networkRows compares attest's switch with others.
 func (b *bench) networkRows(ctx context.Context) (rows []Row, err error) {
-	media := []func(context.Context) (*medium, error){b.attestSwitch, b.vdeSwitch, b.qemuSocket}
-	bulk, trips := make([][]time.Duration, len(media)), make([][]time.Duration, len(media))
-	for range b.switches {
+	const (
+		ours = iota
+		oursVDE
+		vdeSwitch
+		qemu
+	)
+	media := []func(context.Context) (*medium, error){ours: b.attestSwitch, oursVDE: b.attestVDE, vdeSwitch: b.vdeSwitch, qemu: b.qemuSocket}
+	bulk, err := b.bulk(ctx, media)
+	if err != nil {
+		return nil, err
+	}
+	trips, err := b.roundTrips(ctx, media)
+	if err != nil {
+		return nil, err
+	}
+	for _, row := range []struct {
+		beside            string
+		attest, reference int
+		target            Target
+	}{
+		{"beside `vde_switch`", ours, vdeSwitch, Target{Ratio: 1}},
+		{"by VDE's protocol, beside `vde_switch`", oursVDE, vdeSwitch, Target{Ratio: 1}},
+		{"beside QEMU's `-netdev socket`", ours, qemu, Target{}},
+	} {
+		rows = append(rows,
+			newRow(fmt.Sprintf("%d MiB in frames of %d bytes through a switch, %s", frameCount*frameSize>>20, frameSize, row.beside),
+				bulk[row.reference], bulk[row.attest], row.target),
+			newRow("a frame there and one back through a switch, "+row.beside, trips[row.reference], trips[row.attest], row.target))
+	}
+	return rows, nil
+}
+
+// bulk is how long many frames take over each medium.
+func (b *bench) bulk(ctx context.Context, media []func(context.Context) (*medium, error)) ([][]time.Duration, error) {
+	samples := make([][]time.Duration, len(media))
+	for range b.bulks {
 		for i, open := range media {
 			m, err := open(ctx)
 			if err != nil {
@@ -63,30 +102,43 @@ func (b *bench) networkRows(ctx context.Context) (rows []Row, err error) {
 			}
 			b.say("frames over %s", m.name)
 			took, err := m.bulk(ctx)
-			var each []time.Duration
-			if err == nil {
-				each, err = m.roundTrips(ctx)
-			}
 			if err = errors.Join(err, m.close()); err != nil {
 				return nil, fmt.Errorf("%s: %w", m.name, err)
 			}
-			bulk[i], trips[i] = append(bulk[i], took), append(trips[i], each...)
+			samples[i] = append(samples[i], took)
 		}
 	}
-	mib := frameCount * frameSize >> 20
-	for i, name := range []string{"", "`vde_switch`", "QEMU's `-netdev socket`"} {
-		if name == "" {
-			continue
+	return samples, nil
+}
+
+// roundTrips is how long each of many round trips takes over each medium.
+func (b *bench) roundTrips(ctx context.Context, media []func(context.Context) (*medium, error)) (_ [][]time.Duration, err error) {
+	var askers []*asker
+	for _, open := range media {
+		m, err := open(ctx)
+		if err != nil {
+			return nil, err
 		}
-		target := Target{}
-		if i == 1 {
-			target.Ratio = 1
+		defer func() { err = errors.Join(err, m.close()) }()
+		a, err := m.asker(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", m.name, err)
 		}
-		rows = append(rows,
-			newRow(fmt.Sprintf("%d MiB in frames of %d bytes through a switch, beside %s", mib, frameSize, name), bulk[i], bulk[0], target),
-			newRow("a frame there and one back through a switch, beside "+name, trips[i], trips[0], target))
+		defer a.close()
+		askers = append(askers, a)
 	}
-	return rows, nil
+	b.say("frames there and back over each, %d times", b.trips)
+	samples := make([][]time.Duration, len(media))
+	for range b.trips {
+		for i, a := range askers {
+			each, err := a.turn()
+			if err != nil {
+				return nil, err
+			}
+			samples[i] = append(samples[i], each...)
+		}
+	}
+	return samples, nil
 }
 
 // pair is two connected sockets.
@@ -120,6 +172,46 @@ func (b *bench) attestSwitch(ctx context.Context) (*medium, error) {
 	return m, nil
 }
 
+// attestVDE is the VDE socket that a lab has, in this process.
+func (b *bench) attestVDE(ctx context.Context) (*medium, error) {
+	dir, err := os.MkdirTemp("", "vde")
+	if err != nil {
+		return nil, err
+	}
+	fabric := network.NewFabric(1)
+	hub, err := vde.Listen(ctx, filepath.Join(dir, "s"), func(ctx context.Context, p vde.Plug) (vde.Port, error) {
+		return fabric.Switch(1).AttachDatagram(ctx, network.NIC{Machine: fmt.Sprint("m", p.Number), ID: "eth1"}, p.Conn)
+	})
+	if err != nil {
+		return nil, errors.Join(err, fabric.Close(), os.RemoveAll(dir))
+	}
+	m := &medium{name: "attest's VDE socket"}
+	controls, err := m.plugIn(ctx, hub.Dir(), filepath.Join(hub.Dir(), ".port"))
+	m.close = func() error {
+		for _, c := range controls {
+			c.Close()
+		}
+		return errors.Join(hub.Close(), fabric.Close(), os.RemoveAll(dir))
+	}
+	if err != nil {
+		return nil, errors.Join(err, m.close())
+	}
+	return m, nil
+}
+
+// plugIn makes the links of a medium by VDE's protocol.
+func (m *medium) plugIn(ctx context.Context, dir, own string) (controls []net.Conn, err error) {
+	for i := range m.links {
+		file, control, err := plug(ctx, filepath.Join(dir, "ctl"), fmt.Sprint(own, i))
+		if err != nil {
+			return controls, err
+		}
+		controls = append(controls, control)
+		m.links[i] = link{file: file, messages: true, window: messagesHold}
+	}
+	return controls, nil
+}
+
 // vdeSwitch is Debian's vde_switch, to which the processes speak its plug protocol
 // as QEMU's -netdev vde does.
 func (b *bench) vdeSwitch(ctx context.Context) (*medium, error) {
@@ -136,8 +228,9 @@ func (b *bench) vdeSwitch(ctx context.Context) (*medium, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("vde_switch (scripts/setup bench installs it): %w", err)
 	}
-	var controls []net.Conn
-	m := &medium{name: "vde_switch", close: func() error {
+	m := &medium{name: "vde_switch"}
+	controls, err := m.plugIn(ctx, filepath.Join(dir, "s"), filepath.Join(dir, "port"))
+	m.close = func() error {
 		for _, c := range controls {
 			c.Close()
 		}
@@ -145,14 +238,9 @@ func (b *bench) vdeSwitch(ctx context.Context) (*medium, error) {
 		cmd.Process.Kill()
 		cmd.Wait()
 		return os.RemoveAll(dir)
-	}}
-	for i := range m.links {
-		file, control, err := plug(ctx, filepath.Join(dir, "s", "ctl"), filepath.Join(dir, fmt.Sprint("port", i)))
-		if err != nil {
-			return nil, errors.Join(err, m.close())
-		}
-		controls = append(controls, control)
-		m.links[i] = link{file: file, messages: true, window: messagesHold}
+	}
+	if err != nil {
+		return nil, errors.Join(err, m.close())
 	}
 	return m, nil
 }
@@ -222,56 +310,87 @@ func (b *bench) qemuSocket(ctx context.Context) (*medium, error) {
 	return m, cmd.Start()
 }
 
+// peer runs a process on one of the links.
+func (m *medium) peer(ctx context.Context, i int, role string) *exec.Cmd {
+	l := m.links[i]
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", peerArg, role, strconv.FormatBool(l.messages), strconv.Itoa(l.window))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.ExtraFiles = []*os.File{l.file}
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
 // bulk is how long all frames take from the first process to the second.
 func (m *medium) bulk(ctx context.Context) (time.Duration, error) {
-	out, err := m.peers(ctx, "send", "receive")
-	if err != nil || len(out) != 1 {
-		return 0, fmt.Errorf("%d results, %w", len(out), err)
-	}
-	return out[0], nil
-}
-
-func (m *medium) roundTrips(ctx context.Context) ([]time.Duration, error) {
-	return m.peers(ctx, "ask", "answer")
-}
-
-// peers runs a process on each link and returns what the first one measured.
-func (m *medium) peers(ctx context.Context, first, second string) (out []time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
-	start := func(i int, role string) (*exec.Cmd, *bytes.Buffer, error) {
-		l := m.links[i]
-		cmd := exec.CommandContext(ctx, "/proc/self/exe", peerArg, role, strconv.FormatBool(l.messages), strconv.Itoa(l.window))
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		cmd.ExtraFiles = []*os.File{l.file}
-		cmd.Stderr = os.Stderr
-		var stdout bytes.Buffer
-		cmd.Stdout = &stdout
-		return cmd, &stdout, cmd.Start()
-	}
-	b, _, err := start(1, second)
-	if err != nil {
-		return nil, err
+	receiver := m.peer(ctx, 1, "receive")
+	if err := receiver.Start(); err != nil {
+		return 0, err
 	}
 	defer func() {
-		b.Process.Kill()
-		b.Wait()
+		receiver.Process.Kill()
+		receiver.Wait()
 	}()
-	a, stdout, err := start(0, first)
+	out, err := m.peer(ctx, 0, "send").Output()
+	if err != nil {
+		return 0, err
+	}
+	ns, err := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
+	return time.Duration(ns), err
+}
+
+// An asker is a process that asks, and one that answers, on a medium.
+type asker struct {
+	ask, answer *exec.Cmd
+	in          io.WriteCloser
+	out         *bufio.Scanner
+}
+
+func (m *medium) asker(ctx context.Context) (*asker, error) {
+	a := &asker{ask: m.peer(ctx, 0, "ask"), answer: m.peer(ctx, 1, "answer")}
+	in, err := a.ask.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
-	if err := a.Wait(); err != nil {
-		return nil, fmt.Errorf("%s: %w", first, err)
+	out, err := a.ask.StdoutPipe()
+	if err != nil {
+		return nil, err
 	}
-	for line := range strings.Lines(stdout.String()) {
-		ns, err := strconv.ParseInt(strings.TrimSpace(line), 10, 64)
+	a.in, a.out = in, bufio.NewScanner(out)
+	if err := a.answer.Start(); err != nil {
+		return nil, err
+	}
+	if err := a.ask.Start(); err != nil {
+		a.answer.Process.Kill()
+		return nil, errors.Join(err, a.answer.Wait())
+	}
+	return a, nil
+}
+
+// turn has round trips made, and returns how long each took.
+func (a *asker) turn() (each []time.Duration, err error) {
+	if _, err := io.WriteString(a.in, "\n"); err != nil {
+		return nil, err
+	}
+	for range roundTrips {
+		if !a.out.Scan() {
+			return nil, fmt.Errorf("who asks has ended: %w", cmp.Or(a.out.Err(), io.EOF))
+		}
+		ns, err := strconv.ParseInt(a.out.Text(), 10, 64)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, time.Duration(ns))
+		each = append(each, time.Duration(ns))
 	}
-	return out, nil
+	return each[notCounted:], nil
+}
+
+func (a *asker) close() {
+	for _, cmd := range []*exec.Cmd{a.ask, a.answer} {
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
 }
 
 // A peer is one of the processes.
@@ -282,43 +401,83 @@ type peer struct {
 	window int
 }
 
+// A polled connection waits as a VMM does: it polls, and reads what is there then.
+// (Who waits in read(2) of a stream is also woken when the other end has read.)
+type polled struct{ fd int }
+
+func (c polled) Read(b []byte) (int, error) {
+	for {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}}, -1)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		n, err := unix.Read(c.fd, b)
+		if err == nil && n == 0 {
+			err = io.EOF
+		}
+		return n, err
+	}
+}
+
+func (c polled) Write(b []byte) (int, error) { return unix.Write(c.fd, b) }
+
 // runPeer is the life of a process: args are its role, whether frames are messages,
 // and its window.
 func runPeer(args []string) error {
 	messages, _ := strconv.ParseBool(args[1])
 	window, _ := strconv.Atoi(args[2])
-	conn := os.NewFile(3, "link")
+	conn := polled{3}
 	p := &peer{conn: conn, buf: make([]byte, 1<<16), window: window}
 	if !messages {
 		p.in = bufio.NewReaderSize(conn, 256<<10)
 	}
-	w := bufio.NewWriter(os.Stdout)
-	defer w.Flush()
 	switch args[0] {
 	case "send":
 		took, err := p.send()
-		fmt.Fprintln(w, took.Nanoseconds())
+		fmt.Println(took.Nanoseconds())
 		return err
 	case "receive":
 		return p.receiveAll()
 	case "ask":
-		for range roundTrips {
+		return p.ask()
+	}
+	return p.answer()
+}
+
+// ask makes round trips for each line of standard input, and writes to standard
+// output how many nanoseconds each took.
+func (p *peer) ask() error {
+	question := peerFrame(0, 60)
+	for turns := bufio.NewScanner(os.Stdin); turns.Scan(); {
+		var took [roundTrips]time.Duration
+		for i := range took {
 			begun := time.Now()
-			if err := p.write(peerFrame(0, 60)); err != nil {
+			if err := p.write(question); err != nil {
 				return err
 			}
 			if _, err := p.read(); err != nil {
 				return err
 			}
-			fmt.Fprintln(w, time.Since(begun).Nanoseconds())
+			took[i] = time.Since(begun)
 		}
-		return nil
+		w := bufio.NewWriter(os.Stdout)
+		for _, d := range took {
+			fmt.Fprintln(w, d.Nanoseconds())
+		}
+		w.Flush()
 	}
-	for { // answer
+	return nil
+}
+
+func (p *peer) answer() error {
+	for reply := peerFrame(1, 60); ; {
 		if _, err := p.read(); err != nil {
 			return err
 		}
-		if err := p.write(peerFrame(1, 60)); err != nil {
+		if err := p.write(reply); err != nil {
 			return err
 		}
 	}

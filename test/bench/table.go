@@ -68,7 +68,7 @@ func formatSeconds(s float64) string {
 	ms := s * 1000
 	switch {
 	case ms < 0.995 && ms > -0.995:
-		return fmt.Sprintf("%.2f ms", ms)
+		return fmt.Sprintf("%.0f µs", ms*1000)
 	case ms < 99.5:
 		return fmt.Sprintf("%.1f ms", ms)
 	case ms < 999.5:
