@@ -119,9 +119,8 @@ func (n faulty) partition(t *testing.T) {
 	// address: neither could ask for it.
 	n.expectReach(t, "b-192.168.1.1")
 	f = begun(t)(n.Partition(ctx, n.a, n.b, attest.OneWay()))
-	heard := func(m *attest.Machine) int {
-		return number(t, tried{m, t}.succeed("awk '/^Icmp: [0-9]/ {print $10}' /proc/net/snmp")) // InEchos
-	}
+	const inEchos = "awk '/^Icmp: [0-9]/ {print $10}' /proc/net/snmp"
+	heard := func(m *attest.Machine) int { return number(t, tried{m, t}.succeed(inEchos)) }
 	a, b := heard(n.a), heard(n.b)
 	for _, m := range []*attest.Machine{n.a, n.b} {
 		for _, to := range []string{"192.168.1.1", "192.168.1.2"} {
@@ -129,6 +128,7 @@ func (n faulty) partition(t *testing.T) {
 		}
 	}
 	// Each pings itself, too.
+	tried{n.a, t}.succeed(fmt.Sprintf("until [ $(%s) -ge %d ]; do sleep 0.1; done", inEchos, a+6), attest.Timeout(time.Minute))
 	if a, b = heard(n.a)-a, heard(n.b)-b; a != 6 || b != 3 {
 		t.Errorf("a heard %d pings, b %d; want 6 and 3", a, b)
 	}
@@ -179,7 +179,21 @@ func answers(out string) (list []answer) {
 	return list
 }
 
-// ping asks and returns the answers, also if there are none.
+// sees waits until a fault was asked about as many frames as were sent: when ping is
+// back, the last ones may still be in the guest's VMM.
+func sees(t *testing.T, f *attest.Fault, frames int) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); f.Frames() < frames; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%v saw %d frames, and %d were sent", f, f.Frames(), frames)
+		}
+	}
+}
+
+// ping asks and returns the answers, also if there are none. With -c alone it asks
+// so often, and leaves two round trips after the last question, so that on a busy
+// host it misses answers; with a deadline, too (-w), it asks until it has so
+// many answers.
 func ping(t *testing.T, from *attest.Machine, args string) []answer {
 	t.Helper()
 	return answers(tried{from, t}.execute("ping " + args).Stdout)
@@ -189,7 +203,7 @@ func (n faulty) drop(t *testing.T) {
 	const sent = 200
 	f := begun(t)(n.Drop(t.Context(), n.a, 0.3, attest.Direction(attest.Outgoing), attest.Match("icmp")))
 	got := len(ping(t, n.a, "-c 200 -i 0.01 -W 5 b"))
-	// ping waits two round trips for its last answers: on a busy host it misses some.
+	sees(t, f, sent)
 	if f.Frames() != sent || got == 0 || got > sent-f.Affected() || f.Affected() < 30 || f.Affected() > 90 {
 		t.Errorf("%d of %d pings were answered; the fault saw %d and dropped %d", got, sent, f.Frames(), f.Affected())
 	}
@@ -210,31 +224,31 @@ func (n faulty) drop(t *testing.T) {
 // Both directions are delayed, so an answer takes twice as long.
 func (n faulty) delay(t *testing.T) {
 	f := begun(t)(n.Delay(t.Context(), n.a, 100*time.Millisecond, attest.Jitter(20*time.Millisecond), attest.Match("icmp")))
-	got := ping(t, n.a, "-c 20 -i 0.05 -W 20 b")
+	got := ping(t, n.a, "-c 20 -i 0.05 -w 60 b")
 	for i, x := range got {
 		if x.ms < 160 || x.seq != i+1 {
 			t.Errorf("answer %d came after %v ms in the place of %d", x.seq, x.ms, i+1)
 		}
 	}
-	if len(got) != 20 || f.Affected() != 40 {
-		t.Errorf("%d of 20 answers; the fault delayed %d frames", len(got), f.Affected())
+	if len(got) < 20 || f.Affected() < 40 {
+		t.Errorf("%d answers; the fault delayed %d frames", len(got), f.Affected())
 	}
 }
 
 func (n faulty) reorder(t *testing.T) {
 	f := begun(t)(n.Duplicate(t.Context(), n.b, 1, attest.Direction(attest.Outgoing), attest.Match("icmp")))
-	out := tried{n.a, t}.succeed("ping -c 5 -i 0.2 -W 5 b")
+	out := tried{n.a, t}.succeed("ping -c 5 -i 0.2 -w 60 b")
 	// ping ends with the first answer to its last question.
-	if got := len(twice.FindAllString(out, -1)); got < 4 || f.Affected() != 5 {
+	if got := len(twice.FindAllString(out, -1)); got < 4 || f.Affected() < 5 {
 		t.Errorf("%d answers came twice, of %d:\n%s", got, f.Affected(), out)
 	}
 	heal(t, f)
 	f = begun(t)(n.Reorder(t.Context(), n.b, 0.3, attest.Gap(2), attest.Direction(attest.Outgoing), attest.Match("icmp")))
 	var order []int
-	for _, x := range ping(t, n.a, "-c 100 -i 0.01 -W 5 b") {
+	for _, x := range ping(t, n.a, "-c 100 -i 0.01 -w 60 b") {
 		order = append(order, x.seq)
 	}
-	if slices.IsSorted(order) || len(order) != 100 || f.Affected() < 10 {
+	if slices.IsSorted(order) || len(order) < 100 || f.Affected() < 10 {
 		t.Errorf("%d answers, %d held back, in the order %v", len(order), f.Affected(), order)
 	}
 }
@@ -244,18 +258,21 @@ func (n faulty) corrupt(t *testing.T) {
 	const wrong = "cat /proc/net/snmp | awk '/^Icmp: [0-9]/ {icmp = $4} /^Ip: [0-9]/ {ip = $5 + $6} END {print icmp + ip}'" // InCsumErrors; InHdrErrors, InAddrErrors
 	before := number(t, tried{n.b, t}.succeed(wrong))
 	f := begun(t)(n.Corrupt(t.Context(), n.a, 1, attest.Direction(attest.Outgoing), attest.Match("icmp")))
-	if got := ping(t, n.a, "-4 -s 1000 -c 20 -i 0.02 -W 2 192.168.1.2"); len(got) > 0 || f.Affected() != 20 {
-		t.Errorf("%d answers to %d corrupt pings", len(got), f.Affected())
+	if got := ping(t, n.a, "-4 -s 1000 -c 20 -i 0.02 -W 2 192.168.1.2"); len(got) > 0 {
+		t.Errorf("%d answers to corrupt pings", len(got))
 	}
-	if after := number(t, tried{n.b, t}.succeed(wrong)); after < before+15 { // most of the bits are in the payload
-		t.Errorf("b counts %d packets with a wrong checksum", after-before)
+	sees(t, f, 20)
+	if f.Affected() != 20 {
+		t.Errorf("%d pings of 20 were changed", f.Affected())
 	}
+	// Most of the bits are in the payload.
+	tried{n.b, t}.succeed(fmt.Sprintf("until [ $(%s) -ge %d ]; do sleep 0.1; done", wrong, before+15), attest.Timeout(time.Minute))
 }
 
 // Bytes over the time that the guest says it took, within a wide margin: a
 // queue's worth more, and half of it for a busy host.
 func (n faulty) rate(t *testing.T) {
-	const bits = 2_000_000
+	const bits = 1_000_000
 	tried{n.b, t}.succeed("iperf3 -s -D")
 	listens(t, n.b, 5201)
 	f := begun(t)(n.Rate(t.Context(), n.a, bits, attest.Direction(attest.Outgoing)))
@@ -287,18 +304,18 @@ func listens(t *testing.T, m *attest.Machine, port int) {
 }
 
 func (n faulty) match(t *testing.T) {
-	opens := func(port int) bool {
-		return tried{n.a, t}.execute(fmt.Sprintf("timeout 3 bash -c '</dev/tcp/192.168.1.2/%d'", port)).ExitCode == 0
+	opens := func(port, seconds int) bool {
+		return tried{n.a, t}.execute(fmt.Sprintf("timeout %d bash -c '</dev/tcp/192.168.1.2/%d'", seconds, port)).ExitCode == 0
 	}
 	tried{n.b, t}.succeed("iperf3 -s -D -p 7000")
 	listens(t, n.b, 7000)
 	f := begun(t)(n.Down(t.Context(), n.b, attest.Match("tcp:5201")))
-	if opens(5201) || !opens(7000) || f.Frames() == 0 {
+	if opens(5201, 3) || !opens(7000, 60) || f.Frames() == 0 {
 		t.Errorf("port 5201 is down; the fault saw %d frames", f.Frames())
 	}
 	n.expectReach(t, "a-b")
 	heal(t, f)
-	if !opens(5201) {
+	if !opens(5201, 60) {
 		t.Error("port 5201 does not open when the fault is healed")
 	}
 	begun(t)(n.Down(t.Context(), n.b, attest.OnNetwork(2)))
@@ -357,6 +374,7 @@ func (n faulty) capture(t *testing.T) {
 	}
 	f := begun(t)(n.Drop(t.Context(), n.a, 0.5, attest.Direction(attest.Outgoing), attest.Match("icmp")))
 	got := len(ping(t, n.a, "-4 -c 20 -i 0.01 -W 5 192.168.1.2"))
+	sees(t, f, 20)
 	heal(t, f)
 	if err := c.Stop(t.Context()); err != nil {
 		t.Fatal(err)
@@ -366,8 +384,8 @@ func (n faulty) capture(t *testing.T) {
 	lost := count(`icmp.type == 8 && frame.interface_name == "a eth1" && frame.comment contains "lost to fault"`)
 	arrived := count(`icmp.type == 8 && frame.interface_name == "b eth1"`)
 	answers := count(`icmp.type == 0 && frame.interface_description == "net1: a/eth1"`)
-	// ping does not wait for all that is under way.
-	if asked == 0 || asked > 20 || lost == 0 || lost != f.Affected() || arrived != asked-lost || answers > arrived || answers < got {
+	// ping does not wait for all answers that are under way.
+	if asked != 20 || lost == 0 || lost != f.Affected() || arrived != asked-lost || answers > arrived || answers < got {
 		t.Errorf("%d pings were sent, %d lost (the fault says %d), %d arrived, %d answered; ping got %d", asked, lost, f.Affected(), arrived, answers, got)
 	}
 	if n := count(`frame.comment matches "^fault \\d+ (began|ended): drop\\(a, rate=0.5"`); n != 2 {
@@ -376,9 +394,9 @@ func (n faulty) capture(t *testing.T) {
 }
 
 // tshark lists the frames of a capture that a filter selects.
-func tshark(t *testing.T, path, filter string) []string {
+func tshark(t *testing.T, path, filter string, args ...string) []string {
 	t.Helper()
-	cmd := exec.Command("tshark", "-r", path, "-Y", filter)
+	cmd := exec.Command("tshark", append([]string{"-r", path, "-Y", filter}, args...)...)
 	cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
 	out, err := cmd.Output()
 	if err != nil {
@@ -502,7 +520,7 @@ func TestNetworkServices(t *testing.T) {
 // leaves broken is in the report.
 func TestSeedOfFaults(t *testing.T) {
 	t.Parallel()
-	run := func(seed string) (out string, events string) {
+	run := func(seed string) (lost string, events string) {
 		dir := t.TempDir()
 		p := start(t, newStateDir(t), nil, "attest", "run", "--seed", seed, "--pcap", filepath.Join(dir, "pcap"), "-o", dir, "testdata/seed_test.star")
 		if code := p.exitCode(t); code != 0 {
@@ -512,20 +530,18 @@ func TestSeedOfFaults(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := len(tshark(t, filepath.Join(dir, "pcap", "testdata-seed_test-test_loses.pcapng"), `frame.comment contains "fault 1 began"`)); n != 1 {
+		pcap := filepath.Join(dir, "pcap", "testdata-seed_test-test_loses.pcapng")
+		if n := len(tshark(t, pcap, `frame.comment contains "fault 1 began"`)); n != 1 {
 			t.Errorf("the capture has %d lines about the beginning of the fault", n)
 		}
-		lost, err := os.ReadFile(filepath.Join(dir, "lost"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(lost), string(text)
+		numbers := tshark(t, pcap, `icmp.type == 8 && frame.comment contains "lost to fault"`, "-T", "fields", "-e", "icmp.seq")
+		return strings.Join(numbers, ""), string(text)
 	}
 	first, events := run("11")
 	again, _ := run("11")
 	other, _ := run("12")
 	if first == "" || first != again || first == other {
-		t.Errorf("answered pings:\n%s\nagain with this seed:\n%s\nwith another:\n%s", first, again, other)
+		t.Errorf("lost pings:\n%s\nagain with this seed:\n%s\nwith another:\n%s", first, again, other)
 	}
 	var kinds []string
 	for s := bufio.NewScanner(strings.NewReader(events)); s.Scan(); {
