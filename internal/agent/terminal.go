@@ -23,7 +23,7 @@ func (sh *shell) terminal(stream *wire.Stream, q wire.TerminalRequest) (any, err
 	if err != nil {
 		return nil, err
 	}
-	if fi, err := os.Stat("/root"); q.User == "" && err == nil && fi.IsDir() {
+	if q.User == "" && unix.Access("/root", unix.X_OK) == nil {
 		dir = "/root"
 	}
 	if q.Type != "" {

@@ -243,13 +243,21 @@ func TestSurroundings(t *testing.T) {
 	}{
 		{guest.Command{Script: "pwd", Dir: dir}, dir},
 		{guest.Command{Script: "echo $A $USER", Env: map[string]string{"A": "b c"}}, "b c root"},
-		{guest.Command{Script: "id -un; echo $USER $HOME", User: "nobody", Dir: "/"}, "nobody\nnobody /nonexistent"},
 		{guest.Command{Argv: []string{"echo", "$A", "x  y"}}, "$A x  y"},
 	} {
 		r, err := m.Run(testContext(t), tt.cmd)
 		if err != nil || r.ExitCode != 0 || strings.TrimSpace(string(r.Stdout)) != tt.want {
 			t.Errorf("%+v: %+v, %v; want %q", tt.cmd, r, err, tt.want)
 		}
+	}
+	// An agent that is not root, which no guest's is, cannot be anybody else.
+	r, err := m.Run(testContext(t), guest.Command{Script: "id -un; echo $USER $HOME", User: "nobody", Dir: "/"})
+	if os.Geteuid() != 0 {
+		if err == nil || !strings.Contains(err.Error(), "operation not permitted") {
+			t.Errorf("as nobody: %+v, %v", r, err)
+		}
+	} else if err != nil || string(r.Stdout) != "nobody\nnobody /nonexistent\n" {
+		t.Errorf("as nobody: %+v, %v", r, err)
 	}
 	for _, tt := range []struct {
 		cmd  guest.Command

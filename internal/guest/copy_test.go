@@ -78,6 +78,11 @@ func describe(t *testing.T, dir string) string {
 func TestCopyThereAndBack(t *testing.T) {
 	m := newMachine(t)
 	src, there, back := t.TempDir(), t.TempDir(), t.TempDir()
+	t.Cleanup(func() { // or an ordinary user could not remove them
+		for _, dir := range []string{filepath.Join(src, "tree"), filepath.Join(there, "made/on the way/copy"), filepath.Join(back, "new/copy")} {
+			os.Chmod(filepath.Join(dir, "readonly"), 0o755)
+		}
+	})
 	tree(t, filepath.Join(src, "tree"))
 	want := describe(t, filepath.Join(src, "tree"))
 

@@ -22,6 +22,7 @@ func realStore(t *testing.T) *Store {
 	if testing.Short() {
 		t.Skip("builds real images")
 	}
+	needBuilds(t)
 	sup, err := supervise.Start(t.Context(), supervise.Options{})
 	if err != nil {
 		t.Fatal(err)

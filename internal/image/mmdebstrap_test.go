@@ -116,10 +116,21 @@ func names(out *[]string) func(h *tar.Header, r io.Reader) error {
 	}
 }
 
-func TestStreams(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, or a range of subordinate ids")
+// needBuilds has a user who may not build be told how to, and ends the test.
+func needBuilds(t *testing.T) {
+	t.Helper()
+	if f := subordinateIDs(); os.Geteuid() != 0 && !f.OK {
+		var missing *vmm.MissingError
+		err := openTest(t).mmdebstrap(t.Context(), mmdebstrap{})
+		if !errors.As(err, &missing) || missing.Remedy == "" {
+			t.Errorf("got %v", err)
+		}
+		t.Skip(err)
 	}
+}
+
+func TestStreams(t *testing.T) {
+	needBuilds(t)
 	fakeMmdebstrap(t, `cd "$TMPDIR"; cat <&3 >three; cat <&4 >four; tar -cf - three four`)
 	s := openTest(t)
 	input := func(text string) func(io.Writer) error {
@@ -145,9 +156,7 @@ func TestStreams(t *testing.T) {
 
 // Whatever a build does wrong, it ends, says what it was, and leaves nothing.
 func TestStreamsThatFail(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, or a range of subordinate ids")
-	}
+	needBuilds(t)
 	wrong := errors.New("wrong")
 	endless := func(w io.Writer) error {
 		for {
