@@ -41,7 +41,7 @@ func (c MachineConfig) offers(b vmm.Backend, what Capability) (ok bool, reason s
 	if !known {
 		return false, ""
 	}
-	return o.Offers(vmm.Config{Name: c.Name, MachineType: c.Type, Display: c.Display}, what)
+	return o.Offers(vmm.Config{Name: c.Name, MachineType: c.Type, Display: c.Display, StartCommand: c.StartCommand}, what)
 }
 
 // withVMM gives fn the VMM of a machine as one that has a capability. A machine

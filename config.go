@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -59,7 +60,7 @@ type LabConfig struct {
 // MachineConfig is one machine as plain data.
 type MachineConfig struct {
 	Name     string // [A-Za-z0-9][A-Za-z0-9_-]*; also its host name
-	Image    Image
+	Image    Image  // what it boots; or StartCommand
 	Backend  string // "qemu", …; empty or "auto": the cheapest that can do what the test needs
 	Memory   int    // MiB; 0: 1024
 	CPUs     int    // 0: 1
@@ -82,6 +83,11 @@ type MachineConfig struct {
 	// addresses, each with or without a port, is there ("deb.debian.org:443",
 	// "10.0.0.0/8"); "host" is the loopback of this host.
 	Egress []string
+	// StartCommand starts the machine in place of an image: a line of shell that
+	// ends up in exec qemu… "$@", such as NixOS's run-NAME-vm (docs/foreign.md).
+	// What it decides itself cannot be given with it: Memory, CPUs, Type, Cmdline,
+	// Display, Egress. Without a Name the machine is called NAME, or "machine".
+	StartCommand string
 	// AllowReboot lets the guest reboot by itself. Otherwise a guest that
 	// resets ends, as with the NixOS driver; Machine.Reboot works either way.
 	AllowReboot bool
@@ -144,23 +150,20 @@ func (m *MachineConfig) normalize() error {
 	bad := func(format string, args ...any) error {
 		return &ConfigError{fmt.Sprintf("machine %q", m.Name), fmt.Sprintf(format, args...)}
 	}
+	if m.Name == "" && m.StartCommand != "" {
+		m.Name = cmp.Or(NameOfStartCommand(m.StartCommand), "machine")
+	}
 	if !machineName.MatchString(m.Name) {
 		return bad("not a name for a machine: it is the host name too, so letters, digits, - and _, at most 63, beginning with a letter or a digit")
 	}
-	if m.Image == nil {
-		return bad("it has no image; give it one, such as debian()")
+	var err error
+	if m.StartCommand != "" {
+		err = m.normalizeForeign()
+	} else {
+		err = m.normalizeOwn(bad)
 	}
-	if m.Memory == 0 {
-		m.Memory = DefaultMemory
-	}
-	if m.Memory < minMemory || m.Memory > maxMemory {
-		return bad("memory=%d is out of range; it is in MiB, %d to %d", m.Memory, minMemory, maxMemory)
-	}
-	if m.CPUs == 0 {
-		m.CPUs = 1
-	}
-	if m.CPUs < 1 || m.CPUs > maxCPUs {
-		return bad("cpus=%d is out of range; 1 to %d", m.CPUs, maxCPUs)
+	if err != nil {
+		return err
 	}
 	if m.Boot != "" {
 		if _, err := m.Boot.resolve(); err != nil {
@@ -182,6 +185,26 @@ func (m *MachineConfig) normalize() error {
 			return bad("it is on network %d twice", n)
 		}
 		on[n] = true
+	}
+	return nil
+}
+
+// normalizeOwn is normalize for a machine with an image.
+func (m *MachineConfig) normalizeOwn(bad func(string, ...any) error) error {
+	if m.Image == nil {
+		return bad("it has no image; give it one, such as debian()")
+	}
+	if m.Memory == 0 {
+		m.Memory = DefaultMemory
+	}
+	if m.Memory < minMemory || m.Memory > maxMemory {
+		return bad("memory=%d is out of range; it is in MiB, %d to %d", m.Memory, minMemory, maxMemory)
+	}
+	if m.CPUs == 0 {
+		m.CPUs = 1
+	}
+	if m.CPUs < 1 || m.CPUs > maxCPUs {
+		return bad("cpus=%d is out of range; 1 to %d", m.CPUs, maxCPUs)
 	}
 	return nil
 }

@@ -87,7 +87,7 @@ func (l *Lab) introduce(ctx context.Context) error {
 	machines := l.Machines()
 	errs := make([]error, len(machines))
 	for i, other := range machines {
-		if r := other.running(); r != nil {
+		if r := other.running(); r != nil && !other.foreign() {
 			wg.Go(func() { errs[i] = r.tellHosts(ctx) })
 		}
 	}

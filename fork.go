@@ -158,11 +158,15 @@ func (m *Machine) adopt(s *machineState) error {
 	if err := os.Mkdir(m.disks(), 0o700); err != nil {
 		return &InfraError{m.Name(), "create the machine's disk", err}
 	}
-	below, err := linkBacking(m.disks(), s.disk, 1)
+	var err error
+	if m.foreign() {
+		err = m.restoreState(s.disk)
+	} else {
+		m.disk.Backing, err = linkBacking(m.disks(), s.disk, 1)
+	}
 	if err != nil {
 		return &InfraError{m.Name(), "create the machine's disk", err}
 	}
-	m.disk.Backing = below
 	return nil
 }
 

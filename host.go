@@ -46,6 +46,10 @@ type Host struct {
 	guestOnce sync.Once
 	guestPath string
 	guestErr  error
+
+	digestOnce sync.Once // of the same
+	digest     string
+	digestErr  error
 }
 
 // BootTimeoutEnv is the environment variable with the boot limit of machines

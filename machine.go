@@ -57,6 +57,7 @@ type run struct {
 	paused      bool // by Pause; guarded by machine.mu
 	origin      *origin
 	allowReboot bool
+	backdoor    *backdoor // nil: the guest has come with the agent
 
 	pauseMu sync.Mutex     // one Pause or Resume at a time
 	clock   sync.WaitGroup // of correctClock; grows while machine.current is this run
@@ -176,10 +177,7 @@ func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*
 		}
 	}
 	config.AllowReboot = allowReboot
-	if err := m.attachDisk(ctx, &config, img); err != nil {
-		return nil, err
-	}
-	if err := m.attachNICs(&config); err != nil {
+	if err := m.attachAll(ctx, &config, img); err != nil {
 		return nil, err
 	}
 	how := ""
@@ -206,11 +204,15 @@ func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*
 	r := &run{machine: m, vm: vm, started: started, origin: from, allowReboot: allowReboot,
 		pumped: make(chan struct{}), over: make(chan struct{}), ready: make(chan struct{})}
 	r.guest = guest.New(m.Name(), vm.Dial, guest.Options{Greet: r.greet})
+	if b, ok := vm.(vmm.Backdoor); ok {
+		r.openBackdoor(b, m.lab.host.guestPath)
+	}
 	m.mu.Lock()
 	if m.closed {
 		m.mu.Unlock()
 		r.guest.Close(errLabClosed)
 		vm.Kill()
+		r.backdoor.closed()
 		return nil, errLabClosed
 	}
 	m.current, m.ended, m.booted = r, nil, true
@@ -266,6 +268,7 @@ func (r *run) watch() {
 		state = "crashed"
 	}
 	m.announce(state, string(r.vm.Exit().Reason), time.Since(r.started))
+	r.backdoor.closed()
 	<-r.ready
 	r.clock.Wait()
 	close(r.over)
@@ -330,12 +333,15 @@ func (r *run) greet(ctx context.Context, info wire.Info) error {
 	}
 	r.identityMu.Lock()
 	id := m.identity(macs)
+	if m.foreign() {
+		id = wire.Identity{Entropy: id.Entropy} // it is who it is
+	}
 	if r.origin != nil && r.origin.agent == info.Instance {
 		id = renewal()
-		if r.origin.slot != nil {
+		if r.origin.slot != nil && !m.foreign() {
 			id.MachineID = m.id
 		}
-		if r.newHosts || r.origin.slot != nil {
+		if (r.newHosts || r.origin.slot != nil) && !m.foreign() {
 			id.Hosts = m.hosts()
 		}
 	}
@@ -401,7 +407,7 @@ func (r *run) awaitReady(ctx context.Context) error {
 	case <-ctx.Done():
 		err := context.Cause(ctx)
 		return &BootError{
-			Machine: r.machine.Name(), Reason: fmt.Sprintf("no answer yet, and %v", err),
+			Machine: r.machine.Name(), Reason: fmt.Sprintf("no answer yet, and %v%s", err, r.backdoor.awaited()),
 			After: time.Since(r.started), Console: r.machine.console.tail(consoleTail), Err: err,
 		}
 	}
@@ -430,7 +436,10 @@ func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest
 	}
 	boot := &BootError{Machine: m.Name(), After: time.Since(r.started), Console: m.console.tail(consoleTail)}
 	var down *DownError
+	var install *InstallError
 	switch {
+	case errors.As(err, &install):
+		boot.Reason, boot.Err = "attest's agent cannot run in it: "+install.Reason, install
 	case errors.As(err, &down) && down.Broken:
 		return down
 	case errors.As(err, &down):
@@ -438,7 +447,7 @@ func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest
 	case ctx.Err() != nil && garbage != nil:
 		boot.Reason = fmt.Sprintf("within %v nothing came but this: %v", limit, garbage)
 	case ctx.Err() != nil:
-		boot.Reason = fmt.Sprintf("the guest did not answer within %v", limit)
+		boot.Reason = fmt.Sprintf("the guest did not answer within %v%s", limit, r.backdoor.awaited())
 	default:
 		boot.Reason = err.Error()
 	}
@@ -518,8 +527,12 @@ func (m *Machine) close() error {
 }
 
 // vmmConfig is what the backend is to start, without what exists only while
-// it runs.
+// it runs. A foreign machine has no image.
 func (m *Machine) vmmConfig(ctx context.Context) (vmm.Config, *image.Image, error) {
+	if m.foreign() {
+		config, err := m.foreignConfig(ctx)
+		return config, nil, err
+	}
 	config := vmm.Config{
 		Name: m.Name(), Dir: m.dir,
 		Memory: m.config.Memory, CPUs: m.config.CPUs, MachineType: m.config.Type, Display: m.config.Display,

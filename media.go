@@ -75,6 +75,17 @@ func (m *Machine) bootMedia(ctx context.Context, config *vmm.Config, img *image.
 	return nil
 }
 
+// attachAll gives the machine what exists only while it runs.
+func (m *Machine) attachAll(ctx context.Context, config *vmm.Config, img *image.Image) error {
+	if m.foreign() {
+		return m.attachForeign(config)
+	}
+	if err := m.attachDisk(ctx, config, img); err != nil {
+		return err
+	}
+	return m.attachNICs(config)
+}
+
 // attachDisk gives the machine the disk that it writes to. It is made at the
 // first start and keeps its content over all later ones.
 func (m *Machine) attachDisk(ctx context.Context, config *vmm.Config, img *image.Image) error {
@@ -147,7 +158,9 @@ func (m *Machine) attach(i network.Interface) (*net.UnixConn, error) {
 
 func closeNICs(nics []vmm.NIC) {
 	for _, n := range nics {
-		n.Conn.Close()
+		if n.Conn != nil {
+			n.Conn.Close()
+		}
 	}
 }
 

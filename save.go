@@ -88,7 +88,10 @@ func (s *Snapshot) Save(ctx context.Context, dir string) (err error) {
 	}()
 	lab := savedLab{Format: labFormat, Name: s.config.Name, Seed: s.config.Seed}
 	for i, m := range l.Machines() {
-		saved := savedMachine{MachineConfig: m.config, Image: image.SpecOf(m.config.Image), Created: i >= len(s.config.Machines)}
+		saved := savedMachine{MachineConfig: m.config, Created: i >= len(s.config.Machines)}
+		if !m.foreign() {
+			saved.Image = image.SpecOf(m.config.Image)
+		}
 		if state := s.machines[m.Name()]; state != nil && state.booted {
 			saved.Started = true
 			if err := m.save(ctx, state, filepath.Join(dir, m.Name())); err != nil {
@@ -132,7 +135,7 @@ func (m *Machine) save(ctx context.Context, s *machineState, dir string) error {
 	if err != nil {
 		return err
 	}
-	d, err := snapshot.NewDraft(dir, snapshot.Meta{Title: m.Name() + ", " + img.Title, Fits: fits, Extra: data})
+	d, err := snapshot.NewDraft(dir, snapshot.Meta{Title: m.title(img), Fits: fits, Extra: data})
 	if err != nil {
 		return err
 	}
@@ -199,7 +202,9 @@ func (h *Host) OpenSnapshot(ctx context.Context, dir string, config LabConfig) (
 		return nil, &InfraError{Action: "create a directory for a snapshot", Err: err}
 	}
 	for _, m := range saved.Machines {
-		m.MachineConfig.Image = m.Image
+		if m.StartCommand == "" {
+			m.MachineConfig.Image = m.Image
+		}
 		if m.Created {
 			config.created = append(config.created, m.MachineConfig)
 		} else {

@@ -119,7 +119,7 @@ func capture(ctx context.Context, machines []*Machine, dir string, paused func()
 		defer m.startMu.Unlock()
 	}
 	err := each(machines, func(i int, m *Machine) (err error) {
-		if runs[i], err = m.pausable(); err == nil && runs[i] != nil {
+		if runs[i], err = m.pausable(ctx); err == nil && runs[i] != nil {
 			if err = runs[i].awake("snapshot"); err == nil {
 				err = runs[i].awaitReady(ctx)
 			}
@@ -168,13 +168,16 @@ func each(machines []*Machine, do func(int, *Machine) error) error {
 }
 
 // pausable is the machine's run, nil if it is off.
-func (m *Machine) pausable() (*run, error) {
+func (m *Machine) pausable(ctx context.Context) (*run, error) {
 	r := m.running()
 	if r == nil {
 		return nil, nil
 	}
 	if _, ok := r.vm.(vmm.Snapshotter); !ok {
 		return nil, m.unsupported("snapshot")
+	}
+	if d, ok := r.vm.(vmm.Doubtful); ok {
+		return r, d.CanSave(ctx)
 	}
 	return r, nil
 }
@@ -220,20 +223,28 @@ func save(ctx context.Context, vm vmm.Snapshotter) (*vmm.State, error) {
 
 // captureDisk copies what the machine has written, and keeps what is below that.
 func (m *Machine) captureDisk(dir string) ([]vmm.Backing, error) {
-	top := m.disk
-	if top.Path == "" {
-		return nil, nil
+	files, err := m.written()
+	if err != nil || len(files) == 0 {
+		return nil, err
 	}
 	dir = filepath.Join(dir, m.Name())
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
-	copied := filepath.Join(dir, "0")
-	if err := copyFile(copied, top.Path); err != nil {
-		return nil, err
+	if !m.foreign() { // what is below its disk nobody writes to
+		if err := copyFile(filepath.Join(dir, "0"), files[0].Path); err != nil {
+			return nil, err
+		}
+		below, err := linkBacking(dir, files[1:], 1)
+		return append([]vmm.Backing{{Path: filepath.Join(dir, "0"), Format: files[0].Format}}, below...), err
 	}
-	below, err := linkBacking(dir, top.Backing, 1)
-	return append([]vmm.Backing{{Path: copied, Format: top.Format}}, below...), err
+	for i, b := range files {
+		files[i].Path = filepath.Join(dir, fmt.Sprint(i))
+		if err := keepStateFile(files[i].Path, b); err != nil {
+			return nil, err
+		}
+	}
+	return files, nil
 }
 
 // linkBacking gives the files below a disk a name in dir, so that they stay as

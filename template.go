@@ -113,7 +113,9 @@ func (m *Machine) warm(ctx context.Context, config vmm.Config, img *image.Image)
 	}
 	// What a service sees when it starts, it keeps.
 	fits["name or addresses"] = fmt.Sprintf("%s %v", m.Name(), m.address.Interfaces)
-	fits["agent"] = config.Initrd
+	if fits["agent"], err = m.agentID(ctx, config); err != nil {
+		return nil, err
+	}
 	s := h.templates.slot(snapshot.Key(fits))
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -181,26 +183,33 @@ func (m *Machine) fits(config vmm.Config, img *image.Image) (map[string]string, 
 	if !ok {
 		return nil, m.unsupported("snapshot")
 	}
-	for _, i := range m.address.Interfaces { // as many as there will be
-		config.NICs = append(config.NICs, vmm.NIC{ID: i.Name})
-	}
-	config.Disks = append(slices.Clone(config.Disks), m.writableDisk(img))
-	config.Initrd = ""
-	print, err := f.Fingerprint(m.lab.host.vmmHost(), config)
-	if err != nil {
-		return nil, err
-	}
-	return map[string]string{
-		"backend": m.config.Backend, "image": imageID(img), "kind of VMM, processor or machine": print,
+	fits := map[string]string{"backend": m.config.Backend, "protocol of the agent": fmt.Sprintf("version %d", wire.Version)}
+	if !m.foreign() {
+		fits["image"] = imageID(img)
 		// They are in the fingerprint; here for an error that says it clearly.
-		"amount of memory": fmt.Sprintf("%d MiB", m.config.Memory), "count of CPUs": fmt.Sprint(m.config.CPUs),
-		"count of network cards": fmt.Sprint(len(m.address.Interfaces)),
-		"protocol of the agent":  fmt.Sprintf("version %d", wire.Version),
-	}, nil
+		fits["amount of memory"], fits["count of CPUs"] = fmt.Sprintf("%d MiB", m.config.Memory), fmt.Sprint(m.config.CPUs)
+		fits["count of network cards"] = fmt.Sprint(len(m.address.Interfaces))
+		for _, i := range m.address.Interfaces { // as many as there will be
+			config.NICs = append(config.NICs, vmm.NIC{ID: i.Name})
+		}
+		config.Disks = append(slices.Clone(config.Disks), m.writableDisk(img))
+	}
+	config.Initrd = ""
+	var err error
+	fits["kind of VMM, processor or machine"], err = f.Fingerprint(m.lab.host.vmmHost(), config)
+	return fits, err
 }
 
 func (m *Machine) unsupported(operation string) error {
 	return &UnsupportedError{Machine: m.Name(), Operation: operation, Backend: m.config.Backend, Can: []string{"qemu"}}
+}
+
+// agentID is the agent that the machine boots with: in its initramfs, or put into it.
+func (m *Machine) agentID(ctx context.Context, config vmm.Config) (string, error) {
+	if m.foreign() {
+		return m.lab.host.guestDigest(ctx)
+	}
+	return config.Initrd, nil
 }
 
 // imageID is the image with all that bootMedia takes besides it.
@@ -244,7 +253,7 @@ func (m *Machine) openTemplate(ctx context.Context, fits map[string]string, img 
 // makeTemplate boots a machine like this one and saves it in the cache. Only if
 // there is no space there, the template is returned.
 func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, img *image.Image) (*template, error) {
-	title := fmt.Sprintf("%s (%s, %d MiB)", m.Name(), img.Title, m.config.Memory)
+	title := m.title(img)
 	p := &templateProgress{ctx: ctx, title: "snapshot of " + title, start: time.Now()}
 	var inMemory *template
 	err := m.lab.host.snapshots.Make(ctx, fits, title,
@@ -278,12 +287,20 @@ func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, img 
 	return nil, err
 }
 
+// title names what a saved machine is, for people.
+func (m *Machine) title(img *image.Image) string {
+	if m.foreign() {
+		return fmt.Sprintf("%s (%s)", m.Name(), m.config.StartCommand)
+	}
+	return fmt.Sprintf("%s (%s, %d MiB)", m.Name(), img.Title, m.config.Memory)
+}
+
 // templateLab is a lab in which this machine is alone, with its own name and
 // addresses.
 func (m *Machine) templateLab(ctx context.Context) (*Lab, error) {
 	config := m.config
 	config.AllowReboot, config.Boot = false, BootCold
-	return newLab(ctx, m.lab.host, LabConfig{Name: "template", Machines: []MachineConfig{config}, addresses: &m.lab.addresses})
+	return newLab(ctx, m.lab.host, LabConfig{Name: "template", Machines: []MachineConfig{config}, SourceDir: m.lab.config.SourceDir, addresses: &m.lab.addresses})
 }
 
 // settleLimit is how long a guest may take to end its boot, on a fast host as on a
@@ -294,8 +311,16 @@ const settleLimit = 45 * time.Second
 // settle starts a machine and waits until its guest has booted: until systemd
 // has nothing more to start, if it is systemd.
 func (m *Machine) settle(ctx context.Context) error {
-	r, err := m.use(ctx, "snapshot")
+	r, err := m.powered(ctx, "snapshot")
 	if err != nil {
+		return err
+	}
+	if d, ok := r.vm.(vmm.Doubtful); ok {
+		if err := d.WillSave(); err != nil {
+			return err
+		}
+	}
+	if err := r.awaitReady(ctx); err != nil {
 		return err
 	}
 	_, err = r.guest.Run(ctx, guest.Command{
@@ -319,8 +344,12 @@ func (m *Machine) saveTemplate(ctx context.Context, d *snapshot.Draft) error {
 	if err != nil {
 		return err
 	}
-	for i, b := range append([]vmm.Backing{{Path: m.disk.Path, Format: m.disk.Format}}, m.disk.Backing...) {
-		if err := copyFile(d.DiskPath(i), b.Path); err != nil {
+	disks, err := m.written()
+	if err != nil {
+		return err
+	}
+	for i, b := range disks {
+		if err := keepStateFile(d.DiskPath(i), b); err != nil {
 			return err
 		}
 		d.Formats = append(d.Formats, b.Format)
@@ -337,6 +366,17 @@ func templateOf(e *snapshot.Entry) (*template, error) {
 		return nil, errors.Join(err, e.Close())
 	}
 	return &template{entry: e, state: e.State, disks: e.Disks, text: e.Console, agent: extra.Agent}, nil
+}
+
+// written is what the machine has written, uppermost first.
+func (m *Machine) written() ([]vmm.Backing, error) {
+	switch {
+	case m.foreign():
+		return m.stateFiles()
+	case m.disk.Path == "":
+		return nil, nil
+	}
+	return append([]vmm.Backing{{Path: m.disk.Path, Format: m.disk.Format}}, m.disk.Backing...), nil
 }
 
 // templateInMemory is saveTemplate without the cache. dir is for the disk.

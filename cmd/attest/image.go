@@ -67,7 +67,9 @@ func sourcesOf(ctx context.Context, files []string) ([]image.Source, error) {
 			return nil, err
 		}
 		for _, m := range file.Machines() {
-			sources = append(sources, m.Image)
+			if m.Image != nil { // not of one with a start command
+				sources = append(sources, m.Image)
+			}
 		}
 	}
 	return sources, nil

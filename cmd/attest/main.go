@@ -40,6 +40,8 @@ func main() {
 		}
 	case boot.AgentArg0:
 		os.Exit(agent.Main(os.Args))
+	case agent.InstallArg0:
+		os.Exit(agent.Install(os.Args))
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }

@@ -155,6 +155,9 @@ func (c *Client) ReadyAgain(ctx context.Context, before wire.Info) (wire.Info, e
 	}
 }
 
+// Fail says why no agent answers: Ready fails with it, until one does.
+func (c *Client) Fail(err error) { c.set(nil, err) }
+
 // greeting is the context key of the session that Greet is for.
 type greeting struct{}
 

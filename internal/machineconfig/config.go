@@ -140,7 +140,7 @@ func syntaxReason(data []byte, err error) string {
 
 // machine reads one element of "machines".
 func (r *reader) machine(at string, v any, vlans []int) Machine {
-	m := Machine{VLANs: vlans, CPUs: 1, VsockCID: 3, VsockPort: 1234, Entropy: true, IOEngine: "Sync", CacheType: "Unsafe"}
+	m := Machine{VLANs: vlans, VsockCID: 3, VsockPort: 1234, Entropy: true, IOEngine: "Sync", CacheType: "Unsafe"}
 	o := r.object(at, v)
 	r.take(o, "name", func(v any) { m.Name = r.string(at+"/name", v) })
 	r.name = m.Name
@@ -170,6 +170,9 @@ func (r *reader) machine(at string, v any, vlans []int) Machine {
 	}
 	r.rest(at, o, known...)
 	r.complete(at, m)
+	if m.CPUs == 0 && m.StartCommand == "" {
+		m.CPUs = 1
+	}
 	return m
 }
 
@@ -180,8 +183,13 @@ func (r *reader) complete(at string, m Machine) {
 	}
 	switch m.Backend {
 	case "qemu":
-		if (m.StartCommand == "") == (m.Image == nil) {
+		switch {
+		case (m.StartCommand == "") == (m.Image == nil):
 			r.fail(at, `either "start_command" or "image" must be given`)
+		case m.StartCommand != "" && m.Memory != 0:
+			r.fail(at+"/mem_size_mib", `the machine has a "start_command", which gives it its memory; leave one of the two out`)
+		case m.StartCommand != "" && m.CPUs != 0:
+			r.fail(at+"/vcpu_count", `the machine has a "start_command", which gives it its processors; leave one of the two out`)
 		}
 	case "firecracker", "cloud-hypervisor":
 		if m.Image == nil && m.KernelImage == "" {

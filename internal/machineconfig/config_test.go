@@ -26,6 +26,7 @@ func TestParse(t *testing.T) {
 	base := Machine{VLANs: []int{1, 2}, CPUs: 1, VsockCID: 3, VsockPort: 1234, Entropy: true, IOEngine: "Sync", CacheType: "Unsafe"}
 	server, client, micro := base, base, base
 	server.Name, server.Backend, server.StartCommand, server.VLANs = "server", "qemu", "/run-server-vm", []int{1}
+	server.CPUs = 0
 	client.Name, client.Backend, client.Image, client.Memory = "client", "qemu", json.RawMessage(`{"debian":{}}`), 512
 	micro.Name, micro.Backend, micro.KernelImage, micro.Rootfs = "micro", "firecracker", "/vmlinux", "/root.ext4"
 	micro.TAPs, micro.Entropy = []TAP{{"eth0", "tap0", "AA:FC:00:01:01:01"}}, false
@@ -53,6 +54,7 @@ func TestParseErrors(t *testing.T) {
 		{"bad name", `{"machines": [{"name": "-a", "backend": "qemu"}]}`, `machine configuration lab.json: machine "-a": /machines/0/name: not a name for a machine: letters, digits, - and _, beginning with a letter or a digit`},
 		{"no backend", `{"machines": [{"name": "a"}]}`, `machine configuration lab.json: machine "a": /machines/0: "backend" is missing; it is qemu, firecracker, cloud-hypervisor or mock`},
 		{"unknown backend", `{"machines": [{"name": "a", "backend": "vmware"}]}`, `machine configuration lab.json: machine "a": /machines/0/backend: unknown backend "vmware"; it is qemu, firecracker, cloud-hypervisor or mock`},
+		{"processors beside a start command", qemu(`, "vcpu_count": 1`), `machine configuration lab.json: machine "a": /machines/0/vcpu_count: the machine has a "start_command", which gives it its processors; leave one of the two out`},
 		{"neither", `{"machines": [{"name": "a", "backend": "qemu"}]}`, `machine configuration lab.json: machine "a": /machines/0: either "start_command" or "image" must be given`},
 		{"no kernel", `{"machines": [{"name": "a", "backend": "firecracker", "rootfs_path": "r"}]}`, `machine configuration lab.json: machine "a": /machines/0: "kernel_image_path" is missing (or "image")`},
 		{"twice", `{"machines": [{"name": "a", "backend": "mock"}, {"name": "a", "backend": "mock"}]}`, `machine configuration lab.json: machine "a": /machines/1/name: there are two machines of this name`},

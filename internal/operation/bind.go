@@ -147,9 +147,6 @@ func (b binder) bindNamed(n Named) error {
 }
 
 func (b binder) set(p Param, v any) error {
-	if p.Refused != "" && v != nil {
-		return b.errorf("%s: %s", p.Name, p.Refused)
-	}
 	c, err := p.convert(v)
 	if err != nil {
 		return b.errorf("%v", err)

@@ -23,9 +23,9 @@ var machinesTable = []*Operation{
 	{
 		Name: "create_machine", On: Lab, Subject: "Machines", Result: Type(Machine.String()),
 		Params: []Param{
-			{Name: "start_command", Type: String, Default: Absent, Refused: "start commands of other makers are not run here; say what the machine is instead, as in create_machine(name = \"server\", image = debian())", Doc: "refused: say what the machine is by the arguments that follow"},
-			{Name: "name", Type: String, Default: Absent, Named: true, Doc: "the machine's name and host name; it must be given"},
-			{Name: "image", Type: Image, Default: Absent, Named: true, Doc: "what it boots; it must be given"},
+			{Name: "start_command", Type: String, Default: Absent, Doc: "what starts it in place of an image, see [foreign.md](foreign.md)"},
+			{Name: "name", Type: String, Default: Absent, Named: true, Doc: "the machine's name and host name; it must be given unless there is a `start_command`, from whose end `run-NAME-vm` it is taken, and is `machine` otherwise"},
+			{Name: "image", Type: Image, Default: Absent, Named: true, Doc: "what it boots; it must be given unless there is a `start_command`"},
 			{Name: "backend", Type: String, Default: "", Named: true, Doc: "as with `machine(…)`, like all that follows"},
 			{Name: "memory", Type: Int, Default: 0, Named: true, Doc: "MiB"},
 			{Name: "cpus", Type: Int, Default: 0, Named: true, Doc: "how many processors"},
@@ -62,7 +62,7 @@ func createMachine(ctx context.Context, t target, a Args) (any, error) {
 	config := attest.MachineConfig{
 		Name: a.String("name"), Backend: a.String("backend"), Memory: a.Int("memory"), CPUs: a.Int("cpus"),
 		Networks: get[[]int](a, "networks"), Egress: a.Strings("egress"), Type: a.String("type"), Cmdline: a.String("cmdline"),
-		Display: a.Bool("display"), AllowReboot: a.Bool("allow_reboot"), Image: get[attest.Image](a, "image"),
+		StartCommand: a.String("start_command"), Display: a.Bool("display"), AllowReboot: a.Bool("allow_reboot"), Image: get[attest.Image](a, "image"),
 	}
 	m, err := t.lab.CreateMachine(ctx, config)
 	if err != nil {

@@ -122,11 +122,10 @@ type Operation struct {
 type Param struct {
 	Name     string
 	Type     Type
-	Default  any    // a Go value of Type, or Absent; nil: the caller must give one
-	Nullable bool   // the caller can say None although there is a default
-	Variadic bool   // any number of strings by position, at least one; the last parameter that has a position
-	Named    bool   // given by name only, as is everything that follows
-	Refused  string // the NixOS driver has it and attest does not: why, and what to do
+	Default  any  // a Go value of Type, or Absent; nil: the caller must give one
+	Nullable bool // the caller can say None although there is a default
+	Variadic bool // any number of strings by position, at least one; the last parameter that has a position
+	Named    bool // given by name only, as is everything that follows
 	// Check says what is wrong with a value of Type, so that literals are
 	// refused before anything boots.
 	Check func(v any) error

@@ -251,18 +251,19 @@ func machinesOf(f *machineconfig.File) ([]attest.MachineConfig, error) {
 			return refusef(event.Unsupported, "machine configuration %s: machine %q: %s is not supported by this version", f.Path, m.Name, what)
 		}
 		switch {
-		case m.StartCommand != "":
-			return nil, unsupported("start_command")
-		case m.Image == nil:
+		case m.Image == nil && m.StartCommand == "":
 			return nil, unsupported("backend " + m.Backend)
 		}
-		spec, err := image.ParseSpec(m.Image)
-		if err != nil {
-			return nil, refusef(event.Invalid, "machine configuration %s: machine %q: %v", f.Path, m.Name, err)
-		}
 		c := attest.MachineConfig{
-			Name: m.Name, Backend: m.Backend, Image: spec, Memory: m.Memory, CPUs: m.CPUs,
+			Name: m.Name, Backend: m.Backend, StartCommand: m.StartCommand, Memory: m.Memory, CPUs: m.CPUs,
 			Networks: append([]int{}, m.VLANs...), AllowReboot: m.AllowReboot, Snapshot: m.SnapshotPath,
+		}
+		if m.Image != nil {
+			spec, err := image.ParseSpec(m.Image)
+			if err != nil {
+				return nil, refusef(event.Invalid, "machine configuration %s: machine %q: %v", f.Path, m.Name, err)
+			}
+			c.Image = spec
 		}
 		if err := (attest.LabConfig{Machines: []attest.MachineConfig{c}}).Check(); err != nil {
 			return nil, refusef(event.Invalid, "machine configuration %s: %v", f.Path, err)

@@ -28,6 +28,10 @@ type Command struct {
 	// signal then has the exit code 128+n, as in a shell.
 	Isolate bool
 
+	// Whole has the end of the process be that of its process group, too: what it
+	// has started, as long as that has not left the group.
+	Whole bool
+
 	// Network gives the process a network namespace of its own, in which it is
 	// root: in a user namespace, unless the supervisor runs as a root who may do
 	// without. A host that forbids it is an *os.PathError.
@@ -40,6 +44,7 @@ func (c *Command) request(stateDir string) (*startRequest, []*os.File, error) {
 		Env:     environ(c.Env, stateDir),
 		Extra:   len(c.ExtraFiles),
 		Isolate: c.Isolate,
+		Whole:   c.Whole,
 		Network: c.Network,
 	}
 	var err error

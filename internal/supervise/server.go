@@ -43,6 +43,7 @@ type server struct {
 	out      *sender
 	null     *os.File
 	children map[int]uint64 // pid → the client's number
+	whole    map[int]bool   // of these, those whose group ends with them
 	copied   chan reply     // copyings that have ended
 }
 
@@ -59,7 +60,7 @@ func serve() error {
 	// PR_SET_PDEATHSIG fires when the thread that forked ends (golang/go#27505).
 	// The main thread does not end before the process, and init runs on it.
 	runtime.LockOSThread()
-	s := &server{dir: os.Args[1], scratch: os.Args[2], children: map[int]uint64{}, copied: make(chan reply)}
+	s := &server{dir: os.Args[1], scratch: os.Args[2], children: map[int]uint64{}, whole: map[int]bool{}, copied: make(chan reply)}
 	control := os.NewFile(3, "control")
 	unix.CloseOnExec(3)
 	// The locks on the directories, which end with this process.
@@ -172,6 +173,9 @@ func (s *server) handle(in incoming) {
 		return
 	}
 	s.children[pid] = in.ID
+	if in.Start.Whole {
+		s.whole[pid] = true
+	}
 	s.reply(reply{ID: in.ID, Pid: pid})
 }
 
@@ -223,6 +227,10 @@ func (s *server) reap() {
 			continue
 		}
 		delete(s.children, pid)
+		if s.whole[pid] {
+			delete(s.whole, pid)
+			syscall.Kill(-pid, syscall.SIGKILL) // as long as somebody is in it, the number is the group's
+		}
 		st := Status{ExitCode: ws.ExitStatus()}
 		if ws.Signaled() {
 			st.Signal = ws.Signal()

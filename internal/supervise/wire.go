@@ -48,6 +48,7 @@ type startRequest struct {
 	Extra   int     // descriptors from 3 on
 	Isolate bool
 	Network bool
+	Whole   bool
 }
 
 func (r *startRequest) files() int {

@@ -40,6 +40,14 @@ type Config struct {
 	AllowReboot bool   // a guest that resets goes on; otherwise a reset ends the VMM
 	MachineType string // backend specific; QEMU: "q35" (default), "microvm"
 
+	// StartCommand is somebody else's command that starts the VMM, instead of all
+	// that is between Name and here but for Dir and AllowReboot: a line of shell to
+	// which the backend appends its own arguments. It runs in Dir, where its disks
+	// are too, with Env added to the environment. Of the NICs only who they are
+	// counts. The VM is a Backdoor.
+	StartCommand string
+	Env          []string
+
 	Restore *State // go on from here instead of booting; needs a Snapshotter
 	Paused  bool   // the vCPUs stand still until Resume; needs a Pauser
 }
@@ -159,6 +167,26 @@ type Snapshotter interface {
 	// holes where it is zero, and returns the rest of its State. The machine stays
 	// as it is and can go on afterwards.
 	Save(ctx context.Context, memory *os.File) (device []byte, err error)
+}
+
+// Backdoor is a VM whose guest comes without attest's agent, and offers a root
+// shell.
+type Backdoor interface {
+	// Shell is the console of that shell (the guest's /dev/hvc0), and upload a
+	// stream into the guest, where it is the virtio serial port UploadPort. Both
+	// end with the VMM and belong to the one who asked first.
+	Backdoor() (shell, upload net.Conn)
+}
+
+// UploadPort is the name of the virtio serial port by which the guest gets its
+// agent.
+const UploadPort = "org.attest.upload.0"
+
+// Doubtful is a Snapshotter that may turn out to be none: an *UnsupportedError
+// says why.
+type Doubtful interface {
+	CanSave(context.Context) error // now
+	WillSave() error               // once its guest has booted, as far as that can be known
 }
 
 // Fingerprinter is a Backend whose VMs are Snapshotters.

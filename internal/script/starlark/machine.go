@@ -86,7 +86,7 @@ func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl
 	err := unpack(b, nil, kwargs,
 		"name?", &c.Name, "image?", &source, "backend?", &c.Backend, "memory?", &c.Memory, "cpus?", &c.CPUs,
 		"networks?", &networks, "type?", &c.Type, "cmdline?", &c.Cmdline, "display?", &c.Display, "egress?", &out, "allow_reboot?", &c.AllowReboot,
-		"boot?", (*string)(&c.Boot), "snapshot?", &c.Snapshot, "boot_timeout?", &bootTimeout)
+		"boot?", (*string)(&c.Boot), "snapshot?", &c.Snapshot, "boot_timeout?", &bootTimeout, "start_command?", &c.StartCommand)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +94,12 @@ func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl
 	c.Snapshot = th.relative(t)(c.Snapshot)
 	switch source := source.(type) {
 	case nil, sl.NoneType:
-		return nil, usagef("machine: it has no image; give it one, such as image = debian()")
+		if c.StartCommand == "" {
+			return nil, usagef("machine: it has no image; give it one, such as image = debian()")
+		}
+		if c.Name == "" {
+			c.Name = attest.NameOfStartCommand(c.StartCommand) // otherwise its variable's
+		}
 	case *image:
 		c.Image = source.source
 	default:

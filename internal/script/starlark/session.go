@@ -105,9 +105,14 @@ func (l sessionLab) update(ctx context.Context) error {
 func create(ctx context.Context, lab operation.Runner, c attest.MachineConfig) error {
 	o := operation.Find(operation.Lab, "create_machine")
 	named := []operation.Named{
-		{Name: "name", Value: c.Name}, {Name: "image", Value: c.Image}, {Name: "backend", Value: c.Backend},
+		{Name: "name", Value: c.Name}, {Name: "backend", Value: c.Backend},
 		{Name: "memory", Value: int64(c.Memory)}, {Name: "cpus", Value: int64(c.CPUs)}, {Name: "type", Value: c.Type},
 		{Name: "cmdline", Value: c.Cmdline}, {Name: "display", Value: c.Display}, {Name: "allow_reboot", Value: c.AllowReboot},
+	}
+	if c.StartCommand != "" {
+		named = append(named, operation.Named{Name: "start_command", Value: c.StartCommand})
+	} else {
+		named = append(named, operation.Named{Name: "image", Value: c.Image})
 	}
 	if c.Networks != nil {
 		named = append(named, operation.Named{Name: "networks", Value: anyList(c.Networks, func(n int) any { return int64(n) })})

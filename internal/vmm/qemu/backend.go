@@ -33,7 +33,8 @@ func init() { vmm.Register(&backend{}) }
 // A backend knows the QEMU of this host.
 type backend struct {
 	mu       sync.Mutex
-	versions map[binaryKey]string // what a binary said of itself
+	versions map[binaryKey]string   // what a binary said of itself
+	examined map[string]examination // by machine and start command
 }
 
 // binaryKey tells a binary from the one that replaces it by an update.
@@ -53,6 +54,9 @@ func (*backend) Name() string { return "qemu" }
 // Check refuses what attest does not know how to give a machine. It takes
 // configurations whose files and connections do not exist yet.
 func (b *backend) Check(c vmm.Config) error {
+	if c.StartCommand != "" {
+		return nil // which QEMU it starts is its own affair
+	}
 	unsupported := func(operation, reason string) error {
 		return &vmm.UnsupportedError{Machine: c.Name, Operation: operation, Backend: b.Name(), Reason: reason}
 	}

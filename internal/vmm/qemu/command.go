@@ -102,7 +102,7 @@ func (h hardware) command() command {
 	c.add("-action", "reboot="+onReset(h.config.AllowReboot))
 	c.socket("qmp", h.qmp)
 	c.add("-mon", "chardev=qmp,mode=control")
-	c.memory(h)
+	c.memory(h, "ram", memory{int64(megabytes(h.config)) << 20, shares(h.config)})
 	c.socket("console", h.console)
 	c.add("-serial", "chardev:console")
 	c.add("-device", "pvpanic") // tells a panic, if the guest has its driver
@@ -128,9 +128,9 @@ func megabytes(c vmm.Config) int { return cmp.Or(c.Memory, defaultMemory) }
 
 // memory gives the machine a file as its memory: one of its own, or a private
 // view of the one that it goes on from.
-func (c *command) memory(h hardware) {
+func (c *command) memory(h hardware, id string, mem memory) {
 	share := "on"
-	if shares(h.config) {
+	if mem.shared {
 		share = "off"
 	}
 	c.saved = h.saved
@@ -139,7 +139,7 @@ func (c *command) memory(h hardware) {
 		c.add("-incoming", "defer")
 	}
 	c.saved.devicesFD = c.fd(h.saved.devices)
-	c.add("-object", fmt.Sprintf("memory-backend-file,id=ram,size=%dM,share=%s,mem-path=/proc/self/fd/%d", megabytes(h.config), share, c.fd(h.saved.memory)))
+	c.add("-object", fmt.Sprintf("memory-backend-file,id=%s,size=%d,share=%s,mem-path=/proc/self/fd/%d", id, mem.size, share, c.fd(h.saved.memory)))
 }
 
 // onReset is QEMU's word for what a reset of the machine does.

@@ -24,6 +24,8 @@ var (
 // Offers says what the machine types have.
 func (b *backend) Offers(c vmm.Config, what vmm.Capability) (ok bool, reason string) {
 	switch {
+	case c.StartCommand != "":
+		return true, "" // nobody knows before it runs
 	case what == vmm.CanType && c.MachineType == "microvm":
 		return false, `the machine type microvm has no keyboard; use type="q35"`
 	case what == vmm.CanShow && c.MachineType == "microvm":

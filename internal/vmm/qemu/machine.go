@@ -70,6 +70,9 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if err := b.Check(config); err != nil {
 		return nil, err
 	}
+	if config.StartCommand != "" {
+		return b.startScript(ctx, host, config)
+	}
 	if config.MachineType == "microvm" && config.Kernel == "" {
 		return nil, &vmm.UnsupportedError{
 			Machine: config.Name, Operation: "machine type microvm without a kernel", Backend: b.Name(),
@@ -80,18 +83,11 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if err != nil {
 		return nil, err
 	}
-	h := hardware{config: config, accel: host.Accel}
-	var monitor, console, agent net.Conn
-	for _, s := range []struct {
-		ours   *net.Conn
-		theirs **os.File
-	}{{&monitor, &h.qmp}, {&console, &h.console}, {&agent, &h.agent}} {
-		if *s.ours, *s.theirs, err = socketpair(); err != nil {
-			return nil, fmt.Errorf("%s: %w", config.Name, err)
-		}
-		cleanup.onError(*s.ours)
-		cleanup.always(*s.theirs)
+	ours, theirs, err := socketpairs(3, &cleanup)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", config.Name, err)
 	}
+	h := hardware{config: config, accel: host.Accel, qmp: theirs[0], console: theirs[1], agent: theirs[2]}
 	for _, n := range config.NICs {
 		conn, ok := n.Conn.(*net.UnixConn)
 		if !ok {
@@ -104,38 +100,53 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 		cleanup.always(f)
 		h.nics = append(h.nics, f)
 	}
-	if h.saved, err = newSaved(config); err != nil {
+	if h.saved, err = newSaved(config, int64(megabytes(config))<<20, shares(config)); err != nil {
 		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(start), Err: err}
 	}
 	cleanup.onError(h.saved)
 	c := h.command()
-	out, stderr, err := os.Pipe()
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", config.Name, err)
-	}
-	cleanup.always(stderr)
-	m := &machine{name: config.Name, console: console, output: newTail(out), done: make(chan struct{}), saved: c.saved}
-	m.process, err = host.Supervisor.Start(ctx, supervise.Command{
-		Path: path, Args: append([]string{path}, c.args...), Dir: config.Dir,
-		Stdout: stderr, Stderr: stderr, ExtraFiles: c.files,
-	})
-	stderr.Close()
-	if err != nil {
-		<-m.output.done
-		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(start), Err: err}
-	}
-	m.agent = newChannel(agent, m.done)
-	for _, f := range append([]*os.File{h.qmp, h.console, h.agent}, h.nics...) {
+	m := newMachine(config.Name, ours[1], ours[2], c.saved)
+	err = m.run(ctx, host, supervise.Command{Path: path, Args: append([]string{path}, c.args...), Dir: config.Dir, ExtraFiles: c.files})
+	for _, f := range append(theirs, h.nics...) {
 		f.Close() // so that only QEMU's end keeps the sockets open
 	}
-	if err := m.begin(ctx, monitor, config); err != nil {
-		m.process.Kill()
-		<-m.process.Done()
-		<-m.output.done
+	if err == nil {
+		err = m.begin(ctx, ours[0], config)
+	}
+	if err != nil {
+		m.abandon()
 		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(start), Err: err, Output: m.output.text()}
 	}
 	go m.watch()
 	return m, nil
+}
+
+func newMachine(name string, console, agent net.Conn, s saved) *machine {
+	m := &machine{name: name, console: console, done: make(chan struct{}), saved: s}
+	m.agent = newChannel(agent, m.done)
+	return m
+}
+
+// run starts the process, whose output is kept.
+func (m *machine) run(ctx context.Context, host vmm.Host, c supervise.Command) error {
+	out, stderr, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer stderr.Close()
+	m.output = newTail(out)
+	c.Stdout, c.Stderr = stderr, stderr
+	m.process, err = host.Supervisor.Start(ctx, c)
+	return err
+}
+
+// abandon ends a machine that has not come to run.
+func (m *machine) abandon() {
+	if m.process != nil {
+		m.process.Kill()
+		<-m.process.Done()
+	}
+	m.output.finish()
 }
 
 // begin connects to the monitor, restores the machine if it is to be restored,
@@ -145,17 +156,29 @@ func (m *machine) begin(ctx context.Context, monitor net.Conn, config vmm.Config
 	defer cancel()
 	var err error
 	if m.monitor, err = qmp.Connect(ctx, monitor, m.event); err == nil {
-		if config.Restore != nil {
-			err = m.load(ctx)
-		}
-		if err == nil && !config.Paused {
-			err = m.monitor.Do(ctx, "cont", nil, nil)
-		}
-		if err == nil {
+		if err = m.proceed(ctx, config); err == nil {
 			return nil
 		}
 		m.monitor.Close()
 	}
+	return m.ended(ctx, err)
+}
+
+// proceed restores the machine if it is to be restored, and starts the vCPUs.
+func (m *machine) proceed(ctx context.Context, config vmm.Config) error {
+	if config.Restore != nil {
+		if err := m.load(ctx); err != nil {
+			return err
+		}
+	}
+	if config.Paused {
+		return nil
+	}
+	return m.monitor.Do(ctx, "cont", nil, nil)
+}
+
+// ended says that QEMU has ended where an error is a consequence of that.
+func (m *machine) ended(ctx context.Context, err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
 		select { // the connection ended because QEMU did
 		case <-m.process.Done():
@@ -187,7 +210,7 @@ func (m *machine) watch() {
 	<-m.process.Done()
 	<-m.monitor.Done() // it read the last events first
 	m.events.End()
-	<-m.output.done
+	m.output.finish()
 	m.monitor.Close()
 	m.mu.Lock()
 	m.exit = m.classify(m.process.Status())
@@ -306,6 +329,20 @@ func socketpair() (ours net.Conn, theirs *os.File, err error) {
 	return ours, theirs, nil
 }
 
+// socketpairs makes n of them, closed as the function that made them ends.
+func socketpairs(n int, cleanup *closers) (ours []net.Conn, theirs []*os.File, err error) {
+	for range n {
+		conn, f, err := socketpair()
+		if err != nil {
+			return nil, nil, err
+		}
+		cleanup.onError(conn)
+		cleanup.always(f)
+		ours, theirs = append(ours, conn), append(theirs, f)
+	}
+	return ours, theirs, nil
+}
+
 // closers are closed at the end of a function: some always, some on error.
 type closers struct{ each, failed []io.Closer }
 
@@ -328,13 +365,14 @@ const maxOutput = 16 << 10
 
 // A tail reads a pipe to its end and keeps the last of it.
 type tail struct {
+	pipe io.Closer
 	done chan struct{}
 	mu   sync.Mutex
 	buf  []byte
 }
 
 func newTail(r io.ReadCloser) *tail {
-	t := &tail{done: make(chan struct{})}
+	t := &tail{pipe: r, done: make(chan struct{})}
 	go func() {
 		defer close(t.done)
 		defer r.Close()
@@ -355,7 +393,27 @@ func newTail(r io.ReadCloser) *tail {
 	return t
 }
 
+// outputGrace is how long the output may go on when the process has ended: what a
+// start command has left in the background may hold it.
+const outputGrace = 2 * time.Second
+
+// finish returns when there is nothing more to come.
+func (t *tail) finish() {
+	if t == nil {
+		return
+	}
+	select {
+	case <-t.done:
+	case <-time.After(outputGrace):
+		t.pipe.Close()
+		<-t.done
+	}
+}
+
 func (t *tail) text() string {
+	if t == nil {
+		return ""
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return strings.TrimSpace(strings.ToValidUTF8(string(t.buf), "\uFFFD"))

@@ -51,7 +51,9 @@ func (s saved) Close() error {
 	return errors.Join(s.memory.Close(), s.restore.Close(), s.devices.Close())
 }
 
-func newSaved(c vmm.Config) (s saved, err error) {
+// newSaved is for a machine with so many bytes of memory. Where it shares, it has
+// the file that it is restored from as its memory.
+func newSaved(c vmm.Config, size int64, shared bool) (s saved, err error) {
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -60,13 +62,12 @@ func newSaved(c vmm.Config) (s saved, err error) {
 	if s.devices, err = vmm.MemoryFile("attest-devices"); err != nil {
 		return s, err
 	}
-	size := int64(megabytes(c)) << 20
 	if c.Restore == nil {
 		if s.memory, err = vmm.MemoryFile("attest-memory"); err != nil {
 			return s, err
 		}
 		if err = s.memory.Truncate(size); err != nil {
-			err = fmt.Errorf("a memory of %d MiB: %w", megabytes(c), err)
+			err = fmt.Errorf("a memory of %d MiB: %w", size>>20, err)
 		}
 		return s, err
 	}
@@ -88,7 +89,7 @@ func newSaved(c vmm.Config) (s saved, err error) {
 	if _, err = s.restore.WriteAt(devices, int64(len(s.prefix))); err != nil {
 		return s, err
 	}
-	if !shares(c) {
+	if !shared {
 		s.prefix = nil
 		if s.memory, err = vmm.MemoryFile("attest-memory"); err == nil {
 			err = vmm.CopySparse(s.memory, c.Restore.Memory)
@@ -269,6 +270,10 @@ func splitState(state []byte) (prefix, devices []byte, err error) {
 // Fingerprint is the QEMU and its command line, without what differs from one
 // machine to another of the same kind.
 func (b *backend) Fingerprint(host vmm.Host, config vmm.Config) (string, error) {
+	if config.StartCommand != "" {
+		// What that starts is known when it runs, and compared then (scriptState).
+		return strings.Join(append(stamps(namedFiles([]string{config.StartCommand}, config.Dir)), config.StartCommand, processor()), "\n"), nil
+	}
 	path, version, err := b.find()
 	if err != nil {
 		return "", err

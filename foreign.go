@@ -1,0 +1,274 @@
+package attest
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/attest-vm/attest/internal/guest"
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+// Foreign machines are those that a start command of somebody else starts
+// (docs/foreign.md). Their directory is where their disks are; who they are, and
+// how their networks are configured, is in their guest.
+
+func (m *Machine) foreign() bool { return m.config.StartCommand != "" }
+
+// scriptName is how NixOS calls the script that starts a machine.
+var scriptName = regexp.MustCompile(`run-(.+)-vm$`)
+
+// NameOfStartCommand is the name of a machine that has a start command and none of
+// its own: NAME where the command ends in run-NAME-vm, otherwise empty.
+func NameOfStartCommand(command string) string {
+	if found := scriptName.FindStringSubmatch(command); found != nil {
+		return found[1]
+	}
+	return ""
+}
+
+// normalizeForeign is normalize for a machine with a start command, which decides
+// most of what others are asked.
+func (m *MachineConfig) normalizeForeign() error {
+	for _, setting := range []struct {
+		name  string
+		given bool
+	}{
+		{"image", m.Image != nil}, {"memory", m.Memory != 0}, {"cpus", m.CPUs != 0}, {"type", m.Type != ""},
+		{"cmdline", m.Cmdline != ""}, {"display", m.Display}, {"egress", len(m.Egress) > 0},
+	} {
+		if setting.given {
+			return &ConfigError{fmt.Sprintf("machine %q", m.Name), fmt.Sprintf(
+				"it has both start_command and %s; the start command decides that. Leave out one of the two", setting.name)}
+		}
+	}
+	return nil
+}
+
+// startCommand is the command with the path of its program, if that is relative,
+// below the directory of the test file.
+func (m *Machine) startCommand() (string, error) {
+	command := m.config.StartCommand
+	program, rest, _ := strings.Cut(strings.TrimSpace(command), " ")
+	if !strings.Contains(program, "/") || strings.ContainsAny(program, "'\"\\$`~*?[](){}<>|&;=\n") {
+		return command, nil // the shell's to find
+	}
+	path, err := filepath.Abs(m.lab.sourcePath(program))
+	if err != nil {
+		return "", err
+	}
+	reason := ""
+	switch st, err := os.Stat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+		reason = "there is no such file"
+	case err != nil:
+		reason = err.Error()
+	case !st.Mode().IsRegular():
+		reason = "it is no file"
+	case st.Mode()&0o111 == 0:
+		reason = "it is not executable; chmod +x"
+	}
+	if reason != "" {
+		return "", &ConfigError{fmt.Sprintf("machine %q: start_command", m.Name()), path + ": " + reason}
+	}
+	if program == path {
+		return command, nil
+	}
+	return strings.TrimSpace(path + " " + rest), nil
+}
+
+// foreignConfig is vmmConfig of such a machine.
+func (m *Machine) foreignConfig(ctx context.Context) (vmm.Config, error) {
+	config := vmm.Config{Name: m.Name(), Dir: m.disks()}
+	_, err := m.lab.host.guestBinary(ctx)
+	if err != nil {
+		return config, err
+	}
+	if config.StartCommand, err = m.startCommand(); err != nil {
+		return config, err
+	}
+	return config, m.backend.Check(config)
+}
+
+// attachForeign makes what the start command finds: its directory, the one that
+// it shares with the host, and the networks.
+func (m *Machine) attachForeign(config *vmm.Config) error {
+	shared := filepath.Join(m.lab.scratch, sharedDir)
+	for _, dir := range []string{m.disks(), shared} {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return &InfraError{m.Name(), "create the machine's directory", err}
+		}
+	}
+	config.Env = []string{
+		"TMPDIR=" + config.Dir,
+		"USE_TMPDIR=1",
+		"SHARED_DIR=" + shared,
+		"NIX_DISK_IMAGE=" + filepath.Join(config.Dir, m.Name()+".qcow2"),
+		"NIX_EFI_VARS=" + filepath.Join(config.Dir, m.Name()+"-efi-vars.fd"),
+	}
+	for _, n := range networksOf(m.lab.Machines()) {
+		dir, err := m.vdeSocket(n)
+		if err != nil {
+			return err
+		}
+		config.Env = append(config.Env, fmt.Sprintf("QEMU_VDE_SOCKET_%d=%s", n, dir))
+	}
+	for _, i := range m.address.Interfaces {
+		config.NICs = append(config.NICs, vmm.NIC{ID: i.Name, MAC: i.MAC})
+	}
+	return nil
+}
+
+// sharedDir is the directory that start commands share with the host, one for all
+// machines of a lab as with the NixOS driver. No machine has this name.
+const sharedDir = ".shared-xchg"
+
+// A backdoor is how a guest without the agent gets it, over all boots of a run.
+type backdoor struct {
+	*guest.Backdoor
+	done chan struct{}
+}
+
+// openBackdoor puts the agent into the guest whenever it has booted.
+func (r *run) openBackdoor(v vmm.Backdoor, binary string) {
+	shell, upload := v.Backdoor()
+	r.backdoor = &backdoor{done: make(chan struct{}), Backdoor: &guest.Backdoor{
+		Machine: r.machine.Name(), Shell: shell, Upload: upload, Binary: binary,
+		Installed: func(err error) {
+			if err != nil {
+				r.guest.Fail(err)
+			}
+		},
+	}}
+	go func() {
+		defer close(r.backdoor.done)
+		r.backdoor.Serve(r.machine.lab.ctx)
+	}()
+}
+
+// closed waits until nothing is left of it; the VMM is gone.
+func (b *backdoor) closed() {
+	if b != nil {
+		b.Shell.Close()
+		<-b.done
+	}
+}
+
+// awaited says what a guest that has not answered was waited for.
+func (b *backdoor) awaited() string {
+	if b == nil {
+		return ""
+	}
+	step, said := b.State()
+	if said == "" {
+		return "; " + step + "; nothing has come on the shell's console"
+	}
+	return fmt.Sprintf("; %s; the last on the shell's console: %q", step, said)
+}
+
+// InstallError is a guest in which attest's agent cannot be started; it is the
+// cause of a BootError.
+type InstallError = guest.InstallError
+
+// guestDigest names the agent that guests get.
+func (h *Host) guestDigest(ctx context.Context) (string, error) {
+	path, err := h.guestBinary(ctx)
+	if err != nil {
+		return "", err
+	}
+	h.digestOnce.Do(func() { h.digest, h.digestErr = fileDigest(path) })
+	return h.digest, h.digestErr
+}
+
+func fileDigest(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// The files of a foreign machine's directory are kept in a snapshot as its disks:
+// each with its name, or where a link leads.
+const (
+	stateFile = "file:"
+	stateLink = "link:"
+)
+
+// stateFiles are the files in the machine's directory. Sockets, which belong to
+// processes, are not among them.
+func (m *Machine) stateFiles() ([]vmm.Backing, error) {
+	var files []vmm.Backing
+	err := filepath.WalkDir(m.disks(), func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(m.disks(), path)
+		switch {
+		case err != nil:
+			return err
+		case d.Type().IsRegular():
+			files = append(files, vmm.Backing{Path: path, Format: stateFile + name})
+		case d.Type() == fs.ModeSymlink:
+			files = append(files, vmm.Backing{Path: path, Format: stateLink + name})
+		}
+		return nil
+	})
+	if errors.Is(err, fs.ErrNotExist) { // it was never started
+		return nil, nil
+	}
+	return files, err
+}
+
+// keepStateFile copies one of them to where it is kept.
+func keepStateFile(to string, b vmm.Backing) error {
+	if !strings.HasPrefix(b.Format, stateLink) {
+		return copyFile(to, b.Path)
+	}
+	target, err := os.Readlink(b.Path)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, []byte(target), 0o600)
+}
+
+// restoreState fills the machine's directory with what was kept.
+func (m *Machine) restoreState(files []vmm.Backing) error {
+	for _, b := range files {
+		kind, name, _ := strings.Cut(b.Format, ":")
+		if !filepath.IsLocal(name) {
+			return fmt.Errorf("%q is no name for a file of a machine", name)
+		}
+		path := filepath.Join(m.disks(), name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return err
+		}
+		if kind+":" == stateLink {
+			target, err := os.ReadFile(b.Path)
+			if err == nil {
+				err = os.Symlink(string(target), path)
+			}
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if err := copyFile(path, b.Path); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,214 @@
+package guest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A shellGuest is the guest's side of a backdoor, as a test plays it.
+type shellGuest struct {
+	t        *testing.T
+	shell    net.Conn
+	upload   net.Conn
+	lines    *bufio.Reader
+	backdoor *Backdoor
+	results  chan error
+	ended    chan struct{}
+}
+
+const agentProgram = "the program that becomes the agent"
+
+func newShellGuest(t *testing.T) *shellGuest {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "agent")
+	if err := os.WriteFile(path, []byte(agentProgram), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ours, shell := net.Pipe()
+	oursUp, upload := net.Pipe()
+	g := &shellGuest{t: t, shell: shell, upload: upload, lines: bufio.NewReader(shell), results: make(chan error, 8), ended: make(chan struct{})}
+	g.backdoor = &Backdoor{Machine: "box", Shell: ours, Upload: oursUp, Binary: path, Installed: func(err error) { g.results <- err }}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	go func() {
+		defer close(g.ended)
+		g.backdoor.Serve(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-g.ended
+		shell.Close()
+		upload.Close()
+		oursUp.Close()
+	})
+	return g
+}
+
+func (g *shellGuest) say(text string) {
+	g.t.Helper()
+	if _, err := io.WriteString(g.shell, text); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// called reads what the shell is to run, up to the call.
+func (g *shellGuest) called() (nonce string, call []string) {
+	g.t.Helper()
+	for {
+		line, err := g.lines.ReadString('\n')
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		if call = strings.Fields(line); len(call) == 5 && call[0] == "attest_install" {
+			return call[1], call
+		}
+	}
+}
+
+func (g *shellGuest) receive() string {
+	g.t.Helper()
+	b := make([]byte, len(agentProgram))
+	if _, err := io.ReadFull(g.upload, b); err != nil {
+		g.t.Fatal(err)
+	}
+	return string(b)
+}
+
+func (g *shellGuest) result() error {
+	g.t.Helper()
+	select {
+	case err := <-g.results:
+		return err
+	case <-time.After(time.Minute):
+		g.t.Fatal("nothing comes of it")
+		return nil
+	}
+}
+
+// The marker comes in pieces, between anything; the agent goes in byte for byte,
+// at each boot again.
+func TestBackdoor(t *testing.T) {
+	g := newShellGuest(t)
+	if step, said := g.backdoor.State(); !strings.Contains(step, "did not announce itself") || !strings.Contains(step, "backdoor.service") || said != "" {
+		t.Errorf("at first: %q, %q", step, said)
+	}
+	for boot := range 2 {
+		g.say("\x1b[2J some login: attest:x:ready:no\r\nSpawning back")
+		g.say("door root shell...")
+		g.say("\n")
+		nonce, call := g.called()
+		if want := fmt.Sprintf("%d %x 1", len(agentProgram), sha256.Sum256([]byte(agentProgram))); strings.Join(call[2:], " ") != want {
+			t.Errorf("called with %q, want %q", call[2:], want)
+		}
+		g.say("attest_install " + nonce + " 1 2 3\n") // an echo of it
+		g.say("attest:other:failed:not ours\nattest:" + nonce + ":what:is this\nattest:" + nonce + ":ready:/run/attest\r\n")
+		if got := g.receive(); got != agentProgram {
+			t.Errorf("boot %d: the guest got %q", boot, got)
+		}
+		g.say("attest:" + nonce + ":started:/run/attest\n")
+		if err := g.result(); err != nil {
+			t.Error(err)
+		}
+		if step, said := g.backdoor.State(); !strings.Contains(step, "from /run/attest") || !strings.Contains(said, "started") {
+			t.Errorf("at the end: %q, %q", step, said)
+		}
+	}
+}
+
+// What the guest says goes wrong is a typed error, once more tried where the agent
+// may not have arrived whole.
+func TestBackdoorFails(t *testing.T) {
+	g := newShellGuest(t)
+	g.say(Marker)
+	nonce, _ := g.called()
+	g.say("attest:" + nonce + ":failed:there is no port\n")
+	var e *InstallError
+	if err := g.result(); !errors.As(err, &e) || e.Reason != "there is no port" || e.Machine != "box" {
+		t.Errorf("got %v", err)
+	}
+	g.say(Marker)
+	for try := 1; try <= 2; try++ {
+		nonce, call := g.called()
+		if call[4] != fmt.Sprint(try) {
+			t.Errorf("try %s, want %d", call[4], try)
+		}
+		g.say("attest:" + nonce + ":ready:/run/attest\n")
+		g.receive()
+		g.say("attest:" + nonce + ":failed:126: Exec format error\x1b[31m\n")
+	}
+	if err := g.result(); !errors.As(err, &e) || e.Reason != "126: Exec format error[31m" {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A guest that boots again in the middle gets it from the beginning, and an attempt
+// that it took no part in any more says nothing.
+func TestBackdoorOfGuestThatResets(t *testing.T) {
+	g := newShellGuest(t)
+	g.say(Marker + "\n")
+	g.called()
+	g.say(Marker + "\n")
+	nonce, _ := g.called()
+	g.say("attest:" + nonce + ":ready:/run/attest\n")
+	if got := g.receive(); got != agentProgram {
+		t.Errorf("it got %q", got)
+	}
+	g.say("attest:" + nonce + ":started:/run/attest\n")
+	if err := g.result(); err != nil {
+		t.Error(err)
+	}
+	g.shell.Close()
+	<-g.ended
+	if len(g.results) != 0 {
+		t.Errorf("another result: %v", <-g.results)
+	}
+}
+
+// What comes from a guest, in whatever pieces, is bounded, and the marker is
+// found wherever it is.
+func FuzzDialog(f *testing.F) {
+	f.Add([]byte("Spawning backdoor root shell...\nattest:N:ready:/run\n"), 3)
+	f.Add([]byte("attest:N:failed:a:b:c\r\n"), 1)
+	f.Add([]byte("Spawning Spawning backdoor root shell...."), 7)
+	f.Add(bytes.Repeat([]byte("x"), 3*maxSaid), 100)
+	f.Add([]byte("attest:::\nattest:a\n\x00\xff\x1b[0m"), 2)
+	f.Fuzz(func(t *testing.T, data []byte, piece int) {
+		piece = max(1, min(piece, len(data)))
+		var whole, pieces dialog
+		want := whole.feed(data)
+		var got []reply
+		for rest := data; len(rest) > 0; {
+			n := min(piece, len(rest))
+			got = append(got, pieces.feed(rest[:n])...)
+			rest = rest[n:]
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("in pieces %v, at once %v", got, want)
+		}
+		markers := 0
+		for _, r := range want {
+			if r.marker {
+				markers++
+			}
+			if strings.ContainsAny(r.text, "\x00\x1b\x7f\r") {
+				t.Errorf("unprintable: %q", r.text)
+			}
+		}
+		if n := bytes.Count(data, []byte(Marker)); markers != n {
+			t.Errorf("%d markers of %d", markers, n)
+		}
+		if len(pieces.line) >= 2*maxSaid || len(pieces.last) >= 2*maxSaid || len(pieces.tail()) > 900 {
+			t.Errorf("it keeps %d and %d bytes, says %d", len(pieces.line), len(pieces.last), len(pieces.tail()))
+		}
+	})
+}

@@ -1,0 +1,440 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/attest-vm/attest/internal/supervise"
+	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/vmm/qemu/qmp"
+)
+
+// A scripted machine is one whose QEMU somebody else's command starts, such as
+// the run-<name>-vm of NixOS. It ends in exec qemu… "$@", and by "$@" come the
+// monitor, the console and the channels, over descriptors as ever: what a shell
+// has inherited it hands on.
+//
+// What such a machine is nobody has said, and its QEMU has to be asked. That is
+// also how it is known whether it can be saved, see examination: then it is
+// started a second time, with a file as its memory, which takes that memory's size.
+type scripted struct {
+	*machine
+	config        vmm.Config
+	shell, upload net.Conn
+	seen          examination
+}
+
+var (
+	_ vmm.VM          = (*scripted)(nil)
+	_ vmm.Snapshotter = (*scripted)(nil)
+	_ vmm.Backdoor    = (*scripted)(nil)
+	_ vmm.Doubtful    = (*scripted)(nil)
+	_ vmm.LinkSetter  = (*scripted)(nil)
+)
+
+// scriptTimeout is how long a start command may take until its QEMU answers. It
+// may have to make disks first.
+const scriptTimeout = 10 * time.Minute
+
+// startScript is Start for a configuration with a StartCommand.
+func (b *backend) startScript(ctx context.Context, host vmm.Host, config vmm.Config) (vmm.VM, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, scriptTimeout, fmt.Errorf("its QEMU did not answer within %v", scriptTimeout))
+	defer cancel()
+	s := script{b, host, config}
+	start := s.boot
+	if config.Restore != nil {
+		start = s.restore
+	}
+	m, err := start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	go m.watch()
+	return m, nil
+}
+
+// A script is one start of a scripted machine.
+type script struct {
+	backend *backend
+	host    vmm.Host
+	config  vmm.Config
+}
+
+// boot starts the machine so that it can be saved, if that can be had.
+func (s script) boot(ctx context.Context) (*scripted, error) {
+	key := s.config.Name + "\x00" + s.config.StartCommand
+	known, ok := s.backend.recall(key)
+	if !ok {
+		m, err := s.launch(ctx, memory{})
+		if err != nil {
+			return nil, err
+		}
+		if known = m.seen; known.hopeless() {
+			s.backend.remember(key, known)
+			return m, s.proceed(ctx, m)
+		}
+		m.discard()
+	}
+	m, reason, err := s.bootSavable(ctx, known, !ok)
+	switch {
+	case err != nil:
+		return nil, err
+	case reason == "":
+		s.backend.remember(key, known)
+	case ok: // it is not what it was when it was examined
+		s.backend.forget(key)
+	default:
+		known.reason, known.doubt = reason, false
+		s.backend.remember(key, known)
+	}
+	if m == nil {
+		if m, err = s.launch(ctx, memory{}); err != nil {
+			return nil, err
+		}
+	}
+	if reason != "" {
+		m.seen.reason, m.seen.doubt = reason, false
+	}
+	return m, s.proceed(ctx, m)
+}
+
+// bootSavable launches a machine with a file as its memory. If it cannot be saved
+// for all that, reason says why; it may be nil then. try is for one that nobody
+// has tried to save.
+func (s script) bootSavable(ctx context.Context, known examination, try bool) (m *scripted, reason string, err error) {
+	if known.hopeless() {
+		return nil, known.reason, nil
+	}
+	m, err = s.launch(ctx, memory{size: known.Memory})
+	switch {
+	case ctx.Err() != nil:
+		return nil, "", err
+	case err != nil:
+		return nil, "its QEMU does not take a file as its memory: " + lastLine(err), nil
+	case m.seen.Print != known.Print:
+		was, is := firstDifference(known.Print, m.seen.Print)
+		return m, fmt.Sprintf("what it starts is not the same each time: %s, and then %s", was, is), nil
+	}
+	if try {
+		if _, err := m.migrateOut(ctx); err != nil {
+			if m.monitor.Err() != nil {
+				m.discard()
+				m = nil
+			}
+			return m, fmt.Sprintf("QEMU cannot save it: %v", err), nil
+		}
+	}
+	return m, "", nil
+}
+
+// restore goes on from a state, if the command still starts what was saved.
+func (s script) restore(ctx context.Context) (*scripted, error) {
+	head, device, err := splitState(s.config.Restore.Device)
+	var saved examination
+	if err == nil {
+		err = json.Unmarshal(head, &saved.scriptState)
+	}
+	if err != nil {
+		return nil, s.failed(time.Now(), fmt.Errorf("the saved state is not that of a start command: %w", err), nil)
+	}
+	s.config.Restore = &vmm.State{Memory: s.config.Restore.Memory, Device: device}
+	start := time.Now()
+	m, err := s.launch(ctx, memory{size: saved.Memory, shared: saved.Shared})
+	if err != nil {
+		return nil, err
+	}
+	if m.seen.Print != saved.Print {
+		was, is := firstDifference(saved.Print, m.seen.Print)
+		m.discard()
+		return nil, s.failed(start, fmt.Errorf("the start command starts something else than when the machine was saved: %s, and now %s", was, is), nil)
+	}
+	m.seen.scriptState, m.seen.reason = saved.scriptState, ""
+	return m, s.proceed(ctx, m)
+}
+
+// proceed lets the vCPUs go. What has come so far ends if that fails.
+func (s script) proceed(ctx context.Context, m *scripted) error {
+	start := time.Now()
+	err := m.machine.proceed(ctx, s.config)
+	if err != nil {
+		err = m.ended(ctx, err)
+		m.discard()
+		return s.failed(start, err, m.output)
+	}
+	return nil
+}
+
+func (s script) failed(start time.Time, err error, output *tail) error {
+	return &vmm.StartError{Machine: s.config.Name, Backend: s.backend.Name(), After: time.Since(start),
+		Err: fmt.Errorf("start command `%s`: %w", s.config.StartCommand, err), Output: output.text()}
+}
+
+// memory is what a machine has as its memory: of no size, what QEMU makes itself.
+type memory struct {
+	size   int64
+	shared bool // with the state that it goes on from
+}
+
+// launch runs the start command up to where the vCPUs would start, and looks at
+// what it has started.
+func (s script) launch(ctx context.Context, mem memory) (_ *scripted, err error) {
+	start := time.Now()
+	var cleanup closers
+	defer func() { cleanup.close(err != nil) }()
+	ours, theirs, err := socketpairs(len(scriptSockets), &cleanup)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.config.Name, err)
+	}
+	var c command
+	c.script(theirs, s.config.AllowReboot)
+	if mem.size > 0 {
+		h := hardware{config: s.config}
+		if h.saved, err = newSaved(s.config, mem.size, mem.shared); err != nil {
+			return nil, s.failed(start, err, nil)
+		}
+		cleanup.onError(h.saved)
+		c.memory(h, "attest-ram", mem)
+		c.add("-machine", "memory-backend=attest-ram,suppress-vmdesc=on")
+	}
+	m := &scripted{config: s.config, shell: ours[3], upload: ours[4]}
+	m.machine = newMachine(s.config.Name, ours[1], ours[2], c.saved)
+	line := shellLine(s.config.StartCommand)
+	err = m.run(ctx, s.host, supervise.Command{
+		Path: "/bin/sh", Args: append([]string{"/bin/sh", "-c", line, s.config.Name}, c.args...),
+		Dir: s.config.Dir, Env: environment(s.config.Env), ExtraFiles: c.files, Whole: true,
+	})
+	for _, f := range theirs {
+		f.Close()
+	}
+	if err == nil {
+		err = m.connect(ctx, ours[0])
+	}
+	if err == nil {
+		m.seen, err = m.examine(ctx, c.args)
+	}
+	if err != nil {
+		if m.monitor != nil {
+			m.monitor.Close()
+		}
+		m.abandon()
+		return nil, s.failed(start, err, m.output)
+	}
+	return m, nil
+}
+
+// scriptSockets are the character devices that the arguments make, in the order of
+// their descriptors.
+var scriptSockets = [...]string{"attest-qmp", "attest-console", "attest-agent", "attest-shell", "attest-upload"}
+
+// script adds the arguments that a start command gets. The shell's console and the
+// agent's ports are on a bus of their own, so that they are not in the way of others.
+func (c *command) script(sockets []*os.File, allowReboot bool) {
+	for i, id := range scriptSockets {
+		c.socket(id, sockets[i])
+	}
+	c.add("-mon", "chardev=attest-qmp,mode=control")
+	c.add("-serial", "chardev:attest-console")
+	c.add("-device", "virtio-serial,id=attest")
+	c.add("-device", "virtconsole,bus=attest.0,chardev=attest-shell")
+	c.add("-device", "virtserialport,bus=attest.0,chardev=attest-agent,name="+AgentPort)
+	c.add("-device", "virtserialport,bus=attest.0,chardev=attest-upload,name="+vmm.UploadPort)
+	c.add("-device", "virtio-rng-pci")
+	// Not -nographic: its firmware clears the serial console.
+	c.add("-display", "none")
+	c.add("-action", "reboot="+onReset(allowReboot))
+	c.add("-S") // until it was looked at
+}
+
+// simple is a command line that exec can be put in front of.
+var simple = regexp.MustCompile(`^[^\s=!;&|<>(){}]+( [^;&|<>(){}\n` + "`" + `]*)?$`)
+
+// shellLine is a start command with its arguments. Not every shell becomes the last
+// command of its line by itself.
+func shellLine(command string) string {
+	command = strings.TrimSpace(command)
+	if simple.MatchString(command) && !strings.HasPrefix(command, "exec ") {
+		command = "exec " + command
+	}
+	return command + ` "$@"`
+}
+
+// environment is this process's with some variables set.
+func environment(set []string) []string {
+	var env []string
+	for _, v := range os.Environ() {
+		name, _, _ := strings.Cut(v, "=")
+		if !hasVariable(set, name) {
+			env = append(env, v)
+		}
+	}
+	return append(env, set...)
+}
+
+func hasVariable(env []string, name string) bool {
+	for _, v := range env {
+		if strings.HasPrefix(v, name+"=") {
+			return true
+		}
+	}
+	return false
+}
+
+// connect connects to the monitor, or says why there will be none.
+func (m *scripted) connect(ctx context.Context, conn net.Conn) (err error) {
+	watching, cancel := context.WithCancelCause(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		m.watchScript(watching, cancel)
+	}()
+	m.monitor, err = qmp.Connect(watching, conn, m.event)
+	cause := context.Cause(watching)
+	cancel(nil)
+	<-watched
+	switch {
+	case err == nil:
+		return nil
+	case cause != nil:
+		return cause
+	}
+	select {
+	case <-m.process.Done():
+		return m.endedEarly()
+	case <-time.After(endGrace):
+		return errHungUp
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// endGrace is how long a process may take to end when its connections have.
+const endGrace = 5 * time.Second
+
+var errHungUp = errors.New("it has closed the descriptors that it inherited, by which attest talks to its QEMU; a program that starts others must hand them on (in Python: close_fds=False)")
+
+func (m *scripted) endedEarly() error {
+	return fmt.Errorf("it ended (%v) before a QEMU with its arguments (\"$@\") answered", m.process.Status())
+}
+
+var errNoArguments = errors.New(`it does not give QEMU the arguments that it gets itself; it must end in exec qemu… "$@"`)
+
+// watchScript gives up when the command ends, or has started a QEMU to which
+// nobody will be connected.
+func (m *scripted) watchScript(ctx context.Context, giveUp context.CancelCauseFunc) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.process.Done():
+			giveUp(m.endedEarly())
+			return
+		case <-tick.C:
+		}
+		if args := arguments(m.process.Pid()); isQEMU(m.process.Pid()) && !strings.Contains(strings.Join(args, "\n"), scriptSockets[0]) {
+			giveUp(errNoArguments)
+			return
+		}
+	}
+}
+
+// arguments are those of a process; none if it is gone.
+func arguments(pid int) []string {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return nil
+	}
+	return strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
+}
+
+// isQEMU says whether a process is a QEMU, and not a script of such a name.
+func isQEMU(pid int) bool {
+	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	base := filepath.Base(program)
+	return err == nil && (strings.Contains(base, "qemu-system") || strings.Contains(base, "qemu-kvm"))
+}
+
+// discard ends a machine that was launched, with all that belongs to it.
+func (m *scripted) discard() {
+	m.abandon()
+	m.monitor.Close()
+	for _, c := range []net.Conn{m.console, m.agent.conn, m.shell, m.upload} {
+		c.Close()
+	}
+	m.saved.Close()
+}
+
+func (m *scripted) Backdoor() (shell, upload net.Conn) { return m.shell, m.upload }
+
+// watch is that of every machine; the backdoor ends with it.
+func (m *scripted) watch() {
+	m.machine.watch()
+	m.shell.Close()
+	m.upload.Close()
+}
+
+// SetLink finds the card by its address, since the start command gives it its name.
+// One that is not there has no cable to show.
+func (m *scripted) SetLink(ctx context.Context, nic string, up bool) error {
+	var cards []struct {
+		Name string `json:"name"`
+		MAC  string `json:"main-mac"`
+	}
+	if err := m.monitor.Do(ctx, "query-rx-filter", nil, &cards); err != nil {
+		return fmt.Errorf("%s: %w", m.name, err)
+	}
+	for _, n := range m.config.NICs {
+		for _, c := range cards {
+			if n.ID == nic && strings.EqualFold(c.MAC, n.MAC.String()) {
+				return m.machine.SetLink(ctx, c.Name, up)
+			}
+		}
+	}
+	return nil
+}
+
+// WillSave is what is known from the command line.
+func (m *scripted) WillSave() error { return m.unsavable(m.seen.reason) }
+
+// CanSave also asks what the guest has done since.
+func (m *scripted) CanSave(ctx context.Context) error {
+	if m.seen.hopeless() {
+		return m.unsavable(m.seen.reason)
+	}
+	var state struct {
+		Reasons []string `json:"blocked-reasons"`
+	}
+	if err := m.monitor.Do(ctx, "query-migrate", nil, &state); err != nil {
+		return fmt.Errorf("%s: %w", m.name, err)
+	}
+	return m.unsavable(strings.Join(state.Reasons, "; "))
+}
+
+func (m *scripted) unsavable(reason string) error {
+	if reason == "" {
+		return nil
+	}
+	return &vmm.UnsupportedError{Machine: m.name, Operation: "snapshot", Backend: "qemu", Reason: "what its start command starts cannot be saved: " + reason}
+}
+
+// Save saves the machine with what must be the same to restore it.
+func (m *scripted) Save(ctx context.Context, memory *os.File) ([]byte, error) {
+	device, err := m.machine.Save(ctx, memory)
+	if err != nil {
+		return nil, err
+	}
+	head, err := json.Marshal(m.seen.scriptState)
+	if err != nil {
+		return nil, err
+	}
+	return joinState(head, device), nil
+}

@@ -1,0 +1,99 @@
+// This is the /init of a guest that knows nothing of attest: it loads the modules
+// of its initramfs, puts the root together of the disks, and becomes systemd. The
+// last disk is the one that it writes to, the one before has the kernel's modules.
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	if err := boot(); err != nil {
+		fmt.Println("foreign init:", err)
+		time.Sleep(time.Second)
+		unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	}
+}
+
+func boot() error {
+	for _, m := range []struct{ fstype, dir string }{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/run"}} {
+		if err := mount(m.fstype, m.dir, m.fstype, 0, ""); err != nil {
+			return err
+		}
+	}
+	modules, _ := filepath.Glob("/modules/boot/*")
+	for _, path := range modules {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		unix.FinitModule(int(f.Fd()), "", 0) // what the machine has no use for
+		f.Close()
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if disks, _ := filepath.Glob("/dev/vd?"); len(disks) >= 3 {
+			return root(disks)
+		} else if time.Now().After(deadline) {
+			return fmt.Errorf("there are only the disks %v", disks)
+		}
+	}
+}
+
+func root(disks []string) error {
+	n := len(disks) - 2
+	var layers []string
+	for i, disk := range disks[:n] {
+		dir := fmt.Sprint("/mnt/", i)
+		if err := mount(disk, dir, "erofs", unix.MS_RDONLY, ""); err != nil {
+			return err
+		}
+		layers = append([]string{dir}, layers...)
+	}
+	if err := mount(disks[n+1], "/mnt/rw", "ext4", 0, ""); err != nil {
+		return err
+	}
+	os.Mkdir("/mnt/rw/upper", 0o755)
+	os.Mkdir("/mnt/rw/work", 0o755)
+	options := "upperdir=/mnt/rw/upper,workdir=/mnt/rw/work,lowerdir=" + strings.Join(layers, ":")
+	if err := mount("overlay", "/root", "overlay", 0, options); err != nil {
+		return err
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return err
+	}
+	if err := mount(disks[n], "/root/lib/modules/"+unix.ByteSliceToString(u.Release[:]), "erofs", unix.MS_RDONLY, ""); err != nil {
+		return err
+	}
+	for _, dir := range []string{"/proc", "/sys", "/dev", "/run"} {
+		if err := unix.Mount(dir, "/root"+dir, "", unix.MS_MOVE, ""); err != nil {
+			return err
+		}
+	}
+	if err := os.Chdir("/root"); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return err
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	return unix.Exec("/sbin/init", []string{"/sbin/init"}, []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"})
+}
+
+func mount(source, dir, fstype string, flags uintptr, options string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(source, dir, fstype, flags, options); err != nil {
+		return fmt.Errorf("mount %s on %s: %w", source, dir, err)
+	}
+	return nil
+}
