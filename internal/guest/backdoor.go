@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/attest-vm/attest/internal/event"
 )
@@ -301,7 +302,7 @@ func (d *dialog) tail() string {
 // printable leaves out of a guest's words what a terminal would obey.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' && r != '\n' || r == 0x7f || r == '\uFFFD' {
+		if unicode.IsControl(r) && r != '\n' || r == '\uFFFD' {
 			return -1
 		}
 		return r
