@@ -46,6 +46,9 @@ func (m *Machine) setLinks(ctx context.Context, operation string, networks []int
 		defer m.linkMu.Unlock()
 		for _, i := range interfaces {
 			m.lab.fabric.SetDown(m.Name(), i.Name, !up)
+			if i.Network == outside && m.wayOut != nil {
+				m.wayOut.SetDown(!up)
+			}
 		}
 		return m.showLinks(ctx, m.running(), interfaces)
 	})

@@ -39,7 +39,7 @@ func (m *Machine) attachEgress(own network.Interface) (*net.UnixConn, error) {
 	names := services.New(services.Config{
 		MAC: egress.NameMAC, IPv4: egress.NameIPv4, IPv6: egress.NameIPv6,
 		Leases: []services.Lease{{MAC: own.MAC, Name: m.Name(), IPv4: own.IPv4, IPv6: own.IPv6}},
-		Router: egress.GatewayIPv4.Addr(), Forward: gateway.Resolve,
+		Router: egress.GatewayIPv4.Addr(), Forward: gateway.Resolve, TCP: gateway.NameServer,
 	})
 	ctx := m.lab.ctx
 	sw := network.New("outside", network.Options{})
@@ -56,6 +56,10 @@ func (m *Machine) attachEgress(own network.Interface) (*net.UnixConn, error) {
 		sw.Close()
 		return nil, err
 	}
+	m.linkMu.Lock()
+	defer m.linkMu.Unlock()
+	m.wayOut = port
+	port.SetDown(m.lab.fabric.Down(m.Name(), own.Name))
 	m.outside.Go(func() {
 		<-port.Done()
 		sw.Close()

@@ -32,9 +32,10 @@ type Machine struct {
 	snapshot    *vmm.State // that of its configuration, once it has begun with it
 	checkpoints checkpoints
 
-	startMu sync.Mutex // one start at a time; a snapshot holds it too
-	linkMu  sync.Mutex // one change of links at a time
-	disk    vmm.Disk   // what the machine writes to; without a Path until it has one. Guarded by startMu
+	startMu sync.Mutex    // one start at a time; a snapshot holds it too
+	linkMu  sync.Mutex    // one change of links at a time
+	wayOut  *network.Port // on the last start's way out of the lab; guarded by linkMu
+	disk    vmm.Disk      // what the machine writes to; without a Path until it has one. Guarded by startMu
 	mu      sync.Mutex
 	current *run   // the start that is in force; nil when the machine is off
 	ended   *run   // the last one, when it ended without being asked to

@@ -337,7 +337,18 @@ func TestEgress(t *testing.T) {
 	if r := closed.execute("curl -sS --max-time 60 http://10.0.2.2:" + port); r.ExitCode != 7 {
 		t.Errorf("a machine without a way out: %+v", r)
 	}
-	if n := served.Load(); n != 1 {
+	open.succeed("exec 3<>/dev/udp/192.0.2.1/999; until ! echo hello >&3; do sleep 0.1; done 2>/dev/null", attest.Timeout(time.Minute)) // and that is an error
+	if err := open.Block(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r := open.execute("curl -sS --max-time 2 http://10.0.2.2:" + port); r.ExitCode == 0 {
+		t.Error("a machine without cables has a way out")
+	}
+	if err := open.Unblock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	open.succeed("until curl -sS --max-time 60 http://10.0.2.2:"+port+"; do sleep 0.1; done", attest.Timeout(2*time.Minute))
+	if n := served.Load(); n != 2 {
 		t.Errorf("served %d times", n)
 	}
 	for _, want := range []event.Egress{

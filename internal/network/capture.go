@@ -128,12 +128,14 @@ func (c *Capture) join(p *Port) {
 	}
 	c.ifaces[key] = len(c.ifaces)
 	start := len(c.blocks)
-	name := cmp.Or(p.nic.Machine, p.sw.name) + " " + p.nic.ID
-	c.blocks.iface(iface{name: name, about: p.String(), mac: p.nic.MAC, link: linkEthernet})
+	c.blocks.iface(iface{name: p.label(), about: p.String(), mac: p.nic.MAC, link: linkEthernet})
 	// Before all packets of its own, which have later times.
 	c.packets = append(c.packets, span{0, start, len(c.blocks)})
 	c.ready.Signal()
 }
+
+// label is what a capture calls the port.
+func (p *Port) label() string { return cmp.Or(p.nic.Machine, p.sw.name) + " " + p.nic.ID }
 
 // sent is the stage that captures what a machine sends, with what becomes of it
 // as long as that is known at once.
@@ -162,6 +164,11 @@ func (c *Capture) received(p *Port) stage {
 // lost captures what a machine does not receive.
 func (c *Capture) lost(p *Port, by *Fault, f frame) {
 	c.add(p, packet{time: time.Now(), data: f.bytes(), flags: flagInbound, comment: lostTo(by)})
+}
+
+// lostLater notes what has become of a frame that was captured as it was sent.
+func (c *Capture) lostLater(p *Port, by *Fault, f frame) {
+	c.comment(fmt.Sprintf("a frame of %d bytes that %s had sent, and a fault held back, is %s", f.len(), p.label(), lostTo(by)))
 }
 
 func lostTo(f *Fault) string {

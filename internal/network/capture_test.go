@@ -88,6 +88,35 @@ func TestCaptureIsReadByTshark(t *testing.T) {
 	}
 }
 
+// A frame that one fault of its sender holds back and another one loses then was
+// captured long ago: its end is a line.
+func TestCaptureOfFramesThatAreLostLater(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.pcapng")
+	onBench(t, 2, func(b *bench) {
+		c, err := b.Capture(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.begin(Rule{Name: "delay(a)", Effect: Delay{Mean: time.Second}, Flows: []Flow{{From: These("a")}}})
+		b.begin(Rule{Name: "down(a)", Effect: Down{}, Flows: []Flow{{From: These("a")}}})
+		b.send(0, 1, "one")
+		b.after(2 * time.Second)
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	got := tshark(t, path, "frame.time_relative", "frame.interface_name", "frame.comment")
+	want := []string{
+		"0.000000000|attest|fault 1 began: delay(a)",
+		"0.000000000|attest|fault 2 began: down(a)",
+		"0.000000000|a eth1|",
+		"1.000000000|attest|a frame of 17 bytes that a eth1 had sent, and a fault held back, is lost to fault 2: down(a)",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
 // A capture is blocks one after the other at any moment, the last of them perhaps
 // cut off: it can be read when the process was killed.
 func TestCaptureCanBeReadAtAnyTime(t *testing.T) {

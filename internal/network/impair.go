@@ -52,7 +52,7 @@ type frameStream struct {
 const maxHeldBytes = 32 << 20
 
 func newImpairment(f *Fault, p *Port, d Direction) *impairment {
-	return &impairment{fault: f, port: p, dir: d, clock: p.sw.clock, streams: map[*Port]*frameStream{}, index: -1}
+	return &impairment{fault: f, port: p, dir: d, clock: p.sw.clock, streams: map[*Port]*frameStream{}, out: burst{held: true}, index: -1}
 }
 
 // stage puts the impairment on a path.

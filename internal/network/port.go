@@ -208,7 +208,7 @@ func (p *Port) keepCounts(f *Fault) {
 
 // lost tells captures of a frame that a fault has dropped.
 func (p *Port) lost(b *burst, im *impairment, f frame) {
-	if im.dir == FromMachine {
+	if im.dir == FromMachine && !b.held {
 		b.lost = im.fault // the capture that saw the frame leave looks there
 		return
 	}
@@ -216,7 +216,11 @@ func (p *Port) lost(b *burst, im *impairment, f frame) {
 	captures := p.captures
 	p.mu.Unlock()
 	for _, c := range captures {
-		c.lost(p, im.fault, f)
+		if im.dir == FromMachine {
+			c.lostLater(p, im.fault, f) // it has the frame already
+		} else {
+			c.lost(p, im.fault, f)
+		}
 	}
 }
 

@@ -138,6 +138,7 @@ func (q *queue) close() {
 type burst struct {
 	from *Port  // where the frame under way comes from
 	lost *Fault // that dropped the frame under way, as it left its machine
+	held bool   // frames come from a fault that held them back: they left their machine before
 	wake []*Port
 }
 

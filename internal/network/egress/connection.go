@@ -52,6 +52,12 @@ func (g *Gateway) target(protocol string, id stack.TransportEndpointID) target {
 // tcp is called with every new connection of the guest.
 func (g *Gateway) tcp(r *tcp.ForwarderRequest) {
 	t := g.target("tcp", r.ID())
+	if t.dst == nameServer[t.dst.Addr().Is4()] {
+		if !g.start(func() { g.serveNames(r) }) {
+			r.Complete(true)
+		}
+		return
+	}
 	if !t.allowed {
 		r.Complete(true)
 		g.refuse(t.protocol, t.dst.String(), t.name)
@@ -129,13 +135,26 @@ func (g *Gateway) relay(inside *gonet.TCPConn, outside *net.TCPConn, ep tcpip.En
 	return sent, received, err
 }
 
+// prohibit tells the guest, as a firewall does, that the rules do not allow the flow that
+// a packet would begin (RFC 1812 5.2.7.1, RFC 4443 3.1). It is not so if they do.
+func (g *Gateway) prohibit(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	t := g.target("udp", id)
+	if t.allowed {
+		return false
+	}
+	g.refuse(t.protocol, t.dst.String(), t.name)
+	switch p := g.stack.NetworkProtocolInstance(pkt.NetworkProtocolNumber).(type) {
+	case stack.RejectIPv4WithHandler:
+		p.SendRejectionError(pkt, stack.RejectIPv4WithICMPAdminProhibited, true)
+	case stack.RejectIPv6WithHandler:
+		p.SendRejectionError(pkt, stack.RejectIPv6WithICMPAdminProhibited, true)
+	}
+	return true
+}
+
 // udp is called with the first packet of every flow.
 func (g *Gateway) udp(r *udp.ForwarderRequest) bool {
 	t := g.target("udp", r.ID())
-	if !t.allowed {
-		g.refuse(t.protocol, t.dst.String(), t.name)
-		return true // the packet is lost
-	}
 	var queue waiter.Queue
 	ep, err := r.CreateEndpoint(&queue)
 	if err != nil {

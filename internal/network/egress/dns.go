@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
 )
 
 // askTimeout is how long one nameserver may take.
@@ -44,6 +47,55 @@ func (g *Gateway) Resolve(ctx context.Context, query []byte) ([]byte, error) {
 	}
 	g.learn(name, answer)
 	return answer, nil
+}
+
+// namesIdle is how long a guest may keep a connection to the name server without a
+// question.
+const namesIdle = 30 * time.Second
+
+// serveNames answers DNS queries over TCP, each behind its length (RFC 7766): what
+// did not fit into a packet is asked for again that way.
+func (g *Gateway) serveNames(r *tcp.ForwarderRequest) {
+	var queue waiter.Queue
+	ep, err := r.CreateEndpoint(&queue)
+	r.Complete(false)
+	if err != nil {
+		return
+	}
+	conn := gonet.NewTCPConn(&queue, ep)
+	defer conn.Close()
+	defer context.AfterFunc(g.ctx, ep.Abort)()
+	for {
+		conn.SetDeadline(time.Now().Add(namesIdle))
+		query, err := readMessage(conn)
+		if err != nil {
+			return
+		}
+		answer, err := g.Resolve(g.ctx, query)
+		if err != nil {
+			return // it was no query
+		}
+		if err := writeMessage(conn, answer); err != nil {
+			return
+		}
+	}
+}
+
+// writeMessage writes a DNS message as TCP carries it: after its length (RFC 1035
+// 4.2.2).
+func writeMessage(w io.Writer, m []byte) error {
+	_, err := w.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(m))), m...))
+	return err
+}
+
+func readMessage(r io.Reader) ([]byte, error) {
+	var length [2]byte
+	if _, err := io.ReadFull(r, length[:]); err != nil {
+		return nil, err
+	}
+	m := make([]byte, binary.BigEndian.Uint16(length[:]))
+	_, err := io.ReadFull(r, m)
+	return m, err
 }
 
 func failure(h dnsmessage.Header, q dnsmessage.Question, code dnsmessage.RCode) ([]byte, error) {
@@ -129,16 +181,12 @@ func exchangeOver(ctx context.Context, network, server string, query []byte) ([]
 	defer conn.Close()
 	deadline, _ := ctx.Deadline()
 	conn.SetDeadline(deadline)
-	if network == "tcp" { // RFC 1035 4.2.2: after its length
-		if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(query))), query...)); err != nil {
+	if network == "tcp" {
+		if err := writeMessage(conn, query); err != nil {
 			return nil, err
 		}
-		var length [2]byte
-		if _, err := io.ReadFull(conn, length[:]); err != nil {
-			return nil, err
-		}
-		answer := make([]byte, binary.BigEndian.Uint16(length[:]))
-		if _, err := io.ReadFull(conn, answer); err != nil {
+		answer, err := readMessage(conn)
+		if err != nil {
 			return nil, err
 		}
 		return checkAnswer(query, answer)

@@ -91,6 +91,9 @@ func newGuest(t *testing.T, world map[string]string, nameserver string, rules ..
 			tcpip.Route{Destination: a.subnet, Gateway: tcpip.AddrFromSlice(a.via.Addr().AsSlice()), NIC: 1})
 	}
 	g.stack.SetRouteTable(routes)
+	for _, a := range []netip.Addr{NameIPv4.Addr(), NameIPv6.Addr()} {
+		must(g.stack.AddStaticNeighbor(1, protocolOf(netip.AddrPortFrom(a, 0)), tcpip.AddrFromSlice(a.AsSlice()), tcpip.LinkAddress(NameMAC)))
+	}
 
 	ctx, stop := context.WithCancel(context.Background())
 	var pumps sync.WaitGroup
@@ -101,7 +104,11 @@ func newGuest(t *testing.T, world map[string]string, nameserver string, rules ..
 				return
 			}
 			view := pkt.ToView()
-			g.gateway.Write(view.AsSlice())
+			if f := view.AsSlice(); bytes.HasPrefix(f, NameMAC) {
+				g.gateway.NameServer(f)
+			} else {
+				g.gateway.Write(f)
+			}
 			pkt.DecRef()
 		}
 	})
@@ -314,9 +321,16 @@ func TestUDP(t *testing.T) {
 			t.Errorf("received %q", got)
 		}
 	}
-	refused := g.udp("192.0.2.2:53")
-	refused.Write([]byte("hello"))
-	g.expectReport(func(c Connection) bool { return c.Destination == "192.0.2.2:53" && !c.Allowed && c.Protocol == "udp" })
+	for _, destination := range []string{"192.0.2.2:53", "[2001:db8::2]:53"} {
+		g.udp(destination).Write([]byte("hello"))
+		g.expectReport(func(c Connection) bool { return c.Destination == destination && !c.Allowed && c.Protocol == "udp" })
+	}
+	told := g.stack.Stats().ICMP
+	for deadline := time.Now().Add(patience); told.V4.PacketsReceived.DstUnreachable.Value() != 1 || told.V6.PacketsReceived.DstUnreachable.Value() != 1; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the guest is not told")
+		}
+	}
 	g.gateway.Close()
 	c := g.expectReport(func(c Connection) bool { return c.Destination == "192.0.2.1:53" })
 	if !c.Allowed || c.Sent != 80 || c.Received != 130 {
@@ -430,6 +444,74 @@ func TestNames(t *testing.T) {
 	if conn, err := g.dial("192.0.2.1:80"); err == nil {
 		conn.Close()
 		t.Error("connected to another port")
+	}
+}
+
+// What is too long for a packet, for the host and for the guest, goes over TCP.
+func TestNamesOverTCP(t *testing.T) {
+	long := func(q []byte) []byte {
+		m := dnsmessage.Message{}
+		if err := m.Unpack(q); err != nil {
+			t.Error(err)
+		}
+		m.Response = true
+		for i := range 100 {
+			m.Answers = append(m.Answers, dnsmessage.Resource{
+				Header: dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET},
+				Body:   &dnsmessage.AResource{A: [4]byte{192, 0, 2, byte(i)}},
+			})
+		}
+		a, err := m.Pack()
+		if err != nil {
+			t.Error(err)
+		}
+		return a
+	}
+	overTCP := serve(t, func(conn *net.TCPConn) {
+		if q, err := readMessage(conn); err == nil {
+			writeMessage(conn, long(q))
+		}
+	})
+	conn, err := net.ListenPacket("udp", overTCP)
+	if err != nil {
+		t.Skip("the port is taken for UDP: ", err)
+	}
+	defer conn.Close()
+	go func() {
+		b := make([]byte, 65536)
+		for {
+			n, from, err := conn.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			b[2] |= 0x82 // a truncated answer
+			conn.WriteTo(b[:n], from)
+		}
+	}()
+	g := newGuest(t, nil, overTCP, "*")
+	for _, server := range []string{"10.0.2.3:53", "[fec0::3]:53"} {
+		asker, err := g.dial(server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			q := query(t, "example.org")
+			if err := writeMessage(asker, q); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := readMessage(asker); err != nil || !bytes.Equal(got, long(q)) {
+				t.Fatalf("%s: %d bytes, %v", server, len(got), err)
+			}
+		}
+		if server == "10.0.2.3:53" {
+			writeMessage(asker, []byte("garbage")) // and it hangs up
+			if got, err := readMessage(asker); err == nil {
+				t.Errorf("garbage is answered: %q", got)
+			}
+			asker.Close()
+			continue
+		}
+		g.gateway.Close() // an open one does not hold it up
 	}
 }
 

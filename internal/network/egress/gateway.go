@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -34,7 +35,8 @@ var (
 	NameIPv6     = netip.MustParsePrefix("fec0::3/64")
 	NameMAC      = net.HardwareAddr{0x52, 0x55, 10, 0, 2, 3}
 	gatewayMAC   = net.HardwareAddr{0x52, 0x55, 10, 0, 2, 2}
-	hostLoopback = map[bool]netip.Addr{true: netip.MustParseAddr("127.0.0.1"), false: netip.IPv6Loopback()} // by Is4
+	nameServer   = map[bool]netip.AddrPort{true: netip.AddrPortFrom(NameIPv4.Addr(), 53), false: netip.AddrPortFrom(NameIPv6.Addr(), 53)} // by Is4
+	hostLoopback = map[bool]netip.Addr{true: netip.MustParseAddr("127.0.0.1"), false: netip.IPv6Loopback()}                               // by Is4
 )
 
 const (
@@ -156,7 +158,10 @@ func (g *Gateway) configure() tcpip.Error {
 	}
 	const inFlight = 256 // connections that are being made
 	g.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(g.stack, 0, inFlight, g.tcp).HandlePacket)
-	g.stack.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(g.stack, g.udp).HandlePacket)
+	flows := udp.NewForwarder(g.stack, g.udp)
+	g.stack.SetTransportProtocolHandler(udp.ProtocolNumber, func(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+		return g.prohibit(id, pkt) || flows.HandlePacket(id, pkt)
+	})
 	return nil
 }
 
@@ -171,6 +176,26 @@ func (g *Gateway) Write(f []byte) (int, error) {
 		pkt.DecRef()
 	}
 	return len(f), nil
+}
+
+// NameServer takes a frame to the name server's address that is TCP: who serves
+// names there, and whatever else goes over UDP, has none.
+func (g *Gateway) NameServer(f []byte) {
+	const header, addresses4, addresses6 = 14, 12, 8
+	if len(f) < header+40 || g.ctx.Err() != nil {
+		return
+	}
+	f = bytes.Clone(f)
+	copy(f, gatewayMAC)
+	// Answers are to go back without a question by whom it may be learned that the name
+	// server is here.
+	from := tcpip.LinkAddress(f[6:12])
+	if f[12] == 0x08 {
+		g.stack.AddStaticNeighbor(nic, ipv4.ProtocolNumber, tcpip.AddrFrom4Slice(f[header+addresses4:][:4]), from)
+	} else {
+		g.stack.AddStaticNeighbor(nic, ipv6.ProtocolNumber, tcpip.AddrFrom16Slice(f[header+addresses6:][:16]), from)
+	}
+	g.Write(f)
 }
 
 // Read waits for a frame to the guest.

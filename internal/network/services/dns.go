@@ -40,7 +40,8 @@ func (h *Host) dns(f packet) {
 	if !known && target == "" {
 		header.RCode = dnsmessage.RCodeNameError
 	}
-	if answer := h.compose(header, q, addrs, target, hasEDNS(&p)); answer != nil {
+	_, extended := edns(&p)
+	if answer := h.compose(header, q, addrs, target, extended); answer != nil {
 		h.answer(f, answer)
 	}
 }
@@ -92,23 +93,52 @@ func reverse(s []string) {
 	}
 }
 
-// hasEDNS says whether the query has an OPT record.
-func hasEDNS(p *dnsmessage.Parser) bool {
+// edns is how long an answer may be by the query's OPT record (RFC 6891), if it
+// has one.
+func edns(p *dnsmessage.Parser) (size int, ok bool) {
 	if p.SkipAllAnswers() != nil || p.SkipAllAuthorities() != nil {
-		return false
+		return 0, false
 	}
 	for {
 		h, err := p.AdditionalHeader()
 		if err != nil {
-			return false
+			return 0, false
 		}
 		if h.Type == dnsmessage.TypeOPT {
-			return true
+			return int(h.Class), true
 		}
 		if p.SkipAdditional() != nil {
-			return false
+			return 0, false
 		}
 	}
+}
+
+// maxAnswer is how long an answer to a query may be: what whoever asks takes, and
+// what a packet carries.
+func maxAnswer(query []byte) int {
+	const least = 512 // RFC 1035 4.2.1
+	var p dnsmessage.Parser
+	if _, err := p.Start(query); err != nil || p.SkipAllQuestions() != nil {
+		return least
+	}
+	size, _ := edns(&p)
+	return min(max(size, least), maxDNS)
+}
+
+// truncated is the answer that says that the answer is too long: ask again, over TCP.
+func truncated(answer []byte) ([]byte, error) {
+	var p dnsmessage.Parser
+	header, err := p.Start(answer)
+	if err != nil {
+		return nil, err
+	}
+	questions, err := p.AllQuestions()
+	if err != nil {
+		return nil, err
+	}
+	header.Truncated = true
+	m := dnsmessage.Message{Header: header, Questions: questions}
+	return m.Pack()
 }
 
 // compose writes an answer; nil if it cannot be written.
@@ -164,7 +194,11 @@ func (h *Host) forward(f packet) {
 	f.payload, f.srcMAC = bytes.Clone(f.payload), bytes.Clone(f.srcMAC)
 	h.forwards.Go(func() {
 		defer func() { <-h.slots }()
-		if answer, err := h.config.Forward(h.ctx, f.payload); err == nil {
+		answer, err := h.config.Forward(h.ctx, f.payload)
+		if err == nil && len(answer) > maxAnswer(f.payload) {
+			answer, err = truncated(answer)
+		}
+		if err == nil {
 			h.answer(f, answer)
 		}
 	})

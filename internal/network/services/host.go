@@ -28,6 +28,9 @@ type Config struct {
 	// Forward answers DNS queries for other names, as messages. Without it there
 	// are no others (NXDOMAIN). It is called in a goroutine of its own.
 	Forward func(ctx context.Context, query []byte) ([]byte, error)
+	// TCP takes frames to the host that are TCP, of which it knows nothing itself; they
+	// are valid during the call. Optional.
+	TCP func(frame []byte)
 }
 
 // A Lease is what a network card gets when its guest asks.
@@ -148,6 +151,8 @@ func (h *Host) receive(frame []byte) {
 		h.icmp6(f)
 	case f.protocol == protoUDP:
 		h.udp(f)
+	case f.protocol == protoTCP && h.config.TCP != nil && !f.dst.IsMulticast():
+		h.config.TCP(frame)
 	}
 }
 

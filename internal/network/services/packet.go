@@ -13,6 +13,7 @@ const (
 	etherIPv6 = 0x86dd
 
 	protoICMP  = 1
+	protoTCP   = 6
 	protoUDP   = 17
 	protoICMP6 = 58
 
@@ -95,6 +96,8 @@ func (p *packet) transport() bool {
 		return p.etherType == etherIPv4 && checksum(b, 0) == 0
 	case protoICMP6:
 		return p.etherType == etherIPv6 && len(b) >= 4 && checksum(b, pseudo(p.src, p.dst, p.protocol, len(b))) == 0
+	case protoTCP:
+		return true
 	case protoUDP:
 		if len(b) < headerUDP {
 			return false

@@ -417,6 +417,57 @@ func TestDNSForwards(t *testing.T) {
 	}
 }
 
+// An answer that is longer than whoever asks takes says so; and TCP, by which it is
+// asked for again, is somebody else's.
+func TestLongAnswers(t *testing.T) {
+	c := config()
+	c.Forward = func(_ context.Context, q []byte) ([]byte, error) {
+		var m dnsmessage.Message
+		if err := m.Unpack(q); err != nil {
+			t.Error(err)
+		}
+		m.Response, m.Additionals = true, nil
+		for range 50 { // 16 bytes each, and 29
+			m.Answers = append(m.Answers, dnsmessage.Resource{
+				Header: dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET}, Body: &dnsmessage.AResource{},
+			})
+		}
+		return m.Pack()
+	}
+	var segments [][]byte
+	c.TCP = func(f []byte) { segments = append(segments, bytes.Clone(f)) }
+	h := newHost(t, c)
+	for size, whole := range map[int]bool{0: false, 828: false, 829: true, 4096: true} {
+		b := dnsmessage.NewBuilder(nil, dnsmessage.Header{ID: 7})
+		b.StartQuestions()
+		b.Question(dnsmessage.Question{Name: dnsmessage.MustNewName("example.com."), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET})
+		if size > 0 {
+			b.StartAdditionals()
+			var opt dnsmessage.ResourceHeader
+			opt.SetEDNS0(size, dnsmessage.RCodeSuccess, false)
+			b.OPTResource(opt, dnsmessage.OPTResource{})
+		}
+		q, _ := b.Finish()
+		h.Write(udp(guestMAC, hostMAC, guest4, host4, 40000, portDNS, q))
+		buf := make([]byte, 2000)
+		n, err := h.Read(buf)
+		p, ok := parse(buf[:n])
+		var m dnsmessage.Message
+		if err != nil || !ok || m.Unpack(p.payload) != nil {
+			t.Fatalf("%q, %v", buf[:n], err)
+		}
+		if m.ID != 7 || len(m.Questions) != 1 || m.Truncated == whole || len(m.Answers) != map[bool]int{true: 50}[whole] {
+			t.Errorf("who takes %d bytes gets %d, truncated %v, with %d answers", size, len(p.payload), m.Truncated, len(m.Answers))
+		}
+	}
+	syn := ip(guestMAC, hostMAC, guest4, host4, protoTCP, make([]byte, 20))
+	h.Write(syn)
+	h.Write(ip(guestMAC, hostMAC, guest4, guest4, protoTCP, make([]byte, 20))) // to somebody else
+	if len(segments) != 1 || !bytes.Equal(segments[0], syn) {
+		t.Errorf("%q", segments)
+	}
+}
+
 // A guest that asks and does not listen costs no memory.
 func TestRepliesAreBounded(t *testing.T) {
 	h := newHost(t, config())
