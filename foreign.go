@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/vmm"
@@ -143,7 +144,7 @@ func (r *run) openBackdoor(v vmm.Backdoor, binary string) {
 	r.backdoor = &backdoor{done: make(chan struct{}), Backdoor: &guest.Backdoor{
 		Machine: r.machine.Name(), Shell: shell, Upload: upload, Binary: binary,
 		Installed: func(err error) {
-			if err != nil {
+			if err != nil && !r.answers() {
 				r.guest.Fail(err)
 			}
 		},
@@ -153,6 +154,19 @@ func (r *run) openBackdoor(v vmm.Backdoor, binary string) {
 		r.backdoor.Serve(r.machine.lab.ctx)
 	}()
 }
+
+// answers says whether the guest has an agent for all that: its shell was started
+// again beside it.
+func (r *run) answers() bool {
+	if r.agentInstance() == "" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(r.machine.lab.ctx, r.machine.lab.host.scale(echoTimeout))
+	defer cancel()
+	return r.guest.Echo(ctx) == nil
+}
+
+const echoTimeout = 5 * time.Second
 
 // closed waits until nothing is left of it; the VMM is gone.
 func (b *backdoor) closed() {

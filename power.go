@@ -315,6 +315,10 @@ func (m *Machine) SwitchRoot(ctx context.Context, opts ...Option) error {
 				Reason: "the guest does not run from a systemd initrd (it has no " + initrdMark + "); attest's own images boot straight into their root",
 			}
 		}
+		before, err := r.guest.Ready(ctx)
+		if err != nil {
+			return err
+		}
 		state, err := r.guest.WaitUnit(ctx, "initrd.target", "", false)
 		if err != nil {
 			var hopeless *guest.UnitError
@@ -328,6 +332,10 @@ func (m *Machine) SwitchRoot(ctx context.Context, opts ...Option) error {
 			err = &WaitError{Reason: "systemctl isolate initrd-switch-root.target: " + strings.TrimSpace(string(res.Stderr))}
 		}
 		if err != nil {
+			return err
+		}
+		if r.backdoor != nil { // the root has a backdoor of its own, by which it gets another agent
+			_, err = r.guest.ReadyAgain(ctx, before)
 			return err
 		}
 		left, err := r.guest.RunUntil(ctx, guest.Command{Argv: []string{"test", "!", "-e", initrdMark}}, guest.UntilOptions{})

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -30,6 +31,9 @@ export USER=root HOME=/root DISPLAY=:0.0
 source /etc/profile
 export PAGER=
 cd /tmp
+if grep -q foreign.noexec /proc/cmdline; then # for a test of a guest in which nothing can be put
+	for d in /run /dev/shm /tmp /var/tmp; do mount --bind $d $d; mount -o remount,bind,noexec $d; done
+fi
 exec < /dev/hvc0 > /dev/hvc0
 while ! exec 2> /dev/ttyS0; do sleep 0.1; done
 echo "connecting to host..." >&2
@@ -64,7 +68,9 @@ WantedBy=multi-user.target
 `},
 		"/etc/hostname": {Content: "itself\n"},
 	},
-	Run: []string{"systemctl enable backdoor.service addresses.service"},
+	// An initrd that its test leaves when it wants to.
+	Run: []string{"systemctl enable backdoor.service addresses.service", "systemctl mask initrd-parse-etc.service initrd-cleanup.service",
+		"systemctl add-wants initrd.target backdoor.service", "mkdir /sysroot"},
 }
 
 // A foreignGuest is what start scripts start.
@@ -139,6 +145,11 @@ func initArchive(t *testing.T) []byte {
 // script writes a start script as NixOS has them: it makes the disk if there is
 // none, and becomes QEMU with what it was given.
 func (g foreignGuest) script(t *testing.T, name string, args ...string) string {
+	return g.scriptWith(t, name, "", args...)
+}
+
+// scriptWith has more for the kernel's command line.
+func (g foreignGuest) scriptWith(t *testing.T, name, cmdline string, args ...string) string {
 	t.Helper()
 	var disks strings.Builder
 	for _, d := range g.disks {
@@ -146,6 +157,7 @@ func (g foreignGuest) script(t *testing.T, name string, args ...string) string {
 	}
 	text := fmt.Sprintf(`#!/bin/sh
 set -eu
+env > "$0.env"
 if [ ! -e "$NIX_DISK_IMAGE" ]; then
 	echo "making the disk" >&2
 	truncate -s 300M "$TMPDIR/raw"
@@ -154,9 +166,9 @@ if [ ! -e "$NIX_DISK_IMAGE" ]; then
 	rm "$TMPDIR/raw"
 fi
 exec qemu-system-x86_64 -name '%s' -M q35 -m 320 -accel tcg -cpu max,la57=off,erms=off,fsrm=off \
-	-kernel '%s' -initrd '%s' -append 'console=ttyS0 loglevel=5 panic=-1 net.ifnames=0 tsc=unstable' \
+	-kernel '%s' -initrd '%s' -append 'console=ttyS0 loglevel=5 panic=-1 net.ifnames=0 tsc=unstable %s' \
 	%s -drive "file=$NIX_DISK_IMAGE,if=virtio,cache=unsafe" %s "$@"
-`, name, g.kernel, g.initrd, disks.String(), strings.Join(args, " "))
+`, name, g.kernel, g.initrd, cmdline, disks.String(), strings.Join(args, " "))
 	path := filepath.Join(t.TempDir(), "run-"+name+"-vm")
 	if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
@@ -181,6 +193,17 @@ func TestForeignMachine(t *testing.T) {
 	)
 	box, peer := lab.Machine("box"), lab.Machine("peer")
 	lab.StartAll()
+
+	env, err := os.ReadFile(script + ".env")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`TMPDIR=(\S+)`, `USE_TMPDIR=1`, `SHARED_DIR=/\S+`, `NIX_DISK_IMAGE=/\S+/box\.qcow2`, `NIX_EFI_VARS=/\S+/box-efi-vars\.fd`,
+		`QEMU_VDE_SOCKET_1=/\S+`, `QEMU_VDE_SOCKET_2=/\S+`, `PATH=.+`} {
+		if !regexp.MustCompile("(?m)^" + want + "$").Match(env) {
+			t.Errorf("the start command has not got %s:\n%s", want, env)
+		}
+	}
 
 	// It is who it was made to be, and the agent is nobody's unit.
 	for script, want := range map[string]string{
@@ -242,11 +265,14 @@ func testForeignNetwork(t *testing.T, lab *attest.TestLab, box, peer *attest.Tes
 func TestForeignWarmStart(t *testing.T) {
 	t.Parallel()
 	g := newForeignGuest(t)
-	config := attest.MachineConfig{StartCommand: g.script(t, "box", "-vga none", card(1, 1))}
+	script := g.script(t, "box", "-vga none", card(1, 1))
+	config := attest.MachineConfig{StartCommand: script}
 	const who = "cat /proc/sys/kernel/random/boot_id"
 	first := attest.New(t, config)
 	boot := first.Machine("box").Succeed(who)
 	checkClock(t, first.Machine("box").Machine)
+
+	t.Run("files", func(t *testing.T) { testForeignFiles(t, script) })
 
 	lab := attest.New(t, config, small("peer"))
 	box, peer := lab.Machine("box"), lab.Machine("peer")
@@ -293,6 +319,68 @@ func TestForeignWarmStart(t *testing.T) {
 	if got := b.succeed("cat /root/file; " + who); got == "2\n"+boot || !strings.HasPrefix(got, "2\n") {
 		t.Errorf("a fork that was booted again: %q", got)
 	}
+}
+
+// Tests on a machine that a test file declares, and one that a machine configuration
+// has: each in a fork of what setup has left, which began with the snapshot that is
+// there already.
+func testForeignFiles(t *testing.T, script string) {
+	dir, state := filepath.Dir(script), newStateDir(t)
+	const tests = `
+def setup():
+    box.succeed("echo 1 > /root/file")
+
+def change(n):
+    assert_eq(box.succeed("cat /root/file"), "1\n")
+    box.succeed("echo %%s > /root/file" %% n)
+
+def test_one():
+    change(1)
+    extra = create_machine("true run-extra-vm")
+    assert_eq(extra.name, "extra")
+    assert_eq(create_machine("/bin/true").name, "machine")
+
+def test_two():
+    change(2)
+`
+	declared := writeFile(t, filepath.Join(dir, "declared.star"), fmt.Sprintf(`box = machine(start_command = "./%s")`+tests, filepath.Base(script)))
+	configured := writeFile(t, filepath.Join(dir, "configured.star"), fmt.Sprintf(tests))
+	config := writeFile(t, filepath.Join(dir, "lab.json"), fmt.Sprintf(`{"machines": [{"name": "box", "backend": "qemu", "start_command": %q, "vlans": [1]}]}`, script))
+	for _, args := range [][]string{{declared}, {"--machine-config", config, configured}} {
+		p := start(t, state, nil, attestBinary, append([]string{"run"}, args...)...)
+		if code := p.exitCode(t); code != 0 || strings.Contains(p.said(), "booting") {
+			t.Errorf("attest run %q: exit code %d\n%s", args, code, p.said())
+		}
+	}
+}
+
+// In a guest that has no place for the agent the reason is known at once.
+func TestForeignGuestWithoutAgent(t *testing.T) {
+	t.Parallel()
+	g := newForeignGuest(t)
+	lab := openLab(t.Context(), t, attest.HostConfig{}, attest.LabConfig{Machines: []attest.MachineConfig{
+		{StartCommand: g.scriptWith(t, "box", "foreign.noexec"), Networks: []int{}, Boot: attest.BootCold},
+	}})
+	_, err := lab.Machine("box").Succeed(t.Context(), "true")
+	boot := errorAs[*attest.BootError](t, err)
+	install := errorAs[*attest.InstallError](t, err)
+	if !strings.Contains(boot.Reason, install.Reason) || !strings.Contains(install.Reason, "no directory in which a program can be put and run") || attest.StatusOf(err) != attest.BootFailed {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestForeignSwitchRoot leaves an initrd that offers a shell, too. The agent is
+// put into the root then.
+func TestForeignSwitchRoot(t *testing.T) {
+	t.Parallel()
+	g := newForeignGuest(t)
+	lab := attest.New(t, attest.MachineConfig{StartCommand: g.scriptWith(t, "box", "foreign.initrd rd.systemd.unit=initrd.target"), Networks: []int{}, Boot: attest.BootCold})
+	box := lab.Machine("box")
+	box.Succeed("test -e /etc/initrd-release; touch /in-initrd")
+	box.SwitchRoot()
+	box.Succeed("test ! -e /etc/initrd-release; test ! -e /in-initrd; echo root > /in-root")
+	box.WaitForUnit("basic.target")
+	box.Succeed("grep -q root /in-root")
 }
 
 // TestForeignMachineThatCannotBeSaved boots, says why, and says it to who asks for
@@ -378,4 +466,30 @@ func TestStartCommands(t *testing.T) {
 			t.Errorf("%s: got %v (%s)\nwant %s (%s)", tt.command, err, attest.StatusOf(err), tt.want, tt.status)
 		}
 	}
+}
+
+// startForeign has a machine of a start command, which has started a process of its
+// own, for whoever ends the victim.
+func startForeign(t *testing.T) {
+	script := writeFile(t, filepath.Join(t.TempDir(), "run-other-vm"), "#!/bin/sh\nsleep 1000000 &\nexec qemu-system-x86_64 -nodefaults -m 16 \"$@\"\n")
+	if err := os.Chmod(script, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	lab := attest.New(t, attest.MachineConfig{StartCommand: script, Boot: attest.BootCold})
+	lab.Machine("other").Start()
+}
+
+// kill -9 leaves nothing of a start command.
+func TestKillWithForeign(t *testing.T) {
+	t.Parallel()
+	state := newStateDir(t)
+	p, tree, running := startVictim(t, state, "foreign", patience)
+	if !running {
+		t.Fatalf("the machine does not run: %s", p.said())
+	}
+	if _, ok := find(tree, "sleep\x001000000"); !ok {
+		t.Error("what the start command has started does not run")
+	}
+	p.cmd.Process.Kill()
+	waitForNothing(t, state, tree)
 }

@@ -278,15 +278,18 @@ func TestVictim(t *testing.T) {
 	lab := attest.New(t, attest.MachineConfig{Name: "victim", Image: attest.Debian{}, Memory: 256, Egress: []string{"host"}})
 	victim := lab.Machine("victim")
 	victim.Start()
-	if fate == "ports" {
+	switch fate {
+	case "ports":
 		openPorts(t, lab.Lab)
+	case "foreign":
+		startForeign(t)
 	}
 	fmt.Println(victimStarted)
 	switch fate {
 	case "panic":
 		io.ReadAll(os.Stdin) // until it was looked at
 		panic("a mistake in a test")
-	case "hang", "ports":
+	case "hang", "ports", "foreign":
 		select {}
 	case "wait":
 		victim.WaitForFile("/never")

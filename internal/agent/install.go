@@ -61,7 +61,7 @@ func install(args []string) error {
 	if err != nil {
 		return fmt.Errorf("start the agent: %w", err)
 	}
-	return os.WriteFile(record, fmt.Appendf(nil, "%d %s\n", pid, kernelBoot()), 0o600)
+	return os.WriteFile(record, fmt.Appendf(nil, "%d %s\n", pid, place()), 0o600)
 }
 
 // checkSelf says whether this program is what was sent.
@@ -81,26 +81,29 @@ func checkSelf(sum string) error {
 	return nil
 }
 
-func kernelBoot() string {
-	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(id))
+// place is this boot of this root.
+func place() string {
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	var root unix.Stat_t
+	unix.Stat("/", &root)
+	return fmt.Sprintf("%s %d:%d", strings.TrimSpace(string(boot)), root.Dev, root.Ino)
 }
 
 // replaceAgent looks for an agent that was installed since this boot. One in this
-// root may stay. One in another, an initrd that was left, has seen its files go.
+// root may stay. One in another, an initrd that was left, has seen its files go: it
+// was moved at best, but not what it has started.
 func replaceAgent(record string) (same bool, err error) {
 	text, err := os.ReadFile(record)
 	if err != nil {
 		return false, nil
 	}
-	number, boot, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
+	number, where, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
+	boot, _, _ := strings.Cut(where, " ")
 	group, err := strconv.Atoi(number)
-	if err != nil || group <= 1 || boot != kernelBoot() || unix.Kill(-group, 0) != nil {
+	if err != nil || group <= 1 || !strings.HasPrefix(place(), boot+" ") || unix.Kill(-group, 0) != nil {
 		return false, nil
 	}
-	theirs, theirErr := os.Stat(fmt.Sprintf("/proc/%d/root/.", group))
-	ours, ourErr := os.Stat("/")
-	if theirErr == nil && ourErr == nil && os.SameFile(theirs, ours) {
+	if where == place() {
 		return true, nil
 	}
 	// The agent leads its session and so its group, to which its keeper belongs.

@@ -10,8 +10,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -211,4 +213,105 @@ func FuzzDialog(f *testing.F) {
 			t.Errorf("it keeps %d and %d bytes, says %d", len(pieces.line), len(pieces.last), len(pieces.tail()))
 		}
 	})
+}
+
+// bashGuest runs the script itself in a bash, with its places below dir: a guest
+// whose upload port is a pipe.
+func bashGuest(t *testing.T, dir, places string) (say func(string), hear func() reply, upload *os.File) {
+	t.Helper()
+	script := strings.NewReplacer("/sys/class/virtio-ports", dir+"/sys", "/dev/$", dir+"/dev/$",
+		"/run /dev/shm /tmp /var/tmp", places, "n < 300", "n < 3").Replace(installScript)
+	for _, d := range []string{"sys/vport1p1", "sys/vport1p2", "dev"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "sys/vport1p1/name"), []byte("org.attest.agent.0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "sys/vport1p2/name"), []byte("org.attest.upload.0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pipe := filepath.Join(dir, "dev/vport1p2")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	upload, err := os.OpenFile(pipe, os.O_RDWR, 0) // both, so that neither end waits for the other
+	if err != nil {
+		t.Fatal(err)
+	}
+	bash := exec.Command("bash", "--norc")
+	in, err := bash.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := bash.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bash.Stderr = os.Stderr
+	if err := bash.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); bash.Wait(); upload.Close() })
+	lines := bufio.NewScanner(out)
+	say = func(call string) { io.WriteString(in, script+call+"\n") }
+	hear = func() reply {
+		for lines.Scan() {
+			if r, ok := parseReply(lines.Text()); ok {
+				return r
+			}
+		}
+		t.Fatal("the shell has ended")
+		return reply{}
+	}
+	return say, hear, upload
+}
+
+// The script, in the shell that it is for.
+func TestInstallScript(t *testing.T) {
+	const program = "#!/bin/sh\necho \"$0 $1\"\n[ \"$1\" = good ]\n"
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	say, hear, upload := bashGuest(t, dir, file+" "+dir+"/run")
+	for _, tt := range []struct{ sum, try, want string }{
+		{"good", "1", "started:" + dir + "/run/attest"},
+		{"bad", "1", "failed:1: " + dir + "/run/attest/agent bad"},
+		{"good", "2", "started:" + dir + "/run/attest"},
+	} {
+		if tt.try == "2" {
+			upload.WriteString("what an earlier try has left")
+		}
+		say(fmt.Sprintf("attest_install N %d %s %s", len(program), tt.sum, tt.try))
+		if r := hear(); r.word != "ready" || r.nonce != "N" {
+			t.Fatalf("got %+v", r)
+		}
+		upload.WriteString(program)
+		if r := hear(); r.word+":"+r.text != tt.want {
+			t.Errorf("got %+v, want %s", r, tt.want)
+		}
+		if left, _ := os.ReadDir(filepath.Join(dir, "run/attest")); len(left) != 1 {
+			t.Errorf("it leaves %v", left)
+		}
+	}
+}
+
+// A guest that has no place for it, or no port, says so.
+func TestInstallScriptFails(t *testing.T) {
+	dir := t.TempDir()
+	say, hear, _ := bashGuest(t, dir, "/proc /sys")
+	say("attest_install N 1 x 1")
+	if r := hear(); r.word != "failed" || !strings.Contains(r.text, "no directory in which a program can be put and run") {
+		t.Errorf("got %+v", r)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "sys")); err != nil {
+		t.Fatal(err)
+	}
+	say("attest_install N 1 x 1")
+	if r := hear(); r.word != "failed" || !strings.Contains(r.text, "no virtio serial port org.attest.upload.0") {
+		t.Errorf("got %+v", r)
+	}
 }

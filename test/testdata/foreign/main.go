@@ -58,18 +58,23 @@ func root(disks []string) error {
 	if err := mount(disks[n+1], "/mnt/rw", "ext4", 0, ""); err != nil {
 		return err
 	}
-	os.Mkdir("/mnt/rw/upper", 0o755)
-	os.Mkdir("/mnt/rw/work", 0o755)
-	options := "upperdir=/mnt/rw/upper,workdir=/mnt/rw/work,lowerdir=" + strings.Join(layers, ":")
-	if err := mount("overlay", "/root", "overlay", 0, options); err != nil {
+	environ := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	if err := overlay(layers, "/root", "upper", disks[n]); err != nil {
 		return err
 	}
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
 		return err
 	}
-	if err := mount(disks[n], "/root/lib/modules/"+unix.ByteSliceToString(u.Release[:]), "erofs", unix.MS_RDONLY, ""); err != nil {
-		return err
+	if strings.Contains(string(line), "foreign.initrd") {
+		// This root is an initrd, in the eyes of systemd; the real one is below.
+		environ = append(environ, "SYSTEMD_IN_INITRD=1")
+		if err := os.WriteFile("/root/etc/initrd-release", []byte("NAME=initrd\n"), 0o644); err != nil {
+			return err
+		}
+		if err := overlay(layers, "/root/sysroot", "real", disks[n]); err != nil {
+			return err
+		}
 	}
 	for _, dir := range []string{"/proc", "/sys", "/dev", "/run"} {
 		if err := unix.Mount(dir, "/root"+dir, "", unix.MS_MOVE, ""); err != nil {
@@ -85,7 +90,23 @@ func root(disks []string) error {
 	if err := unix.Chroot("."); err != nil {
 		return err
 	}
-	return unix.Exec("/sbin/init", []string{"/sbin/init"}, []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"})
+	return unix.Exec("/sbin/init", []string{"/sbin/init"}, environ)
+}
+
+// overlay puts a root together, with the kernel's modules.
+func overlay(layers []string, dir, upper, modules string) error {
+	for _, d := range []string{upper, upper + ".work"} {
+		os.Mkdir("/mnt/rw/"+d, 0o755)
+	}
+	options := fmt.Sprintf("upperdir=/mnt/rw/%[1]s,workdir=/mnt/rw/%[1]s.work,lowerdir=%[2]s", upper, strings.Join(layers, ":"))
+	if err := mount("overlay", dir, "overlay", 0, options); err != nil {
+		return err
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return err
+	}
+	return mount(modules, dir+"/lib/modules/"+unix.ByteSliceToString(u.Release[:]), "erofs", unix.MS_RDONLY, "")
 }
 
 func mount(source, dir, fstype string, flags uintptr, options string) error {
