@@ -352,9 +352,11 @@ func (r *run) greet(ctx context.Context, info wire.Info) error {
 	if err != nil {
 		return err
 	}
-	// The time that came with the identity was as old as that.
-	if err := r.guest.SetClock(ctx); err != nil {
-		return err
+	if !m.foreign() || r.origin != nil { // a foreign one that boots has the time that it was given
+		// The time that came with the identity was as old as that.
+		if err := r.guest.SetClock(ctx); err != nil {
+			return err
+		}
 	}
 	m.mu.Lock()
 	r.agent = info.Instance

@@ -311,6 +311,9 @@ func TestForeignWarmStart(t *testing.T) {
 	if out, err := opened.Machine("box").Succeed(t.Context(), "cat /root/file"); err != nil || out != "1\n" {
 		t.Errorf("in the lab that was saved: %q, %v", out, err)
 	}
+	again := attest.New(t, attest.MachineConfig{StartCommand: script, Snapshot: filepath.Join(dir, "box")})
+	again.Machine("box").Succeed("grep -q 1 /root/file; kill -0 $(cat /tmp/pid)")
+
 	// It boots from the disk that it has.
 	b := &tried{fork.Machine("box").Machine, t}
 	if err := b.Reboot(t.Context()); err != nil {

@@ -35,6 +35,18 @@ func TestVDEPort(t *testing.T) {
 	testTransfers(t, lab)
 	checkNetdev(t, lab, "client", "vde,")
 	checkNetdev(t, lab, "server", "stream,")
+
+	// Its address has told who it is.
+	fault, err := lab.Network().Isolate(t.Context(), lab.Machine("client"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if (tried{lab.Machine("client"), t}).execute("curl -sS --max-time 3 http://server/").ExitCode == 0 || fault.Affected() == 0 {
+		t.Error("a machine on VDE that is isolated reaches another")
+	}
+	if err := fault.Heal(t.Context()); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestTAPPort has one machine whose QEMU takes a TAP from a network namespace, and

@@ -84,16 +84,8 @@ func (s script) boot(ctx context.Context) (*scripted, error) {
 		m.discard()
 	}
 	m, reason, err := s.bootSavable(ctx, known, !ok)
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case reason == "":
-		s.backend.remember(key, known)
-	case ok: // it is not what it was when it was examined
-		s.backend.forget(key)
-	default:
-		known.reason, known.doubt = reason, false
-		s.backend.remember(key, known)
 	}
 	if m == nil {
 		if m, err = s.launch(ctx, memory{}); err != nil {
@@ -101,7 +93,13 @@ func (s script) boot(ctx context.Context) (*scripted, error) {
 		}
 	}
 	if reason != "" {
+		known.reason, known.doubt = reason, false
 		m.seen.reason, m.seen.doubt = reason, false
+	}
+	if ok && m.seen.Print != known.Print {
+		s.backend.forget(key) // it is not what it was when it was examined
+	} else {
+		s.backend.remember(key, known)
 	}
 	return m, s.proceed(ctx, m)
 }
@@ -115,7 +113,7 @@ func (s script) bootSavable(ctx context.Context, known examination, try bool) (m
 	}
 	m, err = s.launch(ctx, memory{size: known.Memory})
 	switch {
-	case ctx.Err() != nil:
+	case err != nil && ctx.Err() != nil:
 		return nil, "", err
 	case err != nil:
 		return nil, "its QEMU does not take a file as its memory: " + lastLine(err), nil
