@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -175,6 +176,10 @@ func (s script) failed(start time.Time, err error, output *tail) error {
 		Err: fmt.Errorf("start command `%s`: %w", s.config.StartCommand, err), Output: output.text()}
 }
 
+// scriptFDs is how many descriptors from 3 on are left to scripts, which like to
+// open their own there (exec 9>lock). Shells take other ones than they inherit.
+const scriptFDs = 7
+
 // memory is what a machine has as its memory: of no size, what QEMU makes itself.
 type memory struct {
 	size   int64
@@ -191,7 +196,12 @@ func (s script) launch(ctx context.Context, mem memory) (_ *scripted, err error)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.config.Name, err)
 	}
-	var c command
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.config.Name, err)
+	}
+	cleanup.always(null)
+	c := command{files: slices.Repeat([]*os.File{null}, scriptFDs)}
 	c.script(theirs, s.config.AllowReboot)
 	if mem.size > 0 {
 		h := hardware{config: s.config}

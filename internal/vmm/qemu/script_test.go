@@ -82,7 +82,7 @@ func TestScript(t *testing.T) {
 	for name, device := range map[string]string{"blind": "", "with a screen": "-device VGA"} {
 		t.Run(name, func(t *testing.T) {
 			b := &backend{}
-			command := startCommand(t, `echo "$NIX_DISK_IMAGE in $PWD" >> said`, tinyQEMU(t, device))
+			command := startCommand(t, "exec 3>lock 9>&3", `echo "$NIX_DISK_IMAGE in $PWD" >> said`, tinyQEMU(t, device))
 			m, g := mustBegin(t, b, command, nil, "NIX_DISK_IMAGE=/somewhere")
 			g.expect("ready")
 			if err := m.WillSave(); err != nil {
@@ -184,7 +184,7 @@ func TestScriptsThatFail(t *testing.T) {
 		"QEMU refuses":     {[]string{tinyQEMU(t, "-device no-such-device")}, []string{"it ended (exit status 1) before", "no-such-device"}},
 		"something behind": {[]string{"sleep 1000000 &", "exit 1"}, []string{"it ended (exit status 1) before"}},
 		"a daemon":         {[]string{"setsid sleep 1000000 &", "exit 1"}, []string{"it ended (exit status 1) before"}},
-		"closed":           {[]string{"for fd in 3 4 5 6 7; do eval \"exec $fd>&-\"; done", "exec sleep 1000000"}, []string{"close_fds"}},
+		"closed":           {[]string{"for fd in 10 11 12 13 14; do eval \"exec $fd>&-\"; done", "exec sleep 1000000"}, []string{"close_fds"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			command := startCommand(t, tt.lines...)
@@ -334,20 +334,23 @@ func TestSharesMemory(t *testing.T) {
 	}
 }
 
-// A machine whose start takes long is waited for as long as its context lasts.
+// A start command that takes long is ended when nobody waits for it any more.
 func TestScriptIsInterrupted(t *testing.T) {
 	host := newHost(t)
-	ctx, cancel := contextWithCause(t, 300*time.Millisecond)
-	defer cancel()
-	config := vmm.Config{Name: "web", Dir: host.Supervisor.Dir(), StartCommand: startCommand(t, "exec sleep 1000000")}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	begun := filepath.Join(t.TempDir(), "begun")
+	go func() {
+		for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+			if _, err := os.Stat(begun); err == nil {
+				break
+			}
+		}
+		cancel(errors.New("the test is over"))
+	}()
+	config := vmm.Config{Name: "web", Dir: host.Supervisor.Dir(), StartCommand: startCommand(t, "touch "+begun, "exec sleep 1000000")}
 	if _, err := (&backend{}).Start(ctx, host, config); err == nil || !strings.Contains(err.Error(), "the test is over") {
 		t.Errorf("got %v", err)
 	}
-}
-
-func contextWithCause(t *testing.T, after time.Duration) (context.Context, context.CancelFunc) {
-	t.Helper()
-	return context.WithTimeoutCause(t.Context(), after, errors.New("the test is over"))
 }
 
 func TestShellLine(t *testing.T) {
