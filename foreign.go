@@ -25,7 +25,7 @@ import (
 func (m *Machine) foreign() bool { return m.config.StartCommand != "" }
 
 // scriptName is how NixOS calls the script that starts a machine.
-var scriptName = regexp.MustCompile(`run-(.+)-vm$`)
+var scriptName = regexp.MustCompile(`run-([^/\s]+)-vm$`)
 
 // NameOfStartCommand is the name of a machine that has a start command and none of
 // its own: NAME where the command ends in run-NAME-vm, otherwise empty.

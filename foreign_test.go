@@ -1,0 +1,39 @@
+package attest
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestNameOfStartCommand(t *testing.T) {
+	for command, want := range map[string]string{
+		"/nix/store/x-nixos-vm/bin/run-server-vm": "server",
+		"/tmp/run-1/bin/run-web-1-vm":             "web-1",
+		"env A=b ./run-db-vm":                     "db",
+		"run-vm":                                  "",
+		"./run-db-vm --fast":                      "",
+		"qemu.sh":                                 "",
+	} {
+		if got := NameOfStartCommand(command); got != want {
+			t.Errorf("%s: got %q, want %q", command, got, want)
+		}
+	}
+}
+
+// What the start command decides cannot be given beside it.
+func TestStartCommandAlone(t *testing.T) {
+	for setting, c := range map[string]MachineConfig{
+		"image": {Image: Debian{}}, "memory": {Memory: 256}, "cpus": {CPUs: 1}, "type": {Type: "q35"},
+		"cmdline": {Cmdline: "quiet"}, "display": {Display: true}, "egress": {Egress: []string{"*"}},
+	} {
+		c.StartCommand = "/bin/run-box-vm"
+		err := LabConfig{Machines: []MachineConfig{c}}.Check()
+		if err == nil || StatusOf(err) != Invalid || !strings.Contains(err.Error(), `machine "box": it has both start_command and `+setting+`;`) {
+			t.Errorf("%s: got %v", setting, err)
+		}
+	}
+	lab := LabConfig{Machines: []MachineConfig{{StartCommand: "x"}, {StartCommand: "/bin/run-box-vm", AllowReboot: true, Networks: []int{2}, Boot: BootCold}}}
+	if err := lab.normalize(); err != nil || lab.Machines[0].Name != "machine" || lab.Machines[1].Name != "box" {
+		t.Errorf("got %v, %+v", err, lab.Machines)
+	}
+}
