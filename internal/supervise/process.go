@@ -16,7 +16,7 @@ import (
 type Command struct {
 	Path string   // a name without a slash is looked up on the client's PATH
 	Args []string // argv with argv[0]; empty: just Path
-	Env  []string // nil: the client's
+	Env  []string // nil: the client's; of a variable that is there twice the last one counts
 	Dir  string   // empty: the client's
 
 	Stdin, Stdout, Stderr *os.File   // nil: /dev/null

@@ -119,6 +119,7 @@ func TestCommand(t *testing.T) {
 		{"only a path", Command{Path: "true"}, "", "exit status 0"},
 		{"environment of the client", shell("echo $FROM_CLIENT"), "yes\n", "exit status 0"},
 		{"own environment", Command{Path: "sh", Args: []string{"sh", "-c", "echo $A$FROM_CLIENT"}, Env: []string{"A=b"}}, "b\n", "exit status 0"},
+		{"a variable twice", Command{Path: "sh", Args: []string{"sh", "-c", "env | grep ^A="}, Env: []string{"A=first", "B=", "A=last"}}, "A=last\n", "exit status 0"},
 		{"state directory", shell("echo $ATTEST_STATE"), s.Dir() + "\n", "exit status 0"},
 		{"directory", Command{Path: "pwd", Dir: dir}, dir + "\n", "exit status 0"},
 		{"stdin is empty", Command{Path: "cat"}, "", "exit status 0"},

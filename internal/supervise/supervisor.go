@@ -341,13 +341,24 @@ func kept(dir string) bool {
 	return err == nil
 }
 
-// environ is env with the variable by which Sweep knows a process of ours.
+// environ is env with the variable by which Sweep knows a process of ours. Of a variable
+// that is there twice the last one counts, as in os/exec; for the process itself it
+// would be the first.
 func environ(env []string, dir string) []string {
 	if env == nil {
 		env = os.Environ()
 	}
-	env = slices.DeleteFunc(slices.Clone(env), func(e string) bool {
-		return strings.HasPrefix(e, stateVar+"=")
-	})
-	return append(env, stateVar+"="+dir)
+	env = append(slices.Clone(env), stateVar+"="+dir)
+	last := map[string]int{}
+	for i, e := range env {
+		name, _, _ := strings.Cut(e, "=")
+		last[name] = i
+	}
+	kept := env[:0]
+	for i, e := range env {
+		if name, _, _ := strings.Cut(e, "="); last[name] == i {
+			kept = append(kept, e)
+		}
+	}
+	return kept
 }
