@@ -155,7 +155,7 @@ func (m *Machine) waitX(ctx context.Context, operation, args string, q wire.Wind
 		}
 		we := &WaitError{Tries: state.Tries, LastSeen: state.Seen}
 		switch {
-		case state.Seen != "":
+		case state.Seen != "" || state.Tries == 0: // the guest may have been too slow to look
 		case len(state.Windows) == 0:
 			we.LastSeen = "no window has a title"
 		default:

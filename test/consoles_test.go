@@ -180,8 +180,8 @@ func testQMPEvents(t *testing.T, m tried) {
 func testNoX(t *testing.T, m tried) {
 	ctx := t.Context()
 	for name, err := range map[string]error{
-		"wait_for_x":      m.WaitForX(ctx, attest.Timeout(300*time.Millisecond)),
-		"wait_for_window": m.WaitForWindow(ctx, "x", attest.Timeout(300*time.Millisecond)),
+		"wait_for_x":      m.WaitForX(ctx, attest.Timeout(3*time.Second)),
+		"wait_for_window": m.WaitForWindow(ctx, "x", attest.Timeout(3*time.Second)),
 	} {
 		e := errorAs[*attest.WaitError](t, err)
 		if !e.Timeout() || e.Operation != name || e.Tries < 1 || !strings.Contains(e.LastSeen, "no X server on display :0") {
