@@ -204,7 +204,12 @@ func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*
 	}
 	r := &run{machine: m, vm: vm, started: started, origin: from, allowReboot: allowReboot,
 		pumped: make(chan struct{}), over: make(chan struct{}), ready: make(chan struct{})}
-	r.guest = guest.New(m.Name(), vm.Dial, guest.Options{Greet: r.greet})
+	made := make(chan struct{}) // a guest that is restored may answer before New returns
+	r.guest = guest.New(m.Name(), vm.Dial, guest.Options{Greet: func(ctx context.Context, info wire.Info) error {
+		<-made
+		return r.greet(ctx, info)
+	}})
+	close(made)
 	if b, ok := vm.(vmm.Backdoor); ok {
 		r.openBackdoor(b, m.lab.host.guestPath)
 	}
