@@ -50,15 +50,8 @@ func (c *Client) open(ctx context.Context, op string, request any, body []byte) 
 func (k *call) wait(ctx context.Context, result any) error {
 	defer k.s.finish()
 	select {
-	case <-k.stream.Done():
-		return k.outcome(result)
 	case <-k.stream.Context().Done():
-		select {
-		case <-k.stream.Done():
-			return k.outcome(result)
-		default:
-			return context.Cause(k.stream.Context()) // Cancel or Abort
-		}
+		return k.ended(result)
 	case <-ctx.Done():
 	}
 	err := &WaitError{Machine: k.c.name, Operation: k.op, After: time.Since(k.start), Err: context.Cause(ctx)}
@@ -70,6 +63,20 @@ func (k *call) wait(ctx context.Context, result any) error {
 	}
 	if k.c.ctx.Err() != nil {
 		return k.c.closedError()
+	}
+	return err
+}
+
+// ended is wait for a stream that is over. Why it was given up, by Cancel or Abort,
+// counts more than what the guest has said for all that.
+func (k *call) ended(result any) error {
+	err := k.stream.Err()
+	select {
+	case <-k.stream.Done():
+		if outcome := k.outcome(result); err == nil {
+			err = outcome
+		}
+	default:
 	}
 	return err
 }

@@ -281,8 +281,16 @@ func (s *Stream) handle(f Frame) error {
 	return nil
 }
 
-// Context ends when the operation is given up (Cancel) or the session ends.
+// Context ends when the operation is given up (Cancel), has its result, or the
+// session ends.
 func (s *Stream) Context() context.Context { return s.ctx }
+
+// Err is why the operation was given up or its session has ended, if so.
+func (s *Stream) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
 
 // OnSignal sets what Signal frames do.
 func (s *Stream) OnSignal(fn func(syscall.Signal)) {

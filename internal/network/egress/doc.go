@@ -9,6 +9,6 @@
 // guest is 10.0.2.15, the gateway 10.0.2.2, names are asked for at 10.0.2.3; fec0::15,
 // fec0::2 and fec0::3. The gateway's own address stands for the host's loopback.
 //
-// Nothing but TCP, UDP and the questions of DNS gets out, and what the rules refuse is told so. Pings to anything but the
-// gateway stay without an answer.
+// Nothing but TCP, UDP and the questions of DNS gets out, and what the rules refuse is
+// told so. Pings to anything but the gateway stay without an answer.
 package egress
