@@ -2,7 +2,9 @@ package agent
 
 import (
 	"context"
+	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -31,11 +33,36 @@ func (s *Server) power(ctx context.Context, q wire.PowerRequest) error {
 		// The host hears the answer first.
 		time.Sleep(20 * time.Millisecond)
 		unix.Sync()
+		s.keepInit()
 		if err := unix.Reboot(number); err != nil {
 			s.Log("%s: %v", what, err)
 		}
 	})
 	return nil
+}
+
+// keepInit reads into memory what process 1 executes. Before the kernel takes the
+// power off it takes the disks away, and an init that misses a page of its program
+// by then dies, which is a panic.
+func (s *Server) keepInit() {
+	const mapped = "/proc/1/map_files" // proc(5)
+	ranges, err := os.ReadDir(mapped)
+	if err != nil {
+		s.Log("what process 1 executes: %v", err)
+	}
+	read := map[string]bool{}
+	for _, r := range ranges {
+		path := filepath.Join(mapped, r.Name())
+		target, err := os.Readlink(path)
+		if st, statErr := os.Stat(path); err != nil || statErr != nil || !st.Mode().IsRegular() || read[target] {
+			continue
+		}
+		read[target] = true
+		if f, err := os.Open(path); err == nil {
+			io.Copy(io.Discard, f)
+			f.Close()
+		}
+	}
 }
 
 // panic has the kernel panic as soon as the host has the answer. Root may do that
