@@ -409,8 +409,15 @@ func openPorts(t *testing.T, lab *attest.Lab) {
 func TestKillWithPorts(t *testing.T) {
 	needTAP(t)
 	t.Parallel()
+	killVictim(t, "ports")
+}
+
+// killVictim kills attest while programs run that its kind of victim has started
+// beside a machine, and expects nothing to be left.
+func killVictim(t *testing.T, kind string) {
+	t.Helper()
 	state := newStateDir(t)
-	p, tree, running := startVictim(t, state, "ports", patience)
+	p, tree, running := startVictim(t, state, kind, patience)
 	if !running {
 		t.Fatalf("the machine does not run: %s", p.said())
 	}

@@ -22,6 +22,9 @@ func small(name string) attest.MachineConfig {
 	return attest.MachineConfig{Name: name, Image: attest.Debian{}, Memory: 256}
 }
 
+// warm says whether machines start from snapshots in this run of the tests.
+func warm() bool { return os.Getenv(attest.BootEnv) != string(attest.BootCold) }
+
 // TestWarmStart looks at machines that were restored. They are as those that have
 // booted, which it passes on, too.
 func TestWarmStart(t *testing.T) {
