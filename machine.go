@@ -339,15 +339,17 @@ func (r *run) greet(ctx context.Context, info wire.Info) error {
 	}
 	r.identityMu.Lock()
 	id := m.identity(macs)
-	if m.foreign() {
-		id = wire.Identity{Entropy: id.Entropy} // it is who it is
-	}
-	if r.origin != nil && r.origin.agent == info.Instance {
+	switch again := r.origin != nil && r.origin.agent == info.Instance; {
+	case m.foreign() && again:
 		id = renewal()
-		if r.origin.slot != nil && !m.foreign() {
+	case m.foreign():
+		id = wire.Identity{Entropy: id.Entropy} // it is who it is, and has the time that it was given
+	case again:
+		id = renewal()
+		if r.origin.slot != nil {
 			id.MachineID = m.id
 		}
-		if (r.newHosts || r.origin.slot != nil) && !m.foreign() {
+		if r.newHosts || r.origin.slot != nil {
 			id.Hosts = m.hosts()
 		}
 	}
@@ -357,7 +359,7 @@ func (r *run) greet(ctx context.Context, info wire.Info) error {
 	if err != nil {
 		return err
 	}
-	if !m.foreign() || r.origin != nil { // a foreign one that boots has the time that it was given
+	if !m.foreign() || r.origin != nil {
 		// The time that came with the identity was as old as that.
 		if err := r.guest.SetClock(ctx); err != nil {
 			return err

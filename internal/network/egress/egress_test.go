@@ -467,14 +467,18 @@ func TestNamesOverTCP(t *testing.T) {
 		}
 		return a
 	}
-	overTCP := serve(t, func(conn *net.TCPConn) {
-		if q, err := readMessage(conn); err == nil {
-			writeMessage(conn, long(q))
+	var overTCP string
+	var conn net.PacketConn
+	for try := 1; conn == nil; try++ { // until a port is free for UDP, too
+		overTCP = serve(t, func(conn *net.TCPConn) {
+			if q, err := readMessage(conn); err == nil {
+				writeMessage(conn, long(q))
+			}
+		})
+		var err error
+		if conn, err = net.ListenPacket("udp", overTCP); err != nil && try == 20 {
+			t.Fatal(err)
 		}
-	})
-	conn, err := net.ListenPacket("udp", overTCP)
-	if err != nil {
-		t.Skip("the port is taken for UDP: ", err)
 	}
 	defer conn.Close()
 	go func() {

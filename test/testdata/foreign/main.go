@@ -16,7 +16,7 @@ import (
 func main() {
 	if err := boot(); err != nil {
 		fmt.Println("foreign init:", err)
-		time.Sleep(time.Second)
+		unix.IoctlSetInt(1, unix.TCSBRK, 1) // until the console has it: tcdrain(3)
 		unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	}
 }
