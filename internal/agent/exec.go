@@ -392,25 +392,24 @@ func waitProcess(p *os.Process, isScript bool) exit {
 
 // childFiles makes the three files of a command, and the child with the agent's ends.
 func childFiles(q wire.ExecRequest) (files []*os.File, c *child, err error) {
-	c = &child{}
+	files, c = make([]*os.File, 3), &child{}
 	defer func() {
 		if err != nil {
 			closeAll(append(files, c.stdin, c.stdout, c.stderr))
 		}
 	}()
-	files = make([]*os.File, 3)
 	if q.Stdin {
 		files[0], c.stdin, err = os.Pipe()
 	} else {
 		files[0], err = os.Open("/dev/null")
 	}
 	if err != nil {
-		return nil, nil, err
+		return files, c, err
 	}
 	if q.Detach {
 		// Nobody reads what it says; errors go to the console, where they are seen.
 		if files[1], err = os.OpenFile("/dev/null", os.O_WRONLY, 0); err != nil {
-			return nil, nil, err
+			return files, c, err
 		}
 		if files[2], err = os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0); err != nil {
 			files[2], err = os.OpenFile("/dev/null", os.O_WRONLY, 0)
@@ -418,7 +417,7 @@ func childFiles(q wire.ExecRequest) (files []*os.File, c *child, err error) {
 		return files, c, err
 	}
 	if c.stdout, files[1], err = os.Pipe(); err != nil {
-		return nil, nil, err
+		return files, c, err
 	}
 	c.stderr, files[2], err = os.Pipe()
 	return files, c, err
