@@ -302,7 +302,8 @@ const initrdMark = "/etc/initrd-release"
 
 // SwitchRoot leaves the initrd: it waits for initrd.target, has systemd switch to
 // the root file system, and waits until it has. It is for guests whose init is a
-// systemd in an initrd; attest's own images boot straight into their root.
+// systemd that stays in an initrd until somebody asks; attest's own images boot
+// straight into their root.
 func (m *Machine) SwitchRoot(ctx context.Context, opts ...Option) error {
 	return m.wait(ctx, "switch_root", "", collect(opts), func(ctx context.Context, r *run) error {
 		test, err := r.guest.Run(ctx, guest.Command{Argv: []string{"test", "-e", initrdMark}})
@@ -338,11 +339,23 @@ func (m *Machine) SwitchRoot(ctx context.Context, opts ...Option) error {
 			_, err = r.guest.ReadyAgain(ctx, before)
 			return err
 		}
-		left, err := r.guest.RunUntil(ctx, guest.Command{Argv: []string{"test", "!", "-e", initrdMark}}, guest.UntilOptions{})
-		if err != nil && context.Cause(ctx) == errWaitOver {
-			err = &WaitError{Tries: left.Tries, LastSeen: "the guest is still in its initrd"}
+		seen := "the guest is still in its initrd"
+		for {
+			left, err := r.guest.RunUntil(ctx, guest.Command{Argv: []string{"test", "!", "-e", initrdMark}}, guest.UntilOptions{})
+			var between *guest.OpError
+			if errors.As(err, &between) { // for a moment there is no /dev in which a command could be started
+				seen = between.Message
+				select {
+				case <-time.After(20 * time.Millisecond):
+					continue
+				case <-ctx.Done():
+				}
+			}
+			if err != nil && context.Cause(ctx) == errWaitOver {
+				err = &WaitError{Tries: left.Tries, LastSeen: seen}
+			}
+			return err
 		}
-		return err
 	})
 }
 

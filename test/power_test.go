@@ -88,6 +88,8 @@ func TestSwitchRoot(t *testing.T) {
 	image := attest.Debian{
 		Files: map[string]attest.File{
 			"/etc/initrd-release": {Content: "ID=test\n"},
+			// This one would leave the initrd unasked.
+			"/etc/systemd/system/initrd-cleanup.service.d/stay.conf": {Content: "[Service]\nExecStart=\nExecStart=true\n"},
 			"/etc/systemd/system/sysroot.service": {Content: `[Unit]
 DefaultDependencies=no
 Before=initrd-root-fs.target

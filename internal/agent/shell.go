@@ -30,6 +30,7 @@ type shell struct {
 	pool       pool
 
 	mu     sync.Mutex // held while the environment is found out
+	root   [2]uint64  // device and inode of /, in which it was found out
 	path   string     // of the shell; empty: not found out yet
 	isBash bool
 	env    []string
@@ -56,10 +57,15 @@ func defaultEnv() []string {
 }
 
 // prepare finds the shell and the environment of commands, once. A guest whose
-// init has not written /etc/profile yet is asked again when it has.
+// init has not written /etc/profile yet is asked again when it has, and one that
+// has left its initrd, whose shells systemd kills on the way.
 func (sh *shell) prepare() {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
+	var st unix.Stat_t
+	if err := unix.Stat("/", &st); err == nil && sh.root != [2]uint64{st.Dev, st.Ino} {
+		sh.root, sh.path = [2]uint64{st.Dev, st.Ino}, ""
+	}
 	if sh.path != "" && !sh.early {
 		return
 	}
