@@ -22,7 +22,7 @@ test:
 	@scripts/setup test
 	@scripts/test
 
-# What takes minutes to show: a network under load loses nothing; machines that
+# What takes minutes to show: networks under load lose nothing; machines that
 # are restored again and again, or sixteen at once, or killed, leave nothing.
 stress:
 	$(GO) test ./test -run Stress -v -timeout 60m -args -stress

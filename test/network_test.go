@@ -544,14 +544,22 @@ func TestSeedOfFaults(t *testing.T) {
 		t.Errorf("lost pings:\n%s\nagain with this seed:\n%s\nwith another:\n%s", first, again, other)
 	}
 	var kinds []string
+	var affected, lost uint64
 	for s := bufio.NewScanner(strings.NewReader(events)); s.Scan(); {
-		var e struct{ Type, Level, Text, Fault, Reason string }
+		var e struct {
+			Type, Level, Text, Fault, Reason string
+			Affected                         uint64
+			Sent                             event.Counters
+		}
 		if err := json.Unmarshal(s.Bytes(), &e); err != nil {
 			t.Fatal(err)
 		}
 		switch {
 		case strings.HasPrefix(e.Type, "fault_"):
 			kinds = append(kinds, e.Type+" "+e.Fault+" "+e.Reason)
+			affected += e.Affected
+		case e.Type == "traffic":
+			lost += e.Sent.Lost.Fault
 		case e.Level == "warning":
 			kinds = append(kinds, e.Text)
 		}
@@ -564,5 +572,8 @@ func TestSeedOfFaults(t *testing.T) {
 	}
 	if !slices.Equal(kinds, want) {
 		t.Errorf("the report has\n%s\nwant\n%s", strings.Join(kinds, "\n"), strings.Join(want, "\n"))
+	}
+	if lost == 0 || lost != affected {
+		t.Errorf("network cards lost %d frames, and the fault affected %d", lost, affected)
 	}
 }

@@ -1,6 +1,8 @@
 package test
 
 import (
+	"bytes"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/cache"
+	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/snapshot"
 )
 
@@ -103,6 +106,42 @@ func TestStressClones(t *testing.T) {
 	}
 	m.Succeed("true")
 	before.compare(t, holdings(t))
+}
+
+// TestStressNetwork has eight machines send to each other for a minute. Nothing is
+// lost.
+func TestStressNetwork(t *testing.T) {
+	needsStress(t)
+	dir := t.TempDir()
+	p := start(t, newStateDir(t), nil, "attest", "run", "-o", dir, "testdata/load_test.star")
+	if code := p.exitCode(t); code != 0 {
+		t.Fatalf("exit code %d", code)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "events.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for line := range bytes.Lines(text) {
+		var e struct {
+			Type string
+			event.Traffic
+		}
+		if err := json.Unmarshal(line, &e); err != nil {
+			t.Fatal(err)
+		}
+		if e.Type != "traffic" || e.Received.Frames < 1000 {
+			continue
+		}
+		seen[e.Machine] = true
+		if e.Sent.Lost != (event.Lost{}) || e.Received.Lost != (event.Lost{}) {
+			t.Errorf("%+v", e)
+		}
+		t.Logf("%s: %d MiB sent, %d received", e.Machine, e.Sent.Bytes>>20, e.Received.Bytes>>20)
+	}
+	if len(seen) != 8 {
+		t.Errorf("traffic of %d machines", len(seen))
+	}
 }
 
 // held is what this process has: its file descriptors by what they are, what

@@ -241,6 +241,34 @@ type Egress struct {
 	Duration    time.Duration `json:"duration"`
 }
 
+// Traffic is what went through a network card of a machine, when the machine is
+// off or the card is gone.
+type Traffic struct {
+	Machine  string   `json:"machine"`
+	Network  string   `json:"network"` // "net1"
+	NIC      string   `json:"nic"`     // "eth1"
+	Sent     Counters `json:"sent"`    // by the machine
+	Received Counters `json:"received"`
+}
+
+// Counters count one direction of a network card. Frames and Bytes are those that
+// went on: into the network, or to the machine.
+type Counters struct {
+	Frames uint64 `json:"frames"`
+	Bytes  uint64 `json:"bytes"`
+	Lost   Lost   `json:"lost,omitzero"`
+}
+
+// Lost is frames that did not go on, by reason.
+type Lost struct {
+	Runt      uint64 `json:"runt,omitempty"`      // from the machine: shorter than an Ethernet header (14 bytes)
+	Oversized uint64 `json:"oversized,omitempty"` // from the machine: longer than a VMM takes (69632 bytes)
+	Local     uint64 `json:"local,omitempty"`     // from the machine: for an address behind the same port
+	Down      uint64 `json:"down,omitempty"`      // the cable was out
+	Fault     uint64 `json:"fault,omitempty"`     // a fault lost it
+	Overrun   uint64 `json:"overrun,omitempty"`   // to the machine: it does not read fast enough
+}
+
 // Artifact is a file that the run wrote for a person: a report, a screenshot.
 type Artifact struct {
 	Kind string `json:"kind"` // "junit", "html", "json", "screenshot", "pcap", …
@@ -266,4 +294,5 @@ func (Log) kind() string             { return "log" }
 func (FaultStarted) kind() string    { return "fault_started" }
 func (FaultEnded) kind() string      { return "fault_ended" }
 func (Egress) kind() string          { return "egress" }
+func (Traffic) kind() string         { return "traffic" }
 func (Artifact) kind() string        { return "artifact" }

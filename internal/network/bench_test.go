@@ -117,7 +117,7 @@ func benchmarkPeers(b *testing.B, attach func(*Switch) []*peer, size int, flows 
 	b.ReportMetric(perSecond, "frames/s")
 	b.ReportMetric(perSecond*float64(size)*8/1e9, "Gbit/s")
 	for _, p := range m {
-		if n := p.Stats().ToMachine.Dropped.Overrun; n > 0 {
+		if n := p.Stats().ToMachine.Lost.Overrun; n > 0 {
 			b.Errorf("%v: %d frames dropped", p.Port, n)
 		}
 	}

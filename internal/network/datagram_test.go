@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/event"
 )
 
 // packets is a connected packet socket as a connection with prefixes: a message
@@ -92,7 +94,7 @@ func TestPacketsThatAreNoFrames(t *testing.T) {
 	good := frameOf(macOf(1), macOf(0), "good")
 	m[0].send(nil, good[:13], good, make([]byte, maxFrame+1), make([]byte, 100_000), nil, good)
 	m[1].expect(good, good)
-	want := Counters{Frames: 2, Bytes: 2 * uint64(len(good)), Dropped: Drops{Runt: 3, Oversized: 2}}
+	want := event.Counters{Frames: 2, Bytes: 2 * uint64(len(good)), Lost: event.Lost{Runt: 3, Oversized: 2}}
 	if got := m[0].Stats().FromMachine; got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
@@ -144,7 +146,7 @@ func TestPacketsToAMachineThatDoesNotRead(t *testing.T) {
 	m := attachMixed(t, newSwitch(t, Options{QueueBytes: limit}), 3, 1)
 	introduce(m)
 	big := frameOf(macOf(0), macOf(1), string(make([]byte, 1500)))
-	for m[0].Stats().ToMachine.Dropped.Overrun == 0 {
+	for m[0].Stats().ToMachine.Lost.Overrun == 0 {
 		m[1].send(big)
 		ok := frameOf(macOf(2), macOf(1), "others get theirs")
 		m[1].send(ok)

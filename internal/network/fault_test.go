@@ -256,7 +256,7 @@ func TestDrop(t *testing.T) {
 		f := b.begin(Rule{Effect: Drop{Rate: 0.3}, Flows: fromA})
 		b.send(0, 1, numbered(0, 1000)...)
 		got := b.texts(1)
-		if n := len(got); n < 650 || n > 750 || f.Frames() != 1000 || f.Affected() != 1000-uint64(n) || b.stations[0].Stats().FromMachine.Dropped.Fault != f.Affected() {
+		if n := len(got); n < 650 || n > 750 || f.Frames() != 1000 || f.Affected() != 1000-uint64(n) || b.stations[0].Stats().FromMachine.Lost.Fault != f.Affected() {
 			t.Errorf("%d of 1000 arrived; the fault saw %d, and dropped %d", n, f.Frames(), f.Affected())
 		}
 		if !slices.IsSorted(got) || len(slices.Compact(slices.Clone(got))) != len(got) {
@@ -700,7 +700,7 @@ func TestHeldBytesAreBounded(t *testing.T) {
 			b.stations[0].out <- frameOf(macOf(1), macOf(0), big)
 		}
 		b.settle()
-		if lost := b.stations[0].Stats().FromMachine.Dropped.Fault; lost < n/3 || lost > 2*n/3 {
+		if lost := b.stations[0].Stats().FromMachine.Lost.Fault; lost < n/3 || lost > 2*n/3 {
 			t.Errorf("%d of %d frames were lost", lost, n)
 		}
 		f.Heal()

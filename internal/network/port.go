@@ -233,7 +233,20 @@ func (p *Port) run(ctx context.Context) {
 	if p.err != nil {
 		event.Publish(ctx, event.Log{Machine: p.nic.Machine, Level: "error", Text: p.err.Error()})
 	}
+	p.report(ctx)
 	close(p.done)
+}
+
+// report says what went through. What belongs to no machine is of no interest.
+func (p *Port) report(ctx context.Context) {
+	if p.nic.Machine == "" {
+		return
+	}
+	s := p.Stats()
+	event.Publish(ctx, event.Traffic{Machine: p.nic.Machine, Network: p.sw.name, NIC: p.nic.ID, Sent: s.FromMachine, Received: s.ToMachine})
+	if c := s.complaint(); c != "" {
+		event.Publish(ctx, event.Log{Machine: p.nic.Machine, Level: "warning", Text: fmt.Sprintf("%s, %s: %s", p.sw.name, p.nic.ID, c)})
+	}
 }
 
 // stop begins the end of the port; the first reason counts.

@@ -1,29 +1,28 @@
 package network
 
-import "sync/atomic"
+import (
+	"fmt"
+	"strings"
+	"sync/atomic"
 
-// Stats is what went through a port so far.
+	"github.com/attest-vm/attest/internal/event"
+)
+
+// Stats is what went through a port so far; bytes are without length prefixes.
 type Stats struct {
-	FromMachine Counters `json:"from_machine"`
-	ToMachine   Counters `json:"to_machine"`
+	FromMachine, ToMachine event.Counters
 }
 
-// Counters count one direction. Frames and Bytes (without length prefixes) are
-// those that went on: into the switch, or to the machine.
-type Counters struct {
-	Frames  uint64 `json:"frames"`
-	Bytes   uint64 `json:"bytes"`
-	Dropped Drops  `json:"dropped"`
-}
-
-// Drops are frames that did not go on, by reason.
-type Drops struct {
-	Runt      uint64 `json:"runt"`      // from the machine: shorter than an Ethernet header (14 bytes)
-	Oversized uint64 `json:"oversized"` // from the machine: longer than a VMM takes (69632 bytes)
-	Local     uint64 `json:"local"`     // from the machine: for an address behind the same port
-	Down      uint64 `json:"down"`      // the port was down
-	Fault     uint64 `json:"fault"`     // a fault lost it
-	Overrun   uint64 `json:"overrun"`   // to the machine: it does not read fast enough
+// complaint names the frames that were lost without a fault. Empty: none was.
+func (s Stats) complaint() string {
+	var lost []string
+	if n := s.ToMachine.Lost.Overrun; n > 0 {
+		lost = append(lost, fmt.Sprintf("%d of %d frames to it were lost, as it did not read them fast enough", n, n+s.ToMachine.Frames))
+	}
+	if l := s.FromMachine.Lost; l.Runt+l.Oversized > 0 {
+		lost = append(lost, fmt.Sprintf("frames that it sent were lost, %d shorter and %d longer than an Ethernet frame can be", l.Runt, l.Oversized))
+	}
+	return strings.Join(lost, "; ")
 }
 
 type counters struct {
@@ -31,8 +30,9 @@ type counters struct {
 	runt, oversized, local, down, fault, overrun atomic.Uint64
 }
 
-func (c *counters) snapshot() Counters {
-	return Counters{c.frames.Load(), c.bytes.Load(), Drops{
-		c.runt.Load(), c.oversized.Load(), c.local.Load(), c.down.Load(), c.fault.Load(), c.overrun.Load(),
+func (c *counters) snapshot() event.Counters {
+	return event.Counters{Frames: c.frames.Load(), Bytes: c.bytes.Load(), Lost: event.Lost{
+		Runt: c.runt.Load(), Oversized: c.oversized.Load(), Local: c.local.Load(),
+		Down: c.down.Load(), Fault: c.fault.Load(), Overrun: c.overrun.Load(),
 	}}
 }

@@ -18,8 +18,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/attest-vm/attest/internal/event"
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"github.com/attest-vm/attest/internal/event"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -211,7 +213,7 @@ func TestSwitchNeverReflects(t *testing.T) {
 	back := frameOf(macOf(0), macOf(1), "back")
 	m[1].send(back)
 	m[0].expect(back) // and nothing of its own before it
-	if got := m[0].Stats().FromMachine.Dropped.Local; got != 2 {
+	if got := m[0].Stats().FromMachine.Lost.Local; got != 2 {
 		t.Errorf("%d local frames, want 2", got)
 	}
 }
@@ -235,7 +237,7 @@ func TestRuntAndOversizedFramesAreDropped(t *testing.T) {
 	good := frameOf(macOf(1), macOf(0), "good")
 	m[0].send(nil, good[:13], good, make([]byte, maxFrame+1), make([]byte, maxSkip), good)
 	m[1].expect(good, good)
-	want := Counters{Frames: 2, Bytes: 2 * uint64(len(good)), Dropped: Drops{Runt: 2, Oversized: 2}}
+	want := event.Counters{Frames: 2, Bytes: 2 * uint64(len(good)), Lost: event.Lost{Runt: 2, Oversized: 2}}
 	if got := m[0].Stats().FromMachine; got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
@@ -244,7 +246,11 @@ func TestRuntAndOversizedFramesAreDropped(t *testing.T) {
 func TestGarbageClosesOnlyItsPort(t *testing.T) {
 	var bus event.Bus
 	var logs []event.Log
-	bus.Subscribe(func(r event.Record) { logs = append(logs, r.Event.(event.Log)) })
+	bus.Subscribe(func(r event.Record) {
+		if l, ok := r.Event.(event.Log); ok {
+			logs = append(logs, l)
+		}
+	})
 
 	s := New("lan", Options{})
 	m := attach(t, s, 2)
@@ -357,7 +363,7 @@ func TestMachineThatDoesNotRead(t *testing.T) {
 		m[2].expect(aside)
 	}
 	end := frameOf(macOf(1), macOf(2), "end")
-	dropped := m[1].Stats().ToMachine.Dropped.Overrun
+	dropped := m[1].Stats().ToMachine.Lost.Overrun
 	if dropped == 0 {
 		t.Fatal("nothing was dropped")
 	}
@@ -372,6 +378,46 @@ func TestMachineThatDoesNotRead(t *testing.T) {
 	}
 	m[2].send(end)
 	m[1].expect(end)
+}
+
+// What went through a port is told when it ends, and what was lost without a fault.
+func TestTraffic(t *testing.T) {
+	var bus event.Bus
+	var got []event.Event
+	bus.Subscribe(func(r event.Record) { got = append(got, r.Event) })
+	s := newSwitch(t, Options{QueueBytes: 1 << 20})
+	var m []*peer
+	for i, name := range []string{"", "client", "server"} {
+		p, conn, err := s.Attach(event.WithBus(t.Context(), &bus), NIC{Machine: name, ID: "eth1", MAC: macOf(i)})
+		m = append(m, newPeer(t, p, conn, err))
+	}
+	introduce(m)
+	hello := frameOf(macOf(0), macOf(1), "hello")
+	m[1].send(hello[:10], frameOf(macOf(0), macOf(1), "hello"))
+	m[0].expect(hello)
+	large := frameOf(macOf(2), macOf(0), strings.Repeat("x", 60000))
+	for range 100 {
+		m[0].send(large)
+		m[0].send(frameOf(macOf(1), macOf(0), "and"))
+		m[1].expect(frameOf(macOf(1), macOf(0), "and")) // the switch has seen it
+	}
+	for _, p := range m {
+		p.Close()
+	}
+	client, server := m[1].Stats(), m[2].Stats()
+	lost := server.ToMachine.Lost.Overrun
+	if lost == 0 || client.FromMachine.Lost != (event.Lost{Runt: 1}) {
+		t.Errorf("client: %+v\nserver: %+v", client, server)
+	}
+	want := []event.Event{
+		event.Traffic{Machine: "client", Network: "lan", NIC: "eth1", Sent: client.FromMachine, Received: client.ToMachine},
+		event.Log{Machine: "client", Level: "warning", Text: "lan, eth1: frames that it sent were lost, 1 shorter and 0 longer than an Ethernet frame can be"},
+		event.Traffic{Machine: "server", Network: "lan", NIC: "eth1", Sent: server.FromMachine, Received: server.ToMachine},
+		event.Log{Machine: "server", Level: "warning", Text: fmt.Sprintf("lan, eth1: %d of %d frames to it were lost, as it did not read them fast enough", lost, lost+server.ToMachine.Frames)},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
 }
 
 // A machine that sends little to one that does not read, and much to one that
@@ -431,7 +477,7 @@ func TestNothingIsLostUnderLoad(t *testing.T) {
 	}
 	for _, p := range m {
 		s := p.Stats()
-		if s.FromMachine.Dropped != (Drops{}) || s.ToMachine.Dropped != (Drops{}) {
+		if s.FromMachine.Lost != (event.Lost{}) || s.ToMachine.Lost != (event.Lost{}) {
 			t.Errorf("%v lost frames: %+v", p.Port, s)
 		}
 	}
@@ -534,7 +580,7 @@ func TestFloodOfMalformedFrames(t *testing.T) {
 	close(stop)
 	<-flooded
 	got := m[0].Stats().FromMachine
-	if got.Dropped.Runt == 0 || got.Dropped.Oversized == 0 || got.Frames == 0 || m[0].Err() != nil {
+	if got.Lost.Runt == 0 || got.Lost.Oversized == 0 || got.Frames == 0 || m[0].Err() != nil {
 		t.Errorf("the flood: %+v, %v", got, m[0].Err())
 	}
 	m[0].sw.mu.Lock()
@@ -560,7 +606,7 @@ func TestSetDown(t *testing.T) {
 	m[0].send(say(0, "lost"), say(0, "lost"))
 	m[1].send(say(1, "not for m0"))
 	m[2].expect(say(1, "not for m0"))
-	waitFor(t, func() bool { return m[0].Stats().FromMachine.Dropped.Down == 2 })
+	waitFor(t, func() bool { return m[0].Stats().FromMachine.Lost.Down == 2 })
 
 	m[0].SetDown(false)
 	m[0].send(say(0, "back"))
@@ -568,8 +614,8 @@ func TestSetDown(t *testing.T) {
 	m[2].expect(say(0, "back"))
 	m[1].send(say(1, "welcome"))
 	m[0].expect(say(1, "welcome"))
-	if got := m[0].Stats(); got.FromMachine.Dropped.Down != 2 || got.ToMachine.Dropped.Down != 1 {
-		t.Errorf("dropped while down: %d and %d, want 2 and 1", got.FromMachine.Dropped.Down, got.ToMachine.Dropped.Down)
+	if got := m[0].Stats(); got.FromMachine.Lost.Down != 2 || got.ToMachine.Lost.Down != 1 {
+		t.Errorf("dropped while down: %d and %d, want 2 and 1", got.FromMachine.Lost.Down, got.ToMachine.Lost.Down)
 	}
 }
 
@@ -597,7 +643,7 @@ func TestObserve(t *testing.T) {
 	m[0].send(ping)
 	m[1].send(pong)
 	waitFor(t, func() bool {
-		return m[0].Stats().FromMachine.Dropped.Down == 1 && m[0].Stats().ToMachine.Dropped.Down == 1
+		return m[0].Stats().FromMachine.Lost.Down == 1 && m[0].Stats().ToMachine.Lost.Down == 1
 	})
 	m[0].SetDown(false)
 	stop()

@@ -388,6 +388,7 @@ func samples() []event.Event {
 		event.Log{Machine: "m", Level: "info", Text: "t"},
 		event.FaultStarted{ID: 3, Fault: "f"},
 		event.FaultEnded{ID: 3, Fault: "f", Reason: "r", Duration: time.Second, Frames: 5, Affected: 4},
+		event.Traffic{Machine: "m", Network: "network 1", NIC: "eth1", Sent: event.Counters{Frames: 1, Bytes: 60}, Received: event.Counters{Frames: 2, Bytes: 120, Lost: event.Lost{Overrun: 3}}},
 		event.Egress{Machine: "m", Protocol: "tcp", Destination: "d", Name: "n", Allowed: true, Error: "e", Sent: 6, Received: 7, Duration: time.Second},
 		event.Artifact{Kind: "k", Path: "p"},
 	}
