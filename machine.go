@@ -205,7 +205,7 @@ func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*
 	r := &run{machine: m, vm: vm, started: started, origin: from, allowReboot: allowReboot,
 		pumped: make(chan struct{}), over: make(chan struct{}), ready: make(chan struct{})}
 	made := make(chan struct{}) // a guest that is restored may answer before New returns
-	r.guest = guest.New(m.Name(), vm.Dial, guest.Options{Greet: func(ctx context.Context, info wire.Info) error {
+	r.guest = guest.New(m.Name(), vm.Dial, guest.Options{LastWords: min(m.lab.host.scale(guest.LastWords), 2*time.Second), Greet: func(ctx context.Context, info wire.Info) error {
 		<-made
 		return r.greet(ctx, info)
 	}})

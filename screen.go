@@ -37,8 +37,8 @@ func (m *Machine) ttyText(ctx context.Context, operation, args, tty string) (str
 	if err != nil {
 		return "", err
 	}
-	text, err := r.guest.WaitTTY(ctx, n, "")
-	return text, r.explainRefusal(ctx, operation, args, err)
+	state, err := r.guest.WaitTTY(ctx, n, "")
+	return state.Text, r.explainRefusal(ctx, operation, args, err)
 }
 
 func (m *Machine) ttyNumber(operation, args, tty string) (int, error) {
@@ -87,21 +87,22 @@ func (m *Machine) WaitUntilTTYMatches(ctx context.Context, tty, pattern string, 
 		return err
 	}
 	return m.wait(ctx, operation, args, collect(opts), func(ctx context.Context, r *run) error {
-		text, err := r.guest.WaitTTY(ctx, n, cmpOrAny(pattern))
+		state, err := r.guest.WaitTTY(ctx, n, cmpOrAny(pattern))
 		if err == nil {
 			return nil
 		}
 		if context.Cause(ctx) != errWaitOver {
 			return r.explainRefusal(ctx, operation, args, err)
 		}
-		screen := trimScreen(text)
-		we := &WaitError{LastSeen: "nothing has used the terminal yet"}
-		if text != "" {
-			we.LastSeen = "an empty terminal"
-		}
-		if screen != "" {
+		we := &WaitError{}
+		switch screen := trimScreen(state.Text); {
+		case screen != "":
 			we.LastSeen = screen[strings.LastIndex(screen, "\n")+1:]
 			we.Details = append(we.Details, Detail{Title: "tty" + strconv.Itoa(n) + " shows", Text: screen})
+		case state.Text != "":
+			we.LastSeen = "an empty terminal"
+		case state.Missing:
+			we.LastSeen = "nothing has used the terminal yet"
 		}
 		r.attachScreenshot(we, operation)
 		return we

@@ -34,6 +34,7 @@ func waitTTY(ctx context.Context, q wire.TTYRequest) (any, error) {
 		t, err := openTTY(q.TTY)
 		switch {
 		case errors.Is(err, fs.ErrNotExist) && q.Pattern != "": // nobody has opened it yet
+			state.Missing = true
 			if err := poll(ctx, func() bool { t, err = openTTY(q.TTY); return err == nil || !errors.Is(err, fs.ErrNotExist) }); err != nil {
 				return state, err
 			}
@@ -46,7 +47,7 @@ func waitTTY(ctx context.Context, q wire.TTYRequest) (any, error) {
 			return state, err
 		}
 		err = t.watch(ctx, func(text string) bool {
-			state.Text = text
+			state = wire.TTYState{Text: text}
 			return pattern.MatchString(text)
 		})
 		t.Close()

@@ -9,9 +9,10 @@ import (
 	"github.com/attest-vm/attest/internal/wire"
 )
 
-// lastWords is how long a call that was given up waits for the guest to say
-// what it saw last, and that what it ran is dead.
-const lastWords = 500 * time.Millisecond
+// LastWords is how long a call that was given up waits for the guest to say
+// what it saw last, and that what it ran is dead. One whose time was over waits
+// for Options.LastWords.
+const LastWords = 500 * time.Millisecond
 
 // A call is one operation under way.
 type call struct {
@@ -56,10 +57,14 @@ func (k *call) wait(ctx context.Context, result any) error {
 	}
 	err := &WaitError{Machine: k.c.name, Operation: k.op, After: time.Since(k.start), Err: context.Cause(ctx)}
 	k.stream.Cancel(err)
+	patience := LastWords
+	if ctx.Err() == context.DeadlineExceeded {
+		patience = k.c.opt.LastWords
+	}
 	select {
 	case <-k.stream.Done():
 		k.outcome(result)
-	case <-time.After(lastWords):
+	case <-time.After(patience):
 	}
 	if k.c.ctx.Err() != nil {
 		return k.c.closedError()

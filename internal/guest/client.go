@@ -21,6 +21,9 @@ type Options struct {
 	// PingTimeout is how long the answer may take. Default 60 s: an emulated
 	// guest under load is slow.
 	PingTimeout time.Duration
+	// LastWords is how long an operation whose time is over waits for what the
+	// guest saw last. Default LastWords; an emulated guest needs more.
+	LastWords time.Duration
 	// Greet is called when an agent has answered, first of all: nobody else gets
 	// through to it before Greet has returned nil. Calls with its context go to
 	// that agent. An error is what Ready returns, until another agent answers.
@@ -69,6 +72,9 @@ func New(name string, dial func(context.Context) (net.Conn, error), opt Options)
 	}
 	if opt.PingTimeout <= 0 {
 		opt.PingTimeout = 60 * time.Second
+	}
+	if opt.LastWords <= 0 {
+		opt.LastWords = LastWords
 	}
 	c := &Client{name: name, dial: dial, opt: opt, done: make(chan struct{}), changed: make(chan struct{})}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())

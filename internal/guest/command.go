@@ -251,7 +251,7 @@ func (c *Client) RunUntil(ctx context.Context, cmd Command, opt UntilOptions) (U
 	}
 	if opt.Timeout > 0 {
 		var stop func()
-		ctx, stop = grace(ctx)
+		ctx, stop = grace(ctx, c.opt.LastWords)
 		defer stop()
 	}
 	var r wire.UntilResult
@@ -265,7 +265,7 @@ func (c *Client) RunUntil(ctx context.Context, cmd Command, opt UntilOptions) (U
 
 // grace is a context that lasts a little longer than the deadline of ctx, for an
 // operation whose deadline the guest keeps itself: what it says then is complete.
-func grace(ctx context.Context) (context.Context, func()) {
+func grace(ctx context.Context, lastWords time.Duration) (context.Context, func()) {
 	longer, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	end := func() { cancel(context.Cause(ctx)) }
 	stop := context.AfterFunc(ctx, func() {

@@ -134,10 +134,10 @@ func (c *Client) Echo(ctx context.Context) error {
 // WaitTTY waits until a virtual terminal shows something that matches pattern
 // (Go's syntax), and returns all that it shows. With an empty pattern that is at
 // once. On errors it is what was seen last.
-func (c *Client) WaitTTY(ctx context.Context, tty int, pattern string) (string, error) {
+func (c *Client) WaitTTY(ctx context.Context, tty int, pattern string) (wire.TTYState, error) {
 	var state wire.TTYState
 	err := c.call(ctx, wire.OpWaitTTY, wire.TTYRequest{TTY: tty, Pattern: pattern}, &state)
-	return state.Text, err
+	return state, err
 }
 
 // WaitX waits until the X server of display :0 answers and has what q asks for.

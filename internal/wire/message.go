@@ -199,7 +199,8 @@ type TTYRequest struct {
 
 // TTYState is what a terminal shows.
 type TTYState struct {
-	Text string `json:"text"` // whole lines, each as long as the terminal is wide
+	Text    string `json:"text"`              // whole lines, each as long as the terminal is wide
+	Missing bool   `json:"missing,omitempty"` // nobody has used it yet
 }
 
 // WindowRequest waits until the X server of display :0 answers, and has a window.
