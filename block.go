@@ -50,7 +50,7 @@ func (m *Machine) setLinks(ctx context.Context, operation string, networks []int
 				m.wayOut.SetDown(!up)
 			}
 		}
-		return m.showLinks(ctx, m.running(), interfaces)
+		return m.showLinks(ctx, m.running(), operation, interfaces)
 	})
 }
 
@@ -63,11 +63,11 @@ func (m *Machine) restoreLinks(ctx context.Context, r *run) error {
 	if r.origin == nil {
 		interfaces = slices.DeleteFunc(interfaces, func(i network.Interface) bool { return !m.lab.fabric.Down(m.Name(), i.Name) })
 	}
-	return m.showLinks(ctx, r, interfaces)
+	return m.showLinks(ctx, r, "start", interfaces)
 }
 
 // showLinks tells a running guest which of its cables are plugged in.
-func (m *Machine) showLinks(ctx context.Context, r *run, interfaces []network.Interface) error {
+func (m *Machine) showLinks(ctx context.Context, r *run, operation string, interfaces []network.Interface) error {
 	if r == nil {
 		return nil
 	}
@@ -77,7 +77,7 @@ func (m *Machine) showLinks(ctx context.Context, r *run, interfaces []network.In
 	}
 	for _, i := range interfaces {
 		if err := setter.SetLink(ctx, i.Name, !m.lab.fabric.Down(m.Name(), i.Name)); err != nil {
-			return fmt.Errorf("%s: set the link of %s: %w", m.Name(), i.Name, err)
+			return r.explain(ctx, operation, r.whenGone(fmt.Errorf("%s: set the link of %s: %w", m.Name(), i.Name, err)))
 		}
 	}
 	return nil

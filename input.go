@@ -49,7 +49,7 @@ func (m *Machine) typeKeys(ctx context.Context, operation, args string, chords [
 					return err
 				}
 				if err := r.press(ctx, k, chord, delay); err != nil {
-					return err
+					return r.whenGone(err)
 				}
 			}
 			return nil

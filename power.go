@@ -228,7 +228,7 @@ func (r *run) setPaused(ctx context.Context, operation string, pause bool) error
 	if err == nil {
 		m.announce(state, "", time.Since(r.started))
 	}
-	return err
+	return r.whenGone(err)
 }
 
 // panicTimeout is how long a kernel may take to panic when it was asked to, by

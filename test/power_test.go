@@ -3,11 +3,14 @@ package test
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
 )
 
 // TestKernelPanic has kernels panic, with and without the help of the agent.
@@ -80,6 +83,49 @@ func TestReboots(t *testing.T) {
 	m.WaitForUnit("multi-user.target")
 	m.Execute("systemctl poweroff", attest.Detach())
 	lab.JoinAll()
+}
+
+// When the VMM is killed under an operation of its own, the host is broken; the
+// test is not to blame.
+func TestKillVMM(t *testing.T) {
+	t.Parallel()
+	started := make(chan string, 100)
+	bus := &event.Bus{}
+	bus.Subscribe(func(r event.Record) {
+		if e, ok := r.Event.(event.StepStarted); ok {
+			started <- e.Operation
+		}
+	})
+	ctx := event.WithBus(t.Context(), bus)
+	lab := openLab(ctx, t, attest.HostConfig{}, attest.LabConfig{Machines: []attest.MachineConfig{small("victim")}})
+	m := lab.Machine("victim")
+	for name, operation := range map[string]func() error{
+		"block":    func() error { return m.Block(ctx) },
+		"send_key": func() error { return m.SendKey(ctx, "a") },
+		"pause":    func() error { return m.Pause(ctx) },
+	} {
+		must(t, m.Start(ctx))
+		qemu, ok := find(processTree(os.Getpid()), "guest=victim,process=attest-qemu\x00")
+		if !ok {
+			t.Fatal("there is no QEMU")
+		}
+		must(t, syscall.Kill(qemu.pid, syscall.SIGSTOP)) // so that it does not answer before its end
+		ended := make(chan error, 1)
+		go func() { ended <- operation() }()
+		for <-started != name {
+		}
+		select {
+		case err := <-ended:
+			t.Fatalf("%s: %v, from a VMM that stands still", name, err)
+		case <-time.After(50 * time.Millisecond):
+		}
+		kill(t, qemu)
+		err := <-ended
+		if down := errorAs[*attest.DownError](t, err); attest.StatusOf(err) != attest.Infra || down.Operation != name {
+			t.Errorf("%s: %v: %v", name, attest.StatusOf(err), err)
+		}
+		must(t, m.Unblock(ctx))
+	}
 }
 
 // TestSwitchRoot leaves the initrd of a guest whose systemd believes to be in one.

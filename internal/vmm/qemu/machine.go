@@ -179,14 +179,19 @@ func (m *machine) proceed(ctx context.Context, config vmm.Config) error {
 
 // ended says that QEMU has ended where an error is a consequence of that.
 func (m *machine) ended(ctx context.Context, err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
-		select { // the connection ended because QEMU did
+	if endOfQEMU(err) {
+		select {
 		case <-m.process.Done():
 			return fmt.Errorf("QEMU ended: %v", m.process.Status())
 		case <-ctx.Done():
 		}
 	}
 	return err
+}
+
+// endOfQEMU says whether the connection to the monitor ended because QEMU did.
+func endOfQEMU(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // event keeps all of them for a while, and what decides how the exit is called.
@@ -292,8 +297,8 @@ func (m *machine) SetLink(ctx context.Context, nic string, up bool) error {
 
 func (m *machine) MonitorCommand(ctx context.Context, line string) (string, error) {
 	var out string
-	if err := m.monitor.Do(ctx, "human-monitor-command", map[string]string{"command-line": line}, &out); err != nil {
-		return out, fmt.Errorf("%s: %w", m.name, err)
+	if err := m.ask(ctx, "human-monitor-command", map[string]string{"command-line": line}, &out); err != nil {
+		return out, err
 	}
 	out = strings.ReplaceAll(out, "\r\n", "\n")
 	if refusal.MatchString(out) {
@@ -307,10 +312,23 @@ func (m *machine) MonitorCommand(ctx context.Context, line string) (string, erro
 var refusal = regexp.MustCompile(`^(Error: |unknown command: '|Command '.*' not available|[\w-]+: (extraneous|string expected|filename expected|unsupported|invalid|unexpected))|(?m)^Try "help .*" for more information$`)
 
 func (m *machine) do(ctx context.Context, command string, arguments any) error {
-	if err := m.monitor.Do(ctx, command, arguments, nil); err != nil {
-		return fmt.Errorf("%s: %w", m.name, err)
+	return m.ask(ctx, command, arguments, nil)
+}
+
+// ask runs a command of a machine that runs, for its result. When QEMU ends under
+// it, it returns after Done, so that the caller can ask for the reason.
+func (m *machine) ask(ctx context.Context, command string, arguments, result any) error {
+	err := m.monitor.Do(ctx, command, arguments, result)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if endOfQEMU(err) {
+		select {
+		case <-m.done:
+		case <-ctx.Done():
+		}
+	}
+	return fmt.Errorf("%s: %w", m.name, err)
 }
 
 // socketpair is a connected pair of sockets: ours for Go, theirs to inherit.

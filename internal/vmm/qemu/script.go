@@ -397,8 +397,8 @@ func (m *scripted) SetLink(ctx context.Context, nic string, up bool) error {
 		Name string `json:"name"`
 		MAC  string `json:"main-mac"`
 	}
-	if err := m.monitor.Do(ctx, "query-rx-filter", nil, &cards); err != nil {
-		return fmt.Errorf("%s: %w", m.name, err)
+	if err := m.ask(ctx, "query-rx-filter", nil, &cards); err != nil {
+		return err
 	}
 	for _, n := range m.config.NICs {
 		for _, c := range cards {
