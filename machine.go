@@ -156,6 +156,9 @@ func (m *Machine) start(ctx context.Context, allowReboot bool) (*run, error) {
 	return m.launch(ctx, allowReboot, nil)
 }
 
+// maxLastWords bounds how much later than its limit a wait ends whose guest hangs.
+const maxLastWords = 2 * time.Second
+
 // launch starts the VMM of a machine that is off. It boots, or goes on from an
 // origin. startMu is held.
 func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*run, error) {
@@ -205,10 +208,13 @@ func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*
 	r := &run{machine: m, vm: vm, started: started, origin: from, allowReboot: allowReboot,
 		pumped: make(chan struct{}), over: make(chan struct{}), ready: make(chan struct{})}
 	made := make(chan struct{}) // a guest that is restored may answer before New returns
-	r.guest = guest.New(m.Name(), vm.Dial, guest.Options{LastWords: min(m.lab.host.scale(guest.LastWords), 2*time.Second), Greet: func(ctx context.Context, info wire.Info) error {
-		<-made
-		return r.greet(ctx, info)
-	}})
+	r.guest = guest.New(m.Name(), vm.Dial, guest.Options{
+		LastWords: min(m.lab.host.scale(guest.LastWords), maxLastWords),
+		Greet: func(ctx context.Context, info wire.Info) error {
+			<-made
+			return r.greet(ctx, info)
+		},
+	})
 	close(made)
 	if b, ok := vm.(vmm.Backdoor); ok {
 		r.openBackdoor(b, m.lab.host.guestPath)

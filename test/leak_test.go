@@ -299,7 +299,8 @@ func TestVictim(t *testing.T) {
 // startVictim starts TestVictim and waits until its machine runs.
 func startVictim(t *testing.T, stateDir, fate string, timeout time.Duration) (*program, []process, bool) {
 	t.Helper()
-	p := start(t, stateDir, []string{victimEnv + "=" + fate}, os.Args[0],
+	// Who is killed does not remove its directories.
+	p := start(t, stateDir, []string{victimEnv + "=" + fate, "TMPDIR=" + t.TempDir()}, os.Args[0],
 		"-test.run=^TestVictim$", "-test.v", fmt.Sprintf("-test.timeout=%v", timeout))
 	for !strings.Contains(p.said(), victimStarted) {
 		select {

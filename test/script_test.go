@@ -25,8 +25,9 @@ func TestScripts(t *testing.T) {
 		t.Fatal(err)
 	}
 	testscript.Run(t, testscript.Params{
-		Dir:  "testdata",
-		Cmds: scriptCommands,
+		Dir:         "testdata",
+		WorkdirRoot: t.TempDir(), // testscript leaves behind the one that it makes
+		Cmds:        scriptCommands,
 		Condition: func(cond string) (bool, error) {
 			if cond == "root" {
 				return os.Geteuid() == 0, nil

@@ -393,13 +393,13 @@ func TestTraffic(t *testing.T) {
 	}
 	introduce(m)
 	hello := frameOf(macOf(0), macOf(1), "hello")
-	m[1].send(hello[:10], frameOf(macOf(0), macOf(1), "hello"))
+	m[1].send(hello[:10], hello)
 	m[0].expect(hello)
 	large := frameOf(macOf(2), macOf(0), strings.Repeat("x", 60000))
+	end := frameOf(macOf(1), macOf(0), "end")
 	for range 100 {
-		m[0].send(large)
-		m[0].send(frameOf(macOf(1), macOf(0), "and"))
-		m[1].expect(frameOf(macOf(1), macOf(0), "and")) // the switch has seen it
+		m[0].send(large, end)
+		m[1].expect(end) // the switch has seen both
 	}
 	for _, p := range m {
 		p.Close()
