@@ -174,6 +174,9 @@ func (m *Machine) waitUntil(ctx context.Context, operation, command string, succ
 			we.LastSeen, we.Result = "the first attempt had not begun", nil
 		case result.TimedOut:
 			we.LastSeen = "the last attempt had not ended" + lastLine(result.Stderr, result.Stdout)
+			if last.Ended != nil {
+				we.LastSeen += fmt.Sprintf("; the one before had exit code %d", *last.Ended)
+			}
 		case success:
 			we.LastSeen = fmt.Sprintf("exit code %d%s", result.ExitCode, lastLine(result.Stderr, result.Stdout))
 		default:

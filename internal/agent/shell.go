@@ -271,6 +271,9 @@ func (sh *shell) until(stream *wire.Stream, q wire.UntilRequest, script []byte) 
 		if err != nil || stream.Context().Err() != nil {
 			return r, err
 		}
+		if code := r.ExitCode; !r.TimedOut {
+			r.Ended = &code
+		}
 		if r.Met = (r.ExitCode != 0) == q.Fail; r.Met || q.Once {
 			return r, nil
 		}

@@ -225,6 +225,7 @@ type UntilResult struct {
 	Result
 	Tries int
 	Met   bool // the last attempt ended as wanted; otherwise the time is up
+	Ended *int // exit code of the last attempt that ended by itself; nil: none did
 }
 
 // RunUntil repeats a command, inside of the guest, until it ends as wanted or
@@ -260,7 +261,7 @@ func (c *Client) RunUntil(ctx context.Context, cmd Command, opt UntilOptions) (U
 		return UntilResult{}, err
 	}
 	result, err := p.Wait()
-	return UntilResult{Result: result, Tries: r.Tries, Met: r.Met}, err
+	return UntilResult{Result: result, Tries: r.Tries, Met: r.Met, Ended: r.Ended}, err
 }
 
 // grace is a context that lasts a little longer than the deadline of ctx, for an

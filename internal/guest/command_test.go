@@ -324,6 +324,11 @@ func TestRunUntil(t *testing.T) {
 	if err != nil || r.Met || r.Tries < 1 {
 		t.Errorf("never: %+v, %v", r, err)
 	}
+	script = "echo try >> " + dir + "/others; test $(wc -l < " + dir + "/others) -lt 3 || sleep 1000; exit 6"
+	r, err = m.RunUntil(testContext(t), guest.Command{Script: script}, guest.UntilOptions{Timeout: 2 * time.Second})
+	if err != nil || r.Tries != 3 || !r.TimedOut || r.Ended == nil || *r.Ended != 6 {
+		t.Errorf("the last one hangs: %+v, %v", r, err)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
 	r, err = m.RunUntil(ctx, guest.Command{Script: "sleep 1000"}, guest.UntilOptions{})

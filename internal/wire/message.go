@@ -145,7 +145,8 @@ type UntilRequest struct {
 type UntilResult struct {
 	ExecResult
 	Tries int  `json:"tries"`
-	Met   bool `json:"met"` // it ended as wanted
+	Met   bool `json:"met"`             // it ended as wanted
+	Ended *int `json:"ended,omitempty"` // exit code of the last that ended by itself
 }
 
 // UnitRequest waits until a systemd unit is active.
