@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/attest-vm/attest/internal/network"
-	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // Block pulls the cables of the machine: of all its network cards, or of those
@@ -52,33 +51,4 @@ func (m *Machine) setLinks(ctx context.Context, operation string, networks []int
 		}
 		return m.showLinks(ctx, m.running(), operation, interfaces)
 	})
-}
-
-// restoreLinks pulls the cables of a machine that was blocked before it started.
-// One that goes on from a snapshot may have seen them otherwise.
-func (m *Machine) restoreLinks(ctx context.Context, r *run) error {
-	m.linkMu.Lock()
-	defer m.linkMu.Unlock()
-	interfaces := slices.Clone(m.address.Interfaces)
-	if r.origin == nil {
-		interfaces = slices.DeleteFunc(interfaces, func(i network.Interface) bool { return !m.lab.fabric.Down(m.Name(), i.Name) })
-	}
-	return m.showLinks(ctx, r, "start", interfaces)
-}
-
-// showLinks tells a running guest which of its cables are plugged in.
-func (m *Machine) showLinks(ctx context.Context, r *run, operation string, interfaces []network.Interface) error {
-	if r == nil {
-		return nil
-	}
-	setter, ok := r.vm.(vmm.LinkSetter)
-	if !ok {
-		return nil // its frames are lost all the same
-	}
-	for _, i := range interfaces {
-		if err := setter.SetLink(ctx, i.Name, !m.lab.fabric.Down(m.Name(), i.Name)); err != nil {
-			return r.explain(ctx, operation, r.whenGone(fmt.Errorf("%s: set the link of %s: %w", m.Name(), i.Name, err)))
-		}
-	}
-	return nil
 }

@@ -2,7 +2,6 @@ package attest
 
 import (
 	"cmp"
-	"context"
 
 	"github.com/attest-vm/attest/internal/vmm"
 )
@@ -42,22 +41,4 @@ func (c MachineConfig) offers(b vmm.Backend, what Capability) (ok bool, reason s
 		return false, ""
 	}
 	return o.Offers(vmm.Config{Name: c.Name, MachineType: c.Type, Display: c.Display, StartCommand: c.StartCommand}, what)
-}
-
-// withVMM gives fn the VMM of a machine as one that has a capability. A machine
-// that lacks it is refused before it is started; one that is off is started, but
-// its guest need not have answered.
-func withVMM[V any](ctx context.Context, m *Machine, operation string, what Capability, fn func(*run, V) error) error {
-	if err := m.config.Supports(operation, what); err != nil {
-		return err
-	}
-	r, err := m.powered(ctx, operation)
-	if err != nil {
-		return err
-	}
-	v, ok := r.vm.(V)
-	if !ok {
-		return &UnsupportedError{Machine: m.Name(), Operation: operation, Backend: m.config.Backend}
-	}
-	return r.explain(ctx, operation, fn(r, v))
 }

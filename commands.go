@@ -3,25 +3,13 @@ package attest
 import (
 	"bytes"
 	"context"
-	"errors"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/guest"
-	"github.com/attest-vm/attest/internal/wire"
 )
-
-// A Result is how a command ended and what it said.
-type Result struct {
-	ExitCode int    // 128+N after signal N; 124 after a timeout; -2 of a detached command
-	Signal   string // "SIGKILL", if one ended it
-	Stdout   string
-	Stderr   string
-	Duration time.Duration
-	TimedOut bool
-}
 
 // defaultTimeout is the NixOS driver's limit for waits and execute.
 const defaultTimeout = 15 * time.Minute
@@ -35,7 +23,7 @@ func (m *Machine) Execute(ctx context.Context, command string, opts ...Option) (
 	err := step(ctx, m.Name(), "execute", strconv.Quote(command), func(ctx context.Context) (err error) {
 		o := collect(opts)
 		o.timeout, o.hasTimeout = o.limit(m.lab.host, defaultTimeout), true
-		result, err = m.run(ctx, "execute", command, o)
+		result, err = m.command(ctx, "execute", command, o)
 		return err
 	})
 	return result, err
@@ -79,7 +67,7 @@ func (m *Machine) expect(ctx context.Context, commands []string, want expectatio
 	var out strings.Builder
 	for i, command := range commands {
 		err := step(ctx, m.Name(), want.operation, strconv.Quote(command), func(ctx context.Context) error {
-			result, err := m.run(ctx, want.operation, command, collect(opts))
+			result, err := m.command(ctx, want.operation, command, collect(opts))
 			out.WriteString(result.Stdout)
 			if err == nil && !want.met(result) {
 				err = &CommandError{Machine: m.Name(), Operation: want.operation, Command: command, Number: i + 1, Of: len(commands),
@@ -97,8 +85,8 @@ func (m *Machine) expect(ctx context.Context, commands []string, want expectatio
 // commandConsoleTail is less than elsewhere: a command's own output says more.
 const commandConsoleTail = 8
 
-// run runs a command on behalf of an operation.
-func (m *Machine) run(ctx context.Context, operation, command string, o options) (Result, error) {
+// command runs a command on behalf of an operation.
+func (m *Machine) command(ctx context.Context, operation, command string, o options) (Result, error) {
 	r, err := m.use(ctx, operation)
 	if err != nil {
 		return Result{}, err
@@ -143,51 +131,6 @@ func resultOf(r guest.Result) Result {
 		Stdout: strings.ToValidUTF8(string(r.Stdout), "\uFFFD"), Stderr: strings.ToValidUTF8(string(r.Stderr), "\uFFFD"),
 	}
 }
-
-// explain turns the guest channel's error into what really happened: when the
-// machine went down under the operation, that is the news.
-func (r *run) explain(ctx context.Context, operation string, err error) error {
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	var op *guest.OpError
-	if errors.As(err, &op) && op.Kind == wire.KindDown {
-		err = r.awaitDown(ctx, err)
-	}
-	var down *DownError
-	if errors.As(err, &down) {
-		return r.machine.downError(operation, down)
-	}
-	return err
-}
-
-// awaitDown is what becomes of a guest that ends its processes: the machine goes
-// down in a moment, or the guest is back.
-func (r *run) awaitDown(ctx context.Context, err error) error {
-	limited, cancel := context.WithTimeout(ctx, r.machine.lab.host.scale(downPatience))
-	defer cancel()
-	before, end := r.guest.Ready(limited)
-	if end == nil {
-		_, end = r.guest.ReadyAgain(limited, before)
-	}
-	var down *DownError
-	switch {
-	case errors.As(end, &down):
-		return down
-	case end == nil:
-		return &guest.RestartedError{Machine: r.machine.Name()}
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	}
-	return err
-}
-
-// downPatience is how long a guest may take from ending its processes to the
-// end of the machine.
-const downPatience = time.Minute
 
 // An outputLog keeps one stream of a command, up to guest.DefaultLimit, and
 // publishes it line by line while it arrives.
@@ -242,7 +185,7 @@ func (l *outputLog) finish() string {
 // Sleep waits for d of the guest's time.
 func (m *Machine) Sleep(ctx context.Context, d time.Duration) error {
 	return step(ctx, m.Name(), "sleep", d.String(), func(ctx context.Context) error {
-		_, err := m.run(ctx, "sleep", "sleep "+strconv.FormatFloat(d.Seconds(), 'f', -1, 64), options{})
+		_, err := m.command(ctx, "sleep", "sleep "+strconv.FormatFloat(d.Seconds(), 'f', -1, 64), options{})
 		return err
 	})
 }
@@ -250,4 +193,20 @@ func (m *Machine) Sleep(ctx context.Context, d time.Duration) error {
 // Log writes a line with the machine's name to the run's log.
 func (m *Machine) Log(ctx context.Context, text string) {
 	event.Publish(ctx, event.Log{Machine: m.Name(), Level: "info", Text: text})
+}
+
+// SerialStdoutOff keeps what the machines' consoles say out of what the run shows
+// while it goes on. Reports have it nevertheless.
+func (l *Lab) SerialStdoutOff(ctx context.Context) {
+	event.Publish(ctx, event.ConsoleShown{On: false})
+}
+
+// SerialStdoutOn takes SerialStdoutOff back.
+func (l *Lab) SerialStdoutOn(ctx context.Context) {
+	event.Publish(ctx, event.ConsoleShown{On: true})
+}
+
+// Nested runs fn as a step of its own in the run's log and in reports.
+func (m *Machine) Nested(ctx context.Context, text string, fn func(context.Context) error) error {
+	return step(ctx, m.Name(), "nested", strconv.Quote(text), fn)
 }

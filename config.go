@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/network"
 	"github.com/attest-vm/attest/internal/network/egress"
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // Image is what a machine boots: Debian, Rootfs or Disk.
@@ -207,4 +209,87 @@ func (m *MachineConfig) normalizeOwn(bad func(string, ...any) error) error {
 		return bad("cpus=%d is out of range; 1 to %d", m.CPUs, maxCPUs)
 	}
 	return nil
+}
+
+// NameOfStartCommand is the name of a machine that has a start command and none of
+// its own: NAME where the command ends in run-NAME-vm, otherwise empty.
+func NameOfStartCommand(command string) string {
+	if found := scriptName.FindStringSubmatch(command); found != nil {
+		return found[1]
+	}
+	return ""
+}
+
+// normalizeForeign is normalize for a machine with a start command, which decides
+// most of what others are asked.
+func (m *MachineConfig) normalizeForeign() error {
+	for _, setting := range []struct {
+		name  string
+		given bool
+	}{
+		{"image", m.Image != nil}, {"memory", m.Memory != 0}, {"cpus", m.CPUs != 0}, {"type", m.Type != ""},
+		{"cmdline", m.Cmdline != ""}, {"display", m.Display}, {"egress", len(m.Egress) > 0},
+	} {
+		if setting.given {
+			return &ConfigError{fmt.Sprintf("machine %q", m.Name), fmt.Sprintf(
+				"it has both start_command and %s; the start command decides that. Leave out one of the two", setting.name)}
+		}
+	}
+	return nil
+}
+
+// scriptName is how NixOS calls the script that starts a machine.
+var scriptName = regexp.MustCompile(`run-([^/\s]+)-vm$`)
+
+// defaultBackend is the cheapest that can do what tests need.
+const defaultBackend = "qemu"
+
+// Boot is how machines start the first time.
+type Boot string
+
+const (
+	// BootWarm restores a machine that has booted before, and makes it who it is
+	// (docs/snapshots.md). What it is restored from is made when there is none,
+	// and kept in the cache. It is the default.
+	BootWarm Boot = "warm"
+	// BootCold boots.
+	BootCold Boot = "cold"
+)
+
+// BootEnv names the environment variable that says how machines start where
+// HostConfig does not.
+const BootEnv = "ATTEST_BOOT"
+
+func (b Boot) resolve() (Boot, error) {
+	switch b = cmp.Or(b, Boot(os.Getenv(BootEnv)), BootWarm); b {
+	case BootWarm, BootCold:
+		return b, nil
+	}
+	return b, &ConfigError{"boot", fmt.Sprintf("%q is not a way to start machines; want %s or %s", string(b), BootWarm, BootCold)}
+}
+
+// Check refuses a configuration that no lab can be made of, with a
+// *ConfigError. It starts nothing and does not look at the host.
+func (c LabConfig) Check() error {
+	c.Machines = slices.Clone(c.Machines)
+	if err := c.normalize(); err != nil {
+		return err
+	}
+	for _, m := range c.Machines {
+		if m.Backend == "" || m.Backend == "auto" {
+			continue
+		}
+		if _, ok := vmm.Lookup(m.Backend); !ok {
+			return &ConfigError{fmt.Sprintf("machine %q", m.Name), fmt.Sprintf("unknown backend %q; this attest has %s", m.Backend, strings.Join(vmm.Names(), ", "))}
+		}
+	}
+	return nil
+}
+
+func (c MachineConfig) lookupBackend() (vmm.Backend, error) {
+	b, ok := vmm.Lookup(c.Backend)
+	if !ok {
+		return nil, &ConfigError{fmt.Sprintf("machine %q", c.Name), fmt.Sprintf("unknown backend %q; this attest has %s", c.Backend, strings.Join(vmm.Names(), ", "))}
+	}
+	return b, nil
 }

@@ -264,3 +264,36 @@ func plural(n int, one, many string) string {
 	}
 	return fmt.Sprintf("%d %s", n, many)
 }
+
+// A Result is how a command ended and what it said.
+type Result struct {
+	ExitCode int    // 128+N after signal N; 124 after a timeout; -2 of a detached command
+	Signal   string // "SIGKILL", if one ended it
+	Stdout   string
+	Stderr   string
+	Duration time.Duration
+	TimedOut bool
+}
+
+// A PausedError is an operation that needs the guest of a machine that Pause has
+// stopped.
+type PausedError struct{ Machine, Operation string }
+
+func (e *PausedError) Error() string {
+	return fmt.Sprintf("%s: %s: the machine is paused; resume it first", e.Machine, e.Operation)
+}
+
+// A UnitError is a systemd unit that is not as the test demanded, or about
+// which systemd says nothing.
+type UnitError struct {
+	Machine   string
+	Operation string // "require_unit_state"
+	Unit      string
+	User      string // whose service manager; empty: the system's
+	Reason    string
+	Details   []Detail // the unit's journal
+}
+
+func (e *UnitError) Error() string {
+	return fmt.Sprintf("%s: %s: %s", e.Machine, e.Operation, e.Reason)
+}

@@ -2,7 +2,6 @@ package attest
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -79,22 +78,12 @@ func (m *Machine) CopyFromHostViaShell(ctx context.Context, source, target strin
 			return fmt.Errorf("%s: %s(%s): %w", m.Name(), operation, args, err)
 		}
 		const script = `mkdir -p -- "$(dirname -- "$ATTEST_TARGET")"; cat > "$ATTEST_TARGET"`
-		result, err := m.run(ctx, operation, script, options{stdin: func() io.Reader { return f }, env: map[string]string{"ATTEST_TARGET": target}})
+		result, err := m.command(ctx, operation, script, options{stdin: func() io.Reader { return f }, env: map[string]string{"ATTEST_TARGET": target}})
 		if err == nil && result.ExitCode != 0 {
 			return fmt.Errorf("%s: %s(%s): %s", m.Name(), operation, args, strings.TrimSpace(result.Stderr))
 		}
 		return err
 	})
-}
-
-// explainCopy names the paths that were asked for: the guest's own words may be
-// about a directory on the way.
-func (r *run) explainCopy(ctx context.Context, operation, args string, err error) error {
-	var op *guest.OpError
-	if errors.As(err, &op) {
-		return fmt.Errorf("%s: %s(%s): %s", r.machine.Name(), operation, args, op.Message)
-	}
-	return r.explain(ctx, operation, err)
 }
 
 // reportSkipped says what of a tree cannot be copied: devices, sockets, pipes.

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
@@ -23,36 +22,6 @@ import (
 // how their networks are configured, is in their guest.
 
 func (m *Machine) foreign() bool { return m.config.StartCommand != "" }
-
-// scriptName is how NixOS calls the script that starts a machine.
-var scriptName = regexp.MustCompile(`run-([^/\s]+)-vm$`)
-
-// NameOfStartCommand is the name of a machine that has a start command and none of
-// its own: NAME where the command ends in run-NAME-vm, otherwise empty.
-func NameOfStartCommand(command string) string {
-	if found := scriptName.FindStringSubmatch(command); found != nil {
-		return found[1]
-	}
-	return ""
-}
-
-// normalizeForeign is normalize for a machine with a start command, which decides
-// most of what others are asked.
-func (m *MachineConfig) normalizeForeign() error {
-	for _, setting := range []struct {
-		name  string
-		given bool
-	}{
-		{"image", m.Image != nil}, {"memory", m.Memory != 0}, {"cpus", m.CPUs != 0}, {"type", m.Type != ""},
-		{"cmdline", m.Cmdline != ""}, {"display", m.Display}, {"egress", len(m.Egress) > 0},
-	} {
-		if setting.given {
-			return &ConfigError{fmt.Sprintf("machine %q", m.Name), fmt.Sprintf(
-				"it has both start_command and %s; the start command decides that. Leave out one of the two", setting.name)}
-		}
-	}
-	return nil
-}
 
 // startCommand is the command with the path of its program, if that is relative,
 // below the directory of the test file.

@@ -2,15 +2,12 @@ package attest
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"maps"
 	"os"
 	"strconv"
-	"time"
 
 	"github.com/attest-vm/attest/internal/vmm"
-	"github.com/attest-vm/attest/internal/wire"
 )
 
 // Fork makes a lab of its own that goes on from the snapshot: the same machines
@@ -194,22 +191,4 @@ func (l *Lab) resume(ctx context.Context, machines []*Machine, states map[string
 		}
 		return runs[i].vm.(vmm.Pauser).Resume(ctx)
 	})
-}
-
-// origin is what a machine goes on from instead of booting.
-type origin struct {
-	state  *vmm.State
-	fits   func(map[string]string) error // see machineState
-	agent  string                        // to this instance of its agent the machine is itself again; empty: it becomes another
-	macs   []string                      // the addresses that its network cards had; nil: its own
-	paused bool
-	slot   *templateSlot // it is a template, and the machine may boot instead
-}
-
-// renewal is what a guest needs that stood still, and is not the only one that
-// goes on from there.
-func renewal() wire.Identity {
-	entropy := make([]byte, 64)
-	rand.Read(entropy)
-	return wire.Identity{Time: time.Now(), Entropy: entropy}
 }

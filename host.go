@@ -132,13 +132,6 @@ func (h *Host) guestBinary(ctx context.Context) (string, error) {
 	return h.guestPath, h.guestErr
 }
 
-// NewLab checks a configuration and lays out a lab: its directory and its
-// networks. Machines start on first use. Nothing of the lab outlives ctx; its
-// events go to the bus of ctx.
-func (h *Host) NewLab(ctx context.Context, config LabConfig) (*Lab, error) {
-	return newLab(ctx, h, config)
-}
-
 // vmmHost is what backends need of this host.
 func (h *Host) vmmHost() vmm.Host {
 	return vmm.Host{Supervisor: h.supervisor, Accel: h.probe.Accel()}
@@ -154,5 +147,11 @@ func (h *Host) backendName(asked string) string {
 	return asked
 }
 
-// defaultBackend is the cheapest that can do what tests need.
-const defaultBackend = "qemu"
+// limit is the operation's time limit: the one that was asked for as it is, or
+// the default scaled to the speed of the host.
+func (o options) limit(h *Host, otherwise time.Duration) time.Duration {
+	if o.hasTimeout {
+		return o.timeout
+	}
+	return h.scale(otherwise)
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -15,7 +16,6 @@ import (
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/network"
 	"github.com/attest-vm/attest/internal/network/services"
-	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // A Lab is a set of machines and the networks between them: the unit that is
@@ -111,14 +111,6 @@ func (l *Lab) newMachine(config MachineConfig) (*Machine, error) {
 		m.address.Interfaces = append(slices.Clone(m.address.Interfaces), egressInterface(m.address.Number))
 	}
 	return m, m.prepare()
-}
-
-func (c MachineConfig) lookupBackend() (vmm.Backend, error) {
-	b, ok := vmm.Lookup(c.Backend)
-	if !ok {
-		return nil, &ConfigError{fmt.Sprintf("machine %q", c.Name), fmt.Sprintf("unknown backend %q; this attest has %s", c.Backend, strings.Join(vmm.Names(), ", "))}
-	}
-	return b, nil
 }
 
 // Machines are all machines, in the order in which they were declared.
@@ -250,4 +242,158 @@ func (l *Lab) sourcePath(name string) string {
 		return name
 	}
 	return filepath.Join(l.config.SourceDir, name)
+}
+
+// NewLab checks a configuration and lays out a lab: its directory and its
+// networks. Machines start on first use. Nothing of the lab outlives ctx; its
+// events go to the bus of ctx.
+func (h *Host) NewLab(ctx context.Context, config LabConfig) (*Lab, error) {
+	return newLab(ctx, h, config)
+}
+
+// CreateMachine adds a machine to a lab whose machines may be running. It gets
+// addresses that no other has, and all others learn its name. It starts on first
+// use and ends with the lab. Its image is built first.
+func (l *Lab) CreateMachine(ctx context.Context, config MachineConfig) (*Machine, error) {
+	var m *Machine
+	err := step(ctx, "", "create_machine", strconv.Quote(config.Name), func(ctx context.Context) (err error) {
+		if m, err = l.createMachine(ctx, config); err != nil {
+			return err
+		}
+		return l.introduce(ctx)
+	})
+	return m, err
+}
+
+func (l *Lab) createMachine(ctx context.Context, config MachineConfig) (*Machine, error) {
+	if err := config.normalize(); err != nil {
+		return nil, err
+	}
+	config.Backend = l.host.backendName(config.Backend)
+	b, err := config.lookupBackend()
+	if err != nil {
+		return nil, err
+	}
+	// What cannot work is refused before the lab changes.
+	if _, _, err := (&Machine{lab: l, config: config, backend: b}).vmmConfig(ctx); err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ctx.Err() != nil {
+		return nil, context.Cause(l.ctx)
+	}
+	for _, other := range l.machines {
+		if strings.EqualFold(other.Name(), config.Name) {
+			return nil, &ConfigError{fmt.Sprintf("machine %q", config.Name), fmt.Sprintf("the lab has a machine %q already; host names do not differ by case", other.Name())}
+		}
+	}
+	if err := l.add(config); err != nil {
+		return nil, err
+	}
+	if err := l.serve(); err != nil {
+		return nil, err
+	}
+	l.config.created = append(slices.Clone(l.config.created), config) // forks have it too
+	return l.machines[len(l.machines)-1], nil
+}
+
+// add adds a machine whose configuration is complete. l.mu is held, or nobody
+// has the lab yet.
+func (l *Lab) add(config MachineConfig) error {
+	before := l.addresses
+	addresses, err := before.Add(network.Machine{Name: config.Name, Networks: config.Networks})
+	if err != nil {
+		return &ConfigError{"lab", err.Error()}
+	}
+	l.addresses = addresses
+	m, err := l.newMachine(config)
+	if err != nil {
+		l.addresses = before
+		return err
+	}
+	l.machines = append(l.machines, m)
+	return nil
+}
+
+// introduce tells all guests that run who is in the lab. One that boots hears of
+// it with its own name.
+func (l *Lab) introduce(ctx context.Context) error {
+	var wg sync.WaitGroup
+	machines := l.Machines()
+	errs := make([]error, len(machines))
+	for i, other := range machines {
+		if r := other.running(); r != nil && !other.foreign() {
+			wg.Go(func() { errs[i] = r.tellHosts(ctx) })
+		}
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// networkState is what of a lab's network its forks begin with: the faults in
+// force, the cables that are pulled, and what the switches have learned. Frames
+// under way are not in it.
+type networkState struct {
+	fabric *network.State
+	tests  map[int]string // in which faults began, by their IDs
+}
+
+// state is the network now. It does not change, and serves any number of forks.
+func (n *Network) state() networkState {
+	s := networkState{n.fabric.State(), map[int]string{}}
+	for _, f := range n.lab.faults.all() {
+		s.tests[f.fault.ID] = f.test
+	}
+	return s
+}
+
+// takeOver begins a lab's network, before any machine is attached to it, as
+// another was.
+func (l *Lab) takeOver(s networkState) {
+	l.fabric = s.fabric.Fabric()
+	for _, f := range l.fabric.Faults() {
+		l.faults.add(&Fault{network: l.Network(), fault: f, test: s.tests[f.ID]})
+	}
+}
+
+// A listOf is things of a lab that come and go.
+type listOf[T comparable] struct {
+	mu    sync.Mutex
+	items []T
+}
+
+func (l *listOf[T]) add(x T) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.items = append(l.items, x)
+}
+
+func (l *listOf[T]) remove(x T) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.items = slices.DeleteFunc(l.items, func(y T) bool { return x == y })
+}
+
+func (l *listOf[T]) all() []T {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.items)
+}
+
+// Machines are one machine or several, as the side of a fault: a *[Machine], a
+// *[TestMachine], or a [Group] of them.
+type Machines interface{ machineNames() []string }
+
+// A Group is several machines.
+type Group []Machines
+
+func (m *Machine) machineNames() []string { return []string{m.Name()} }
+
+func (g Group) machineNames() []string {
+	var names []string
+	for _, m := range g {
+		names = append(names, m.machineNames()...)
+	}
+	return names
 }

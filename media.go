@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -208,4 +210,33 @@ func machineID() string {
 	rand.Read(id[:])
 	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80 // machine-id(5): as a random UUID
 	return hex.EncodeToString(id[:])
+}
+
+// linkBacking gives the files below a disk a name in dir, so that they stay as
+// long as that does, numbered from first on.
+func linkBacking(dir string, files []vmm.Backing, first int) ([]vmm.Backing, error) {
+	var linked []vmm.Backing
+	for i, b := range files {
+		name := filepath.Join(dir, fmt.Sprint(first+i))
+		if err := os.Link(b.Path, name); err != nil { // another file system
+			if err := copyFile(name, b.Path); err != nil {
+				return nil, err
+			}
+		}
+		linked = append(linked, vmm.Backing{Path: name, Format: b.Format})
+	}
+	return linked, nil
+}
+
+func copyFile(to, from string) error {
+	source, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	target, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(vmm.CopySparse(target, source), target.Close())
 }

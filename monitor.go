@@ -35,20 +35,6 @@ func (m *Machine) SendMonitorCommand(ctx context.Context, command string) (strin
 	return out, err
 }
 
-// whenGone makes an error that came from the end of the VMM the reason for that.
-func (r *run) whenGone(err error) error {
-	if err == nil {
-		return nil
-	}
-	select {
-	case <-r.vm.Done():
-		<-r.over
-		return r.down
-	default:
-		return err
-	}
-}
-
 // A QMPEvent is something that QEMU has said unasked (QEMU
 // docs/interop/qmp-spec), such as "STOP" or "POWERDOWN".
 type QMPEvent struct {

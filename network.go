@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/attest-vm/attest/internal/event"
@@ -32,23 +31,6 @@ func (l *Lab) Network() *Network { return &Network{l, l.fabric} }
 
 // Seed is what the lab's randomness depends on.
 func (l *Lab) Seed() int64 { return l.config.Seed }
-
-// Machines are one machine or several, as the side of a fault: a *[Machine], a
-// *[TestMachine], or a [Group] of them.
-type Machines interface{ machineNames() []string }
-
-func (m *Machine) machineNames() []string { return []string{m.Name()} }
-
-// A Group is several machines.
-type Group []Machines
-
-func (g Group) machineNames() []string {
-	var names []string
-	for _, m := range g {
-		names = append(names, m.machineNames()...)
-	}
-	return names
-}
 
 // A Fault is something that is wrong with the network.
 type Fault struct {
@@ -311,54 +293,4 @@ func (n *Network) endAll(ctx context.Context, when string, which func(*Fault) bo
 			f.end(ctx, "still in force "+when)
 		}
 	}
-}
-
-// networkState is what of a lab's network its forks begin with: the faults in
-// force, the cables that are pulled, and what the switches have learned. Frames
-// under way are not in it.
-type networkState struct {
-	fabric *network.State
-	tests  map[int]string // in which faults began, by their IDs
-}
-
-// state is the network now. It does not change, and serves any number of forks.
-func (n *Network) state() networkState {
-	s := networkState{n.fabric.State(), map[int]string{}}
-	for _, f := range n.lab.faults.all() {
-		s.tests[f.fault.ID] = f.test
-	}
-	return s
-}
-
-// takeOver begins a lab's network, before any machine is attached to it, as
-// another was.
-func (l *Lab) takeOver(s networkState) {
-	l.fabric = s.fabric.Fabric()
-	for _, f := range l.fabric.Faults() {
-		l.faults.add(&Fault{network: l.Network(), fault: f, test: s.tests[f.ID]})
-	}
-}
-
-// A listOf is things of a lab that come and go.
-type listOf[T comparable] struct {
-	mu    sync.Mutex
-	items []T
-}
-
-func (l *listOf[T]) add(x T) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.items = append(l.items, x)
-}
-
-func (l *listOf[T]) remove(x T) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.items = slices.DeleteFunc(l.items, func(y T) bool { return x == y })
-}
-
-func (l *listOf[T]) all() []T {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Clone(l.items)
 }

@@ -37,15 +37,6 @@ func collect(opts []Option) options {
 	return o
 }
 
-// limit is the operation's time limit: the one that was asked for as it is, or
-// the default scaled to the speed of the host.
-func (o options) limit(h *Host, otherwise time.Duration) time.Duration {
-	if o.hasTimeout {
-		return o.timeout
-	}
-	return h.scale(otherwise)
-}
-
 // Timeout limits an operation to d of wall-clock time. For a command the guest
 // ends it then (SIGTERM, and SIGKILL a second later), with exit code 124.
 func Timeout(d time.Duration) Option {

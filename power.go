@@ -3,8 +3,8 @@ package attest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/attest-vm/attest/internal/guest"
@@ -81,25 +81,6 @@ func (m *Machine) powerOff(ctx context.Context, operation string, o options, ask
 	})
 }
 
-// orderly says whether a run that is over ended as a guest ends it.
-func (r *run) orderly() bool {
-	if r.machine.console.panicLine() != "" {
-		return false // a kernel that panics resets, too
-	}
-	reason := r.vm.Exit().Reason
-	return reason == vmm.PoweredOff || reason == vmm.Reset
-}
-
-// unask takes back that the end of a run was asked for: it did not come.
-func (m *Machine) unask(r *run) {
-	if r == nil {
-		return
-	}
-	m.mu.Lock()
-	r.asked = false
-	m.mu.Unlock()
-}
-
 // Crash ends the machine as by pulling the plug: what the guest had synced is
 // on its disk, the rest is lost. The next start boots from that disk.
 func (m *Machine) Crash(ctx context.Context) error {
@@ -126,49 +107,6 @@ func (m *Machine) Reboot(ctx context.Context, opts ...Option) error {
 		}
 		return w.explain(outer, ctx, r, err)
 	})
-}
-
-func (r *run) reboot(ctx context.Context) error {
-	rebooter, ok := r.vm.(vmm.Rebooter)
-	if !ok {
-		return &UnsupportedError{Machine: r.machine.Name(), Operation: "reboot", Backend: r.machine.config.Backend, Can: []string{"qemu"}}
-	}
-	before, err := r.guest.Ready(ctx)
-	if err != nil {
-		return err
-	}
-	if err := rebooter.AllowReboot(ctx, true); err != nil {
-		return fmt.Errorf("allow the guest to reset: %w", err)
-	}
-	if err := r.guest.Reboot(ctx); err != nil {
-		return err
-	}
-	if _, err := r.guest.ReadyAgain(ctx, before); err != nil {
-		return err
-	}
-	if !r.machine.config.AllowReboot {
-		return rebooter.AllowReboot(ctx, false)
-	}
-	return nil
-}
-
-// A PausedError is an operation that needs the guest of a machine that Pause has
-// stopped.
-type PausedError struct{ Machine, Operation string }
-
-func (e *PausedError) Error() string {
-	return fmt.Sprintf("%s: %s: the machine is paused; resume it first", e.Machine, e.Operation)
-}
-
-// awake refuses an operation on a paused machine: its guest would not answer.
-func (r *run) awake(operation string) error {
-	m := r.machine
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if r.paused {
-		return &PausedError{m.Name(), operation}
-	}
-	return nil
 }
 
 // Pause stops all vCPUs of a machine that is on: its guest does nothing, and its
@@ -198,39 +136,6 @@ func (m *Machine) setPaused(ctx context.Context, operation string, pause bool) e
 	})
 }
 
-func (r *run) setPaused(ctx context.Context, operation string, pause bool) error {
-	m := r.machine
-	p, ok := r.vm.(vmm.Pauser)
-	if !ok {
-		return &UnsupportedError{Machine: m.Name(), Operation: operation, Backend: m.config.Backend}
-	}
-	r.pauseMu.Lock()
-	defer r.pauseMu.Unlock()
-	m.mu.Lock()
-	same := r.paused == pause
-	m.mu.Unlock()
-	if same {
-		return nil
-	}
-	do, state := p.Resume, "running"
-	if pause {
-		do, state = p.Pause, "paused"
-		r.guest.Hold(true) // its silence says nothing now
-	}
-	err := do(ctx)
-	if err != nil {
-		pause = !pause
-	}
-	m.mu.Lock()
-	r.paused = pause
-	m.mu.Unlock()
-	r.guest.Hold(pause)
-	if err == nil {
-		m.announce(state, "", time.Since(r.started))
-	}
-	return r.whenGone(err)
-}
-
 // panicTimeout is how long a kernel may take to panic when it was asked to, by
 // its agent and then by an interrupt.
 const panicTimeout = time.Minute
@@ -258,42 +163,6 @@ func (m *Machine) KernelPanic(ctx context.Context, opts ...Option) error {
 		}
 		return w.explain(outer, ctx, r, err)
 	})
-}
-
-// panic asks for a panic, in every way that there is.
-func (r *run) panic(ctx context.Context, limit time.Duration) error {
-	soon, cancel := context.WithTimeout(ctx, limit/4)
-	defer cancel()
-	err := r.guest.Panic(soon)
-	if err == nil && r.awaitPanic(soon) || ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	i, ok := r.vm.(vmm.Interrupter)
-	if !ok {
-		return err
-	}
-	if err := i.InjectNMI(ctx); err != nil {
-		return err
-	}
-	r.awaitPanic(ctx)
-	return context.Cause(ctx)
-}
-
-// awaitPanic waits until the kernel has said that it panics, or is gone.
-func (r *run) awaitPanic(ctx context.Context) bool {
-	for {
-		changed := r.machine.console.next()
-		if r.machine.console.panicLine() != "" {
-			return true
-		}
-		select {
-		case <-changed:
-		case <-r.over:
-			return true
-		case <-ctx.Done():
-			return false
-		}
-	}
 }
 
 // initrdMark is there as long as systemd runs from an initrd (systemd's Initrd
@@ -361,3 +230,25 @@ func (m *Machine) SwitchRoot(ctx context.Context, opts ...Option) error {
 
 // ConsoleLog is what the serial console has said since the machine was started.
 func (m *Machine) ConsoleLog() string { return m.console.sinceBoot() }
+
+// JoinAll waits until all machines that run have powered themselves off. There is
+// no limit but Timeout.
+func (l *Lab) JoinAll(ctx context.Context, opts ...Option) error {
+	return step(ctx, "", "join_all", "", func(ctx context.Context) error {
+		o := collect(opts)
+		if !o.hasTimeout {
+			o.timeout = forever
+		}
+		machines := l.Machines()
+		errs := make([]error, len(machines))
+		var wg sync.WaitGroup
+		for i, m := range machines {
+			wg.Go(func() { errs[i] = m.WaitForShutdown(ctx, Timeout(o.timeout)) })
+		}
+		wg.Wait()
+		return errors.Join(errs...)
+	})
+}
+
+// forever is longer than any test.
+const forever = 365 * 24 * time.Hour

@@ -2,7 +2,6 @@ package attest
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/attest-vm/attest/internal/event"
-	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/wire"
 )
@@ -123,15 +121,6 @@ func (m *Machine) checkPattern(operation, pattern string) error {
 		return &ConfigError{m.Name(), fmt.Sprintf("%s: not a regular expression: %v", operation, err)}
 	}
 	return nil
-}
-
-// explainRefusal names the operation in what the agent says against it.
-func (r *run) explainRefusal(ctx context.Context, operation, args string, err error) error {
-	var op *guest.OpError
-	if errors.As(err, &op) && ctx.Err() == nil {
-		return fmt.Errorf("%s: %s(%s): %s", r.machine.Name(), operation, args, op.Message)
-	}
-	return r.explain(ctx, operation, err)
 }
 
 // WaitForX waits until the guest's X server takes connections on display :0.

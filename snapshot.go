@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/attest-vm/attest/internal/vmm"
 )
@@ -246,56 +245,6 @@ func (m *Machine) captureDisk(dir string) ([]vmm.Backing, error) {
 	}
 	return files, nil
 }
-
-// linkBacking gives the files below a disk a name in dir, so that they stay as
-// long as that does, numbered from first on.
-func linkBacking(dir string, files []vmm.Backing, first int) ([]vmm.Backing, error) {
-	var linked []vmm.Backing
-	for i, b := range files {
-		name := filepath.Join(dir, fmt.Sprint(first+i))
-		if err := os.Link(b.Path, name); err != nil { // another file system
-			if err := copyFile(name, b.Path); err != nil {
-				return nil, err
-			}
-		}
-		linked = append(linked, vmm.Backing{Path: name, Format: b.Format})
-	}
-	return linked, nil
-}
-
-func copyFile(to, from string) error {
-	source, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer source.Close()
-	target, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	return errors.Join(vmm.CopySparse(target, source), target.Close())
-}
-
-// correctClock sets the clock of a guest that stood still. Nobody has to wait for
-// that but the end of the run.
-func (r *run) correctClock() {
-	m := r.machine
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.current == r {
-		r.clock.Go(r.setClock)
-	}
-}
-
-// setClock is given up after a while: a guest that does not answer has other
-// troubles than its clock.
-func (r *run) setClock() {
-	ctx, cancel := context.WithTimeout(r.machine.lab.ctx, r.machine.lab.host.scale(clockTimeout))
-	defer cancel()
-	r.guest.SetClock(ctx)
-}
-
-const clockTimeout = 2 * time.Second
 
 // checkpoints are snapshots by name.
 type checkpoints struct {

@@ -2,6 +2,7 @@ package attest
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -36,3 +37,79 @@ func step(ctx context.Context, machine, operation, args string, fn func(context.
 // FailureOf lays out an error for a report: its kind, the machine, the
 // operation and the command, what they said, and the end of the console.
 func FailureOf(err error) *event.Failure { return failureOf(err, "", "") }
+
+// A wait is one operation that waits: its name and arguments for the report,
+// and its one deadline in wall-clock time.
+type wait struct {
+	machine   *Machine
+	operation string
+	args      string
+	limit     time.Duration
+	start     time.Time
+}
+
+var errWaitOver = errors.New("the time is over")
+
+// newWait is a wait whose limit is that of the options, or otherwise scaled to
+// the host.
+func (m *Machine) newWait(operation, args string, o options, otherwise time.Duration) *wait {
+	return &wait{m, operation, args, o.limit(m.lab.host, otherwise), time.Now()}
+}
+
+// do runs fn as a step under the wait's deadline. fn returns a *WaitError
+// without the fields that wait knows, or another error, and the run that it was
+// about if it got that far.
+func (w *wait) do(ctx context.Context, fn func(context.Context) (*run, error)) error {
+	return step(ctx, w.machine.Name(), w.operation, w.args, func(outer context.Context) error {
+		w.start = time.Now()
+		return w.limited(outer, w.limit, fn)
+	})
+}
+
+// limited is do inside of the step.
+func (w *wait) limited(outer context.Context, limit time.Duration, fn func(context.Context) (*run, error)) error {
+	ctx, cancel := context.WithTimeoutCause(outer, limit, errWaitOver)
+	defer cancel()
+	r, err := fn(ctx)
+	return w.explain(outer, ctx, r, err)
+}
+
+// wait is do for what happens in the guest. The limit counts from the moment
+// at which the guest can be asked: how long it may take to boot is limited by
+// itself, and one that does not is another kind of failure.
+func (m *Machine) wait(ctx context.Context, operation, args string, o options, fn func(context.Context, *run) error) error {
+	w := m.newWait(operation, args, o, defaultTimeout)
+	return step(ctx, m.Name(), operation, args, func(outer context.Context) error {
+		r, err := m.use(outer, operation)
+		if err != nil {
+			return w.explain(outer, outer, r, err)
+		}
+		w.start = time.Now()
+		limit := w.limit
+		if limit <= 0 { // one look at the guest takes the time that it takes
+			limit = m.lab.host.scale(defaultTimeout)
+		}
+		return w.limited(outer, limit, func(ctx context.Context) (*run, error) { return r, fn(ctx, r) })
+	})
+}
+
+// once says whether a wait is for one look.
+func (o options) once() bool { return o.hasTimeout && o.timeout <= 0 }
+
+// withVMM gives fn the VMM of a machine as one that has a capability. A machine
+// that lacks it is refused before it is started; one that is off is started, but
+// its guest need not have answered.
+func withVMM[V any](ctx context.Context, m *Machine, operation string, what Capability, fn func(*run, V) error) error {
+	if err := m.config.Supports(operation, what); err != nil {
+		return err
+	}
+	r, err := m.powered(ctx, operation)
+	if err != nil {
+		return err
+	}
+	v, ok := r.vm.(V)
+	if !ok {
+		return &UnsupportedError{Machine: m.Name(), Operation: operation, Backend: m.config.Backend}
+	}
+	return r.explain(ctx, operation, fn(r, v))
+}

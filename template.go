@@ -1,7 +1,6 @@
 package attest
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,30 +19,6 @@ import (
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/wire"
 )
-
-// Boot is how machines start the first time.
-type Boot string
-
-const (
-	// BootWarm restores a machine that has booted before, and makes it who it is
-	// (docs/snapshots.md). What it is restored from is made when there is none,
-	// and kept in the cache. It is the default.
-	BootWarm Boot = "warm"
-	// BootCold boots.
-	BootCold Boot = "cold"
-)
-
-// BootEnv names the environment variable that says how machines start where
-// HostConfig does not.
-const BootEnv = "ATTEST_BOOT"
-
-func (b Boot) resolve() (Boot, error) {
-	switch b = cmp.Or(b, Boot(os.Getenv(BootEnv)), BootWarm); b {
-	case BootWarm, BootCold:
-		return b, nil
-	}
-	return b, &ConfigError{"boot", fmt.Sprintf("%q is not a way to start machines; want %s or %s", string(b), BootWarm, BootCold)}
-}
 
 // A template is a machine that has booted and done nothing else; whoever is the
 // same machine, in whatever lab, is restored from it.

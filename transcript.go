@@ -2,6 +2,7 @@ package attest
 
 import (
 	"context"
+	"errors"
 	"regexp"
 	"sync"
 )
@@ -79,3 +80,6 @@ func (t *transcript) waitText(ctx context.Context, re *regexp.Regexp, gone <-cha
 		}
 	}
 }
+
+// errMachineGone ends a wait for something of a machine that is off.
+var errMachineGone = errors.New("the machine is down")

@@ -7,21 +7,6 @@ import (
 	"strings"
 )
 
-// A UnitError is a systemd unit that is not as the test demanded, or about
-// which systemd says nothing.
-type UnitError struct {
-	Machine   string
-	Operation string // "require_unit_state"
-	Unit      string
-	User      string // whose service manager; empty: the system's
-	Reason    string
-	Details   []Detail // the unit's journal
-}
-
-func (e *UnitError) Error() string {
-	return fmt.Sprintf("%s: %s: %s", e.Machine, e.Operation, e.Reason)
-}
-
 // Systemctl runs systemctl with these arguments, of the system or, with User,
 // of a user's service manager. That it fails is not an error.
 func (m *Machine) Systemctl(ctx context.Context, args string, opts ...Option) (Result, error) {
@@ -41,7 +26,7 @@ func (m *Machine) systemctl(ctx context.Context, operation, args string, opts []
 	if o.user != "" {
 		command = "XDG_RUNTIME_DIR=/run/user/$(id -u) systemctl --user " + args
 	}
-	return m.run(ctx, operation, command, o)
+	return m.command(ctx, operation, command, o)
 }
 
 // shellQuote makes s one word of a shell.
@@ -183,7 +168,7 @@ func (m *Machine) Journal(ctx context.Context, unit string, opts ...Option) (str
 	var text string
 	err := step(ctx, m.Name(), "journal", strings.Join(args, ", "), func(ctx context.Context) error {
 		o.timeout, o.hasTimeout = o.limit(m.lab.host, defaultTimeout), true
-		result, err := m.run(ctx, "journal", command, o)
+		result, err := m.command(ctx, "journal", command, o)
 		if err == nil && result.ExitCode != 0 {
 			err = &CommandError{Machine: m.Name(), Operation: "journal", Command: command, Result: result}
 		}

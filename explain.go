@@ -1,0 +1,168 @@
+package attest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/attest-vm/attest/internal/guest"
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// explain turns the guest channel's error into what really happened: when the
+// machine went down under the operation, that is the news.
+func (r *run) explain(ctx context.Context, operation string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	var op *guest.OpError
+	if errors.As(err, &op) && op.Kind == wire.KindDown {
+		err = r.awaitDown(ctx, err)
+	}
+	var down *DownError
+	if errors.As(err, &down) {
+		return r.machine.downError(operation, down)
+	}
+	return err
+}
+
+// awaitDown is what becomes of a guest that ends its processes: the machine goes
+// down in a moment, or the guest is back.
+func (r *run) awaitDown(ctx context.Context, err error) error {
+	limited, cancel := context.WithTimeout(ctx, r.machine.lab.host.scale(downPatience))
+	defer cancel()
+	before, end := r.guest.Ready(limited)
+	if end == nil {
+		_, end = r.guest.ReadyAgain(limited, before)
+	}
+	var down *DownError
+	switch {
+	case errors.As(end, &down):
+		return down
+	case end == nil:
+		return &guest.RestartedError{Machine: r.machine.Name()}
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// downPatience is how long a guest may take from ending its processes to the
+// end of the machine.
+const downPatience = time.Minute
+
+// downError is cause with the operation that found the machine down.
+func (m *Machine) downError(operation string, cause error) error {
+	var down *DownError
+	if !errors.As(cause, &down) {
+		return cause
+	}
+	d := *down
+	d.Operation = operation
+	return &d
+}
+
+// whenGone makes an error that came from the end of the VMM the reason for that.
+func (r *run) whenGone(err error) error {
+	if err == nil {
+		return nil
+	}
+	select {
+	case <-r.vm.Done():
+		<-r.over
+		return r.down
+	default:
+		return err
+	}
+}
+
+// explainRefusal names the operation in what the agent says against it.
+func (r *run) explainRefusal(ctx context.Context, operation, args string, err error) error {
+	var op *guest.OpError
+	if errors.As(err, &op) && ctx.Err() == nil {
+		return fmt.Errorf("%s: %s(%s): %s", r.machine.Name(), operation, args, op.Message)
+	}
+	return r.explain(ctx, operation, err)
+}
+
+// explainCopy names the paths that were asked for: the guest's own words may be
+// about a directory on the way.
+func (r *run) explainCopy(ctx context.Context, operation, args string, err error) error {
+	var op *guest.OpError
+	if errors.As(err, &op) {
+		return fmt.Errorf("%s: %s(%s): %s", r.machine.Name(), operation, args, op.Message)
+	}
+	return r.explain(ctx, operation, err)
+}
+
+// explain fills in what the wait knows, and tells its own deadline from the
+// caller's.
+func (w *wait) explain(outer, ctx context.Context, r *run, err error) error {
+	if err == nil {
+		return nil
+	}
+	if outer.Err() != nil {
+		if boot := (*BootError)(nil); errors.As(err, &boot) {
+			return boot // it knows what the console said
+		}
+		return context.Cause(outer)
+	}
+	var we *WaitError
+	if !errors.As(err, &we) && context.Cause(ctx) == errWaitOver {
+		we = &WaitError{}
+		var seen *guest.WaitError
+		switch {
+		case r == nil:
+			we.LastSeen = "the guest had not answered yet"
+		case errors.As(err, &seen):
+			we.LastSeen = seen.LastSeen
+		}
+	}
+	if we != nil {
+		we.Machine, we.Operation, we.Args = w.machine.Name(), w.operation, w.args
+		we.Elapsed, we.Limit = time.Since(w.start), w.limit
+		w.attach(outer, r, we)
+		return we
+	}
+	if r != nil {
+		if errors.Is(err, errMachineGone) {
+			<-r.over
+			err = r.down
+		}
+		return r.explain(ctx, w.operation, err)
+	}
+	return err
+}
+
+// attach adds what helps to understand a failed wait: the end of the console,
+// and the units that failed, if the guest still answers quickly.
+func (w *wait) attach(ctx context.Context, r *run, we *WaitError) {
+	if tail := w.machine.console.tail(consoleTail); len(tail) > 0 {
+		we.Details = append(we.Details, Detail{Title: "last console lines of " + w.machine.Name(), Text: strings.Join(tail, "\n")})
+	}
+	if r == nil || r.awake(w.operation) != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, w.machine.lab.host.scale(attachTimeout))
+	defer cancel()
+	res, err := r.guest.Run(ctx, guest.Command{Script: "systemctl --no-pager --plain --no-legend --failed list-units", Timeout: attachTimeout})
+	if text := strings.TrimSpace(string(res.Stdout)); err == nil && res.ExitCode == 0 && text != "" {
+		we.Details = append([]Detail{{Title: "failed units", Text: text}}, we.Details...)
+	}
+}
+
+// attachTimeout limits the look at the guest after a failed wait.
+const attachTimeout = 3 * time.Second
+
+// looked makes what the guest said about a wait into the operation's error.
+func looked(ctx context.Context, seen wire.Observation, err error) error {
+	if errors.Is(err, guest.ErrNotYet) || err != nil && context.Cause(ctx) == errWaitOver {
+		return &WaitError{LastSeen: seen.Seen, Tries: seen.Tries}
+	}
+	return err
+}

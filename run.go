@@ -1,0 +1,647 @@
+package attest
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/guest"
+	"github.com/attest-vm/attest/internal/network"
+	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// A run is one start of a machine, from power on to power off.
+type run struct {
+	machine     *Machine
+	vm          vmm.VM
+	guest       *guest.Client
+	started     time.Time
+	pumped      chan struct{} // closed when the console has been read to its end
+	over        chan struct{} // closed when all of the run is gone; down is set before
+	down        error         // why the machine is down, as operations report it
+	forwards    forwards
+	asked       bool // somebody asked for the end; guarded by machine.mu
+	paused      bool // by Pause; guarded by machine.mu
+	origin      *origin
+	allowReboot bool
+	backdoor    *backdoor // nil: the guest has come with the agent
+
+	pauseMu sync.Mutex     // one Pause or Resume at a time
+	clock   sync.WaitGroup // of correctClock; grows while machine.current is this run
+
+	identityMu sync.Mutex // so that no machine misses the name of a new one
+	greeted    bool       // the guest knows who it is
+	newHosts   bool       // a machine was created before that
+
+	eventMu   sync.Mutex
+	nextEvent int64 // WaitForQMPEvent looks from this one on
+
+	ready    chan struct{} // closed when the guest answered once, or never will; readyErr is set before
+	readyErr error
+	agent    string // the instance of the agent that answered last; guarded by machine.mu
+}
+
+// origin is what a machine goes on from instead of booting.
+type origin struct {
+	state  *vmm.State
+	fits   func(map[string]string) error // see machineState
+	agent  string                        // to this instance of its agent the machine is itself again; empty: it becomes another
+	macs   []string                      // the addresses that its network cards had; nil: its own
+	paused bool
+	slot   *templateSlot // it is a template, and the machine may boot instead
+}
+
+// renewal is what a guest needs that stood still, and is not the only one that
+// goes on from there.
+func renewal() wire.Identity {
+	entropy := make([]byte, 64)
+	rand.Read(entropy)
+	return wire.Identity{Time: time.Now(), Entropy: entropy}
+}
+
+// bootTimeout is how long a guest may take from power on to its first answer,
+// where neither the machine nor the host says otherwise.
+const bootTimeout = 5 * time.Minute
+
+// maxLastWords bounds how much later than its limit a wait ends whose guest hangs.
+const maxLastWords = 2 * time.Second
+
+// panicGrace is how long a panicking kernel may go on talking.
+const panicGrace = 2 * time.Second
+
+// StartOptions change a start.
+type StartOptions struct {
+	// AllowReboot lets the guest reboot by itself in this run.
+	AllowReboot bool
+}
+
+// Start starts the machine if it is not running. It returns when the VMM runs;
+// it does not wait for the guest. A missing image is built.
+func (m *Machine) Start(ctx context.Context, opts ...StartOptions) error {
+	args := ""
+	allow := m.config.AllowReboot
+	for _, o := range opts {
+		if o.AllowReboot {
+			args, allow = "allow_reboot=True", true
+		}
+	}
+	return step(ctx, m.Name(), "start", args, func(ctx context.Context) error {
+		_, err := m.start(ctx, allow)
+		return err
+	})
+}
+
+func (m *Machine) start(ctx context.Context, allowReboot bool) (*run, error) {
+	m.startMu.Lock()
+	defer m.startMu.Unlock()
+	if r := m.running(); r != nil {
+		return r, nil
+	}
+	return m.launch(ctx, allowReboot, nil)
+}
+
+// powered is the machine's run, begun here if the machine has not ended by
+// itself.
+func (m *Machine) powered(ctx context.Context, operation string) (*run, error) {
+	m.mu.Lock()
+	r, ended := m.current, m.ended
+	m.mu.Unlock()
+	if r == nil && ended != nil {
+		return nil, m.downError(operation, ended.down)
+	}
+	if r != nil {
+		return r, nil
+	}
+	err := step(ctx, m.Name(), "start", "", func(ctx context.Context) (err error) {
+		r, err = m.start(ctx, m.config.AllowReboot)
+		return err
+	})
+	return r, err
+}
+
+// use is the run of a machine whose guest has answered at least once; it starts
+// the machine if need be.
+func (m *Machine) use(ctx context.Context, operation string) (*run, error) {
+	r, err := m.powered(ctx, operation)
+	if err == nil {
+		err = r.awake(operation)
+	}
+	if err == nil {
+		err = r.awaitReady(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func (m *Machine) running() *run {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.current
+}
+
+func (m *Machine) bootLimit() time.Duration {
+	switch h := m.lab.host; {
+	case m.config.BootTimeout > 0:
+		return m.config.BootTimeout
+	case h.bootTimeout > 0:
+		return h.bootTimeout
+	default:
+		return h.scale(bootTimeout)
+	}
+}
+
+// launch starts the VMM of a machine that is off. It boots, or goes on from an
+// origin. startMu is held.
+func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*run, error) {
+	config, img, err := m.vmmConfig(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if from == nil {
+		if from, err = m.beginning(ctx, config, img); err != nil {
+			return nil, err
+		}
+	}
+	if from != nil && from.fits != nil {
+		now, err := m.fits(config, img)
+		if err == nil {
+			err = from.fits(now)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	config.AllowReboot = allowReboot
+	if err := m.attachAll(ctx, &config, img); err != nil {
+		return nil, err
+	}
+	how := ""
+	if from != nil {
+		config.Restore, config.Paused = from.state, from.paused
+		how = event.FromSnapshot
+	} else {
+		m.console.begin()
+	}
+	started := time.Now()
+	m.announce("starting", how, 0)
+	vm, err := m.backend.Start(ctx, m.lab.host.vmmHost(), config)
+	if err != nil {
+		closeNICs(config.NICs)
+		m.announce("stopped", err.Error(), time.Since(started))
+		if from == nil || from.slot == nil || ctx.Err() != nil {
+			return nil, err
+		}
+		if err := m.refuse(ctx, from.slot, err); err != nil {
+			return nil, err
+		}
+		return m.launch(ctx, allowReboot, nil)
+	}
+	r := &run{machine: m, vm: vm, started: started, origin: from, allowReboot: allowReboot,
+		pumped: make(chan struct{}), over: make(chan struct{}), ready: make(chan struct{})}
+	made := make(chan struct{}) // a guest that is restored may answer before New returns
+	r.guest = guest.New(m.Name(), vm.Dial, guest.Options{
+		LastWords: min(m.lab.host.scale(guest.LastWords), maxLastWords),
+		Greet: func(ctx context.Context, info wire.Info) error {
+			<-made
+			return r.greet(ctx, info)
+		},
+	})
+	close(made)
+	if b, ok := vm.(vmm.Backdoor); ok {
+		r.openBackdoor(b, m.lab.host.guestPath)
+	}
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		r.guest.Close(errLabClosed)
+		vm.Kill()
+		r.backdoor.closed()
+		return nil, errLabClosed
+	}
+	m.current, m.ended, m.booted = r, nil, true
+	m.mu.Unlock()
+	m.announce("running", "", time.Since(started))
+	go r.pump()
+	go r.awaitFirstAnswer()
+	go r.watch()
+	return r, m.restoreLinks(ctx, r)
+}
+
+func (m *Machine) announce(state, detail string, after time.Duration) {
+	event.Publish(m.lab.ctx, event.MachineState{Machine: m.Name(), State: state, Detail: detail, After: after})
+}
+
+// pump reads the console, and ends a guest at once whose kernel has panicked or
+// whose init has given up: it will say nothing more.
+func (r *run) pump() {
+	defer close(r.pumped)
+	source := r.vm.Console()
+	defer source.Close()
+	r.machine.console.pump(source)
+}
+
+// greet gives the guest its identity; it runs whenever an agent answers, so at
+// the first boot and after each reboot, before any operation gets through.
+// A guest that was restored as itself keeps what its test has made of it; one
+// that was restored from a template has its name and addresses.
+func (r *run) greet(ctx context.Context, info wire.Info) error {
+	m := r.machine
+	var macs []string
+	if r.origin != nil {
+		macs = r.origin.macs
+	}
+	r.identityMu.Lock()
+	id := m.identity(macs)
+	switch again := r.origin != nil && r.origin.agent == info.Instance; {
+	case m.foreign() && again:
+		id = renewal()
+	case m.foreign():
+		id = wire.Identity{Entropy: id.Entropy} // it is who it is, and has the time that it was given
+	case again:
+		id = renewal()
+		if r.origin.slot != nil {
+			id.MachineID = m.id
+		}
+		if r.newHosts || r.origin.slot != nil {
+			id.Hosts = m.hosts()
+		}
+	}
+	err := r.guest.Identity(ctx, id)
+	r.greeted = err == nil
+	r.identityMu.Unlock()
+	if err != nil {
+		return err
+	}
+	if !m.foreign() || r.origin != nil {
+		// The time that came with the identity was as old as that.
+		if err := r.guest.SetClock(ctx); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	r.agent = info.Instance
+	m.mu.Unlock()
+	m.announce("ready", info.Kernel, time.Since(r.started))
+	return nil
+}
+
+func (r *run) tellHosts(ctx context.Context) error {
+	r.identityMu.Lock()
+	defer r.identityMu.Unlock()
+	if !r.greeted {
+		r.newHosts = true // greet tells it
+		return nil
+	}
+	if err := r.awake("create_machine"); err != nil {
+		return err
+	}
+	err := r.guest.Identity(ctx, wire.Identity{Hosts: r.machine.hosts()})
+	if down := (*DownError)(nil); errors.As(err, &down) {
+		return nil // it learns it when it starts again
+	}
+	return r.explain(ctx, "create_machine", err)
+}
+
+func (r *run) awaitFirstAnswer() {
+	defer close(r.ready)
+	limit := r.machine.bootLimit()
+	ctx, cancel := context.WithDeadline(r.machine.lab.ctx, r.started.Add(limit))
+	defer cancel()
+	var garbage *guest.ProtocolError // what came first may not be what is left
+	_, err := r.guest.Ready(ctx)
+	for errors.As(err, &garbage) {
+		_, err = r.guest.Ready(ctx)
+	}
+	if err != nil {
+		r.readyErr = r.bootError(ctx, limit, garbage, err)
+	}
+}
+
+// awaitReady waits for the first answer of the guest. The limit counts from
+// power on and holds for everybody who waits.
+func (r *run) awaitReady(ctx context.Context) error {
+	select {
+	case <-r.ready:
+		return r.readyErr
+	case <-ctx.Done():
+		err := context.Cause(ctx)
+		return &BootError{
+			Machine: r.machine.Name(), Reason: fmt.Sprintf("no answer yet, and %v%s", err, r.backdoor.awaited()),
+			After: time.Since(r.started), Console: r.machine.console.tail(consoleTail), Err: err,
+		}
+	}
+}
+
+// bootError says why there was no first answer.
+func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest.ProtocolError, err error) error {
+	m := r.machine
+	if m.lab.ctx.Err() != nil {
+		return context.Cause(m.lab.ctx)
+	}
+	boot := &BootError{Machine: m.Name(), After: time.Since(r.started), Console: m.console.tail(consoleTail)}
+	var down *DownError
+	var install *InstallError
+	switch {
+	case errors.As(err, &install):
+		boot.Reason, boot.Err = "attest's agent cannot run in it: "+install.Reason, install
+	case errors.As(err, &down) && down.Broken:
+		return down
+	case errors.As(err, &down):
+		boot.Reason = down.Reason
+	case ctx.Err() != nil && garbage != nil:
+		boot.Reason = fmt.Sprintf("within %v nothing came but this: %v", limit, garbage)
+	case ctx.Err() != nil:
+		boot.Reason = fmt.Sprintf("the guest did not answer within %v%s", limit, r.backdoor.awaited())
+	default:
+		boot.Reason = err.Error()
+	}
+	return boot
+}
+
+// agentInstance is the agent that the guest has now; empty before the first answer.
+func (r *run) agentInstance() string {
+	r.machine.mu.Lock()
+	defer r.machine.mu.Unlock()
+	return r.agent
+}
+
+// correctClock sets the clock of a guest that stood still. Nobody has to wait for
+// that but the end of the run.
+func (r *run) correctClock() {
+	m := r.machine
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.current == r {
+		r.clock.Go(r.setClock)
+	}
+}
+
+// setClock is given up after a while: a guest that does not answer has other
+// troubles than its clock.
+func (r *run) setClock() {
+	ctx, cancel := context.WithTimeout(r.machine.lab.ctx, r.machine.lab.host.scale(clockTimeout))
+	defer cancel()
+	r.guest.SetClock(ctx)
+}
+
+const clockTimeout = 2 * time.Second
+
+// awake refuses an operation on a paused machine: its guest would not answer.
+func (r *run) awake(operation string) error {
+	m := r.machine
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r.paused {
+		return &PausedError{m.Name(), operation}
+	}
+	return nil
+}
+
+func (r *run) setPaused(ctx context.Context, operation string, pause bool) error {
+	m := r.machine
+	p, ok := r.vm.(vmm.Pauser)
+	if !ok {
+		return &UnsupportedError{Machine: m.Name(), Operation: operation, Backend: m.config.Backend}
+	}
+	r.pauseMu.Lock()
+	defer r.pauseMu.Unlock()
+	m.mu.Lock()
+	same := r.paused == pause
+	m.mu.Unlock()
+	if same {
+		return nil
+	}
+	do, state := p.Resume, "running"
+	if pause {
+		do, state = p.Pause, "paused"
+		r.guest.Hold(true) // its silence says nothing now
+	}
+	err := do(ctx)
+	if err != nil {
+		pause = !pause
+	}
+	m.mu.Lock()
+	r.paused = pause
+	m.mu.Unlock()
+	r.guest.Hold(pause)
+	if err == nil {
+		m.announce(state, "", time.Since(r.started))
+	}
+	return r.whenGone(err)
+}
+
+// restoreLinks pulls the cables of a machine that was blocked before it started.
+// One that goes on from a snapshot may have seen them otherwise.
+func (m *Machine) restoreLinks(ctx context.Context, r *run) error {
+	m.linkMu.Lock()
+	defer m.linkMu.Unlock()
+	interfaces := slices.Clone(m.address.Interfaces)
+	if r.origin == nil {
+		interfaces = slices.DeleteFunc(interfaces, func(i network.Interface) bool { return !m.lab.fabric.Down(m.Name(), i.Name) })
+	}
+	return m.showLinks(ctx, r, "start", interfaces)
+}
+
+// showLinks tells a running guest which of its cables are plugged in.
+func (m *Machine) showLinks(ctx context.Context, r *run, operation string, interfaces []network.Interface) error {
+	if r == nil {
+		return nil
+	}
+	setter, ok := r.vm.(vmm.LinkSetter)
+	if !ok {
+		return nil // its frames are lost all the same
+	}
+	for _, i := range interfaces {
+		if err := setter.SetLink(ctx, i.Name, !m.lab.fabric.Down(m.Name(), i.Name)); err != nil {
+			return r.explain(ctx, operation, r.whenGone(fmt.Errorf("%s: set the link of %s: %w", m.Name(), i.Name, err)))
+		}
+	}
+	return nil
+}
+
+func (r *run) reboot(ctx context.Context) error {
+	rebooter, ok := r.vm.(vmm.Rebooter)
+	if !ok {
+		return &UnsupportedError{Machine: r.machine.Name(), Operation: "reboot", Backend: r.machine.config.Backend, Can: []string{"qemu"}}
+	}
+	before, err := r.guest.Ready(ctx)
+	if err != nil {
+		return err
+	}
+	if err := rebooter.AllowReboot(ctx, true); err != nil {
+		return fmt.Errorf("allow the guest to reset: %w", err)
+	}
+	if err := r.guest.Reboot(ctx); err != nil {
+		return err
+	}
+	if _, err := r.guest.ReadyAgain(ctx, before); err != nil {
+		return err
+	}
+	if !r.machine.config.AllowReboot {
+		return rebooter.AllowReboot(ctx, false)
+	}
+	return nil
+}
+
+// panic asks for a panic, in every way that there is.
+func (r *run) panic(ctx context.Context, limit time.Duration) error {
+	soon, cancel := context.WithTimeout(ctx, limit/4)
+	defer cancel()
+	err := r.guest.Panic(soon)
+	if err == nil && r.awaitPanic(soon) || ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	i, ok := r.vm.(vmm.Interrupter)
+	if !ok {
+		return err
+	}
+	if err := i.InjectNMI(ctx); err != nil {
+		return err
+	}
+	r.awaitPanic(ctx)
+	return context.Cause(ctx)
+}
+
+// awaitPanic waits until the kernel has said that it panics, or is gone.
+func (r *run) awaitPanic(ctx context.Context) bool {
+	for {
+		changed := r.machine.console.next()
+		if r.machine.console.panicLine() != "" {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-r.over:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// stop marks the end of the current run as asked for and waits until it is
+// over. do asks for it; nil waits for what comes by itself.
+func (m *Machine) stop(ctx context.Context, do func(context.Context, *run) error) error {
+	m.mu.Lock()
+	r := m.current
+	if r != nil {
+		r.asked = true
+	}
+	m.mu.Unlock()
+	if r == nil {
+		return nil
+	}
+	if do != nil {
+		if err := do(ctx, r); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-r.over:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// unask takes back that the end of a run was asked for: it did not come.
+func (m *Machine) unask(r *run) {
+	if r == nil {
+		return
+	}
+	m.mu.Lock()
+	r.asked = false
+	m.mu.Unlock()
+}
+
+// watch waits for the end of the run and tells everybody who waits for
+// something of this machine.
+func (r *run) watch() {
+	m := r.machine
+	r.awaitEnd()
+	<-r.pumped
+	m.mu.Lock()
+	if r.down == nil {
+		r.down = r.verdict()
+	}
+	m.current = nil
+	if !r.asked {
+		m.ended = r
+	}
+	m.mu.Unlock()
+	r.guest.Close(r.down)
+	r.forwards.close()
+	state := "stopped"
+	switch {
+	case m.console.panicLine() != "":
+		state = "panicked"
+	case !r.asked && r.vm.Exit().Reason != vmm.PoweredOff:
+		state = "crashed"
+	}
+	m.announce(state, string(r.vm.Exit().Reason), time.Since(r.started))
+	r.backdoor.closed()
+	<-r.ready
+	r.clock.Wait()
+	close(r.over)
+}
+
+// awaitEnd returns when the VMM is gone. A kernel that panics with a reset to
+// follow ends the VMM by itself; one that may reboot, or hangs, is ended here.
+func (r *run) awaitEnd() {
+	c := r.machine.console
+	for {
+		changed := c.next()
+		if c.panicLine() != "" || c.fatalLine() != "" {
+			select {
+			case <-r.vm.Done():
+			case <-time.After(panicGrace): // let it finish its last words
+				r.vm.Kill()
+			}
+			return
+		}
+		select {
+		case <-r.vm.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// verdict says why the machine is down. It is called when the console is
+// complete.
+func (r *run) verdict() error {
+	m := r.machine
+	exit := r.vm.Exit()
+	down := &DownError{Machine: m.Name(), Reason: string(exit.Reason), Console: m.console.tail(consoleTail)}
+	if exit.Detail != "" && exit.Reason == vmm.Broken {
+		down.Reason = exit.Detail
+	}
+	if fatal := m.console.fatalLine(); fatal != "" {
+		down.Reason = fatal
+	}
+	if panicked := m.console.panicLine(); panicked != "" {
+		down.Reason = panicked
+	}
+	down.Broken = exit.Reason == vmm.Broken || exit.Reason == vmm.Killed && !r.asked
+	if m.console.panicLine() != "" || m.console.fatalLine() != "" {
+		down.Broken = false
+	}
+	return down
+}
+
+// orderly says whether a run that is over ended as a guest ends it.
+func (r *run) orderly() bool {
+	if r.machine.console.panicLine() != "" {
+		return false // a kernel that panics resets, too
+	}
+	reason := r.vm.Exit().Reason
+	return reason == vmm.PoweredOff || reason == vmm.Reset
+}
