@@ -44,7 +44,7 @@ func (m *Machine) setLinks(ctx context.Context, operation string, networks []int
 		m.linkMu.Lock()
 		defer m.linkMu.Unlock()
 		for _, i := range interfaces {
-			m.lab.fabric.SetDown(m.Name(), i.Name, !up)
+			m.lab.network.fabric.SetDown(m.Name(), i.Name, !up)
 			if i.Network == outside && m.wayOut != nil {
 				m.wayOut.SetDown(!up)
 			}

@@ -43,7 +43,7 @@ func (n *Network) Capture(ctx context.Context, path string) (c *Capture, err err
 			return &InfraError{Action: "capture the network", Err: err}
 		}
 		c = &Capture{capture: capture, network: n, test: event.ScopeOf(ctx).Test}
-		n.lab.captures.add(c)
+		n.captures.add(c)
 		return nil
 	})
 	return c, err
@@ -59,7 +59,7 @@ func (c *Capture) Stop(ctx context.Context) error {
 		if err := c.capture.Close(); err != nil {
 			c.err = &InfraError{Action: "write " + c.Path(), Err: err}
 		}
-		c.network.lab.captures.remove(c)
+		c.network.captures.remove(c)
 		if missed := c.capture.Missed(); missed > 0 {
 			event.Warnf(ctx, "network: %s lacks %d frames: its disk was too slow", c.Path(), missed)
 		}

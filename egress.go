@@ -59,7 +59,7 @@ func (m *Machine) attachEgress(own network.Interface) (*net.UnixConn, error) {
 	m.linkMu.Lock()
 	defer m.linkMu.Unlock()
 	m.wayOut = port
-	port.SetDown(m.lab.fabric.Down(m.Name(), own.Name))
+	port.SetDown(m.lab.network.fabric.Down(m.Name(), own.Name))
 	m.outside.Go(func() {
 		<-port.Done()
 		sw.Close()

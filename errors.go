@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/attest-vm/attest/internal/event"
@@ -74,6 +75,14 @@ func (e *CommandError) Error() string {
 	return fmt.Sprintf("%s failed (%s)", which, how)
 }
 
+// Status is that of a test whose claim did not hold.
+func (*CommandError) Status() Status { return Failed }
+
+func (e *CommandError) describe(f *event.Failure) {
+	f.Command, f.Console = e.Command, e.Console
+	setResult(f, e.Result)
+}
+
 // A WaitError is a wait that ended without what it waited for: its time was
 // over, or the thing cannot happen any more.
 type WaitError struct {
@@ -110,6 +119,16 @@ func (e *WaitError) Error() string {
 	return b.String()
 }
 
+// Status is that of a test whose claim did not hold.
+func (*WaitError) Status() Status { return Failed }
+
+func (e *WaitError) describe(f *event.Failure) {
+	f.Duration, f.Tries, f.LastSeen, f.Details = e.Elapsed, e.Tries, e.LastSeen, e.Details
+	if e.Result != nil {
+		setResult(f, *e.Result)
+	}
+}
+
 // Timeout makes a WaitError a net.Error-like timeout for those who ask.
 func (e *WaitError) Timeout() bool { return e.Reason == "" }
 
@@ -133,6 +152,16 @@ func (e *BootError) Error() string {
 	return msg
 }
 
+// Status is BootFailed, unless somebody has stopped the run meanwhile.
+func (e *BootError) Status() Status {
+	if errors.Is(e.Err, context.Canceled) {
+		return Interrupted
+	}
+	return BootFailed
+}
+
+func (e *BootError) describe(f *event.Failure) { f.Duration, f.Console = e.After, e.Console }
+
 // A DownError is a machine that is not running, or stopped under an operation.
 type DownError struct {
 	Machine   string
@@ -143,8 +172,22 @@ type DownError struct {
 }
 
 func (e *DownError) Error() string {
-	return fmt.Sprintf("%s: %s: the machine is down: %s", e.Machine, e.Operation, e.Reason)
+	what := e.Machine
+	if e.Operation != "" {
+		what += ": " + e.Operation
+	}
+	return what + ": the machine is down: " + e.Reason
 }
+
+// Status is Failed, or Infra where the VMM is to blame.
+func (e *DownError) Status() Status {
+	if e.Broken {
+		return Infra
+	}
+	return Failed
+}
+
+func (e *DownError) describe(f *event.Failure) { f.Console = e.Console }
 
 // A ConfigError is a lab, a machine or an argument that makes no sense. Nothing
 // was started.
@@ -160,39 +203,26 @@ func (e *ConfigError) Error() string {
 	return e.Subject + ": " + e.Reason
 }
 
-// StatusOf tells which kind of failure err is; Passed for nil. An error that
-// nobody classified is Failed: it came from the test.
+// Status is Invalid.
+func (*ConfigError) Status() Status { return Invalid }
+
+// StatusOf reports which kind of failure err is; Passed for nil. Errors say so
+// themselves, by a method Status. An error without one is Failed, since it came
+// from the test, unless this host has run out of something.
 func StatusOf(err error) Status {
-	var (
-		kinder interface{ Status() event.Status }
-		boot   *BootError
-		down   *DownError
-		config *ConfigError
-		unsup  *vmm.UnsupportedError
-		miss   *vmm.MissingError
-		start  *vmm.StartError
-		infra  *InfraError
-	)
+	var kind interface{ Status() Status }
 	switch {
 	case err == nil:
 		return Passed
-	case errors.As(err, &kinder):
-		return kinder.Status()
 	case errors.Is(err, context.Canceled):
 		return Interrupted
-	case errors.As(err, &boot):
-		return BootFailed
-	case errors.As(err, &down):
-		if down.Broken {
+	case errors.As(err, &kind):
+		return kind.Status()
+	}
+	for _, exhausted := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOSPC, syscall.EDQUOT} {
+		if errors.Is(err, exhausted) {
 			return Infra
 		}
-		return Failed
-	case errors.As(err, &config):
-		return Invalid
-	case errors.As(err, &unsup):
-		return Unsupported
-	case errors.As(err, &miss), errors.As(err, &start), errors.As(err, &infra):
-		return Infra
 	}
 	return Failed
 }
@@ -214,36 +244,25 @@ func (e *InfraError) Error() string {
 
 func (e *InfraError) Unwrap() error { return e.Err }
 
+// Status is Infra.
+func (*InfraError) Status() Status { return Infra }
+
 // failureOf lays an error out for the reports.
 func failureOf(err error, machine, operation string) *event.Failure {
 	if err == nil {
 		return nil
 	}
 	f := &event.Failure{Status: StatusOf(err), Message: err.Error(), Machine: machine, Operation: operation}
-	var (
-		command *CommandError
-		wait    *WaitError
-		unit    *UnitError
-		boot    *BootError
-		down    *DownError
-	)
-	switch {
-	case errors.As(err, &unit):
-		f.Details = unit.Details
-	case errors.As(err, &command):
-		f.Command, f.Console = command.Command, command.Console
-		setResult(f, command.Result)
-	case errors.As(err, &wait):
-		f.Duration, f.Tries, f.LastSeen, f.Details = wait.Elapsed, wait.Tries, wait.LastSeen, wait.Details
-		if wait.Result != nil {
-			setResult(f, *wait.Result)
-		}
-	case errors.As(err, &boot):
-		f.Duration, f.Console = boot.After, boot.Console
-	case errors.As(err, &down):
-		f.Console = down.Console
+	if detailed := (detailed)(nil); errors.As(err, &detailed) {
+		detailed.describe(f)
 	}
 	return f
+}
+
+// A detailed error knows more than its text, for the reports.
+type detailed interface {
+	error
+	describe(*event.Failure)
 }
 
 func setResult(f *event.Failure, r Result) {
@@ -283,6 +302,28 @@ func (e *PausedError) Error() string {
 	return fmt.Sprintf("%s: %s: the machine is paused; resume it first", e.Machine, e.Operation)
 }
 
+// Status is that of a test that asked for the impossible.
+func (*PausedError) Status() Status { return Failed }
+
+// A RefusedError is what the guest has against an operation, such as a file that
+// is not there. Err has the agent's own words.
+type RefusedError struct {
+	Machine   string
+	Operation string // "copy_from_machine"
+	Args      string // `"/etc/nothing"`
+	Message   string // "no such file or directory"
+	Err       error
+}
+
+func (e *RefusedError) Error() string {
+	return fmt.Sprintf("%s: %s(%s): %s", e.Machine, e.Operation, e.Args, e.Message)
+}
+
+func (e *RefusedError) Unwrap() error { return e.Err }
+
+// Status is that of a test whose claim did not hold.
+func (*RefusedError) Status() Status { return Failed }
+
 // A UnitError is a systemd unit that is not as the test demanded, or about
 // which systemd says nothing.
 type UnitError struct {
@@ -297,3 +338,8 @@ type UnitError struct {
 func (e *UnitError) Error() string {
 	return fmt.Sprintf("%s: %s: %s", e.Machine, e.Operation, e.Reason)
 }
+
+// Status is that of a test whose claim did not hold.
+func (*UnitError) Status() Status { return Failed }
+
+func (e *UnitError) describe(f *event.Failure) { f.Details = e.Details }

@@ -3,7 +3,6 @@ package attest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -81,21 +80,12 @@ func (r *run) whenGone(err error) error {
 	}
 }
 
-// explainRefusal names the operation in what the agent says against it.
+// explainRefusal is explain for operations about something in the guest: it names
+// what was asked for, as the guest's own words may be about a part of it.
 func (r *run) explainRefusal(ctx context.Context, operation, args string, err error) error {
 	var op *guest.OpError
-	if errors.As(err, &op) && ctx.Err() == nil {
-		return fmt.Errorf("%s: %s(%s): %s", r.machine.Name(), operation, args, op.Message)
-	}
-	return r.explain(ctx, operation, err)
-}
-
-// explainCopy names the paths that were asked for: the guest's own words may be
-// about a directory on the way.
-func (r *run) explainCopy(ctx context.Context, operation, args string, err error) error {
-	var op *guest.OpError
-	if errors.As(err, &op) {
-		return fmt.Errorf("%s: %s(%s): %s", r.machine.Name(), operation, args, op.Message)
+	if errors.As(err, &op) && op.Kind != wire.KindDown && ctx.Err() == nil {
+		return &RefusedError{r.machine.Name(), operation, args, op.Message, err}
 	}
 	return r.explain(ctx, operation, err)
 }

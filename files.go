@@ -30,7 +30,7 @@ func (m *Machine) CopyFromHost(ctx context.Context, source, target string) error
 		}
 		copied, err := r.guest.CopyIn(ctx, path, target)
 		reportSkipped(ctx, m.Name(), copied)
-		return r.explainCopy(ctx, "copy_from_host", args, err)
+		return r.explainRefusal(ctx, "copy_from_host", args, err)
 	})
 }
 
@@ -56,7 +56,7 @@ func (m *Machine) CopyFromMachine(ctx context.Context, source, targetDir string)
 		}
 		copied, err := r.guest.CopyOut(ctx, source, dir)
 		reportSkipped(ctx, m.Name(), copied)
-		return r.explainCopy(ctx, "copy_from_machine", args, err)
+		return r.explainRefusal(ctx, "copy_from_machine", args, err)
 	})
 }
 

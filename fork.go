@@ -144,11 +144,8 @@ func (m *Machine) adopt(s *machineState) error {
 	if err := os.RemoveAll(m.disks()); err != nil {
 		return &InfraError{m.Name(), "remove the machine's disk", err}
 	}
-	m.booted, m.ended, m.id, m.disk = s.booted, nil, s.id, vmm.Disk{}
+	m.booted, m.ended, m.id, m.disk = s.booted, s.down, s.id, vmm.Disk{}
 	m.console.restore(s.console)
-	if s.down != nil {
-		m.ended = &run{machine: m, down: s.down}
-	}
 	if len(s.disk) == 0 {
 		return nil
 	}

@@ -30,28 +30,16 @@ func (m *Machine) ForwardPort(ctx context.Context, hostPort, guestPort int) (por
 	err = step(ctx, m.Name(), "forward_port", args, func(ctx context.Context) error {
 		r, err := m.powered(ctx, "forward_port")
 		if err == nil {
-			port, err = r.forwards.listen(r, hostPort, guestPort)
+			port, err = r.forward(hostPort, guestPort)
 		}
 		return err
 	})
 	return port, err
 }
 
-// forwards are the forwarded ports of one run of a machine.
-type forwards struct {
-	mu        sync.Mutex
-	listeners []net.Listener
-	closed    bool
-	running   sync.WaitGroup
-}
-
-func (f *forwards) listen(r *run, hostPort, guestPort int) (int, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// forward listens on a port of this host for as long as the run lasts.
+func (r *run) forward(hostPort, guestPort int) (int, error) {
 	m := r.machine
-	if f.closed {
-		return 0, m.downError("forward_port", r.down)
-	}
 	l, err := net.Listen("tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(hostPort)))
 	if err != nil {
 		action := fmt.Sprintf("forward port %d of this host", hostPort)
@@ -60,18 +48,24 @@ func (f *forwards) listen(r *run, hostPort, guestPort int) (int, error) {
 		}
 		return 0, &InfraError{m.Name(), action, err}
 	}
-	f.listeners = append(f.listeners, l)
-	f.running.Go(func() { f.serve(r, l, guestPort) })
+	var serving sync.WaitGroup
+	serving.Go(func() { r.serveForward(l, guestPort, &serving) })
+	if !r.closers.add(func() {
+		l.Close()
+		serving.Wait() // connections end with the guest's client
+	}) {
+		return 0, m.downError("forward_port", r.down)
+	}
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-func (f *forwards) serve(r *run, l net.Listener, guestPort int) {
+func (r *run) serveForward(l net.Listener, guestPort int, serving *sync.WaitGroup) {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
 			return // closed
 		}
-		f.running.Go(func() {
+		serving.Go(func() {
 			tcp := conn.(*net.TCPConn)
 			abort := func() { tcp.SetLinger(0) } // the client sees a reset, not an end
 			if err := r.guest.Connect(r.machine.lab.ctx, guestPort, tcp, abort); err != nil {
@@ -80,16 +74,4 @@ func (f *forwards) serve(r *run, l net.Listener, guestPort int) {
 			}
 		})
 	}
-}
-
-// close ends the listeners and waits for the connections, which end with the
-// guest's client.
-func (f *forwards) close() {
-	f.mu.Lock()
-	f.closed = true
-	for _, l := range f.listeners {
-		l.Close()
-	}
-	f.mu.Unlock()
-	f.running.Wait()
 }

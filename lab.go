@@ -15,27 +15,20 @@ import (
 
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/network"
-	"github.com/attest-vm/attest/internal/network/services"
 )
 
 // A Lab is a set of machines and the networks between them: the unit that is
 // started and stopped.
 type Lab struct {
-	host     *Host
-	config   LabConfig
-	dir      string
-	scratch  string // for the machines' disks
-	fabric   *network.Fabric
-	vde      vdeSockets
-	programs programs
+	host    *Host
+	config  LabConfig
+	dir     string
+	scratch string // for the machines' disks
+	network *Network
 
 	mu        sync.Mutex // guards what CreateMachine changes
 	machines  []*Machine // in the order of LabConfig, and then of their creation
 	addresses network.Addresses
-
-	served   map[int]*services.Host // by the number of their network
-	faults   listOf[*Fault]         // in force
-	captures listOf[*Capture]       // that write
 
 	checkpoints checkpoints
 
@@ -51,10 +44,8 @@ func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) 
 	if err := config.normalize(); err != nil {
 		return nil, err
 	}
-	l := &Lab{host: h, config: config, fabric: network.NewFabric(config.Seed), served: map[int]*services.Host{}, images: map[string]*image.Image{}}
-	if config.network != nil {
-		l.takeOver(*config.network)
-	}
+	l := &Lab{host: h, config: config, images: map[string]*image.Image{}}
+	l.network = newNetwork(l, config.Seed, config.network)
 	plan := make([]network.Machine, len(config.Machines))
 	for i := range config.Machines {
 		m := &config.Machines[i]
@@ -126,6 +117,9 @@ func (l *Lab) hosts(machine string) []network.Host {
 	defer l.mu.Unlock()
 	return l.addresses.Hosts(machine)
 }
+
+// Network is what connects the machines.
+func (l *Lab) Network() *Network { return l.network }
 
 // Machine finds a machine by its name; nil if there is none.
 func (l *Lab) Machine(name string) *Machine {
@@ -210,13 +204,7 @@ func (l *Lab) Close() error {
 		wg.Go(func() { errs[i] = m.close() })
 	}
 	wg.Wait()
-	errs = append(errs, l.checkpoints.close())
-	l.programs.close()
-	l.vde.close()
-	for _, c := range l.captures.all() {
-		errs = append(errs, c.Stop(l.ctx))
-	}
-	errs = append(errs, l.fabric.Close())
+	errs = append(errs, l.checkpoints.close(), l.network.close(l.ctx))
 	l.imagesMu.Lock()
 	for _, img := range l.images {
 		img.Release()
@@ -331,32 +319,6 @@ func (l *Lab) introduce(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// networkState is what of a lab's network its forks begin with: the faults in
-// force, the cables that are pulled, and what the switches have learned. Frames
-// under way are not in it.
-type networkState struct {
-	fabric *network.State
-	tests  map[int]string // in which faults began, by their IDs
-}
-
-// state is the network now. It does not change, and serves any number of forks.
-func (n *Network) state() networkState {
-	s := networkState{n.fabric.State(), map[int]string{}}
-	for _, f := range n.lab.faults.all() {
-		s.tests[f.fault.ID] = f.test
-	}
-	return s
-}
-
-// takeOver begins a lab's network, before any machine is attached to it, as
-// another was.
-func (l *Lab) takeOver(s networkState) {
-	l.fabric = s.fabric.Fabric()
-	for _, f := range l.fabric.Faults() {
-		l.faults.add(&Fault{network: l.Network(), fault: f, test: s.tests[f.ID]})
-	}
-}
-
 // A listOf is things of a lab that come and go.
 type listOf[T comparable] struct {
 	mu    sync.Mutex
@@ -397,3 +359,6 @@ func (g Group) machineNames() []string {
 	}
 	return names
 }
+
+// Seed is what the lab's randomness depends on.
+func (l *Lab) Seed() int64 { return l.config.Seed }

@@ -34,7 +34,7 @@ type Machine struct {
 	disk    vmm.Disk      // what the machine writes to; without a Path until it has one. Guarded by startMu
 	mu      sync.Mutex
 	current *run   // the start that is in force; nil when the machine is off
-	ended   *run   // the last one, when it ended without being asked to
+	ended   error  // why the last one ended, when it was not asked to
 	booted  bool   // it was started at least once
 	id      string // its /etc/machine-id
 	closed  bool

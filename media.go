@@ -149,7 +149,7 @@ func (m *Machine) attach(i network.Interface) (*net.UnixConn, error) {
 	if i.Network == outside {
 		return m.attachEgress(i)
 	}
-	sw := m.lab.fabric.Switch(i.Network)
+	sw := m.lab.network.fabric.Switch(i.Network)
 	attach := sw.Attach
 	if m.lab.host.config.Packets {
 		attach = sw.AttachPackets

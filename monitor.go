@@ -58,17 +58,14 @@ func (m *Machine) WaitForQMPEventNamed(ctx context.Context, name string, opts ..
 
 func (m *Machine) waitForQMPEvent(ctx context.Context, args string, match func(QMPEvent) bool, o options) (QMPEvent, error) {
 	var found QMPEvent
-	w := wait{m, "wait_for_qmp_event", args, o.limit(m.lab.host, qmpEventTimeout), time.Now()}
-	err := step(ctx, m.Name(), w.operation, w.args, func(outer context.Context) error {
-		ctx, cancel := context.WithTimeoutCause(outer, w.limit, errWaitOver)
-		defer cancel()
-		var on *run
-		err := withVMM(ctx, m, w.operation, vmm.CanTell, func(r *run, v vmm.EventSource) (err error) {
+	w := m.newWait("wait_for_qmp_event", args, o, qmpEventTimeout)
+	err := w.do(ctx, func(ctx context.Context) (on *run, err error) {
+		err = withVMM(ctx, m, w.operation, vmm.CanTell, func(r *run, v vmm.EventSource) (err error) {
 			on = r
 			found, err = r.awaitEvent(ctx, v.Events(), match)
 			return err
 		})
-		return w.explain(outer, ctx, on, err)
+		return on, err
 	})
 	return found, err
 }

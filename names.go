@@ -17,15 +17,15 @@ const domain = "lab.test"
 func (l *Lab) serve() error {
 	for _, n := range networksOf(l.machines) {
 		c := l.services(n)
-		if host := l.served[n]; host != nil {
+		if host := l.network.served[n]; host != nil {
 			host.Update(c.Leases, c.Names)
 			continue
 		}
 		host := services.New(c)
-		if _, err := l.fabric.Switch(n).AttachFrames(l.ctx, network.NIC{ID: network.Services(n).Name, MAC: c.MAC}, host); err != nil {
+		if _, err := l.network.fabric.Switch(n).AttachFrames(l.ctx, network.NIC{ID: network.Services(n).Name, MAC: c.MAC}, host); err != nil {
 			return &InfraError{Action: "serve addresses and names", Err: err}
 		}
-		l.served[n] = host
+		l.network.served[n] = host
 	}
 	return nil
 }

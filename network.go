@@ -3,13 +3,11 @@ package attest
 import (
 	"context"
 	"errors"
-	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/network"
+	"github.com/attest-vm/attest/internal/network/services"
 )
 
 // A Network is all that connects the machines of a lab. It breaks on purpose:
@@ -22,15 +20,40 @@ import (
 // began. All randomness depends on the seed of the lab: the same frames meet the
 // same fate again.
 type Network struct {
-	lab    *Lab
-	fabric *network.Fabric
+	lab      *Lab
+	fabric   *network.Fabric
+	served   map[int]*services.Host // by the number of their network; guarded by lab.mu
+	faults   listOf[*Fault]         // in force
+	captures listOf[*Capture]       // that write
+	programs programs
+	vde      vdeSockets
 }
 
-// Network is what connects the machines.
-func (l *Lab) Network() *Network { return &Network{l, l.fabric} }
+// newNetwork is a lab's network, before any machine is attached to it: as another
+// lab's was, or new.
+func newNetwork(l *Lab, seed int64, was *networkState) *Network {
+	n := &Network{lab: l, served: map[int]*services.Host{}}
+	if was == nil {
+		n.fabric = network.NewFabric(seed)
+		return n
+	}
+	n.fabric = was.fabric.Fabric()
+	for _, f := range n.fabric.Faults() {
+		n.faults.add(&Fault{network: n, fault: f, test: was.tests[f.ID]})
+	}
+	return n
+}
 
-// Seed is what the lab's randomness depends on.
-func (l *Lab) Seed() int64 { return l.config.Seed }
+// close ends everything that is on the network beside machines, which are off.
+func (n *Network) close(ctx context.Context) error {
+	n.programs.close()
+	n.vde.close()
+	var errs []error
+	for _, c := range n.captures.all() {
+		errs = append(errs, c.Stop(ctx))
+	}
+	return errors.Join(append(errs, n.fabric.Close())...)
+}
 
 // A Fault is something that is wrong with the network.
 type Fault struct {
@@ -68,203 +91,13 @@ func (f *Fault) end(ctx context.Context, reason string) {
 			Frames: f.fault.Frames(), Affected: f.fault.Affected(),
 		})
 	}
-	f.network.lab.faults.remove(f)
-}
-
-// Drop loses a share of the frames, from 0 to 1; see [Correlation].
-func (n *Network) Drop(ctx context.Context, on Machines, rate float64, opts ...FaultOption) (*Fault, error) {
-	o := collectFault(opts)
-	return n.onSide(ctx, "drop", on, network.Drop{Rate: rate, Correlation: o.correlation}, o,
-		argument("rate", rate), argument("correlation", o.correlation))
-}
-
-// Delay delivers frames later, in their order; see [Jitter].
-func (n *Network) Delay(ctx context.Context, on Machines, mean time.Duration, opts ...FaultOption) (*Fault, error) {
-	o := collectFault(opts)
-	return n.onSide(ctx, "delay", on, network.Delay{Mean: mean, Jitter: o.jitter, Distribution: o.distribution}, o,
-		argument("mean", mean), argument("jitter", o.jitter), argument("distribution", o.distribution))
-}
-
-// Duplicate delivers a share of the frames twice.
-func (n *Network) Duplicate(ctx context.Context, on Machines, rate float64, opts ...FaultOption) (*Fault, error) {
-	return n.onSide(ctx, "duplicate", on, network.Duplicate{Rate: rate}, collectFault(opts), argument("rate", rate))
-}
-
-// Reorder has a share of the frames overtaken by those that follow; see [Gap]. A
-// frame that nothing follows goes on after 100 ms.
-func (n *Network) Reorder(ctx context.Context, on Machines, rate float64, opts ...FaultOption) (*Fault, error) {
-	o := collectFault(opts)
-	return n.onSide(ctx, "reorder", on, network.Reorder{Rate: rate, Gap: o.gap}, o, argument("rate", rate), argument("gap", o.gap))
-}
-
-// Corrupt flips one bit in a share of the frames, behind the Ethernet header.
-// Checksums find it: a guest drops such a packet of TCP, UDP or ICMP. ARP has
-// none.
-func (n *Network) Corrupt(ctx context.Context, on Machines, rate float64, opts ...FaultOption) (*Fault, error) {
-	return n.onSide(ctx, "corrupt", on, network.Corrupt{Rate: rate}, collectFault(opts), argument("rate", rate))
-}
-
-// Rate limits each direction to so many bits per second; see [Queue].
-func (n *Network) Rate(ctx context.Context, on Machines, bits int64, opts ...FaultOption) (*Fault, error) {
-	o := collectFault(opts)
-	return n.onSide(ctx, "rate", on, network.Rate{Bits: bits, Queue: o.queue, Burst: o.burst}, o,
-		argument("bits", bits), argument("queue", o.queue), argument("burst", o.burst))
-}
-
-// Down loses every frame. The guest's network card keeps its carrier;
-// [Machine.Block] takes that, too.
-func (n *Network) Down(ctx context.Context, on Machines, opts ...FaultOption) (*Fault, error) {
-	return n.onSide(ctx, "down", on, network.Down{}, collectFault(opts))
-}
-
-// Flaky is a bad link: it loses a fifth of the frames, mostly several in a row.
-func (n *Network) Flaky(ctx context.Context, on Machines, opts ...FaultOption) (*Fault, error) {
-	return n.onSide(ctx, "flaky", on, network.Drop{Rate: 0.2, Correlation: 0.75}, collectFault(opts))
-}
-
-// Partition lets no frame through from a to b and from b to a, or with [OneWay]
-// from a to b only. Machines of one side reach each other.
-func (n *Network) Partition(ctx context.Context, a, b Machines, opts ...FaultOption) (*Fault, error) {
-	o := collectFault(opts)
-	left, right := a.machineNames(), b.machineNames()
-	flows := network.Both(network.These(left...), network.These(right...))
-	if o.oneWay {
-		flows = flows[:1]
-	}
-	o.peer = right // as of every fault: machines of the lab, and not those of the other side
-	return n.cut(ctx, "partition", left, flows, o, namesOf(left), namesOf(right), argument("oneway", o.oneWay))
-}
-
-// Isolate cuts machines off from all others. Several still reach each other.
-func (n *Network) Isolate(ctx context.Context, on Machines, opts ...FaultOption) (*Fault, error) {
-	names := on.machineNames()
-	flows := network.Both(network.These(names...), network.AllBut(names...))
-	return n.cut(ctx, "isolate", names, flows, collectFault(opts), namesOf(names))
-}
-
-// MajoritiesRing lets every machine hear a majority of all, itself counted, and
-// no two the same one: each hears those around it on a ring in the order of the
-// list. With three machines that is one other each, in one direction.
-func (n *Network) MajoritiesRing(ctx context.Context, on Machines, opts ...FaultOption) (*Fault, error) {
-	names := on.machineNames()
-	return n.cut(ctx, "majorities_ring", names, network.MajoritiesRing(names), collectFault(opts), namesOf(names))
-}
-
-// Bridge cuts a list of machines into two halves that only the machine in its
-// middle reaches.
-func (n *Network) Bridge(ctx context.Context, on Machines, opts ...FaultOption) (*Fault, error) {
-	names := on.machineNames()
-	return n.cut(ctx, "bridge", names, network.Bridge(names), collectFault(opts), namesOf(names))
-}
-
-// onSide puts an effect on machines' side of the cable.
-func (n *Network) onSide(ctx context.Context, kind string, on Machines, e network.Effect, o faultOptions, arguments ...string) (*Fault, error) {
-	names := on.machineNames()
-	these, peer := network.These(names...), network.These(o.peer...)
-	r := network.Rule{Effect: e}
-	if o.direction != Incoming {
-		r.Flows = append(r.Flows, network.Flow{From: these, To: peer})
-	}
-	if o.direction != Outgoing {
-		r.Flows = append(r.Flows, network.Flow{From: peer, To: these})
-	}
-	if o.peer != nil {
-		arguments = append(arguments, "peer="+namesOf(o.peer))
-	}
-	if o.direction != "" && o.direction != BothWays {
-		arguments = append(arguments, argument("direction", string(o.direction)))
-	}
-	return n.begin(ctx, kind, names, r, o, append([]string{namesOf(names)}, arguments...))
-}
-
-// cut loses everything that flows.
-func (n *Network) cut(ctx context.Context, kind string, names []string, flows []network.Flow, o faultOptions, arguments ...string) (*Fault, error) {
-	return n.begin(ctx, kind, names, network.Rule{Effect: network.Down{}, Flows: flows}, o, arguments)
-}
-
-// begin puts a rule in force, for as long as the options say.
-func (n *Network) begin(ctx context.Context, kind string, names []string, r network.Rule, o faultOptions, arguments []string) (f *Fault, err error) {
-	arguments = append(arguments, argument("match", o.match), argument("network", o.network))
-	arguments = slices.DeleteFunc(arguments, func(a string) bool { return a == "" })
-	args := strings.Join(arguments, ", ")
-	err = step(ctx, "", "network."+kind, args, func(ctx context.Context) error {
-		r.Name, r.Network, r.Scope = kind+"("+args+")", o.network, event.ScopeOf(ctx).Test
-		if err := n.check(kind, names, &r, o); err != nil {
-			return &ConfigError{"network." + kind, err.Error()}
-		}
-		fault, err := n.fabric.Begin(r)
-		if err != nil {
-			return errLabClosed
-		}
-		f = &Fault{n, fault, event.ScopeOf(ctx).Test, duringOf(ctx)}
-		n.lab.faults.add(f)
-		event.Publish(ctx, event.FaultStarted{ID: fault.ID, Fault: f.String()})
-		if o.during == nil {
-			return nil
-		}
-		defer func() {
-			ctx := context.WithoutCancel(ctx)
-			n.endAll(ctx, "at the end of during", func(x *Fault) bool { return x.during == f })
-			f.end(ctx, "")
-		}()
-		return o.during(context.WithValue(ctx, duringKey{}, f))
-	})
-	return f, err
-}
-
-// duringKey is the context key of the fault whose During function runs.
-type duringKey struct{}
-
-func duringOf(ctx context.Context) *Fault {
-	f, _ := ctx.Value(duringKey{}).(*Fault)
-	return f
-}
-
-// check says why a rule makes no sense for this lab, and completes it.
-func (n *Network) check(kind string, names []string, r *network.Rule, o faultOptions) (err error) {
-	if needs := map[string]int{"majorities_ring": 3, "bridge": 3}[kind]; len(names) > 0 && len(names) < needs {
-		return errors.New("it takes at least three machines")
-	}
-	if len(names) == 0 || o.peer != nil && len(o.peer) == 0 {
-		return errors.New("a list of machines is empty; name at least one")
-	}
-	for _, name := range append(slices.Clone(names), o.peer...) {
-		m := n.lab.Machine(name)
-		if m == nil {
-			return fmt.Errorf("the lab has no machine %q", name)
-		}
-		if o.network != 0 && !slices.Contains(m.config.Networks, o.network) {
-			return fmt.Errorf("%s is not on network %d; it is on %v", name, o.network, m.config.Networks)
-		}
-	}
-	if err := disjoint(names, o.peer); err != nil {
-		return err
-	}
-	switch o.direction {
-	case "", BothWays, Incoming, Outgoing:
-	default:
-		return fmt.Errorf("direction must be both, in or out, not %q", o.direction)
-	}
-	if r.Match, err = network.ParseMatch(o.match); err != nil {
-		return fmt.Errorf("match: %w", err)
-	}
-	return r.Effect.Check()
-}
-
-// disjoint refuses machines that are on both sides of a cut.
-func disjoint(a, b []string) error {
-	for _, name := range a {
-		if slices.Contains(b, name) {
-			return fmt.Errorf("%s is on both sides; no network is between a machine and itself", name)
-		}
-	}
-	return nil
+	f.network.faults.remove(f)
 }
 
 // Heal ends all faults.
 func (n *Network) Heal(ctx context.Context) error {
 	return step(ctx, "", "network.heal", "", func(ctx context.Context) error {
-		for _, f := range n.lab.faults.all() {
+		for _, f := range n.faults.all() {
 			f.end(ctx, "")
 		}
 		return nil
@@ -277,7 +110,7 @@ func (n *Network) Settle(ctx context.Context) error {
 	test := event.ScopeOf(ctx).Test
 	n.endAll(ctx, "at the end of the test", func(f *Fault) bool { return f.test == test })
 	var errs []error
-	for _, c := range n.lab.captures.all() {
+	for _, c := range n.captures.all() {
 		if c.test == test {
 			errs = append(errs, c.Stop(ctx))
 		}
@@ -287,10 +120,27 @@ func (n *Network) Settle(ctx context.Context) error {
 
 // endAll heals faults that nobody has healed.
 func (n *Network) endAll(ctx context.Context, when string, which func(*Fault) bool) {
-	for _, f := range n.lab.faults.all() {
+	for _, f := range n.faults.all() {
 		if which(f) {
 			event.Warnf(ctx, "network: %v was still in force %s; healed", f, when)
 			f.end(ctx, "still in force "+when)
 		}
 	}
+}
+
+// networkState is what of a lab's network its forks begin with: the faults in
+// force, the cables that are pulled, and what the switches have learned. Frames
+// under way are not in it.
+type networkState struct {
+	fabric *network.State
+	tests  map[int]string // in which faults began, by their IDs
+}
+
+// state is the network now. It does not change, and serves any number of forks.
+func (n *Network) state() networkState {
+	s := networkState{n.fabric.State(), map[int]string{}}
+	for _, f := range n.faults.all() {
+		s.tests[f.fault.ID] = f.test
+	}
+	return s
 }

@@ -52,14 +52,11 @@ func (m *Machine) WaitForShutdown(ctx context.Context, opts ...Option) error {
 }
 
 func (m *Machine) powerOff(ctx context.Context, operation string, o options, ask func(context.Context, *run) error) error {
-	w := wait{m, operation, "", o.limit(m.lab.host, shutdownTimeout), time.Now()}
-	return step(ctx, m.Name(), operation, "", func(outer context.Context) error {
-		ctx, cancel := context.WithTimeoutCause(outer, w.limit, errWaitOver)
-		defer cancel()
+	return m.newWait(operation, "", o, shutdownTimeout).do(ctx, func(ctx context.Context) (*run, error) {
 		r := m.running()
 		if r != nil {
 			if err := r.awake(operation); err != nil {
-				return err
+				return r, err
 			}
 		}
 		err := m.stop(ctx, ask)
@@ -72,12 +69,12 @@ func (m *Machine) powerOff(ctx context.Context, operation string, o options, ask
 		if err == nil && r != nil && !r.orderly() {
 			m.mu.Lock()
 			if m.current == nil {
-				m.ended = r // that was not what was waited for
+				m.ended = r.down // that was not what was waited for
 			}
 			m.mu.Unlock()
-			return m.downError(operation, r.down)
+			return r, m.downError(operation, r.down)
 		}
-		return w.explain(outer, ctx, r, err)
+		return r, err
 	})
 }
 
@@ -96,16 +93,12 @@ func (m *Machine) Crash(ctx context.Context) error {
 
 // Reboot restarts the guest in an orderly way and waits until it answers again.
 func (m *Machine) Reboot(ctx context.Context, opts ...Option) error {
-	o := collect(opts)
-	w := wait{m, "reboot", "", o.limit(m.lab.host, rebootTimeout), time.Now()}
-	return step(ctx, m.Name(), "reboot", "", func(outer context.Context) error {
-		ctx, cancel := context.WithTimeoutCause(outer, w.limit, errWaitOver)
-		defer cancel()
+	return m.newWait("reboot", "", collect(opts), rebootTimeout).do(ctx, func(ctx context.Context) (*run, error) {
 		r, err := m.use(ctx, "reboot")
 		if err == nil {
 			err = r.reboot(ctx)
 		}
-		return w.explain(outer, ctx, r, err)
+		return r, err
 	})
 }
 
@@ -128,7 +121,7 @@ func (m *Machine) setPaused(ctx context.Context, operation string, pause bool) e
 		m.mu.Unlock()
 		switch {
 		case r == nil && ended != nil:
-			return m.downError(operation, ended.down)
+			return m.downError(operation, ended)
 		case r == nil:
 			return &DownError{Machine: m.Name(), Operation: operation, Reason: "it is off"}
 		}
@@ -145,10 +138,8 @@ const panicTimeout = time.Minute
 // gets an NMI, on which attest's guests panic. The next start boots from the disk
 // as the panic left it.
 func (m *Machine) KernelPanic(ctx context.Context, opts ...Option) error {
-	w := wait{m, "kernel_panic", "", collect(opts).limit(m.lab.host, panicTimeout), time.Now()}
-	return step(ctx, m.Name(), w.operation, "", func(outer context.Context) error {
-		ctx, cancel := context.WithTimeoutCause(outer, w.limit, errWaitOver)
-		defer cancel()
+	w := m.newWait("kernel_panic", "", collect(opts), panicTimeout)
+	return w.do(ctx, func(ctx context.Context) (*run, error) {
 		r, err := m.use(ctx, w.operation)
 		if err == nil {
 			if err = m.stop(ctx, func(ctx context.Context, r *run) error { return r.panic(ctx, w.limit) }); err != nil {
@@ -156,12 +147,12 @@ func (m *Machine) KernelPanic(ctx context.Context, opts ...Option) error {
 			}
 		}
 		if err == nil && m.console.panicLine() == "" && r.vm.Exit().Reason != vmm.Panicked {
-			return m.downError(w.operation, r.down) // it ended for another reason
+			return r, m.downError(w.operation, r.down) // it ended for another reason
 		}
 		if err != nil && context.Cause(ctx) == errWaitOver {
 			err = &WaitError{LastSeen: "the kernel has not panicked"}
 		}
-		return w.explain(outer, ctx, r, err)
+		return r, err
 	})
 }
 

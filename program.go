@@ -54,9 +54,9 @@ func (l *Lab) StartProgram(ctx context.Context, p Program) (*RunningProgram, err
 	if p.Networks == nil {
 		p.Networks = []int{1}
 	}
-	l.programs.mu.Lock()
-	defer l.programs.mu.Unlock()
-	if l.programs.closed {
+	l.network.programs.mu.Lock()
+	defer l.network.programs.mu.Unlock()
+	if l.network.programs.closed {
 		return nil, errLabClosed
 	}
 	r := &RunningProgram{ended: make(chan struct{})}
@@ -72,7 +72,7 @@ func (l *Lab) StartProgram(ctx context.Context, p Program) (*RunningProgram, err
 	r.process = process
 	var ports []*network.Port
 	for i, f := range taps {
-		port, attachErr := l.fabric.Switch(p.Networks[i]).AttachTAP(l.ctx, network.NIC{Machine: p.Name, ID: links[i].Name, MAC: links[i].MAC}, f)
+		port, attachErr := l.network.fabric.Switch(p.Networks[i]).AttachTAP(l.ctx, network.NIC{Machine: p.Name, ID: links[i].Name, MAC: links[i].MAC}, f)
 		if attachErr != nil {
 			err = attachErr
 			process.Kill()
@@ -91,8 +91,8 @@ func (l *Lab) StartProgram(ctx context.Context, p Program) (*RunningProgram, err
 		<-r.ended
 		return nil, &InfraError{Action: "attach " + p.Name + " to the network", Err: err}
 	}
-	l.programs.count++
-	l.programs.all = append(l.programs.all, r)
+	l.network.programs.count++
+	l.network.programs.all = append(l.network.programs.all, r)
 	return r, nil
 }
 
@@ -106,7 +106,7 @@ func (l *Lab) programLinks(p Program, r *RunningProgram) ([]tap.Link, error) {
 	l.mu.Lock()
 	plan := l.addresses
 	l.mu.Unlock()
-	own, err := plan.Visitor(network.Machine{Name: p.Name, Networks: p.Networks}, l.programs.count)
+	own, err := plan.Visitor(network.Machine{Name: p.Name, Networks: p.Networks}, l.network.programs.count)
 	if err != nil {
 		return nil, &ConfigError{"lab", err.Error()}
 	}

@@ -25,9 +25,9 @@ type run struct {
 	pumped      chan struct{} // closed when the console has been read to its end
 	over        chan struct{} // closed when all of the run is gone; down is set before
 	down        error         // why the machine is down, as operations report it
-	forwards    forwards
-	asked       bool // somebody asked for the end; guarded by machine.mu
-	paused      bool // by Pause; guarded by machine.mu
+	closers     closers       // what ends with the run
+	asked       bool          // somebody asked for the end; guarded by machine.mu
+	paused      bool          // by Pause; guarded by machine.mu
 	origin      *origin
 	allowReboot bool
 	backdoor    *backdoor // nil: the guest has come with the agent
@@ -113,7 +113,7 @@ func (m *Machine) powered(ctx context.Context, operation string) (*run, error) {
 	r, ended := m.current, m.ended
 	m.mu.Unlock()
 	if r == nil && ended != nil {
-		return nil, m.downError(operation, ended.down)
+		return nil, m.downError(operation, ended)
 	}
 	if r != nil {
 		return r, nil
@@ -445,7 +445,7 @@ func (m *Machine) restoreLinks(ctx context.Context, r *run) error {
 	defer m.linkMu.Unlock()
 	interfaces := slices.Clone(m.address.Interfaces)
 	if r.origin == nil {
-		interfaces = slices.DeleteFunc(interfaces, func(i network.Interface) bool { return !m.lab.fabric.Down(m.Name(), i.Name) })
+		interfaces = slices.DeleteFunc(interfaces, func(i network.Interface) bool { return !m.lab.network.fabric.Down(m.Name(), i.Name) })
 	}
 	return m.showLinks(ctx, r, "start", interfaces)
 }
@@ -460,7 +460,7 @@ func (m *Machine) showLinks(ctx context.Context, r *run, operation string, inter
 		return nil // its frames are lost all the same
 	}
 	for _, i := range interfaces {
-		if err := setter.SetLink(ctx, i.Name, !m.lab.fabric.Down(m.Name(), i.Name)); err != nil {
+		if err := setter.SetLink(ctx, i.Name, !m.lab.network.fabric.Down(m.Name(), i.Name)); err != nil {
 			return r.explain(ctx, operation, r.whenGone(fmt.Errorf("%s: set the link of %s: %w", m.Name(), i.Name, err)))
 		}
 	}
@@ -574,11 +574,11 @@ func (r *run) watch() {
 	}
 	m.current = nil
 	if !r.asked {
-		m.ended = r
+		m.ended = r.down
 	}
 	m.mu.Unlock()
 	r.guest.Close(r.down)
-	r.forwards.close()
+	r.closers.close()
 	state := "stopped"
 	switch {
 	case m.console.panicLine() != "":
@@ -644,4 +644,36 @@ func (r *run) orderly() bool {
 	}
 	reason := r.vm.Exit().Reason
 	return reason == vmm.PoweredOff || reason == vmm.Reset
+}
+
+// closers are what is to be closed when something ends.
+type closers struct {
+	mu     sync.Mutex
+	closed bool
+	all    []func()
+}
+
+// add has fn called by close. After close it calls fn itself, and returns false.
+func (c *closers) add(fn func()) bool {
+	c.mu.Lock()
+	closed := c.closed
+	if !closed {
+		c.all = append(c.all, fn)
+	}
+	c.mu.Unlock()
+	if closed {
+		fn()
+	}
+	return !closed
+}
+
+func (c *closers) close() {
+	c.mu.Lock()
+	c.closed = true
+	all := c.all
+	c.all = nil
+	c.mu.Unlock()
+	for _, fn := range all {
+		fn()
+	}
 }

@@ -184,10 +184,7 @@ func (m *Machine) pausable(ctx context.Context) (*run, error) {
 // capture saves one machine that is paused, or off.
 func (m *Machine) capture(ctx context.Context, r *run, dir string) (s *machineState, err error) {
 	m.mu.Lock()
-	s = &machineState{booted: m.booted, id: m.id}
-	if m.ended != nil {
-		s.down = m.ended.down
-	}
+	s = &machineState{booted: m.booted, down: m.ended, id: m.id}
 	m.mu.Unlock()
 	s.console = m.console.save()
 	if r != nil {

@@ -31,7 +31,7 @@ func (l *Lab) VDESocket(number int) (dir string, err error) {
 	if !l.hasNetwork(number) {
 		return "", &ConfigError{"lab", fmt.Sprintf("no machine is on network %d", number)}
 	}
-	return l.vde.listen(l, fmt.Sprint("vde", number), func(ctx context.Context, p vde.Plug) (vde.Port, error) {
+	return l.network.vde.listen(l, fmt.Sprint("vde", number), func(ctx context.Context, p vde.Plug) (vde.Port, error) {
 		return l.visit(ctx, number, p)
 	})
 }
@@ -45,8 +45,8 @@ func (m *Machine) vdeSocket(number int) (dir string, err error) {
 			nic.ID, nic.MAC = i.Name, i.MAC
 		}
 	}
-	return m.lab.vde.listen(m.lab, fmt.Sprintf("vde%d.%d", number, m.address.Number), func(ctx context.Context, p vde.Plug) (vde.Port, error) {
-		return m.lab.fabric.Switch(number).AttachDatagram(ctx, nic, p.Conn)
+	return m.lab.network.vde.listen(m.lab, fmt.Sprintf("vde%d.%d", number, m.address.Number), func(ctx context.Context, p vde.Plug) (vde.Port, error) {
+		return m.lab.network.fabric.Switch(number).AttachDatagram(ctx, nic, p.Conn)
 	})
 }
 
@@ -97,7 +97,7 @@ type visitor struct {
 
 func (l *Lab) visit(ctx context.Context, number int, p vde.Plug) (vde.Port, error) {
 	v := &visitor{lab: l, number: number, nic: network.NIC{ID: fmt.Sprint("vde", p.Number)}, conn: p.Conn, done: make(chan struct{})}
-	silent, err := l.fabric.Switch(number).AttachFrames(ctx, v.nic, &listener{conn: p.Conn, closed: make(chan struct{})})
+	silent, err := l.network.fabric.Switch(number).AttachFrames(ctx, v.nic, &listener{conn: p.Conn, closed: make(chan struct{})})
 	if err != nil {
 		p.Conn.Close()
 		return nil, err
@@ -145,7 +145,7 @@ func (v *visitor) attach(ctx context.Context) *network.Port {
 	defer v.mu.Unlock()
 	v.conn.SetDeadline(time.Time{})
 	if !v.gone {
-		v.port, _ = v.lab.fabric.Switch(v.number).AttachDatagram(ctx, v.nic, v.conn)
+		v.port, _ = v.lab.network.fabric.Switch(v.number).AttachDatagram(ctx, v.nic, v.conn)
 	}
 	return v.port
 }

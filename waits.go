@@ -183,21 +183,32 @@ func (m *Machine) WaitForConsoleText(ctx context.Context, pattern string, opts .
 	w := m.newWait("wait_for_console_text", strconv.Quote(pattern), collect(opts), defaultTimeout)
 	return w.do(ctx, func(ctx context.Context) (*run, error) {
 		m.mu.Lock()
-		r, ended := m.current, m.ended
+		r, down := m.current, m.ended
 		m.mu.Unlock()
-		if r == nil {
-			r = ended // what it said before it went down can still match
-		}
-		if r == nil {
+		if r == nil && down == nil {
 			var err error
 			if r, err = m.start(ctx, m.config.AllowReboot); err != nil {
 				return nil, err
 			}
 		}
-		_, err := m.console.waitText(ctx, re, r.over)
+		over := closed // what it said before it went down can still match
+		if r != nil {
+			over = r.over
+		}
+		_, err := m.console.waitText(ctx, re, over)
+		if errors.Is(err, errMachineGone) && r == nil {
+			return nil, m.downError(w.operation, down)
+		}
 		if err != nil && context.Cause(ctx) == errWaitOver {
 			err = &WaitError{LastSeen: strings.Join(m.console.tail(1), "")}
 		}
 		return r, err
 	})
 }
+
+// closed is the over of a start that nobody has any more.
+var closed = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()

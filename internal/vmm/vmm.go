@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/supervise"
 )
 
@@ -255,6 +256,9 @@ func (e *UnsupportedError) Error() string {
 	return msg
 }
 
+// Status is Unsupported.
+func (*UnsupportedError) Status() event.Status { return event.Unsupported }
+
 // MissingError is something that the host lacks: a program, a device, space.
 type MissingError struct {
 	What   string // "qemu-system-x86_64"
@@ -269,6 +273,9 @@ func (e *MissingError) Error() string {
 	}
 	return msg
 }
+
+// Status is Infra.
+func (*MissingError) Status() event.Status { return event.Infra }
 
 // StartError is a VMM that did not start; Output is what it said.
 type StartError struct {
@@ -287,6 +294,9 @@ func (e *StartError) Error() string {
 }
 
 func (e *StartError) Unwrap() error { return e.Err }
+
+// Status is Infra.
+func (*StartError) Status() event.Status { return event.Infra }
 
 var (
 	registryMu sync.Mutex
