@@ -40,5 +40,9 @@ func (c MachineConfig) offers(b vmm.Backend, what Capability) (ok bool, reason s
 	if !known {
 		return false, ""
 	}
-	return o.Offers(vmm.Config{Name: c.Name, MachineType: c.Type, Display: c.Display, StartCommand: c.StartCommand}, what)
+	var boot vmm.Boot = &vmm.Hardware{Type: c.Type, Display: c.Display}
+	if c.StartCommand != "" {
+		boot = &vmm.Command{Line: c.StartCommand}
+	}
+	return o.Offers(vmm.Config{Name: c.Name, Boot: boot}, what)
 }

@@ -27,14 +27,14 @@ func egressInterface(number int) network.Interface {
 // attachEgress plugs the machine into a network of its own with a gateway to the
 // world, which goes with the VMM. Connections of one start are nothing to
 // the next.
-func (m *Machine) attachEgress(own network.Interface) (*net.UnixConn, error) {
+func (m *Machine) attachEgress(own network.Interface, attach attachment) error {
 	rules, err := egress.ParseRules(m.config.Egress)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	gateway, err := egress.New(egress.Config{Rules: rules, Report: m.reportEgress})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	names := services.New(services.Config{
 		MAC: egress.NameMAC, IPv4: egress.NameIPv4, IPv6: egress.NameIPv6,
@@ -48,13 +48,12 @@ func (m *Machine) attachEgress(own network.Interface) (*net.UnixConn, error) {
 		_, err = sw.AttachFrames(ctx, network.NIC{ID: "names"}, names)
 	}
 	var port *network.Port
-	var conn *net.UnixConn
 	if err == nil {
-		port, conn, err = sw.Attach(ctx, network.NIC{Machine: m.Name(), ID: own.Name, MAC: own.MAC})
+		port, err = attach(ctx, sw)
 	}
 	if err != nil {
 		sw.Close()
-		return nil, err
+		return err
 	}
 	m.linkMu.Lock()
 	defer m.linkMu.Unlock()
@@ -64,7 +63,7 @@ func (m *Machine) attachEgress(own network.Interface) (*net.UnixConn, error) {
 		<-port.Done()
 		sw.Close()
 	})
-	return conn, nil
+	return nil
 }
 
 func (m *Machine) reportEgress(c egress.Connection) {

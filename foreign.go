@@ -15,13 +15,15 @@ import (
 
 	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/wire"
 )
 
-// Foreign machines are those that a start command of somebody else starts
-// (docs/foreign.md). Their directory is where their disks are; who they are, and
-// how their networks are configured, is in their guest.
+// foreign is a machine that a start command of somebody else starts
+// (docs/foreign.md). Its directory is where its disks are; who it is, and how its
+// networks are configured, is in its guest.
+type foreign struct{ m *Machine }
 
-func (m *Machine) foreign() bool { return m.config.StartCommand != "" }
+func (f *foreign) knowsHosts() bool { return false }
 
 // startCommand is the command with the path of its program, if that is relative,
 // below the directory of the test file.
@@ -55,46 +57,60 @@ func (m *Machine) startCommand() (string, error) {
 	return strings.TrimSpace(path + " " + rest), nil
 }
 
-// foreignConfig is vmmConfig of such a machine.
-func (m *Machine) foreignConfig(ctx context.Context) (vmm.Config, error) {
-	config := vmm.Config{Name: m.Name(), Dir: m.disks()}
-	_, err := m.lab.host.guestBinary(ctx)
-	if err != nil {
-		return config, err
+func (f *foreign) plan(ctx context.Context) (plan, error) {
+	m := f.m
+	command := &vmm.Command{}
+	p := plan{
+		config: vmm.Config{Name: m.Name(), Dir: m.disks(), Boot: command, NICs: m.cards()},
+		title:  fmt.Sprintf("%s (%s)", m.Name(), m.config.StartCommand),
+		fits:   map[string]string{},
 	}
-	if config.StartCommand, err = m.startCommand(); err != nil {
-		return config, err
+	var err error
+	if p.agent, err = m.lab.host.guestDigest(ctx); err != nil {
+		return p, err
 	}
-	return config, m.backend.Check(config)
+	command.Line, err = m.startCommand()
+	p.planned = p.config
+	return p, err
 }
 
-// attachForeign makes what the start command finds: its directory, the one that
-// it shares with the host, and the networks.
-func (m *Machine) attachForeign(config *vmm.Config) error {
+// attach makes what the start command finds: its directory, the one that it
+// shares with the host, and the networks.
+func (f *foreign) attach(_ context.Context, _ plan, c *vmm.Config, _ *plugs) error {
+	m := f.m
 	shared := filepath.Join(m.lab.scratch, sharedDir)
 	for _, dir := range []string{m.disks(), shared} {
 		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return &InfraError{m.Name(), "create the machine's directory", err}
 		}
 	}
-	config.Env = []string{
-		"TMPDIR=" + config.Dir,
+	command := *c.Boot.(*vmm.Command)
+	command.Env = []string{
+		"TMPDIR=" + c.Dir,
 		"USE_TMPDIR=1",
 		"SHARED_DIR=" + shared,
-		"NIX_DISK_IMAGE=" + filepath.Join(config.Dir, m.Name()+".qcow2"),
-		"NIX_EFI_VARS=" + filepath.Join(config.Dir, m.Name()+"-efi-vars.fd"),
+		"NIX_DISK_IMAGE=" + filepath.Join(c.Dir, m.Name()+".qcow2"),
+		"NIX_EFI_VARS=" + filepath.Join(c.Dir, m.Name()+"-efi-vars.fd"),
 	}
 	for _, n := range networksOf(m.lab.Machines()) {
 		dir, err := m.vdeSocket(n)
 		if err != nil {
 			return err
 		}
-		config.Env = append(config.Env, fmt.Sprintf("QEMU_VDE_SOCKET_%d=%s", n, dir))
+		command.Env = append(command.Env, fmt.Sprintf("QEMU_VDE_SOCKET_%d=%s", n, dir))
 	}
-	for _, i := range m.address.Interfaces {
-		config.NICs = append(config.NICs, vmm.NIC{ID: i.Name, MAC: i.MAC})
-	}
+	c.Boot = &command
 	return nil
+}
+
+// identity is nothing but what the guest lacks: it is who it is, and one that has
+// booted has the time that it was given.
+func (f *foreign) identity(r *run, again bool) wire.Identity {
+	id := renewal()
+	if r.origin == nil {
+		id.Time = time.Time{}
+	}
+	return id
 }
 
 // sharedDir is the directory that start commands share with the host, one for all
@@ -191,10 +207,11 @@ const (
 	stateLink = "link:"
 )
 
-// stateFiles are the files in the machine's directory. Sockets, which belong to
+// keep copies the files in the machine's directory. Sockets, which belong to
 // processes, are not among them.
-func (m *Machine) stateFiles() ([]vmm.Backing, error) {
-	var files []vmm.Backing
+func (f *foreign) keep(to func(int) string) ([]vmm.Backing, error) {
+	m := f.m
+	var kept []vmm.Backing
 	err := filepath.WalkDir(m.disks(), func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -204,38 +221,34 @@ func (m *Machine) stateFiles() ([]vmm.Backing, error) {
 		case err != nil:
 			return err
 		case d.Type().IsRegular():
-			files = append(files, vmm.Backing{Path: path, Format: stateFile + name})
+			copied := to(len(kept))
+			kept = append(kept, vmm.Backing{Path: copied, Format: stateFile + name})
+			return copyFile(copied, path)
 		case d.Type() == fs.ModeSymlink:
-			files = append(files, vmm.Backing{Path: path, Format: stateLink + name})
+			copied := to(len(kept))
+			kept = append(kept, vmm.Backing{Path: copied, Format: stateLink + name})
+			target, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(copied, []byte(target), 0o600)
 		}
 		return nil
 	})
-	if errors.Is(err, fs.ErrNotExist) { // it was never started
+	if errors.Is(err, fs.ErrNotExist) && len(kept) == 0 { // it was never started
 		return nil, nil
 	}
-	return files, err
+	return kept, err
 }
 
-// keepStateFile copies one of them to where it is kept.
-func keepStateFile(to string, b vmm.Backing) error {
-	if !strings.HasPrefix(b.Format, stateLink) {
-		return copyFile(to, b.Path)
-	}
-	target, err := os.Readlink(b.Path)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(to, []byte(target), 0o600)
-}
-
-// restoreState fills the machine's directory with what was kept.
-func (m *Machine) restoreState(files []vmm.Backing) error {
-	for _, b := range files {
+// adopt fills the machine's directory with what was kept.
+func (f *foreign) adopt(kept []vmm.Backing) error {
+	for _, b := range kept {
 		kind, name, _ := strings.Cut(b.Format, ":")
 		if !filepath.IsLocal(name) {
 			return fmt.Errorf("%q is no name for a file of a machine", name)
 		}
-		path := filepath.Join(m.disks(), name)
+		path := filepath.Join(f.m.disks(), name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return err
 		}

@@ -139,24 +139,19 @@ func (l *Lab) restore(ctx context.Context, machines []*Machine, states map[strin
 // adopt makes a machine that is off what it was in a snapshot, but for running.
 // startMu is held, or nobody has the machine yet.
 func (m *Machine) adopt(s *machineState) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	if err := os.RemoveAll(m.disks()); err != nil {
 		return &InfraError{m.Name(), "remove the machine's disk", err}
 	}
-	m.booted, m.ended, m.id, m.disk = s.booted, s.down, s.id, vmm.Disk{}
+	m.mu.Lock()
+	m.booted, m.ended, m.id = s.booted, s.down, s.id
+	m.mu.Unlock()
 	m.console.restore(s.console)
-	if len(s.disk) == 0 {
-		return nil
-	}
-	if err := os.Mkdir(m.disks(), 0o700); err != nil {
-		return &InfraError{m.Name(), "create the machine's disk", err}
-	}
 	var err error
-	if m.foreign() {
-		err = m.restoreState(s.disk)
-	} else {
-		m.disk.Backing, err = linkBacking(m.disks(), s.disk, 1)
+	if len(s.disk) > 0 {
+		err = os.Mkdir(m.disks(), 0o700)
+	}
+	if err == nil {
+		err = m.kind.adopt(s.disk)
 	}
 	if err != nil {
 		return &InfraError{m.Name(), "create the machine's disk", err}

@@ -134,7 +134,7 @@ func (h *Host) guestBinary(ctx context.Context) (string, error) {
 
 // vmmHost is what backends need of this host.
 func (h *Host) vmmHost() vmm.Host {
-	return vmm.Host{Supervisor: h.supervisor, Accel: h.probe.Accel()}
+	return vmm.Host{Supervisor: h.supervisor, Accel: h.probe.Accel(), Packets: h.config.Packets}
 }
 
 func (h *Host) backendName(asked string) string {

@@ -97,6 +97,7 @@ func (l *Lab) newMachine(config MachineConfig) (*Machine, error) {
 		return nil, err
 	}
 	m := &Machine{lab: l, config: config, backend: b, id: machineID()}
+	m.kind = kindOf(m)
 	m.address, _ = l.addresses.Machine(config.Name)
 	if len(config.Egress) > 0 {
 		m.address.Interfaces = append(slices.Clone(m.address.Interfaces), egressInterface(m.address.Number))
@@ -109,6 +110,13 @@ func (l *Lab) Machines() []*Machine {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.machines)
+}
+
+// plan is who has which addresses now.
+func (l *Lab) plan() network.Addresses {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.addresses
 }
 
 // hosts are the names that a machine has to know.
@@ -145,9 +153,9 @@ func (l *Lab) Host() *Host { return l.host }
 // run them, so that what cannot work is refused before anything boots.
 func (l *Lab) Prepare(ctx context.Context) error {
 	for _, m := range l.Machines() {
-		config, img, err := m.vmmConfig(ctx)
+		p, err := m.plan(ctx)
 		if err == nil {
-			err = m.checkSnapshot(config, img)
+			err = m.checkSnapshot(p)
 		}
 		if err != nil {
 			return err
@@ -263,7 +271,9 @@ func (l *Lab) createMachine(ctx context.Context, config MachineConfig) (*Machine
 		return nil, err
 	}
 	// What cannot work is refused before the lab changes.
-	if _, _, err := (&Machine{lab: l, config: config, backend: b}).vmmConfig(ctx); err != nil {
+	m := &Machine{lab: l, config: config, backend: b}
+	m.kind = kindOf(m)
+	if _, err := m.plan(ctx); err != nil {
 		return nil, err
 	}
 	l.mu.Lock()
@@ -311,7 +321,7 @@ func (l *Lab) introduce(ctx context.Context) error {
 	machines := l.Machines()
 	errs := make([]error, len(machines))
 	for i, other := range machines {
-		if r := other.running(); r != nil && !other.foreign() {
+		if r := other.running(); r != nil && other.kind.knowsHosts() {
 			wg.Go(func() { errs[i] = r.tellHosts(ctx) })
 		}
 	}

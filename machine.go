@@ -9,7 +9,6 @@ import (
 	"sync"
 
 	"github.com/attest-vm/attest/internal/event"
-	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/network"
 	"github.com/attest-vm/attest/internal/vmm"
 )
@@ -19,6 +18,7 @@ import (
 type Machine struct {
 	lab     *Lab
 	config  MachineConfig
+	kind    kind
 	backend vmm.Backend
 	address network.MachineAddresses
 	dir     string
@@ -31,7 +31,6 @@ type Machine struct {
 	startMu sync.Mutex    // one start at a time; a snapshot holds it too
 	linkMu  sync.Mutex    // one change of links at a time
 	wayOut  *network.Port // on the last start's way out of the lab; guarded by linkMu
-	disk    vmm.Disk      // what the machine writes to; without a Path until it has one. Guarded by startMu
 	mu      sync.Mutex
 	current *run   // the start that is in force; nil when the machine is off
 	ended   error  // why the last one ended, when it was not asked to
@@ -104,26 +103,12 @@ func (m *Machine) close() error {
 	return err
 }
 
-// vmmConfig is what the backend is to start, without what exists only while
-// it runs. A foreign machine has no image.
-func (m *Machine) vmmConfig(ctx context.Context) (vmm.Config, *image.Image, error) {
-	if m.foreign() {
-		config, err := m.foreignConfig(ctx)
-		return config, nil, err
+// plan says what the machine's next start is made of. What cannot work is refused,
+// and nothing of the machine is made.
+func (m *Machine) plan(ctx context.Context) (plan, error) {
+	p, err := m.kind.plan(ctx)
+	if err == nil {
+		err = m.backend.Check(p.config)
 	}
-	config := vmm.Config{
-		Name: m.Name(), Dir: m.dir,
-		Memory: m.config.Memory, CPUs: m.config.CPUs, MachineType: m.config.Type, Display: m.config.Display,
-	}
-	if err := m.backend.Check(config); err != nil {
-		return config, nil, err // before an image is built for nothing
-	}
-	img, err := m.lab.image(ctx, m.config.Image)
-	if err != nil {
-		return config, nil, err
-	}
-	if err := m.bootMedia(ctx, &config, img); err != nil {
-		return config, nil, err
-	}
-	return config, img, m.backend.Check(config)
+	return p, err
 }

@@ -103,10 +103,7 @@ func (l *Lab) programLinks(p Program, r *RunningProgram) ([]tap.Link, error) {
 			return nil, &ConfigError{"program " + p.Name, fmt.Sprintf("no machine is on network %d", n)}
 		}
 	}
-	l.mu.Lock()
-	plan := l.addresses
-	l.mu.Unlock()
-	own, err := plan.Visitor(network.Machine{Name: p.Name, Networks: p.Networks}, l.network.programs.count)
+	own, err := l.plan().Visitor(network.Machine{Name: p.Name, Networks: p.Networks}, l.network.programs.count)
 	if err != nil {
 		return nil, &ConfigError{"lab", err.Error()}
 	}

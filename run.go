@@ -2,7 +2,6 @@ package attest
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -15,6 +14,27 @@ import (
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/wire"
 )
+
+// This file is one start of a machine, from power on to its end, in the order in
+// which it happens: a plan, where it begins, the VMM, the guest's first answers,
+// what is asked of a machine that runs, and the end.
+//
+// Locks are taken in this order, and left out at will; the last ones are held for
+// a few instructions:
+//
+//	Machine.startMu   one start or one snapshot of a machine at a time; those of several in the lab's order
+//	run.pauseMu       one Pause or Resume at a time
+//	run.identityMu    who the guest is told to be
+//	Machine.linkMu    which cables are plugged in
+//	templateSlot.mu   a template is opened, or made: by a lab of its own, with all locks of that
+//	Lab.imagesMu      an image is built
+//	Lab.mu            which machines there are
+//	Machine.mu        what the machine does: current, ended, and the fields of a run that say so
+//	leaves            console, listOf, closers, checkpoints, plugs, run.eventMu
+//
+// Goroutines of a start: pump reads the console, awaitFirstAnswer waits for the
+// guest, watch waits for the end, and for them. guest.Client has its own, which end
+// with Close.
 
 // A run is one start of a machine, from power on to power off.
 type run struct {
@@ -55,14 +75,6 @@ type origin struct {
 	macs   []string                      // the addresses that its network cards had; nil: its own
 	paused bool
 	slot   *templateSlot // it is a template, and the machine may boot instead
-}
-
-// renewal is what a guest needs that stood still, and is not the only one that
-// goes on from there.
-func renewal() wire.Identity {
-	entropy := make([]byte, 64)
-	rand.Read(entropy)
-	return wire.Identity{Time: time.Now(), Entropy: entropy}
 }
 
 // bootTimeout is how long a guest may take from power on to its first answer,
@@ -161,17 +173,17 @@ func (m *Machine) bootLimit() time.Duration {
 // launch starts the VMM of a machine that is off. It boots, or goes on from an
 // origin. startMu is held.
 func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*run, error) {
-	config, img, err := m.vmmConfig(ctx)
+	p, err := m.plan(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if from == nil {
-		if from, err = m.beginning(ctx, config, img); err != nil {
+		if from, err = m.beginning(ctx, p); err != nil {
 			return nil, err
 		}
 	}
 	if from != nil && from.fits != nil {
-		now, err := m.fits(config, img)
+		now, err := m.fits(p)
 		if err == nil {
 			err = from.fits(now)
 		}
@@ -179,23 +191,15 @@ func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*
 			return nil, err
 		}
 	}
-	config.AllowReboot = allowReboot
-	if err := m.attachAll(ctx, &config, img); err != nil {
+	config, plugs := p.config, &plugs{m: m}
+	if err := m.kind.attach(ctx, p, &config, plugs); err != nil {
 		return nil, err
 	}
-	how := ""
-	if from != nil {
-		config.Restore, config.Paused = from.state, from.paused
-		how = event.FromSnapshot
-	} else {
-		m.console.begin()
-	}
-	started := time.Now()
-	m.announce("starting", how, 0)
-	vm, err := m.backend.Start(ctx, m.lab.host.vmmHost(), config)
-	if err != nil {
-		closeNICs(config.NICs)
-		m.announce("stopped", err.Error(), time.Since(started))
+	r := &run{machine: m, origin: from, allowReboot: allowReboot,
+		pumped: make(chan struct{}), over: make(chan struct{}), ready: make(chan struct{})}
+	r.closers.add(plugs.close)
+	if err := r.powerOn(ctx, config); err != nil {
+		r.closers.close()
 		if from == nil || from.slot == nil || ctx.Err() != nil {
 			return nil, err
 		}
@@ -204,35 +208,64 @@ func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*
 		}
 		return m.launch(ctx, allowReboot, nil)
 	}
-	r := &run{machine: m, vm: vm, started: started, origin: from, allowReboot: allowReboot,
-		pumped: make(chan struct{}), over: make(chan struct{}), ready: make(chan struct{})}
-	made := make(chan struct{}) // a guest that is restored may answer before New returns
-	r.guest = guest.New(m.Name(), vm.Dial, guest.Options{
+	if err := r.begin(); err != nil {
+		return nil, err
+	}
+	return r, m.restoreLinks(ctx, r)
+}
+
+// powerOn has the backend start the VMM.
+func (r *run) powerOn(ctx context.Context, config vmm.Config) (err error) {
+	m := r.machine
+	config.AllowReboot = r.allowReboot
+	how := ""
+	if r.origin != nil {
+		config.Restore, config.Paused = r.origin.state, r.origin.paused
+		how = event.FromSnapshot
+	} else {
+		m.console.begin()
+	}
+	r.started = time.Now()
+	m.announce("starting", how, 0)
+	if r.vm, err = m.backend.Start(ctx, m.lab.host.vmmHost(), config); err != nil {
+		m.announce("stopped", err.Error(), time.Since(r.started))
+	}
+	return err
+}
+
+// begin makes a run whose VMM runs the machine's, and listens to its guest. What
+// it starts ends with watch.
+func (r *run) begin() error {
+	m := r.machine
+	announced := make(chan struct{}) // a guest that is restored may answer at once
+	r.guest = guest.New(m.Name(), r.vm.Dial, guest.Options{
 		LastWords: min(m.lab.host.scale(guest.LastWords), maxLastWords),
 		Greet: func(ctx context.Context, info wire.Info) error {
-			<-made
+			<-announced
 			return r.greet(ctx, info)
 		},
 	})
-	close(made)
-	if b, ok := vm.(vmm.Backdoor); ok {
+	if b, ok := r.vm.(vmm.Backdoor); ok {
 		r.openBackdoor(b, m.lab.host.guestPath)
 	}
 	m.mu.Lock()
 	if m.closed {
 		m.mu.Unlock()
+		close(announced)
 		r.guest.Close(errLabClosed)
-		vm.Kill()
+		r.vm.Kill()
 		r.backdoor.closed()
-		return nil, errLabClosed
+		r.closers.close()
+		return errLabClosed
 	}
 	m.current, m.ended, m.booted = r, nil, true
 	m.mu.Unlock()
-	m.announce("running", "", time.Since(started))
+	m.announce("running", "", time.Since(r.started))
+	close(announced)
 	go r.pump()
 	go r.awaitFirstAnswer()
 	go r.watch()
-	return r, m.restoreLinks(ctx, r)
+	return nil
 }
 
 func (m *Machine) announce(state, detail string, after time.Duration) {
@@ -250,41 +283,18 @@ func (r *run) pump() {
 
 // greet gives the guest its identity; it runs whenever an agent answers, so at
 // the first boot and after each reboot, before any operation gets through.
-// A guest that was restored as itself keeps what its test has made of it; one
-// that was restored from a template has its name and addresses.
 func (r *run) greet(ctx context.Context, info wire.Info) error {
 	m := r.machine
-	var macs []string
-	if r.origin != nil {
-		macs = r.origin.macs
-	}
 	r.identityMu.Lock()
-	id := m.identity(macs)
-	switch again := r.origin != nil && r.origin.agent == info.Instance; {
-	case m.foreign() && again:
-		id = renewal()
-	case m.foreign():
-		id = wire.Identity{Entropy: id.Entropy} // it is who it is, and has the time that it was given
-	case again:
-		id = renewal()
-		if r.origin.slot != nil {
-			id.MachineID = m.id
-		}
-		if r.newHosts || r.origin.slot != nil {
-			id.Hosts = m.hosts()
-		}
-	}
+	id := m.kind.identity(r, r.origin != nil && r.origin.agent == info.Instance)
 	err := r.guest.Identity(ctx, id)
 	r.greeted = err == nil
 	r.identityMu.Unlock()
+	if err == nil && !id.Time.IsZero() {
+		err = r.guest.SetClock(ctx) // the time that came with the identity was as old as that
+	}
 	if err != nil {
 		return err
-	}
-	if !m.foreign() || r.origin != nil {
-		// The time that came with the identity was as old as that.
-		if err := r.guest.SetClock(ctx); err != nil {
-			return err
-		}
 	}
 	m.mu.Lock()
 	r.agent = info.Instance

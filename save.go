@@ -89,7 +89,7 @@ func (s *Snapshot) Save(ctx context.Context, dir string) (err error) {
 	lab := savedLab{Format: labFormat, Name: s.config.Name, Seed: s.config.Seed}
 	for i, m := range l.Machines() {
 		saved := savedMachine{MachineConfig: m.config, Created: i >= len(s.config.Machines)}
-		if !m.foreign() {
+		if m.config.Image != nil {
 			saved.Image = image.SpecOf(m.config.Image)
 		}
 		if state := s.machines[m.Name()]; state != nil && state.booted {
@@ -116,11 +116,11 @@ func removeContents(dir string) {
 
 // save writes one machine's state.
 func (m *Machine) save(ctx context.Context, s *machineState, dir string) error {
-	config, img, err := m.vmmConfig(ctx)
+	p, err := m.plan(ctx)
 	if err != nil {
 		return err
 	}
-	fits, err := m.fits(config, img)
+	fits, err := m.fits(p)
 	if err != nil {
 		return err
 	}
@@ -135,7 +135,7 @@ func (m *Machine) save(ctx context.Context, s *machineState, dir string) error {
 	if err != nil {
 		return err
 	}
-	d, err := snapshot.NewDraft(dir, snapshot.Meta{Title: m.title(img), Fits: fits, Extra: data})
+	d, err := snapshot.NewDraft(dir, snapshot.Meta{Title: p.title, Fits: fits, Extra: data})
 	if err != nil {
 		return err
 	}
@@ -224,7 +224,7 @@ func (h *Host) OpenSnapshot(ctx context.Context, dir string, config LabConfig) (
 
 // checkSnapshot looks at the snapshot of the machine's configuration: whether it
 // is there, and fits. What is in it is read when the machine starts.
-func (m *Machine) checkSnapshot(config vmm.Config, img *image.Image) error {
+func (m *Machine) checkSnapshot(p plan) error {
 	dir := m.config.Snapshot
 	if dir == "" {
 		return nil
@@ -247,7 +247,7 @@ func (m *Machine) checkSnapshot(config vmm.Config, img *image.Image) error {
 	if err != nil {
 		return err
 	}
-	now, err := m.fits(config, img)
+	now, err := m.fits(p)
 	if err != nil {
 		return err
 	}

@@ -219,28 +219,11 @@ func save(ctx context.Context, vm vmm.Snapshotter) (*vmm.State, error) {
 
 // captureDisk copies what the machine has written, and keeps what is below that.
 func (m *Machine) captureDisk(dir string) ([]vmm.Backing, error) {
-	files, err := m.written()
-	if err != nil || len(files) == 0 {
-		return nil, err
-	}
 	dir = filepath.Join(dir, m.Name())
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
-	if !m.foreign() { // what is below its disk nobody writes to
-		if err := copyFile(filepath.Join(dir, "0"), files[0].Path); err != nil {
-			return nil, err
-		}
-		below, err := linkBacking(dir, files[1:], 1)
-		return append([]vmm.Backing{{Path: filepath.Join(dir, "0"), Format: files[0].Format}}, below...), err
-	}
-	for i, b := range files {
-		files[i].Path = filepath.Join(dir, fmt.Sprint(i))
-		if err := keepStateFile(files[i].Path, b); err != nil {
-			return nil, err
-		}
-	}
-	return files, nil
+	return m.kind.keep(func(n int) string { return filepath.Join(dir, fmt.Sprint(n)) })
 }
 
 // checkpoints are snapshots by name.

@@ -6,15 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/attest-vm/attest/internal/cache"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/guest"
-	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/snapshot"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/wire"
@@ -77,25 +76,23 @@ func (t *templates) close(store *snapshot.Store) error {
 
 // warm is what the machine can start from instead of booting, if it can. That it
 // cannot is no error: it boots. It is one that the time is over.
-func (m *Machine) warm(ctx context.Context, config vmm.Config, img *image.Image) (*templateSlot, error) {
+func (m *Machine) warm(ctx context.Context, p plan) (*templateSlot, error) {
 	h := m.lab.host
 	if _, ok := m.backend.(vmm.Fingerprinter); !ok || h.config.Boot == BootCold || m.config.Boot == BootCold {
 		return nil, nil
 	}
-	fits, err := m.fits(config, img)
+	fits, err := m.fits(p)
 	if err != nil {
 		return nil, nil // the start will say why
 	}
 	// What a service sees when it starts, it keeps.
 	fits["name or addresses"] = fmt.Sprintf("%s %v", m.Name(), m.address.Interfaces)
-	if fits["agent"], err = m.agentID(ctx, config); err != nil {
-		return nil, err
-	}
+	fits["agent"] = p.agent
 	s := h.templates.slot(snapshot.Key(fits))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.template == nil && s.err == nil {
-		s.template, s.err = m.openTemplate(ctx, fits, img)
+		s.template, s.err = m.openTemplate(ctx, fits, p.title)
 		if ctx.Err() != nil {
 			err, s.err = s.err, nil // the next one may have more time
 			return nil, err
@@ -122,7 +119,7 @@ func (m *Machine) refuse(ctx context.Context, s *templateSlot, reason error) err
 
 // beginning is what the machine starts from if it does not boot: the snapshot of
 // its configuration, or a template. It is nil for later starts.
-func (m *Machine) beginning(ctx context.Context, config vmm.Config, img *image.Image) (*origin, error) {
+func (m *Machine) beginning(ctx context.Context, p plan) (*origin, error) {
 	m.mu.Lock()
 	started := m.booted
 	m.mu.Unlock()
@@ -143,57 +140,28 @@ func (m *Machine) beginning(ctx context.Context, config vmm.Config, img *image.I
 		}
 		return &origin{state: s.state, fits: s.fits, macs: s.macs}, nil
 	}
-	t, err := m.warm(ctx, config, img)
+	t, err := m.warm(ctx, p)
 	if t == nil || err != nil {
 		return nil, err
 	}
 	return &origin{state: t.state, slot: t, agent: t.agent}, m.adopt(&machineState{id: m.id, disk: t.disks, console: consoleOf(t.text)})
 }
 
-// fits is all that must be the same for a saved machine to go on as this one. What
-// it has booted from its initramfs is in its memory; the agent may be another, as
-// long as it speaks the same protocol.
-func (m *Machine) fits(config vmm.Config, img *image.Image) (map[string]string, error) {
+// fits is all that must be the same for a saved machine to go on as this one.
+func (m *Machine) fits(p plan) (map[string]string, error) {
 	f, ok := m.backend.(vmm.Fingerprinter)
 	if !ok {
 		return nil, m.unsupported("snapshot")
 	}
-	fits := map[string]string{"backend": m.config.Backend, "protocol of the agent": fmt.Sprintf("version %d", wire.Version)}
-	if !m.foreign() {
-		fits["image"] = imageID(img)
-		// They are in the fingerprint; here for an error that says it clearly.
-		fits["amount of memory"], fits["count of CPUs"] = fmt.Sprintf("%d MiB", m.config.Memory), fmt.Sprint(m.config.CPUs)
-		fits["count of network cards"] = fmt.Sprint(len(m.address.Interfaces))
-		for _, i := range m.address.Interfaces { // as many as there will be
-			config.NICs = append(config.NICs, vmm.NIC{ID: i.Name})
-		}
-		config.Disks = append(slices.Clone(config.Disks), m.writableDisk(img))
-	}
-	config.Initrd = ""
+	fits := maps.Clone(p.fits)
+	fits["backend"], fits["protocol of the agent"] = m.config.Backend, fmt.Sprintf("version %d", wire.Version)
 	var err error
-	fits["kind of VMM, processor or machine"], err = f.Fingerprint(m.lab.host.vmmHost(), config)
+	fits["kind of VMM, processor or machine"], err = f.Fingerprint(m.lab.host.vmmHost(), p.planned)
 	return fits, err
 }
 
 func (m *Machine) unsupported(operation string) error {
 	return &UnsupportedError{Machine: m.Name(), Operation: operation, Backend: m.config.Backend, Can: []string{"qemu"}}
-}
-
-// agentID is the agent that the machine boots with: in its initramfs, or put into it.
-func (m *Machine) agentID(ctx context.Context, config vmm.Config) (string, error) {
-	if m.foreign() {
-		return m.lab.host.guestDigest(ctx)
-	}
-	return config.Initrd, nil
-}
-
-// imageID is the image with all that bootMedia takes besides it.
-func imageID(img *image.Image) string {
-	kernel := ""
-	if img.Kernel != nil {
-		kernel = img.Kernel.ID
-	}
-	return img.ID + " " + kernel
 }
 
 // leastTime is what must be left of an operation's time for a template to be made
@@ -202,7 +170,7 @@ const leastTime = time.Minute
 
 // openTemplate opens the template of machines like this one, or has it made if
 // there is time.
-func (m *Machine) openTemplate(ctx context.Context, fits map[string]string, img *image.Image) (*template, error) {
+func (m *Machine) openTemplate(ctx context.Context, fits map[string]string, title string) (*template, error) {
 	store := m.lab.host.snapshots
 	for try := 1; ; try++ {
 		entry, err := store.Get(fits)
@@ -219,7 +187,7 @@ func (m *Machine) openTemplate(ctx context.Context, fits map[string]string, img 
 		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < leastTime {
 			return nil, nil
 		}
-		if t, err := m.makeTemplate(ctx, fits, img); t != nil || err != nil {
+		if t, err := m.makeTemplate(ctx, fits, title); t != nil || err != nil {
 			return t, err
 		}
 	}
@@ -227,8 +195,7 @@ func (m *Machine) openTemplate(ctx context.Context, fits map[string]string, img 
 
 // makeTemplate boots a machine like this one and saves it in the cache. Only if
 // there is no space there, the template is returned.
-func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, img *image.Image) (*template, error) {
-	title := m.title(img)
+func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, title string) (*template, error) {
 	p := &templateProgress{ctx: ctx, title: "snapshot of " + title, start: time.Now()}
 	var inMemory *template
 	err := m.lab.host.snapshots.Make(ctx, fits, title,
@@ -262,20 +229,13 @@ func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, img 
 	return nil, err
 }
 
-// title names what a saved machine is, for people.
-func (m *Machine) title(img *image.Image) string {
-	if m.foreign() {
-		return fmt.Sprintf("%s (%s)", m.Name(), m.config.StartCommand)
-	}
-	return fmt.Sprintf("%s (%s, %d MiB)", m.Name(), img.Title, m.config.Memory)
-}
-
 // templateLab is a lab in which this machine is alone, with its own name and
 // addresses.
 func (m *Machine) templateLab(ctx context.Context) (*Lab, error) {
 	config := m.config
 	config.AllowReboot, config.Boot = false, BootCold
-	return newLab(ctx, m.lab.host, LabConfig{Name: "template", Machines: []MachineConfig{config}, SourceDir: m.lab.config.SourceDir, addresses: &m.lab.addresses})
+	addresses := m.lab.plan()
+	return newLab(ctx, m.lab.host, LabConfig{Name: "template", Machines: []MachineConfig{config}, SourceDir: m.lab.config.SourceDir, addresses: &addresses})
 }
 
 // settleLimit is how long a guest may take to end its boot, on a fast host as on a
@@ -319,14 +279,11 @@ func (m *Machine) saveTemplate(ctx context.Context, d *snapshot.Draft) error {
 	if err != nil {
 		return err
 	}
-	disks, err := m.written()
+	kept, err := m.kind.keep(d.DiskPath)
 	if err != nil {
 		return err
 	}
-	for i, b := range disks {
-		if err := keepStateFile(d.DiskPath(i), b); err != nil {
-			return err
-		}
+	for _, b := range kept {
 		d.Formats = append(d.Formats, b.Format)
 	}
 	if d.Extra, err = json.Marshal(savedState{Agent: r.agentInstance()}); err != nil {
@@ -341,17 +298,6 @@ func templateOf(e *snapshot.Entry) (*template, error) {
 		return nil, errors.Join(err, e.Close())
 	}
 	return &template{entry: e, state: e.State, disks: e.Disks, text: e.Console, agent: extra.Agent}, nil
-}
-
-// written is what the machine has written, uppermost first.
-func (m *Machine) written() ([]vmm.Backing, error) {
-	switch {
-	case m.foreign():
-		return m.stateFiles()
-	case m.disk.Path == "":
-		return nil, nil
-	}
-	return append([]vmm.Backing{{Path: m.disk.Path, Format: m.disk.Format}}, m.disk.Backing...), nil
 }
 
 // templateInMemory is saveTemplate without the cache. dir is for the disk.

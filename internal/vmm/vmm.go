@@ -25,33 +25,44 @@ import (
 // Config is one machine as plain data. A backend refuses what it cannot give
 // (Check) before anything is started.
 type Config struct {
-	Name   string // for errors and process titles
-	Dir    string // the machine's own directory; exists, mode 0700, removed by the owner
-	Memory int    // MiB
-	CPUs   int
+	Name string // for errors and process titles
+	Dir  string // the machine's own directory; exists, mode 0700, removed by the owner
+	Boot Boot   // what starts as the machine
+	NICs []NIC
+
+	AllowReboot bool   // a guest that resets goes on; otherwise a reset ends the VMM
+	Restore     *State // go on from here instead of booting; needs a Snapshotter
+	Paused      bool   // the vCPUs stand still until Resume; needs a Pauser
+}
+
+// Boot is what starts as a machine: *Hardware or *Command. A backend refuses those
+// that it does not know.
+type Boot interface{ boot() }
+
+// Hardware is a machine that attest lays out itself.
+type Hardware struct {
+	Type   string // backend specific; QEMU: "q35" (default), "microvm"
+	Memory int    // MiB; 0: the backend's own default
+	CPUs   int    // 0: 1
 
 	Kernel  string // path of a bzImage or an uncompressed vmlinux; empty: the firmware boots the first disk
 	Initrd  string
 	Cmdline string // the backend puts its own console= argument in front
 
-	Disks []Disk // in the order in which the guest numbers them
-	NICs  []NIC
-
-	Display     bool   // a screen, as a VGA adapter has one
-	AllowReboot bool   // a guest that resets goes on; otherwise a reset ends the VMM
-	MachineType string // backend specific; QEMU: "q35" (default), "microvm"
-
-	// StartCommand is somebody else's command that starts the VMM, instead of all
-	// that is between Name and here but for Dir and AllowReboot: a line of shell to
-	// which the backend appends its own arguments. It runs in Dir, where its disks
-	// are too, with Env added to the environment. Of the NICs only who they are
-	// counts. The VM is a Backdoor.
-	StartCommand string
-	Env          []string
-
-	Restore *State // go on from here instead of booting; needs a Snapshotter
-	Paused  bool   // the vCPUs stand still until Resume; needs a Pauser
+	Disks   []Disk // in the order in which the guest numbers them
+	Display bool   // a screen, as a VGA adapter has one
 }
+
+// Command is somebody else's command that starts the VMM. It runs in Config.Dir,
+// where its disks are too. Of the NICs only who they are counts: their cables are
+// its own affair. The VM is a Backdoor.
+type Command struct {
+	Line string   // of shell, to which the backend appends its own arguments
+	Env  []string // added to the environment
+}
+
+func (*Hardware) boot() {}
+func (*Command) boot()  {}
 
 // State is a machine at one moment, but for its disks. Any number of machines
 // can go on from it at the same time: nothing that they do changes it.
@@ -79,21 +90,36 @@ type Backing struct {
 	Format string `json:"format"` // "raw" or "qcow2"
 }
 
-// NIC is one network card. Conn is the host's end of a socket with Ethernet
-// frames; the other end belongs to the switch. On a stream each frame comes
-// after its length as 4 bytes, big-endian (QEMU's -netdev stream); on a socket
-// that keeps messages apart (SOCK_SEQPACKET) each is a message (-netdev dgram).
-// The backend owns Conn and closes it.
+// NIC is one network card.
 type NIC struct {
 	ID   string // "net1"; unique in the machine
 	MAC  net.HardwareAddr
-	Conn net.Conn // *net.UnixConn, so that its descriptor can be handed to the VMM
+	Link Link // nil: the card has no cable
+}
+
+// Link is the lab's end of a network card's cable. During Start a backend asks it
+// once for the form of connection that its VMM can take; faults, captures and the
+// way out of the lab are the same on each.
+type Link interface {
+	// Stream is one end of a connection on which each Ethernet frame comes after
+	// its length as 4 bytes, big-endian (QEMU's -netdev stream). The backend
+	// closes it, and the cable is unplugged when the VMM has no copy of it either.
+	Stream() (*net.UnixConn, error)
+	// Packets is Stream with a message for each frame (SOCK_SEQPACKET, QEMU's
+	// -netdev dgram).
+	Packets() (*net.UnixConn, error)
+	// TAP plugs the cable into a TAP that the backend has made: each read of the
+	// non-blocking descriptor is a frame, without packet information or offloads
+	// (IFF_NO_PI). The file belongs to the link from here on, also on error. The
+	// cable is unplugged when the VMM is gone.
+	TAP(*os.File) error
 }
 
 // Host is what a backend needs of the side that starts it.
 type Host struct {
 	Supervisor *supervise.Supervisor // every process is started through it
 	Accel      string                // "kvm" or "tcg": the result of the probe, or what the user forced
+	Packets    bool                  // ask for Link.Packets where there is a choice
 }
 
 // A Backend makes machines of one kind.

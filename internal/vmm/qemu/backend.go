@@ -54,16 +54,20 @@ func (*backend) Name() string { return "qemu" }
 // Check refuses what attest does not know how to give a machine. It takes
 // configurations whose files and connections do not exist yet.
 func (b *backend) Check(c vmm.Config) error {
-	if c.StartCommand != "" {
+	if _, ok := c.Boot.(*vmm.Command); ok {
 		return nil // which QEMU it starts is its own affair
 	}
+	hw, ok := c.Boot.(*vmm.Hardware)
 	unsupported := func(operation, reason string) error {
 		return &vmm.UnsupportedError{Machine: c.Name, Operation: operation, Backend: b.Name(), Reason: reason}
 	}
-	if _, ok := machineTypes[c.MachineType]; !ok {
-		return unsupported(fmt.Sprintf("machine type %q", c.MachineType), "want q35 or microvm")
+	if !ok {
+		return unsupported(fmt.Sprintf("a machine of a %T", c.Boot), "")
 	}
-	for _, d := range c.Disks {
+	if _, ok := machineTypes[hw.Type]; !ok {
+		return unsupported(fmt.Sprintf("machine type %q", hw.Type), "want q35 or microvm")
+	}
+	for _, d := range hw.Disks {
 		if d.Format != "" && d.Format != "raw" && d.Format != "qcow2" {
 			return unsupported(fmt.Sprintf("disk format %q", d.Format), "want raw or qcow2")
 		}

@@ -45,7 +45,7 @@ func TestMissing(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.setup(t)
 			b := &backend{}
-			err := b.Check(vmm.Config{Name: "web"})
+			err := b.Check(vmm.Config{Name: "web", Boot: &vmm.Hardware{}})
 			if missing := (*vmm.MissingError)(nil); !errors.As(err, &missing) {
 				t.Fatalf("got %v", err)
 			}
@@ -91,9 +91,9 @@ func TestCheck(t *testing.T) {
 		config vmm.Config
 		want   string
 	}{
-		{vmm.Config{MachineType: "pc"}, `machine type "pc"`},
-		{vmm.Config{Disks: []vmm.Disk{{Format: "vmdk"}}}, `disk format "vmdk"`},
-		{vmm.Config{Disks: []vmm.Disk{{Serial: strings.Repeat("x", 21)}}}, "21 bytes"},
+		{vmm.Config{Boot: &vmm.Hardware{Type: "pc"}}, `machine type "pc"`},
+		{vmm.Config{Boot: &vmm.Hardware{Disks: []vmm.Disk{{Format: "vmdk"}}}}, `disk format "vmdk"`},
+		{vmm.Config{Boot: &vmm.Hardware{Disks: []vmm.Disk{{Serial: strings.Repeat("x", 21)}}}}, "21 bytes"},
 	} {
 		tt.config.Name = "web"
 		err := (&backend{}).Check(tt.config)
@@ -104,7 +104,7 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%s: it starts", tt.want)
 		}
 	}
-	if err := (&backend{}).Check(vmm.Config{}); err != nil {
+	if err := (&backend{}).Check(vmm.Config{Boot: &vmm.Hardware{}}); err != nil {
 		t.Errorf("the zero configuration: %v", err)
 	}
 }
@@ -124,7 +124,7 @@ func TestRegistered(t *testing.T) {
 }
 
 func TestMicroVMNeedsAKernel(t *testing.T) {
-	config := vmm.Config{Name: "web", MachineType: "microvm"}
+	config := vmm.Config{Name: "web", Boot: &vmm.Hardware{Type: "microvm"}}
 	if err := (&backend{}).Check(config); err != nil {
 		t.Errorf("before there is an image: %v", err)
 	}
@@ -134,17 +134,11 @@ func TestMicroVMNeedsAKernel(t *testing.T) {
 	}
 }
 
-func TestNetworkCardOnSomethingElse(t *testing.T) {
-	a, b := net.Pipe()
-	defer a.Close()
-	for _, conn := range []net.Conn{nil, b} {
-		_, err := (&backend{}).Start(t.Context(), newHost(t), vmm.Config{Name: "web", NICs: []vmm.NIC{{ID: "net1", Conn: conn}}})
-		if err == nil || !strings.Contains(err.Error(), "web: network card net1") {
-			t.Errorf("got %v", err)
-		}
-	}
-	if _, err := a.Read(make([]byte, 1)); err != io.EOF {
-		t.Errorf("the connection is open: %v", err)
+// A lab that cannot give the machine its cable says why, and no QEMU starts.
+func TestNoCable(t *testing.T) {
+	config := vmm.Config{Name: "web", Boot: &vmm.Hardware{}, NICs: []vmm.NIC{{ID: "net1", Link: cable{nil}}}}
+	if _, err := (&backend{}).Start(t.Context(), newHost(t), config); !errors.Is(err, errNoCable) {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -154,7 +148,10 @@ func startFails(t *testing.T, ctx context.Context, config vmm.Config) *vmm.Start
 	host := newHost(t)
 	ours, theirs := connPair(t)
 	config.Name, config.Dir = "web", host.Supervisor.Dir()
-	config.NICs = []vmm.NIC{{ID: "net1", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Conn: theirs}}
+	if config.Boot == nil {
+		config.Boot = &vmm.Hardware{}
+	}
+	config.NICs = []vmm.NIC{{ID: "net1", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Link: cable{theirs}}}
 	_, err := (&backend{}).Start(ctx, host, config)
 	var failed *vmm.StartError
 	if !errors.As(err, &failed) || failed.Machine != "web" || failed.Backend != "qemu" {
@@ -173,10 +170,10 @@ func TestStartFails(t *testing.T) {
 		config vmm.Config
 		want   []string
 	}{
-		{name: "no such kernel", config: vmm.Config{Kernel: "/nowhere/vmlinuz"}, want: []string{"exit status 1", "/nowhere/vmlinuz"}},
-		{name: "not a kernel", config: vmm.Config{Kernel: "/dev/null"}, want: []string{"exit status 1", "/dev/null"}},
-		{name: "no such disk", config: vmm.Config{Disks: []vmm.Disk{{Path: "/nowhere/disk"}}}, want: []string{"/nowhere/disk"}},
-		{name: "too much memory", config: vmm.Config{Memory: 1 << 40}, want: []string{"exit status 1"}},
+		{name: "no such kernel", config: vmm.Config{Boot: &vmm.Hardware{Kernel: "/nowhere/vmlinuz"}}, want: []string{"exit status 1", "/nowhere/vmlinuz"}},
+		{name: "not a kernel", config: vmm.Config{Boot: &vmm.Hardware{Kernel: "/dev/null"}}, want: []string{"exit status 1", "/dev/null"}},
+		{name: "no such disk", config: vmm.Config{Boot: &vmm.Hardware{Disks: []vmm.Disk{{Path: "/nowhere/disk"}}}}, want: []string{"/nowhere/disk"}},
+		{name: "too much memory", config: vmm.Config{Boot: &vmm.Hardware{Memory: 1 << 40}}, want: []string{"exit status 1"}},
 		{name: "it dies", setup: func(t *testing.T) { fake(t, sayVersion+"echo what a pity >&2; kill -SEGV $$") },
 			want: []string{"what a pity", "SIGSEGV"}},
 		{name: "it talks nonsense", setup: func(t *testing.T) { fake(t, sayVersion+"echo nonsense >&3; sleep 1000") },
@@ -200,7 +197,7 @@ func TestStartIsCancelled(t *testing.T) {
 	fake(t, sayVersion+"sleep 1000")
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if err := startFails(t, ctx, vmm.Config{}); !errors.Is(err, context.DeadlineExceeded) {
+	if err := startFails(t, ctx, vmm.Config{Boot: &vmm.Hardware{}}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -208,7 +205,7 @@ func TestStartIsCancelled(t *testing.T) {
 // TestEndlessOutput has a QEMU that says more than anybody wants to keep.
 func TestEndlessOutput(t *testing.T) {
 	fake(t, sayVersion+"yes | head -c 10000000; echo the end; exit 1")
-	err := startFails(t, t.Context(), vmm.Config{})
+	err := startFails(t, t.Context(), vmm.Config{Boot: &vmm.Hardware{}})
 	if len(err.Output) > maxOutput || !strings.HasSuffix(err.Output, "the end") {
 		t.Errorf("%d bytes, …%q", len(err.Output), err.Output[max(0, len(err.Output)-20):])
 	}

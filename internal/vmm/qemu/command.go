@@ -77,40 +77,41 @@ func (c *command) socket(id string, f *os.File) {
 // defaultMemory, in MiB, is what a configuration without a size gets.
 const defaultMemory = 512
 
-// hardware is all that a QEMU is started with.
-type hardware struct {
+// An invocation is all that a QEMU is started with.
+type invocation struct {
 	config              vmm.Config
+	hw                  *vmm.Hardware // that of config
 	accel               string
 	qmp, console, agent *os.File
-	nics                []*os.File // in the order of config.NICs
+	nics                []*os.File // in the order of config.NICs; nil: without a cable
 	saved               saved
 }
 
-func (h hardware) command() command {
-	c := command{typ: machineTypes[h.config.MachineType]}
+func (h invocation) command() command {
+	c := command{typ: machineTypes[h.hw.Type]}
 	c.add("-name", "guest="+escape(h.config.Name)+",process=attest-qemu")
 	// No file of the host's changes what a machine is.
 	c.add("-no-user-config", "-nodefaults", "-display", "none")
 	machine := c.typ.option
-	if !h.config.Display {
+	if !h.hw.Display {
 		machine += c.typ.blind
 	}
 	c.add("-machine", machine+",memory-backend=ram,suppress-vmdesc=on")
 	c.accelerator(h.accel)
-	c.add("-m", itoa(megabytes(h.config)), "-smp", itoa(max(h.config.CPUs, 1)))
+	c.add("-m", itoa(megabytes(h.hw)), "-smp", itoa(max(h.hw.CPUs, 1)))
 	c.add("-S") // until somebody listens to the events
 	c.add("-action", "reboot="+onReset(h.config.AllowReboot))
 	c.socket("qmp", h.qmp)
 	c.add("-mon", "chardev=qmp,mode=control")
-	c.memory(h, "ram", memory{int64(megabytes(h.config)) << 20, shares(h.config)})
+	c.memory(h, "ram", memory{int64(megabytes(h.hw)) << 20, shares(h.config, h.hw)})
 	c.socket("console", h.console)
 	c.add("-serial", "chardev:console")
 	c.add("-device", "pvpanic") // tells a panic, if the guest has its driver
-	if h.config.Display {
+	if h.hw.Display {
 		c.add("-device", "VGA")
 	}
-	c.boot(h.config, h.accel)
-	for i, d := range h.config.Disks {
+	c.boot(h.hw, h.accel)
+	for i, d := range h.hw.Disks {
 		c.disk(i, d)
 	}
 	c.virtio("serial", "")
@@ -124,11 +125,11 @@ func (h hardware) command() command {
 }
 
 // megabytes is the size of the guest's memory.
-func megabytes(c vmm.Config) int { return cmp.Or(c.Memory, defaultMemory) }
+func megabytes(hw *vmm.Hardware) int { return cmp.Or(hw.Memory, defaultMemory) }
 
 // memory gives the machine a file as its memory: one of its own, or a private
 // view of the one that it goes on from.
-func (c *command) memory(h hardware, id string, mem memory) {
+func (c *command) memory(h invocation, id string, mem memory) {
 	share := "on"
 	if mem.shared {
 		share = "off"
@@ -162,19 +163,19 @@ func (c *command) accelerator(kind string) {
 	c.add("-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max,la57=off,erms=off,fsrm=off")
 }
 
-func (c *command) boot(config vmm.Config, kind string) {
-	if config.Kernel == "" {
+func (c *command) boot(hw *vmm.Hardware, kind string) {
+	if hw.Kernel == "" {
 		return
 	}
-	c.add("-kernel", config.Kernel)
-	if config.Initrd != "" {
-		c.add("-initrd", config.Initrd)
+	c.add("-kernel", hw.Kernel)
+	if hw.Initrd != "" {
+		c.add("-initrd", hw.Initrd)
 	}
 	cmdline := []string{"console=ttyS0"}
 	if kind == accel.TCG {
 		cmdline = append(cmdline, accel.ClockParameters()...)
 	}
-	c.add("-append", strings.Join(append(cmdline, config.Cmdline), " "))
+	c.add("-append", strings.Join(append(cmdline, hw.Cmdline), " "))
 }
 
 // disk adds a block device. Its caches are the host's, and a flush of the
@@ -213,10 +214,14 @@ func (c *command) disk(i int, d vmm.Disk) {
 // escape keeps a value in one piece where QEMU splits at commas.
 func escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }
 
-// nic adds a network card whose frames go over a connected socket.
+// nic adds a network card whose frames go over a connected socket, or nowhere.
 func (c *command) nic(n vmm.NIC, f *os.File) {
-	c.add("-netdev", link(f, c.fd(f))+",id="+n.ID+"-link")
-	c.virtio("net", fmt.Sprintf(",id=%s,netdev=%s-link,mac=%s%s", n.ID, n.ID, n.MAC, c.typ.net))
+	cable := ""
+	if f != nil {
+		c.add("-netdev", link(f, c.fd(f))+",id="+n.ID+"-link")
+		cable = ",netdev=" + n.ID + "-link"
+	}
+	c.virtio("net", fmt.Sprintf(",id=%s%s,mac=%s%s", n.ID, cable, n.MAC, c.typ.net))
 }
 
 // link is the backend of a network card for a socket that QEMU has as fd: in a

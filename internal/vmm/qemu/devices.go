@@ -23,14 +23,15 @@ var (
 
 // Offers says what the machine types have.
 func (b *backend) Offers(c vmm.Config, what vmm.Capability) (ok bool, reason string) {
+	hw, ok := c.Boot.(*vmm.Hardware)
 	switch {
-	case c.StartCommand != "":
-		return true, "" // nobody knows before it runs
-	case what == vmm.CanType && c.MachineType == "microvm":
+	case !ok:
+		return true, "" // nobody knows what a start command starts before it runs
+	case what == vmm.CanType && hw.Type == "microvm":
 		return false, `the machine type microvm has no keyboard; use type="q35"`
-	case what == vmm.CanShow && c.MachineType == "microvm":
+	case what == vmm.CanShow && hw.Type == "microvm":
 		return false, `the machine type microvm has no screen; use type="q35" and display=True`
-	case what == vmm.CanShow && !c.Display:
+	case what == vmm.CanShow && !hw.Display:
 		return false, "the machine has no screen; give it one with display=True"
 	}
 	return true, ""

@@ -77,7 +77,7 @@ func (m *scripted) examine(ctx context.Context, ours []string) (examination, err
 		return e, err
 	}
 	places := map[string]string{m.config.Dir: "$STATE", dir: "$STATE"}
-	for _, v := range m.config.Env {
+	for _, v := range m.env {
 		if name, value, _ := strings.Cut(v, "="); filepath.IsAbs(value) {
 			places[value] = "$" + name
 		}

@@ -57,23 +57,14 @@ const greetTimeout = time.Minute
 
 // Start starts a QEMU and lets its guest run.
 func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (_ vmm.VM, err error) {
-	start := time.Now()
-	var cleanup closers
-	defer func() {
-		cleanup.close(err != nil)
-	}()
-	for _, n := range config.NICs {
-		if n.Conn != nil {
-			cleanup.always(n.Conn)
-		}
-	}
 	if err := b.Check(config); err != nil {
 		return nil, err
 	}
-	if config.StartCommand != "" {
-		return b.startScript(ctx, host, config)
+	hw, ok := config.Boot.(*vmm.Hardware)
+	if !ok {
+		return b.startScript(ctx, host, config, config.Boot.(*vmm.Command))
 	}
-	if config.MachineType == "microvm" && config.Kernel == "" {
+	if hw.Type == "microvm" && hw.Kernel == "" {
 		return nil, &vmm.UnsupportedError{
 			Machine: config.Name, Operation: "machine type microvm without a kernel", Backend: b.Name(),
 			Reason: "its firmware cannot boot a disk",
@@ -83,25 +74,19 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if err != nil {
 		return nil, err
 	}
+	began := time.Now()
+	var cleanup closers
+	defer func() { cleanup.close(err != nil) }()
 	ours, theirs, err := socketpairs(3, &cleanup)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", config.Name, err)
 	}
-	h := hardware{config: config, accel: host.Accel, qmp: theirs[0], console: theirs[1], agent: theirs[2]}
-	for _, n := range config.NICs {
-		conn, ok := n.Conn.(*net.UnixConn)
-		if !ok {
-			return nil, fmt.Errorf("%s: network card %s is on a %T, want a unix socket", config.Name, n.ID, n.Conn)
-		}
-		f, err := conn.File()
-		if err != nil {
-			return nil, fmt.Errorf("%s: %s: %w", config.Name, n.ID, err)
-		}
-		cleanup.always(f)
-		h.nics = append(h.nics, f)
+	h := invocation{config: config, hw: hw, accel: host.Accel, qmp: theirs[0], console: theirs[1], agent: theirs[2]}
+	if h.nics, err = plugIn(config, host.Packets, &cleanup); err != nil {
+		return nil, err
 	}
-	if h.saved, err = newSaved(config, int64(megabytes(config))<<20, shares(config)); err != nil {
-		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(start), Err: err}
+	if h.saved, err = newSaved(config, int64(megabytes(hw))<<20, shares(config, hw)); err != nil {
+		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(began), Err: err}
 	}
 	cleanup.onError(h.saved)
 	c := h.command()
@@ -115,10 +100,36 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	}
 	if err != nil {
 		m.abandon()
-		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(start), Err: err, Output: m.output.text()}
+		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(began), Err: err, Output: m.output.text()}
 	}
 	go m.watch()
 	return m, nil
+}
+
+// plugIn takes the connections of all network cards that have a cable, as files
+// that QEMU inherits.
+func plugIn(config vmm.Config, packets bool, cleanup *closers) ([]*os.File, error) {
+	files := make([]*os.File, len(config.NICs))
+	for i, n := range config.NICs {
+		if n.Link == nil {
+			continue
+		}
+		take := n.Link.Stream
+		if packets {
+			take = n.Link.Packets
+		}
+		conn, err := take()
+		if err != nil {
+			return nil, err
+		}
+		files[i], err = conn.File()
+		conn.Close()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", config.Name, n.ID, err)
+		}
+		cleanup.always(files[i])
+	}
+	return files, nil
 }
 
 func newMachine(name string, console, agent net.Conn, s saved) *machine {

@@ -58,8 +58,12 @@ type guest struct {
 
 func start(t *testing.T, config vmm.Config) *guest {
 	t.Helper()
-	host := newHost(t)
-	config.Name, config.Dir, config.Memory = "web", host.Supervisor.Dir(), 16
+	return startOn(t, newHost(t), config)
+}
+
+func startOn(t *testing.T, host vmm.Host, config vmm.Config) *guest {
+	t.Helper()
+	config.Name, config.Dir, config.Boot.(*vmm.Hardware).Memory = "web", host.Supervisor.Dir(), 16
 	vm, err := (&backend{}).Start(t.Context(), host, config)
 	if err != nil {
 		t.Fatal(err)
@@ -74,7 +78,7 @@ func start(t *testing.T, config vmm.Config) *guest {
 // startHalted starts a machine that runs and does nothing.
 func startHalted(t *testing.T) *guest {
 	t.Helper()
-	g := start(t, vmm.Config{Kernel: kernel().print("ready\n").halt().write(t)})
+	g := start(t, vmm.Config{Boot: &vmm.Hardware{Kernel: kernel().print("ready\n").halt().write(t)}})
 	g.expect("ready")
 	return g
 }
@@ -152,7 +156,7 @@ func TestExit(t *testing.T) {
 		{"panic", "microvm", kernel().panicked(), vmm.Panicked},
 	} {
 		t.Run(tt.name+" "+tt.machine, func(t *testing.T) {
-			g := start(t, vmm.Config{Kernel: tt.program.write(t), MachineType: tt.machine})
+			g := start(t, vmm.Config{Boot: &vmm.Hardware{Kernel: tt.program.write(t), Type: tt.machine}})
 			g.expectExit(tt.want)
 		})
 	}
@@ -162,8 +166,7 @@ func TestKernelGetsItsCommandLine(t *testing.T) {
 	for _, machine := range []string{"q35", "microvm"} {
 		t.Run(machine, func(t *testing.T) {
 			g := start(t, vmm.Config{
-				Kernel:  kernel().print("hello\n").printCommandLine().print("\n").tripleFault().write(t),
-				Cmdline: "root=/dev/null a,b", MachineType: machine,
+				Boot: &vmm.Hardware{Kernel: kernel().print("hello\n").printCommandLine().print("\n").tripleFault().write(t), Cmdline: "root=/dev/null a,b", Type: machine},
 			})
 			g.expect("hello")
 			line, _, _ := strings.Cut(g.wait(), "\n")
@@ -175,7 +178,7 @@ func TestKernelGetsItsCommandLine(t *testing.T) {
 }
 
 func TestConsoleIsTheGuestsAlone(t *testing.T) {
-	g := start(t, vmm.Config{Kernel: kernel().print("first\r\nlast").powerOff().write(t)})
+	g := start(t, vmm.Config{Boot: &vmm.Hardware{Kernel: kernel().print("first\r\nlast").powerOff().write(t)}})
 	if got := g.wait(); got != "first\nlast\n" { // a line for each, without its end
 		t.Errorf("got %q", got)
 	}
@@ -183,14 +186,14 @@ func TestConsoleIsTheGuestsAlone(t *testing.T) {
 
 func TestBootFromDisk(t *testing.T) {
 	disk := bootSector().print("hello\n").powerOff().writeDisk(t)
-	g := start(t, vmm.Config{Disks: []vmm.Disk{{Serial: "root", Path: disk, ReadOnly: true}}})
+	g := start(t, vmm.Config{Boot: &vmm.Hardware{Disks: []vmm.Disk{{Serial: "root", Path: disk, ReadOnly: true}}}})
 	g.expect("hello")
 	g.expectExit(vmm.PoweredOff)
 }
 
 func TestWrittenDataOutlivesKill(t *testing.T) {
 	disk := bootSector().writeSector(1).print("written\n").halt().writeDisk(t)
-	g := start(t, vmm.Config{Disks: []vmm.Disk{{Serial: "root", Path: disk, Format: "raw"}}})
+	g := start(t, vmm.Config{Boot: &vmm.Hardware{Disks: []vmm.Disk{{Serial: "root", Path: disk, Format: "raw"}}}})
 	g.expect("written")
 	g.must(g.Kill())
 	data, err := os.ReadFile(disk)
@@ -205,7 +208,7 @@ func TestWrittenDataOutlivesKill(t *testing.T) {
 func TestSharedReadOnlyDisk(t *testing.T) {
 	disk := bootSector().print("hello\n").halt().writeDisk(t)
 	for range 2 { // at the same time
-		start(t, vmm.Config{Disks: []vmm.Disk{{Serial: "root", Path: disk, ReadOnly: true}}}).expect("hello")
+		start(t, vmm.Config{Boot: &vmm.Hardware{Disks: []vmm.Disk{{Serial: "root", Path: disk, ReadOnly: true}}}}).expect("hello")
 	}
 }
 
@@ -239,7 +242,7 @@ func TestKill(t *testing.T) {
 }
 
 func TestKillAfterTheEndChangesNothing(t *testing.T) {
-	g := start(t, vmm.Config{Kernel: kernel().powerOff().write(t)})
+	g := start(t, vmm.Config{Boot: &vmm.Hardware{Kernel: kernel().powerOff().write(t)}})
 	<-g.process.Done()
 	g.must(g.Kill())
 	g.expectExit(vmm.PoweredOff)
@@ -266,14 +269,14 @@ func TestCrash(t *testing.T) {
 }
 
 func TestPressPower(t *testing.T) {
-	g := start(t, vmm.Config{Kernel: kernel().waitForPowerButton().powerOff().write(t)})
+	g := start(t, vmm.Config{Boot: &vmm.Hardware{Kernel: kernel().waitForPowerButton().powerOff().write(t)}})
 	g.expect("ready")
 	g.must(g.PressPower(t.Context()))
 	g.expectExit(vmm.PoweredOff)
 }
 
 func TestPauseAndResume(t *testing.T) {
-	g := start(t, vmm.Config{Kernel: kernel().print("ready\n").count().write(t)})
+	g := start(t, vmm.Config{Boot: &vmm.Hardware{Kernel: kernel().print("ready\n").count().write(t)}})
 	g.expect("ready")
 	g.must(g.Pause(t.Context()))
 	before := g.counter()
@@ -296,7 +299,7 @@ func (g *guest) counter() string {
 }
 
 func TestReset(t *testing.T) {
-	g := start(t, vmm.Config{AllowReboot: true, Kernel: kernel().print("boot\n").halt().write(t)})
+	g := start(t, vmm.Config{Boot: &vmm.Hardware{Kernel: kernel().print("boot\n").halt().write(t)}, AllowReboot: true})
 	for range 3 {
 		g.expect("boot")
 		g.must(g.Reset(t.Context()))
@@ -310,7 +313,7 @@ func TestReset(t *testing.T) {
 func TestReboot(t *testing.T) {
 	for _, machine := range []string{"q35", "microvm"} {
 		t.Run(machine, func(t *testing.T) {
-			g := start(t, vmm.Config{AllowReboot: true, MachineType: machine, Kernel: kernel().print("boot\n").tripleFault().write(t)})
+			g := start(t, vmm.Config{Boot: &vmm.Hardware{Type: machine, Kernel: kernel().print("boot\n").tripleFault().write(t)}, AllowReboot: true})
 			for range 3 {
 				g.expect("boot")
 			}
@@ -321,7 +324,7 @@ func TestReboot(t *testing.T) {
 }
 
 func TestAllowRebootLater(t *testing.T) {
-	g := start(t, vmm.Config{Kernel: kernel().print("boot\n").waitForPowerButton().reset().write(t)})
+	g := start(t, vmm.Config{Boot: &vmm.Hardware{Kernel: kernel().print("boot\n").waitForPowerButton().reset().write(t)}})
 	g.expect("ready")
 	g.must(g.AllowReboot(t.Context(), true))
 	g.must(g.PressPower(t.Context()))
@@ -338,10 +341,13 @@ func TestSetLink(t *testing.T) {
 func testSetLink(t *testing.T, netdev string, typ int) {
 	ours, theirs := typedPair(t, typ)
 	go io.Copy(io.Discard, ours) // what the firmware may send
-	g := start(t, vmm.Config{
-		Kernel: kernel().print("ready\n").halt().write(t),
-		NICs:   []vmm.NIC{{ID: "net1", MAC: net.HardwareAddr{0x52, 0x54, 0, 0x12, 1, 1}, Conn: theirs}},
-	})
+	config := vmm.Config{
+		Boot: &vmm.Hardware{Kernel: kernel().print("ready\n").halt().write(t)},
+		NICs: []vmm.NIC{{ID: "net1", MAC: net.HardwareAddr{0x52, 0x54, 0, 0x12, 1, 1}, Link: cable{theirs}}},
+	}
+	host := newHost(t)
+	host.Packets = typ == unix.SOCK_SEQPACKET
+	g := startOn(t, host, config)
 	g.expect("ready")
 	g.must(g.SetLink(t.Context(), "net1", false))
 	g.must(g.SetLink(t.Context(), "net1", true))
@@ -392,7 +398,9 @@ func TestStuckMonitor(t *testing.T) {
 func TestSupervisorsEndIsTheMachines(t *testing.T) {
 	host := newHost(t)
 	vm, err := (&backend{}).Start(t.Context(), host, vmm.Config{
-		Name: "web", Dir: host.Supervisor.Dir(), Memory: 16, Kernel: kernel().halt().write(t),
+		Name: "web",
+		Dir:  host.Supervisor.Dir(),
+		Boot: &vmm.Hardware{Memory: 16, Kernel: kernel().halt().write(t)},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -410,6 +418,22 @@ func TestSupervisorsEndIsTheMachines(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// A cable leads to one connection, or cannot be had.
+type cable struct{ conn net.Conn }
+
+var errNoCable = errors.New("there is no cable")
+
+func (c cable) Stream() (*net.UnixConn, error) {
+	if c.conn == nil {
+		return nil, errNoCable
+	}
+	return c.conn.(*net.UnixConn), nil
+}
+
+func (c cable) Packets() (*net.UnixConn, error) { return c.Stream() }
+
+func (c cable) TAP(*os.File) error { return errNoCable }
 
 // connPair is a network's connection and a machine's.
 func connPair(t *testing.T) (ours, theirs net.Conn) { return typedPair(t, unix.SOCK_STREAM) }

@@ -29,6 +29,7 @@ import (
 type scripted struct {
 	*machine
 	config        vmm.Config
+	env           []string // of its start command
 	shell, upload net.Conn
 	seen          examination
 }
@@ -45,11 +46,11 @@ var (
 // may have to make disks first.
 const scriptTimeout = 10 * time.Minute
 
-// startScript is Start for a configuration with a StartCommand.
-func (b *backend) startScript(ctx context.Context, host vmm.Host, config vmm.Config) (vmm.VM, error) {
+// startScript is Start for a start command.
+func (b *backend) startScript(ctx context.Context, host vmm.Host, config vmm.Config, command *vmm.Command) (vmm.VM, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, scriptTimeout, fmt.Errorf("its QEMU did not answer within %v", scriptTimeout))
 	defer cancel()
-	s := script{b, host, config}
+	s := script{b, host, config, command}
 	start := s.boot
 	if config.Restore != nil {
 		start = s.restore
@@ -67,11 +68,12 @@ type script struct {
 	backend *backend
 	host    vmm.Host
 	config  vmm.Config
+	command *vmm.Command // that of config
 }
 
 // boot starts the machine so that it can be saved, if that can be had.
 func (s script) boot(ctx context.Context) (*scripted, error) {
-	key := s.config.Name + "\x00" + s.config.StartCommand
+	key := s.config.Name + "\x00" + s.command.Line
 	known, ok := s.backend.recall(key)
 	if !ok {
 		m, err := s.launch(ctx, memory{})
@@ -173,7 +175,7 @@ func (s script) proceed(ctx context.Context, m *scripted) error {
 
 func (s script) failed(start time.Time, err error, output *tail) error {
 	return &vmm.StartError{Machine: s.config.Name, Backend: s.backend.Name(), After: time.Since(start),
-		Err: fmt.Errorf("start command `%s`: %w", s.config.StartCommand, err), Output: output.text()}
+		Err: fmt.Errorf("start command `%s`: %w", s.command.Line, err), Output: output.text()}
 }
 
 // scriptFDs is how many descriptors from 3 on are left to scripts, which like to
@@ -204,7 +206,7 @@ func (s script) launch(ctx context.Context, mem memory) (_ *scripted, err error)
 	c := command{files: slices.Repeat([]*os.File{null}, scriptFDs)}
 	c.script(theirs, s.config.AllowReboot)
 	if mem.size > 0 {
-		h := hardware{config: s.config}
+		h := invocation{config: s.config}
 		if h.saved, err = newSaved(s.config, mem.size, mem.shared); err != nil {
 			return nil, s.failed(start, err, nil)
 		}
@@ -212,12 +214,12 @@ func (s script) launch(ctx context.Context, mem memory) (_ *scripted, err error)
 		c.memory(h, "attest-ram", mem)
 		c.add("-machine", "memory-backend=attest-ram,suppress-vmdesc=on")
 	}
-	m := &scripted{config: s.config, shell: ours[3], upload: ours[4]}
+	m := &scripted{config: s.config, env: s.command.Env, shell: ours[3], upload: ours[4]}
 	m.machine = newMachine(s.config.Name, ours[1], ours[2], c.saved)
-	line := shellLine(s.config.StartCommand)
+	line := shellLine(s.command.Line)
 	err = m.run(ctx, s.host, supervise.Command{
 		Path: "/bin/sh", Args: append([]string{"/bin/sh", "-c", line, s.config.Name}, c.args...),
-		Dir: s.config.Dir, Env: environment(s.config.Env), ExtraFiles: c.files, Whole: true,
+		Dir: s.config.Dir, Env: environment(s.command.Env), ExtraFiles: c.files, Whole: true,
 	})
 	for _, f := range theirs {
 		f.Close()

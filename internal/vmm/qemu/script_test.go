@@ -38,7 +38,7 @@ func tinyQEMU(t *testing.T, more string) string {
 func begin(t *testing.T, b *backend, command string, restore *vmm.State, env ...string) (*scripted, *guest, error) {
 	t.Helper()
 	host := newHost(t)
-	config := vmm.Config{Name: "web", Dir: filepath.Join(host.Supervisor.Dir(), "web"), StartCommand: command, Env: env, Restore: restore, Paused: restore != nil}
+	config := vmm.Config{Name: "web", Dir: filepath.Join(host.Supervisor.Dir(), "web"), Boot: &vmm.Command{Line: command, Env: env}, Restore: restore, Paused: restore != nil}
 	if err := os.Mkdir(config.Dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -347,7 +347,7 @@ func TestScriptIsInterrupted(t *testing.T) {
 		}
 		cancel(errors.New("the test is over"))
 	}()
-	config := vmm.Config{Name: "web", Dir: host.Supervisor.Dir(), StartCommand: startCommand(t, "touch "+begun, "exec sleep 1000000")}
+	config := vmm.Config{Name: "web", Dir: host.Supervisor.Dir(), Boot: &vmm.Command{Line: startCommand(t, "touch "+begun, "exec sleep 1000000")}}
 	if _, err := (&backend{}).Start(ctx, host, config); err == nil || !strings.Contains(err.Error(), "the test is over") {
 		t.Errorf("got %v", err)
 	}

@@ -105,7 +105,7 @@ func newSaved(c vmm.Config, size int64, shared bool) (s saved, err error) {
 }
 
 // shares says whether the machine shares the memory that it goes on from.
-func shares(c vmm.Config) bool { return c.Restore != nil && !c.Display }
+func shares(c vmm.Config, hw *vmm.Hardware) bool { return c.Restore != nil && !hw.Display }
 
 // load restores a QEMU that was started with -incoming defer.
 func (m *machine) load(ctx context.Context) error {
@@ -270,10 +270,11 @@ func splitState(state []byte) (prefix, devices []byte, err error) {
 // Fingerprint is the QEMU and its command line, without what differs from one
 // machine to another of the same kind.
 func (b *backend) Fingerprint(host vmm.Host, config vmm.Config) (string, error) {
-	if config.StartCommand != "" {
+	if command, ok := config.Boot.(*vmm.Command); ok {
 		// What that starts is known when it runs, and compared then (scriptState).
-		return strings.Join(append(stamps(namedFiles([]string{config.StartCommand}, config.Dir)), config.StartCommand, processor()), "\n"), nil
+		return strings.Join(append(stamps(namedFiles([]string{command.Line}, config.Dir)), command.Line, processor()), "\n"), nil
 	}
+	hw := *config.Boot.(*vmm.Hardware)
 	path, version, err := b.find()
 	if err != nil {
 		return "", err
@@ -283,15 +284,15 @@ func (b *backend) Fingerprint(host vmm.Host, config vmm.Config) (string, error) 
 		return "", err
 	}
 	config.Name, config.AllowReboot, config.Restore, config.Paused = "", false, nil, false
-	disks, nics := config.Disks, config.NICs
-	config.Disks, config.NICs = nil, nil
+	disks, nics := hw.Disks, config.NICs
+	hw.Disks, config.NICs = nil, nil
 	for _, d := range disks {
-		config.Disks = append(config.Disks, vmm.Disk{Serial: d.Serial, Format: "raw", ReadOnly: d.ReadOnly})
+		hw.Disks = append(hw.Disks, vmm.Disk{Serial: d.Serial, Format: "raw", ReadOnly: d.ReadOnly})
 	}
 	for _, n := range nics {
 		config.NICs = append(config.NICs, vmm.NIC{ID: n.ID})
 	}
-	h := hardware{config: config, accel: host.Accel, nics: make([]*os.File, len(nics))}
+	h := invocation{config: config, hw: &hw, accel: host.Accel, nics: make([]*os.File, len(nics))}
 	c := h.command()
 	// The clock's frequency is measured anew by each process, and is never twice
 	// the same; a percent of difference would be another processor.

@@ -17,7 +17,7 @@ func TestSnapshot(t *testing.T) {
 }
 
 func testSnapshot(t *testing.T, display bool) {
-	config := vmm.Config{Display: display, Kernel: kernel().print("ready\n").count().write(t)}
+	config := vmm.Config{Boot: &vmm.Hardware{Display: display, Kernel: kernel().print("ready\n").count().write(t)}}
 	booted := start(t, config)
 	booted.expect("ready")
 	booted.poll("the counter goes up", func() bool { return booted.counter() != "0x00000000" })
@@ -58,7 +58,7 @@ func testSnapshot(t *testing.T, display bool) {
 func TestSnapshotOfScreen(t *testing.T) {
 	// mov ax,0xb800; mov ds,ax; 1: inc word [0]; jmp 1b
 	counting := bootSector().print("ready\n").bytes(0xb8, 0x00, 0xb8, 0x8e, 0xd8, 0xff, 0x06, 0x00, 0x00, 0xeb, 0xfa)
-	config := vmm.Config{Display: true, Disks: []vmm.Disk{{Path: counting.writeDisk(t), ReadOnly: true}}}
+	config := vmm.Config{Boot: &vmm.Hardware{Display: true, Disks: []vmm.Disk{{Path: counting.writeDisk(t), ReadOnly: true}}}}
 	booted := start(t, config)
 	booted.expect("ready")
 	first, _ := booted.snapshot()
@@ -109,12 +109,12 @@ func memoryOf(t *testing.T, s vmm.State) []byte {
 
 // What is damaged is refused, and the QEMU that got it ends.
 func TestRestoreOfDamage(t *testing.T) {
-	config := vmm.Config{Kernel: kernel().print("ready\n").halt().write(t)}
+	config := vmm.Config{Boot: &vmm.Hardware{Kernel: kernel().print("ready\n").halt().write(t)}}
 	g := start(t, config)
 	g.expect("ready")
 	s, _ := g.snapshot()
 	host := newHost(t)
-	config.Name, config.Dir, config.Memory = "web", host.Supervisor.Dir(), 16
+	config.Name, config.Dir = "web", host.Supervisor.Dir()
 	for name, device := range map[string][]byte{
 		"nothing":   nil,
 		"truncated": s.Device[:len(s.Device)-1000],
@@ -130,7 +130,7 @@ func TestRestoreOfDamage(t *testing.T) {
 		}
 		t.Logf("%s: %v", name, err)
 	}
-	config.Restore, config.Memory = &s, 32
+	config.Restore, config.Boot.(*vmm.Hardware).Memory = &s, 32
 	if _, err := (&backend{}).Start(t.Context(), host, config); err == nil {
 		t.Error("a memory of another size was restored")
 	}
