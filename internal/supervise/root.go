@@ -39,9 +39,23 @@ func (e *PathTooLongError) Error() string {
 // Status says that the setting is the user's to change.
 func (*PathTooLongError) Status() event.Status { return event.Invalid }
 
+// NoParentError is a directory for temporary files that does not exist.
+type NoParentError struct {
+	Path, Parent string
+	Source       string // the environment variable that gave the path
+}
+
+func (e *NoParentError) Error() string {
+	return fmt.Sprintf("state directory %s (from %s): %s does not exist; make that directory, or set %s to one that exists", e.Path, e.Source, e.Parent, e.Source)
+}
+
+// Status says that the setting is the user's to change.
+func (*NoParentError) Status() event.Status { return event.Invalid }
+
 // StateRoot is the directory in which every run makes its own: $ATTEST_STATE_DIR,
 // or $XDG_RUNTIME_DIR/attest, or attest-<uid> in the directory for temporary
-// files. It is made if missing. One that somebody else could write to is an
+// files. It is made if missing, but no directory of TMPDIR is: that is a
+// *NoParentError. One that somebody else could write to is an
 // error, and one that is too long for sockets a *PathTooLongError.
 func StateRoot() (string, error) {
 	path, source := os.Getenv("ATTEST_STATE_DIR"), "ATTEST_STATE_DIR"
@@ -65,13 +79,20 @@ func prepareRoot(path, source string) (string, error) {
 	if len(path) > maxRoot {
 		return "", &PathTooLongError{Path: path, Limit: maxRoot, Source: source}
 	}
+	// What is above is attest's only if somebody has named the path for it.
+	if source != "TMPDIR" && source != "XDG_RUNTIME_DIR" {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return "", fmt.Errorf("state directory (from %s): %w", source, err)
+		}
+	}
 	// Mkdir, not MkdirAll, for the last element: it does not follow a symbolic
 	// link that somebody planted in /tmp.
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return "", fmt.Errorf("state directory: %w", err)
+	err = os.Mkdir(path, 0o700)
+	if parent := filepath.Dir(path); errors.Is(err, os.ErrNotExist) {
+		return "", &NoParentError{Path: path, Parent: parent, Source: source}
 	}
-	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return "", fmt.Errorf("state directory: %w", err)
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		return "", fmt.Errorf("state directory (from %s): %w", source, err)
 	}
 	if err := checkOwned(path); err != nil {
 		return "", fmt.Errorf("state directory: %w; remove it, or set ATTEST_STATE_DIR to a directory of your own", err)

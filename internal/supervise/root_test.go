@@ -41,6 +41,20 @@ func TestStateRoot(t *testing.T) {
 	}
 }
 
+// A directory for temporary files that does not exist is not made.
+func TestMissingTmpDir(t *testing.T) {
+	missing := filepath.Join(tempRoot(t), "missing")
+	t.Setenv("ATTEST_STATE_DIR", "")
+	t.Setenv("XDG_RUNTIME_DIR", "")
+	t.Setenv("TMPDIR", missing)
+	_, err := StateRoot()
+	var none *NoParentError
+	if !errors.As(err, &none) || none.Parent != missing || !strings.Contains(err.Error(), "set TMPDIR") {
+		t.Errorf("got %v", err)
+	}
+	expectNoDir(t, missing)
+}
+
 func TestStateRootThatIsNotOurs(t *testing.T) {
 	tmp := tempRoot(t)
 	ofAnother := "/root" // for everybody but root
