@@ -91,7 +91,7 @@ func OpenHost(ctx context.Context, config HostConfig) (*Host, error) {
 		sup.Close()
 		return nil, err
 	}
-	snapshots, err := snapshot.OpenStore(store.Root())
+	snapshots, err := snapshot.OpenStore(store.Root(), sup)
 	if err != nil {
 		sup.Close()
 		return nil, &ConfigError{Reason: err.Error()}

@@ -34,7 +34,7 @@ func snapshotStore() (*snapshot.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return snapshot.OpenStore(root)
+	return snapshot.OpenStore(root, nil)
 }
 
 func newSnapshotList() *cobra.Command {

@@ -6,7 +6,8 @@
 // it holds none any more. An object is a directory; whoever uses it has a shared
 // lock on it (Lease), and only one that nobody uses can be removed (Remove). It
 // appears complete, by a rename (Publish), out of a scratch directory that
-// belongs to its maker (Scratch); what killed makers leave is swept.
+// belongs to its maker (Scratch) and goes with it. If a maker's supervisor is killed
+// at the same time, the next sweep removes what they left.
 package cache
 
 import (
@@ -20,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/supervise"
 )
 
 // A Lease is a shared lock on an object: it is complete and stays.
@@ -56,8 +59,15 @@ func Locked(dir string) bool {
 }
 
 // Lock gives this process the right that a file stands for, such as to make an
-// object. While another has it, waiting is called once with that process's id.
-func Lock(ctx context.Context, name string, waiting func(pid string)) (unlock func(), err error) {
+// object. While another has it, waiting is called once with that process's id. sup
+// removes the file if this process is killed; nil: the next sweep does.
+func Lock(ctx context.Context, name string, sup *supervise.Supervisor, waiting func(pid string)) (unlock func(), err error) {
+	sup.Own(name)
+	defer func() {
+		if err != nil {
+			sup.Disown(name)
+		}
+	}()
 	told := false
 	for wait := time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
 		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
@@ -72,6 +82,7 @@ func Lock(ctx context.Context, name string, waiting func(pid string)) (unlock fu
 			return func() {
 				os.Remove(name) // while locked: the next one makes a new file
 				f.Close()
+				sup.Disown(name)
 			}, nil
 		case err == nil: // removed by its last owner
 			f.Close()
@@ -81,10 +92,11 @@ func Lock(ctx context.Context, name string, waiting func(pid string)) (unlock fu
 			return nil, err
 		}
 		if !told {
-			told = true
 			pid := make([]byte, 20)
-			n, _ := f.ReadAt(pid, 0)
-			waiting(string(pid[:n]))
+			if n, _ := f.ReadAt(pid, 0); n > 0 { // otherwise it has only just got it
+				told = true
+				waiting(string(pid[:n]))
+			}
 		}
 		f.Close()
 		select {
@@ -126,7 +138,7 @@ func syncPath(name string) error {
 
 // Remove takes an object out of the cache in one step and then deletes it, by
 // way of a scratch directory in tmp. unix.EWOULDBLOCK: it is in use.
-func Remove(dir, tmp string) (freed int64, err error) {
+func Remove(dir, tmp string, sup *supervise.Supervisor) (freed int64, err error) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return 0, err
@@ -138,7 +150,7 @@ func Remove(dir, tmp string) (freed int64, err error) {
 	if !sameFile(f, dir) {
 		return 0, fs.ErrNotExist
 	}
-	t, err := NewScratch(tmp)
+	t, err := NewScratch(tmp, sup)
 	if err != nil {
 		return 0, err
 	}

@@ -2,6 +2,8 @@ package cache
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -16,13 +18,16 @@ import (
 type Scratch struct {
 	Dir  string
 	File *os.File // the directory, locked; for what shall keep it
+
+	sup *supervise.Supervisor
 }
 
 // The name is short: sockets are made below.
 const scratchPrefix = "b-"
 
-// NewScratch makes a scratch directory in parent.
-func NewScratch(parent string) (*Scratch, error) {
+// NewScratch makes a scratch directory in parent. sup removes it if this process is
+// killed; nil: the next sweep does.
+func NewScratch(parent string, sup *supervise.Supervisor) (_ *Scratch, err error) {
 	// Held while a directory exists that is not locked yet.
 	guard, err := os.Open(parent)
 	if err != nil {
@@ -32,25 +37,37 @@ func NewScratch(parent string) (*Scratch, error) {
 	if err := flock(guard, unix.LOCK_SH); err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(parent, scratchPrefix)
-	if err != nil {
+	// A name that nobody else has: the supervisor removes what it stands for.
+	dir := filepath.Join(parent, scratchPrefix+rand.Text()[:12])
+	sup.Own(dir)
+	defer func() {
+		if err != nil {
+			os.Remove(dir)
+			sup.Disown(dir)
+		}
+	}()
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
 	f, err := os.Open(dir)
-	if err == nil {
-		err = flock(f, unix.LOCK_EX)
-	}
 	if err != nil {
-		os.Remove(dir)
 		return nil, err
 	}
-	return &Scratch{dir, f}, nil
+	if err := flock(f, unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &Scratch{dir, f, sup}, nil
 }
 
 // Remove removes the directory with all that is in it.
 func (t *Scratch) Remove() error {
 	defer t.File.Close()
-	return supervise.RemoveTree(t.Dir)
+	if err := supervise.RemoveTree(t.Dir); err != nil {
+		return err
+	}
+	t.sup.Disown(t.Dir)
+	return nil
 }
 
 // Sweep removes the scratch directories in parent that belong to nobody any
@@ -80,6 +97,24 @@ func Sweep(ctx context.Context, parent string) (removed []string, err error) {
 			return removed, err
 		}
 		removed = append(removed, dir)
+	}
+	return removed, err
+}
+
+// SweepLocks removes the lock files in a directory that nobody holds any more, and
+// returns their paths.
+func SweepLocks(ctx context.Context, dir string) (removed []string, err error) {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if ctx.Err() != nil {
+			return removed, ctx.Err()
+		}
+		path := filepath.Join(dir, e.Name())
+		gone, rerr := supervise.RemoveUnlocked(path)
+		if gone {
+			removed = append(removed, path)
+		}
+		err = errors.Join(err, rerr)
 	}
 	return removed, err
 }

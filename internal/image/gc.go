@@ -197,15 +197,15 @@ func (s *Store) removeUnused() (freed int64, err error) {
 
 // removeObject removes an object. EWOULDBLOCK: it is in use.
 func (s *Store) removeObject(r ref) (freed int64, err error) {
-	return cache.Remove(filepath.Join(s.root, string(r)), filepath.Join(s.root, "tmp"))
+	return cache.Remove(filepath.Join(s.root, string(r)), filepath.Join(s.root, "tmp"), s.sup)
 }
 
 func (s *Store) scratch() (*cache.Scratch, error) {
-	return cache.NewScratch(filepath.Join(s.root, "tmp"))
+	return cache.NewScratch(filepath.Join(s.root, "tmp"), s.sup)
 }
 
-// Sweep removes what killed builds left below the cache's tmp and returns its
-// paths. Every build does it first. Builds under way are left alone.
+// Sweep removes what killed builds left below the cache's tmp, and their locks, and
+// returns its paths. Every build does it first. Builds under way are left alone.
 func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
 	for _, parent := range []string{filepath.Join(s.root, "tmp"), otherTmp()} {
 		more, serr := cache.Sweep(ctx, parent)
@@ -214,7 +214,8 @@ func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
 			err = errors.Join(err, fmt.Errorf("image cache: leftover of a build: %w", serr))
 		}
 	}
-	return removed, err
+	locks, lerr := cache.SweepLocks(ctx, filepath.Join(s.root, "lock"))
+	return append(removed, locks...), errors.Join(err, lerr)
 }
 
 // Sweep is Store.Sweep on the user's cache.

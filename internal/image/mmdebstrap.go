@@ -192,7 +192,7 @@ func (s *Store) buildDir(ctx context.Context) (*cache.Scratch, error) {
 			return nil, fmt.Errorf("a directory to build in: %w", err)
 		}
 	}
-	t, err := cache.NewScratch(parent)
+	t, err := cache.NewScratch(parent, s.sup)
 	if err != nil {
 		return nil, err
 	}

@@ -146,7 +146,7 @@ func (s *Store) publish(content, dir string, meta any) error {
 // lock gives this process the right to make an object. While it waits it says
 // for whom.
 func (s *Store) lock(ctx context.Context, r ref) (unlock func(), err error) {
-	return cache.Lock(ctx, filepath.Join(s.root, "lock", r.kind()+"-"+r.key()), func(pid string) {
+	return cache.Lock(ctx, filepath.Join(s.root, "lock", r.kind()+"-"+r.key()), s.sup, func(pid string) {
 		s.progress(ctx).say("waiting for process %s, which builds the same %s", pid, r.kind())
 	})
 }

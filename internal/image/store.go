@@ -22,6 +22,7 @@ type Store struct {
 	root   string // absolute
 	mirror string
 	run    runner
+	sup    *supervise.Supervisor
 }
 
 // OpenStore opens the user's cache, $XDG_CACHE_HOME/attest. Builds start their
@@ -54,7 +55,7 @@ func OpenStoreAt(root string, sup *supervise.Supervisor) (*Store, error) {
 			return nil, fmt.Errorf("image cache: %w", err)
 		}
 	}
-	return &Store{root: root, mirror: os.Getenv(MirrorEnv), run: supervised{sup}}, nil
+	return &Store{root: root, mirror: os.Getenv(MirrorEnv), run: supervised{sup}, sup: sup}, nil
 }
 
 // Root is the cache's directory.

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/attest-vm/attest/internal/cache"
+	"github.com/attest-vm/attest/internal/supervise"
 )
 
 // SizeEnv names the environment variable that limits the cache, in MiB.
@@ -33,11 +34,13 @@ type Store struct {
 	locks string
 	tmp   string
 	limit int64
+	sup   *supervise.Supervisor
 }
 
-// OpenStore opens the cache below a directory, which is made if missing.
-func OpenStore(root string) (*Store, error) {
-	s := &Store{dir: filepath.Join(root, "snapshot"), locks: filepath.Join(root, "lock"), tmp: filepath.Join(root, "tmp"), limit: defaultSize}
+// OpenStore opens the cache below a directory, which is made if missing. sup removes
+// what this process leaves if it is killed while it makes an entry; it may be nil.
+func OpenStore(root string, sup *supervise.Supervisor) (*Store, error) {
+	s := &Store{dir: filepath.Join(root, "snapshot"), locks: filepath.Join(root, "lock"), tmp: filepath.Join(root, "tmp"), limit: defaultSize, sup: sup}
 	for _, dir := range []string{s.dir, s.locks, s.tmp} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, fmt.Errorf("snapshot cache: %w", err)
@@ -91,7 +94,7 @@ func (s *Store) Get(fits map[string]string) (*Entry, error) {
 	if err != nil {
 		lease.Release()
 		if damaged := (*DamagedError)(nil); errors.As(err, &damaged) {
-			cache.Remove(dir, s.tmp) // if somebody has it open, they have what they need
+			cache.Remove(dir, s.tmp, s.sup) // if somebody has it open, they have what they need
 		}
 		return nil, err
 	}
@@ -105,7 +108,7 @@ func (s *Store) Get(fits map[string]string) (*Entry, error) {
 func (s *Store) Make(ctx context.Context, fits map[string]string, title string, waiting func(pid string), fill func(*Draft) error) error {
 	key := Key(fits)
 	dir := filepath.Join(s.dir, key)
-	unlock, err := cache.Lock(ctx, filepath.Join(s.locks, "snapshot-"+key), waiting)
+	unlock, err := cache.Lock(ctx, filepath.Join(s.locks, "snapshot-"+key), s.sup, waiting)
 	if err != nil {
 		return err
 	}
@@ -114,7 +117,7 @@ func (s *Store) Make(ctx context.Context, fits map[string]string, title string, 
 		return nil // whoever held the lock before has made it
 	}
 	cache.Sweep(ctx, s.tmp) // what cannot be removed takes space, and harms nothing else
-	tmp, err := cache.NewScratch(s.tmp)
+	tmp, err := cache.NewScratch(s.tmp, s.sup)
 	if err != nil {
 		return err
 	}
@@ -190,7 +193,7 @@ func (e *InUseError) Error() string {
 // Remove removes an entry and returns how many bytes that freed; an *InUseError
 // if somebody has it.
 func (s *Store) Remove(i Info) (freed int64, err error) {
-	freed, err = cache.Remove(filepath.Join(s.dir, i.ID), s.tmp)
+	freed, err = cache.Remove(filepath.Join(s.dir, i.ID), s.tmp, s.sup)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		err = &InUseError{i.ID, i.Title}
 	}

@@ -17,7 +17,7 @@ import (
 
 func newStore(t *testing.T) *Store {
 	t.Helper()
-	s, err := OpenStore(t.TempDir())
+	s, err := OpenStore(t.TempDir(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func TestMadeOnce(t *testing.T) {
 	var made atomic.Int32
 	var all sync.WaitGroup
 	for range 8 {
-		s, err := OpenStore(root)
+		s, err := OpenStore(root, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -52,6 +52,48 @@ func removeDirs(dirs ...string) (err error) {
 	return err
 }
 
+// removeOwned removes what a client left; see Supervisor.Own.
+func removeOwned(paths map[string]bool) (err error) {
+	for path := range paths {
+		fi, lerr := os.Lstat(path)
+		switch {
+		case errors.Is(lerr, fs.ErrNotExist):
+		case lerr != nil:
+			err = errors.Join(err, lerr)
+		case fi.IsDir():
+			err = errors.Join(err, RemoveTree(path))
+		default:
+			_, rerr := RemoveUnlocked(path)
+			err = errors.Join(err, rerr)
+		}
+	}
+	return err
+}
+
+// RemoveUnlocked removes a lock file, unless somebody holds its lock.
+func RemoveUnlocked(path string) (removed bool, err error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return false, nil
+	}
+	// The name may be another's by now.
+	ours, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	if now, err := os.Lstat(path); err != nil || !os.SameFile(ours, now) {
+		return false, nil
+	}
+	return true, os.Remove(path)
+}
+
 // detachBelow detaches every mount below dir, and fails if one stays: removing
 // what is behind a bind mount would be a disaster.
 func detachBelow(dir string) error {

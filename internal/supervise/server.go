@@ -45,6 +45,7 @@ type server struct {
 	children map[int]uint64 // pid → the client's number
 	whole    map[int]bool   // of these, those whose group ends with them
 	copied   chan reply     // copyings that have ended
+	owned    map[string]bool
 }
 
 // incoming is a request with its descriptors.
@@ -60,7 +61,7 @@ func serve() error {
 	// PR_SET_PDEATHSIG fires when the thread that forked ends (golang/go#27505).
 	// The main thread does not end before the process, and init runs on it.
 	runtime.LockOSThread()
-	s := &server{dir: os.Args[1], scratch: os.Args[2], children: map[int]uint64{}, whole: map[int]bool{}, copied: make(chan reply)}
+	s := &server{dir: os.Args[1], scratch: os.Args[2], children: map[int]uint64{}, whole: map[int]bool{}, copied: make(chan reply), owned: map[string]bool{}}
 	control := os.NewFile(3, "control")
 	unix.CloseOnExec(3)
 	// The locks on the directories, which end with this process.
@@ -87,7 +88,7 @@ func serve() error {
 	}
 	s.out = newSender(s.conn)
 	s.loop()
-	left := killDescendants(killTimeout)
+	left := errors.Join(killDescendants(killTimeout), removeOwned(s.owned))
 	if kept(s.dir) {
 		return left
 	}
@@ -150,6 +151,14 @@ func (s *server) handle(in incoming) {
 			}
 		}
 		go s.copy(in.ID, of, in.fds)
+		return
+	}
+	if in.Own != "" {
+		s.owned[in.Own] = true
+		return
+	}
+	if in.Disown != "" {
+		delete(s.owned, in.Disown)
 		return
 	}
 	if in.Start == nil {

@@ -415,6 +415,12 @@ func TestClientProcess(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for _, name := range []string{"scratch", "lock", "never-made"} {
+		s.Own(filepath.Join(root, name))
+	}
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, "scratch", "dir"), 0o700), os.WriteFile(filepath.Join(root, "lock"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	json.NewEncoder(os.Stdout).Encode(client{Dir: s.Dir(), Supervisor: s.cmd.Process.Pid})
 	if how == "panic" {
 		bufio.NewReader(os.Stdin).ReadString('\n')
@@ -472,7 +478,8 @@ func TestNothingIsLeftOfAClientThatEnds(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			c := startClient(t, tempRoot(t), tt.name)
+			root := tempRoot(t)
+			c := startClient(t, root, tt.name)
 			all := holdTree(t, c.Supervisor, 4)
 			tt.end(c)
 			if err := c.cmd.Wait(); err == nil {
@@ -480,10 +487,42 @@ func TestNothingIsLeftOfAClientThatEnds(t *testing.T) {
 			}
 			ended := time.Now()
 			all.expectGone(t)
-			expectNoDir(t, c.Dir)
+			for _, path := range []string{c.Dir, filepath.Join(root, "scratch"), filepath.Join(root, "lock")} {
+				expectNoDir(t, path)
+			}
 			t.Logf("clean after %v", time.Since(ended))
 		})
 	}
+}
+
+// A lock file that somebody holds stays, and what is owned no longer, too.
+func TestOwned(t *testing.T) {
+	s := start(t)
+	dir := t.TempDir()
+	held, free, kept := filepath.Join(dir, "held"), filepath.Join(dir, "free"), filepath.Join(dir, "kept")
+	for _, path := range []string{held, free, kept} {
+		s.Own(path)
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Disown(kept)
+	f, err := os.Open(held)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := errors.Join(flock(f, unix.LOCK_EX), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for path, there := range map[string]bool{held: true, free: false, kept: true} {
+		if _, err := os.Lstat(path); (err == nil) != there {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	var none *Supervisor
+	none.Own(free)
+	none.Disown(free)
 }
 
 func TestSweepAfterClientAndSupervisorWereKilled(t *testing.T) {

@@ -54,6 +54,7 @@ type Supervisor struct {
 	lastID    uint64
 	processes map[uint64]*Process
 	copies    map[uint64]chan<- string // under way; see CopyPrivate
+	owned     map[string]bool
 	closing   bool
 	lost      error // set once the supervisor is gone
 }
@@ -134,6 +135,7 @@ func Start(ctx context.Context, o Options) (_ *Supervisor, err error) {
 		out:       newSender(conn),
 		processes: map[uint64]*Process{},
 		copies:    map[uint64]chan<- string{},
+		owned:     map[string]bool{},
 	}
 	go s.run()
 	return s, nil
@@ -194,10 +196,16 @@ func (s *Supervisor) close() error {
 		s.cmd.Process.Kill()
 		<-s.done
 	}
+	// Nothing is left to do unless the supervisor died or failed.
+	s.mu.Lock()
+	err := removeOwned(s.owned)
+	s.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("remove what a run leaves: %w", err)
+	}
 	if kept(s.dir) {
 		return nil
 	}
-	// Nothing is left to do unless the supervisor died or failed.
 	if err := removeDirs(s.dir, s.scratch); err != nil {
 		return fmt.Errorf("remove state directory: %w", err)
 	}
@@ -317,6 +325,31 @@ func (s *Supervisor) Start(ctx context.Context, c Command) (*Process, error) {
 		p.signal(syscall.SIGKILL)
 		return nil, fmt.Errorf("start %s: %w", c.Path, ctx.Err())
 	}
+}
+
+// Own has the supervisor remove path when the client ends, in whatever way: a
+// directory with all that is in it, or a lock file that nobody holds. It is to be
+// called before path is made. A nil Supervisor owns nothing, and one that has ended
+// nothing new.
+func (s *Supervisor) Own(path string) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	s.owned[path] = true
+	s.mu.Unlock()
+	s.send(request{Own: path}, nil) // fails only if the supervisor is gone
+}
+
+// Disown takes Own back, once path is removed.
+func (s *Supervisor) Disown(path string) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	delete(s.owned, path)
+	s.mu.Unlock()
+	s.send(request{Disown: path}, nil) // as above
 }
 
 func (s *Supervisor) send(r request, files []*os.File) error {

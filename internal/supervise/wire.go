@@ -19,13 +19,15 @@ import (
 const maxFiles = 253
 
 // request asks the supervisor for one thing: to start a process, to signal one,
-// or to copy of one's memory. ID is the client's number for the process, or for
-// the copying.
+// to copy of one's memory, or to remove a path at the end, or no longer. ID is the
+// client's number for the process, or for the copying.
 type request struct {
 	ID     uint64
 	Start  *startRequest
 	Copy   *copyRequest
 	Signal syscall.Signal
+	Own    string
+	Disown string
 }
 
 // files is how many descriptors come with the request.
