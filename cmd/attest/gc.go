@@ -17,9 +17,10 @@ func newGC() *cobra.Command {
 		Use:   "gc",
 		Short: "Remove what a killed run left behind",
 		Long: "gc ends processes and removes state directories of runs that are no longer\n" +
-			"alive, what an interrupted image build left in the cache, and what the cache has\n" +
-			"of builds of attest that are no longer used. A run cleans up\n" +
-			"after itself even when it is killed; gc is for when its supervisor was killed too.",
+			"alive, what an interrupted image build left in the cache, images and parts of images\n" +
+			"without an end mark, and what the cache has of builds of attest that are no longer\n" +
+			"used. A run cleans up after itself even when it is killed; gc is for when its\n" +
+			"supervisor was killed too.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			root, err := supervise.StateRoot()

@@ -122,7 +122,11 @@ func newImageList() *cobra.Command {
 				if e.InUse {
 					used = "in use"
 				}
-				fmt.Fprintf(w, "%.12s\t%s\t%s\t%s\t%s\n", e.ID, bytes(e.Size), bytes(e.Own), used, e.Title)
+				title := e.Title
+				if e.Reason != "" {
+					title += ", of no use: " + e.Reason
+				}
+				fmt.Fprintf(w, "%.12s\t%s\t%s\t%s\t%s\n", e.ID, bytes(e.Size), bytes(e.Own), used, title)
 			}
 			return w.Flush()
 		},

@@ -99,3 +99,6 @@ EOF
 
 # Nothing is left to be updated at the first boot (systemd-update-done(8)).
 touch etc/.updated var/.updated
+
+# The last step: without this nothing of the build is believed.
+{ echo "$ATTEST_END"; cat var/lib/dpkg/status; } > attest-end

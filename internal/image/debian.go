@@ -134,7 +134,7 @@ func (s *Store) buildBase(ctx context.Context, dir, suite string, meta *baseMeta
 	if s.mirror != "" {
 		args = append(args, s.mirror)
 	}
-	err = s.mmdebstrap(ctx, mmdebstrap{title: meta.Title, args: args, script: baseScript, entry: func(h *tar.Header, r io.Reader) error {
+	status, err := s.mmdebstrap(ctx, mmdebstrap{title: meta.Title, args: args, script: baseScript, entry: func(h *tar.Header, r io.Reader) error {
 		name := treePath(h.Name)
 		if strings.HasPrefix(name, "dev/") {
 			// The kernel fills /dev, and mmdebstrap does it in its builds.
@@ -151,6 +151,9 @@ func (s *Store) buildBase(ctx context.Context, dir, suite string, meta *baseMeta
 	}})
 	if err != nil {
 		return err
+	}
+	if err := checkSystem(t.index, status); err != nil {
+		return &BuildError{Image: meta.Title, Phase: "looking at the base image", Reason: err.Error()}
 	}
 	if err := errors.Join(copied.Close(), root.Close(), t.w.Close()); err != nil {
 		return err
@@ -219,7 +222,7 @@ func (s *Store) buildLayer(ctx context.Context, dir string, base *lease, baseMet
 	if len(d.Files)+len(d.Run) > 0 {
 		files = "1"
 	}
-	err = s.mmdebstrap(ctx, mmdebstrap{
+	status, err := s.mmdebstrap(ctx, mmdebstrap{
 		title:  meta.Title,
 		run:    d.Run,
 		args:   slices.Concat(onBase, []string{d.Suite, "-"}),
@@ -238,6 +241,9 @@ func (s *Store) buildLayer(ctx context.Context, dir string, base *lease, baseMet
 	})
 	if err != nil {
 		return err
+	}
+	if err := parseStatus(status).check(d.Packages); err != nil {
+		return &BuildError{Image: meta.Title, Phase: "looking at the image", Reason: err.Error()}
 	}
 	if err := diff.finish(); err != nil {
 		return err

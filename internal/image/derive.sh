@@ -3,6 +3,8 @@
 set -euf
 exec >&2 </dev/null
 root=$1
+end=$ATTEST_END
+unset ATTEST_END
 # Names have to be found during the build; the image's own file comes back at the end.
 mv "$root/etc/resolv.conf" "$root/tmp/attest-resolv.conf"
 if [ -e /etc/resolv.conf ]; then
@@ -27,6 +29,8 @@ if [ -n "$ATTEST_PACKAGES" ]; then
 	apt --no-download install -- $ATTEST_PACKAGES
 	chroot "$root" apt-get clean
 fi
+# The run lines may do with the packages what they like.
+cp "$root/var/lib/dpkg/status" "$root.status"
 if [ -n "$ATTEST_FILES" ]; then
 	echo "attest: phase writing files"
 	tar -C "$root" --keep-directory-symlink --numeric-owner -xf - <&4
@@ -50,3 +54,5 @@ fi
 rm -f "$root/tmp/attest-resolv.conf"
 # The packages' own scripts have done what would be done at the first boot.
 touch "$root/etc/.updated" "$root/var/.updated"
+# The last step: without this nothing of the build is believed.
+{ echo "$end"; cat "$root.status"; } > "$root/attest-end"

@@ -19,9 +19,9 @@
 //	lock/          one file per object that is being built
 //
 // KEY is a digest of all that decides the contents. An object is written below
-// tmp/, synced, and renamed into its place as a whole, so whatever is in place
-// is complete. One process builds an object, others wait for it. Who uses an
+// tmp/, synced, and renamed into its place as a whole. Its file complete lists the
+// others and is written last; an object without it is made again. One process builds an object, others wait for it. Who uses an
 // object holds a shared flock on its directory: removal needs the exclusive one.
-// Locks end with their process, however it ends; what a killed build left below
-// tmp/ is removed by the next build.
+// Locks end with their process, however it ends. What a killed build left is removed
+// by its supervisor, or by the next build if that was killed, too.
 package image

@@ -56,8 +56,17 @@ type RunError struct {
 }
 
 func (e *RunError) Error() string {
-	return fmt.Sprintf("image %s: run[%d] %q failed with exit code %d%s", e.Image, e.Index, e.Line, e.Code, indented(e.Output))
+	how := fmt.Sprintf("failed with exit code %d", e.Code)
+	if e.Code == killedCode {
+		how += ": it " + wasKilled
+	}
+	return fmt.Sprintf("image %s: run[%d] %q %s%s", e.Image, e.Index, e.Line, how, indented(e.Output))
 }
+
+// killedCode is the exit code of what ended by SIGKILL, as a shell has it.
+const killedCode = 128 + 9
+
+const wasKilled = "was killed (SIGKILL), by hand or by the kernel for lack of memory"
 
 // SpaceError is a cache without enough room.
 type SpaceError struct {

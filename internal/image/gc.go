@@ -1,8 +1,8 @@
 package image
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,6 +27,9 @@ type Entry struct {
 	Own      int64     `json:"own"`  // bytes of it that no other image has: what Remove frees
 	LastUsed time.Time `json:"last_used"`
 	InUse    bool      `json:"in_use"` // by a machine, or by a build
+	// Reason is why it is of no use; empty: it is. What is of no use is used by
+	// nobody, and RemoveUseless removes it.
+	Reason string `json:"reason,omitempty"`
 
 	ref   ref
 	parts []ref
@@ -45,10 +48,12 @@ type object struct {
 	dir   string
 	size  int64
 	used  time.Time
-	users int // images that have it as a part
+	users int   // images that have it as a part
+	bad   error // it has no end mark, or is not as that says
 }
 
-// List returns the images in the cache, last used first.
+// List returns the images in the cache, last used first, and the parts of no image
+// that are of no use.
 func (s *Store) List(ctx context.Context) ([]Entry, error) {
 	_, entries, err := s.survey()
 	return entries, err
@@ -64,7 +69,7 @@ func (s *Store) survey() (map[ref]*object, []Entry, error) {
 		}
 		for _, name := range names {
 			o := &object{ref: makeRef(kind, name.Name()), dir: filepath.Join(s.root, kind, name.Name())}
-			o.size = cache.DiskUsage(o.dir)
+			o.size, o.bad = cache.DiskUsage(o.dir), checkMark(o.dir)
 			if st, err := os.Stat(filepath.Join(o.dir, usedName)); err == nil {
 				o.used = st.ModTime()
 			}
@@ -78,8 +83,9 @@ func (s *Store) survey() (map[ref]*object, []Entry, error) {
 		}
 		var m imageMeta
 		// A record that cannot be read still takes space and can be removed.
-		if data, err := os.ReadFile(filepath.Join(o.dir, metaName)); err != nil || json.Unmarshal(data, &m) != nil {
+		if err := readMeta(o.dir, &m); err != nil {
 			m = imageMeta{ID: r.key(), Title: "(damaged)"}
+			o.bad = cmp.Or(o.bad, err)
 		}
 		e := Entry{ID: m.ID, Title: m.Title, Spec: m.Spec, LastUsed: o.used, InUse: cache.Locked(o.dir), ref: r, parts: m.Parts}
 		if m.Kernel != "" {
@@ -92,8 +98,14 @@ func (s *Store) survey() (map[ref]*object, []Entry, error) {
 		}
 		entries = append(entries, e)
 	}
+	for r, o := range objects {
+		if o.bad != nil && o.users == 0 && r.kind() != kindImage {
+			entries = append(entries, Entry{ID: r.key(), Title: "(" + r.kind() + ")", LastUsed: o.used, InUse: cache.Locked(o.dir), ref: r})
+		}
+	}
 	for i := range entries {
 		e := &entries[i]
+		e.Reason = useless(objects, e)
 		e.Size, e.Own = objects[e.ref].size, objects[e.ref].size
 		for _, p := range e.parts {
 			if part := objects[p]; part != nil {
@@ -111,6 +123,51 @@ func (s *Store) survey() (map[ref]*object, []Entry, error) {
 		return strings.Compare(string(a.ref), string(b.ref))
 	})
 	return objects, entries, nil
+}
+
+// useless says why an image is of no use.
+func useless(objects map[ref]*object, e *Entry) string {
+	for _, r := range append([]ref{e.ref}, e.parts...) {
+		var bad *incompleteError
+		switch o := objects[r]; {
+		case o == nil:
+			return fmt.Sprintf("its %s is gone", r.kind())
+		case errors.As(o.bad, &bad) && r == e.ref:
+			return bad.reason
+		case errors.As(o.bad, &bad):
+			return fmt.Sprintf("its %s: %s", r.kind(), bad.reason)
+		}
+	}
+	return ""
+}
+
+// RemoveUseless removes what is of no use, unless somebody uses it, and returns its
+// paths.
+func (s *Store) RemoveUseless(ctx context.Context) (removed []string, err error) {
+	objects, entries, err := s.survey()
+	if err != nil {
+		return nil, err
+	}
+	refs := map[ref]bool{}
+	for r, o := range objects {
+		refs[r] = o.bad != nil
+	}
+	for _, e := range entries {
+		refs[e.ref] = e.Reason != ""
+	}
+	for _, r := range slices.Sorted(maps.Keys(refs)) {
+		if err := ctx.Err(); err != nil || !refs[r] {
+			continue
+		}
+		_, err := s.removeObject(r)
+		switch {
+		case err == nil:
+			removed = append(removed, objects[r].dir)
+		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, fs.ErrNotExist):
+			return removed, err
+		}
+	}
+	return removed, ctx.Err()
 }
 
 // Find returns the images whose ID begins with prefix or whose title is it.
@@ -218,11 +275,13 @@ func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
 	return append(removed, locks...), errors.Join(err, lerr)
 }
 
-// Sweep is Store.Sweep on the user's cache.
+// Sweep is Store.Sweep and Store.RemoveUseless on the user's cache.
 func Sweep(ctx context.Context) ([]string, error) {
 	s, err := OpenStore(nil)
 	if err != nil {
 		return nil, err
 	}
-	return s.Sweep(ctx)
+	removed, err := s.Sweep(ctx)
+	useless, uerr := s.RemoveUseless(ctx)
+	return append(removed, useless...), errors.Join(err, uerr)
 }

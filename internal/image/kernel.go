@@ -2,6 +2,7 @@ package image
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	_ "embed"
@@ -86,7 +87,8 @@ func (s *Store) packagedKernel(ctx context.Context, suite, name string, meta *ke
 		if err != nil {
 			return err
 		}
-		err = s.mmdebstrap(ctx, mmdebstrap{
+		var dep bytes.Buffer
+		said, err := s.mmdebstrap(ctx, mmdebstrap{
 			title:  baseMeta.Title,
 			args:   slices.Concat(onBase, []string{suite, "-"}),
 			script: kernelScript,
@@ -103,6 +105,9 @@ func (s *Store) packagedKernel(ctx context.Context, suite, name string, meta *ke
 				}
 				if name, ok := strings.CutPrefix(rest, "modules"); ok {
 					h.Name = "." + name
+					if name == "/modules.dep" {
+						r = io.TeeReader(r, &dep)
+					}
 					return t.add(h, r)
 				}
 				return nil
@@ -110,6 +115,9 @@ func (s *Store) packagedKernel(ctx context.Context, suite, name string, meta *ke
 		})
 		if err != nil {
 			return err
+		}
+		if err := checkModules(t.index, dep.Bytes(), said); err != nil {
+			return &BuildError{Image: name, Phase: "looking at the kernel", Reason: err.Error()}
 		}
 		if err := s.writeKernel(ctx, dir, name, image, meta); err != nil {
 			return err

@@ -45,3 +45,10 @@ if [ -d "$mods/$release" ]; then
 	mv "tree/lib/modules/$release" out/modules
 fi
 EOF
+# The last step: without this nothing of the build is believed.
+{
+	echo "$ATTEST_END"
+	if [ -d "$1/attest-kernel/out/modules" ]; then
+		echo modules
+	fi
+} > "$1/attest-end"

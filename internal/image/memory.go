@@ -66,6 +66,26 @@ func memoryAvailable(root string) int64 {
 	return available
 }
 
+// oomKills is how many processes of this process's control group the kernel has
+// killed because memory ran out (Documentation/admin-guide/cgroup-v2.rst,
+// memory.events); 0 where there is no such count.
+func oomKills(root string) (n int64) {
+	data, _ := os.ReadFile(filepath.Join(root, "proc/self/cgroup"))
+	for line := range strings.Lines(string(data)) {
+		group, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
+		if !ok {
+			continue
+		}
+		events, _ := os.ReadFile(filepath.Join(root, "sys/fs/cgroup", filepath.Clean(group), "memory.events"))
+		for line := range strings.Lines(string(events)) {
+			if count, ok := strings.CutPrefix(line, "oom_kill "); ok {
+				n, _ = strconv.ParseInt(strings.TrimSpace(count), 10, 64)
+			}
+		}
+	}
+	return n
+}
+
 func readNumber(name string) (int64, error) {
 	data, err := os.ReadFile(name)
 	if err != nil {

@@ -2,6 +2,7 @@ package image
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,8 +34,35 @@ type mmdebstrap struct {
 }
 
 // mmdebstrap runs it in namespaces of its own, also for root ("unshare"): a
-// build cannot leave mounts or processes behind.
-func (s *Store) mmdebstrap(ctx context.Context, m mmdebstrap) error {
+// build cannot leave mounts or processes behind. It returns what the script said at
+// its end; see end.go for when a build is believed.
+func (s *Store) mmdebstrap(ctx context.Context, m mmdebstrap) (said string, err error) {
+	end := newEnding()
+	m.entry = end.filter(m.entry)
+	m.env = append(m.env, endEnv+"="+end.word)
+	killed := oomKills("/")
+	var t transcript
+	err = s.runMmdebstrap(ctx, m, &t)
+	if err == nil && !end.seen || errors.Is(err, errCutOff) {
+		err = &BuildError{Image: m.title, Phase: cmp.Or(t.phase, "mmdebstrap"), Output: t.String(),
+			Reason: "mmdebstrap ended as if all were well and is not finished: one of its processes was killed, by hand or by the kernel for lack of memory"}
+	}
+	if n := oomKills("/") - killed; n > 0 {
+		// Some scripts of packages go on when a command of theirs is killed.
+		lack := &BuildError{Image: m.title, Phase: cmp.Or(t.phase, "mmdebstrap"), Output: t.String(), Err: err,
+			Reason: fmt.Sprintf("memory ran out, and the kernel killed %d processes of this control group meanwhile; close other programs, or give it more memory", n)}
+		var failed *BuildError
+		if errors.As(err, &failed) {
+			lack.Err = errors.New(failed.Reason)
+		}
+		if err == nil || failed != nil {
+			err = lack
+		}
+	}
+	return end.text, err
+}
+
+func (s *Store) runMmdebstrap(ctx context.Context, m mmdebstrap, said *transcript) error {
 	for _, t := range []string{"mmdebstrap", "apt-get", "tar"} {
 		if _, err := lookTool(t); err != nil {
 			return err
@@ -66,9 +94,8 @@ func (s *Store) mmdebstrap(ctx context.Context, m mmdebstrap) error {
 	stdout, stderr, inputs := pipes[0], pipes[1], pipes[2:]
 
 	finished := make(chan error, 2+len(m.inputs))
-	var said transcript
 	go func() {
-		said.read(stderr.r, func(line string) { s.follow(ctx, &said, m.run, line) })
+		said.read(stderr.r, func(line string) { s.follow(ctx, said, m.run, line) })
 		finished <- nil
 	}()
 	go func() {
@@ -109,6 +136,7 @@ func (s *Store) mmdebstrap(ctx context.Context, m mmdebstrap) error {
 		Dir:    "/",
 		Stdout: stdout.w, Stderr: stderr.w, ExtraFiles: extra,
 		Isolate: true,
+		Whole:   true, // for those who cannot be isolated: what is killed in part ends as a whole
 	})
 	pipes.closeChildEnds()
 	var streams error
@@ -118,8 +146,8 @@ func (s *Store) mmdebstrap(ctx context.Context, m mmdebstrap) error {
 	switch {
 	case caller.Err() != nil:
 		return context.Cause(caller)
-	case err == nil && code != 0:
-		return s.blame(m, &said, code)
+	case err == nil && code != 0 && (streams == nil || errors.Is(streams, errCutOff)):
+		return s.blame(m, said, code)
 	case streams != nil:
 		return streams
 	}
@@ -341,9 +369,10 @@ func (s *Store) blame(m mmdebstrap, t *transcript, code int) error {
 	if f := noSuite.FindStringSubmatch(all); f != nil && strings.Contains(all, "404  Not Found") {
 		return specErrorf("suite", "%s has no Debian release %q; give the code name of one, such as bookworm, or stable (%s names another mirror: archive.debian.org keeps old releases)", f[1], f[2], MirrorEnv)
 	}
-	e := &BuildError{Image: m.title, Phase: t.phase, Output: output, Err: fmt.Errorf("mmdebstrap: exit code %d", code)}
-	if e.Phase == "" {
-		e.Phase = "mmdebstrap"
+	e := &BuildError{Image: m.title, Phase: cmp.Or(t.phase, "mmdebstrap"), Output: output, Err: fmt.Errorf("mmdebstrap: exit code %d", code)}
+	if code == killedCode {
+		e.Reason = "mmdebstrap " + wasKilled
+		return e
 	}
 	if line := noMirror.FindString(all); line != "" {
 		mirror := "Debian's mirror"

@@ -121,7 +121,7 @@ func needBuilds(t *testing.T) {
 	t.Helper()
 	if f := subordinateIDs(); os.Geteuid() != 0 && !f.OK {
 		var missing *vmm.MissingError
-		err := openTest(t).mmdebstrap(t.Context(), mmdebstrap{})
+		_, err := openTest(t).mmdebstrap(t.Context(), mmdebstrap{})
 		if !errors.As(err, &missing) || missing.Remedy == "" {
 			t.Errorf("got %v", err)
 		}
@@ -131,14 +131,14 @@ func needBuilds(t *testing.T) {
 
 func TestStreams(t *testing.T) {
 	needBuilds(t)
-	fakeMmdebstrap(t, `cd "$TMPDIR"; cat <&3 >three; cat <&4 >four; tar -cf - three four`)
+	fakeMmdebstrap(t, `cd "$TMPDIR"; cat <&3 >three; cat <&4 >four; { echo "$ATTEST_END"; echo said; } >attest-end; tar -cf - attest-end three four`)
 	s := openTest(t)
 	input := func(text string) func(io.Writer) error {
 		return func(w io.Writer) error { _, err := io.WriteString(w, text); return err }
 	}
 	content := map[string]string{}
 	large := strings.Repeat("0123456789", 100_000)
-	err := s.mmdebstrap(t.Context(), mmdebstrap{
+	said, err := s.mmdebstrap(t.Context(), mmdebstrap{
 		inputs: []func(io.Writer) error{input("3"), input(large)},
 		entry: func(h *tar.Header, r io.Reader) error {
 			b, err := io.ReadAll(r)
@@ -149,7 +149,7 @@ func TestStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if content["three"] != "3" || content["four"] != large {
+	if content["three"] != "3" || content["four"] != large || said != "said\n" || len(content) != 2 {
 		t.Errorf("three: %q, four: %d bytes", content["three"], len(content["four"]))
 	}
 }
@@ -172,7 +172,11 @@ func TestStreamsThatFail(t *testing.T) {
 		want         string
 	}{
 		{"fails at once", "echo E: No such thing >&2; exit 3", nil, false, "No such thing"},
-		{"no output", "exit 0", nil, false, ""},
+		{"no output", "exit 0", nil, false, "is not finished"},
+		{"no end mark", `cd /; tar -cf - etc/hostname`, nil, false, "is not finished"},
+		{"another end mark", `cd "$TMPDIR"; echo x >attest-end; tar -cf - attest-end`, nil, false, "is not finished"},
+		{"a tar without its end", `cd "$TMPDIR"; echo "$ATTEST_END" >attest-end; tar -cf - attest-end | head -c 1024`, nil, false, "is not finished"},
+		{"a tar that ends in a file", `cd "$TMPDIR"; echo "$ATTEST_END" >attest-end; head -c 9999 /dev/zero >big; tar -cf - attest-end big | head -c 4096`, nil, false, "is not finished"},
 		{"half a tar", "head -c 700 /dev/zero | tr '\\0' x", nil, false, "tar"},
 		{"nobody wants it", "cd /; tar -cf - etc usr/bin; sleep 1000", wrong, false, "wrong"},
 		{"hangs", "sleep 1000", nil, true, "deadline"},
@@ -186,7 +190,7 @@ func TestStreamsThatFail(t *testing.T) {
 				ctx, cancel = context.WithTimeout(ctx, 50*time.Millisecond)
 				defer cancel()
 			}
-			err := s.mmdebstrap(ctx, mmdebstrap{
+			_, err := s.mmdebstrap(ctx, mmdebstrap{
 				inputs: []func(io.Writer) error{endless},
 				entry:  func(*tar.Header, io.Reader) error { return test.entry },
 			})

@@ -57,7 +57,16 @@ func (l *lease) release() { l.Release() }
 func (s *Store) object(ctx context.Context, r ref, meta any, make func(ctx context.Context, dir string) error) (*lease, error) {
 	for {
 		l, err := s.acquire(r, meta)
-		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		var bad *incompleteError
+		switch {
+		case errors.As(err, &bad):
+			if _, rerr := s.removeObject(r); errors.Is(rerr, unix.EWOULDBLOCK) {
+				return nil, &BuildError{Image: string(r), Phase: "replacing it in the cache", Reason: bad.reason + ", and another process uses it; end that first"}
+			} else if rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+				return nil, rerr
+			}
+			event.Warnf(ctx, "%v; it is made again", bad)
+		case err == nil || !errors.Is(err, fs.ErrNotExist):
 			return l, err
 		}
 		if err := s.make(ctx, r, meta, make); err != nil {
@@ -73,13 +82,13 @@ func (s *Store) acquire(r ref, meta any) (*lease, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := os.ReadFile(filepath.Join(dir, metaName))
+	err = checkMark(dir)
 	if err == nil && meta != nil {
-		err = json.Unmarshal(data, meta)
+		err = readMeta(dir, meta)
 	}
 	if err != nil {
 		held.Release()
-		return nil, fmt.Errorf("image cache: %s is damaged; remove it: %w", dir, notMissing{err})
+		return nil, err
 	}
 	now := time.Now()
 	// Only prune looks at it, and a cache can be read-only.
@@ -87,9 +96,17 @@ func (s *Store) acquire(r ref, meta any) (*lease, error) {
 	return &lease{held, r, dir}, nil
 }
 
-// notMissing hides that an error is fs.ErrNotExist: a file is missing in an
-// object, not the object.
-type notMissing struct{ error }
+// readMeta reads the record of an object.
+func readMeta(dir string, meta any) error {
+	data, err := os.ReadFile(filepath.Join(dir, metaName))
+	if err == nil {
+		err = json.Unmarshal(data, meta)
+	}
+	if err != nil {
+		return &incompleteError{dir, fmt.Sprintf("its record cannot be read: %v", err)}
+	}
+	return nil
+}
 
 // make makes an object unless somebody else does it meanwhile.
 func (s *Store) make(ctx context.Context, r ref, meta any, fill func(ctx context.Context, dir string) error) error {
@@ -139,6 +156,9 @@ func (s *Store) publish(content, dir string, meta any) error {
 		if err := os.WriteFile(filepath.Join(content, name), b, 0o644); err != nil {
 			return err
 		}
+	}
+	if err := markComplete(content); err != nil {
+		return err
 	}
 	return cache.Publish(content, dir)
 }

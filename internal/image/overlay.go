@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -54,6 +55,26 @@ func (s *Store) makeTemplate(ctx context.Context, dir string) error {
 	}
 	if err := s.runTool(ctx, "mkfs.ext4", append(templateArgs, name)...); err != nil {
 		return fmt.Errorf("template of writable disks: %w", err)
+	}
+	return checkExt4(name)
+}
+
+// checkExt4 looks whether a file system is one of OverlaySize that was closed
+// (Linux, Documentation/filesystems/ext4/super.rst).
+func checkExt4(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	super := make([]byte, 64)
+	if _, err := f.ReadAt(super, 1024); err != nil {
+		return err
+	}
+	le := binary.LittleEndian
+	blocks, size, clean := int64(le.Uint32(super[4:])), int64(1024)<<le.Uint32(super[24:]), le.Uint16(super[58:]) == 1
+	if le.Uint16(super[56:]) != 0xef53 || blocks*size != OverlaySize || !clean {
+		return &BuildError{Image: "template of writable disks", Phase: "mkfs.ext4", Reason: "it ended as if all were well, and there is no file system"}
 	}
 	return nil
 }

@@ -339,7 +339,7 @@ func (d Debian) resolveFiles() (Debian, error) {
 
 // formatVersion is part of every key. It changes when the same spec gives
 // another image: another base configuration, another layout on disk.
-const formatVersion = 1
+const formatVersion = 2
 
 // digest is the key of a value of plain data: two values have the same key
 // exactly if their JSON is the same, whatever the order of map entries.

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/supervise"
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // MirrorEnv names the environment variable that replaces Debian's mirror:
@@ -94,6 +96,7 @@ func (s *Store) Build(ctx context.Context, source Source) (_ *Image, err error) 
 	defer func() {
 		if err != nil {
 			b.releaseAll()
+			err = b.typed(ctx, err)
 		}
 	}()
 	p := &progress{ctx: ctx, id: fmt.Sprintf("image-%s-%d", digest("spec", spec)[:12], time.Now().UnixNano()), title: "image " + b.title, start: time.Now()}
@@ -120,6 +123,16 @@ func (s *Store) Build(ctx context.Context, source Source) (_ *Image, err error) 
 		return nil, err
 	}
 	return b.finish(ctx)
+}
+
+// typed makes what went wrong for no reason that is known the host's.
+func (b *build) typed(ctx context.Context, err error) error {
+	var kind interface{ Status() event.Status }
+	var missing *vmm.MissingError
+	if ctx.Err() != nil || errors.As(err, &kind) || errors.As(err, &missing) {
+		return err
+	}
+	return &BuildError{Image: b.title, Phase: "building it", Err: err}
 }
 
 // build is one image under way.

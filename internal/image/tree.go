@@ -150,19 +150,26 @@ func (t *tree) add(h *tar.Header, r io.Reader) error {
 }
 
 // eachEntry calls f for every entry of a tar stream, and reads the stream to
-// its end, so that whoever writes it is not cut off.
+// its end, so that whoever writes it is not cut off. A stream that ends before its
+// archive does is errCutOff.
 func eachEntry(r io.Reader, f func(h *tar.Header, r io.Reader) error) error {
-	in := tar.NewReader(r)
+	stream := &endReader{r: r}
+	in := tar.NewReader(stream)
 	for {
 		h, err := in.Next()
-		if errors.Is(err, io.EOF) {
+		switch {
+		case stream.ended && (err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF)):
+			return errCutOff
+		case err == io.EOF:
 			_, err = io.Copy(io.Discard, r)
 			return err
-		}
-		if err != nil {
+		case err != nil:
 			return err
 		}
 		if err := f(h, in); err != nil {
+			if stream.ended && errors.Is(err, io.ErrUnexpectedEOF) {
+				return errCutOff
+			}
 			return err
 		}
 	}
