@@ -261,3 +261,81 @@ func TestLook(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What has no end mark, or is not as that says, is used by nobody: it is made again,
+// listed with the reason, and removed when asked to.
+func TestUselessObjects(t *testing.T) {
+	damage := map[string]func(dir string) error{
+		"no mark":        func(dir string) error { return os.Remove(filepath.Join(dir, completeName)) },
+		"damaged mark":   func(dir string) error { return os.WriteFile(filepath.Join(dir, completeName), []byte("{"), 0o644) },
+		"a missing file": func(dir string) error { return os.Remove(filepath.Join(dir, "file")) },
+		"half a file":    func(dir string) error { return os.Truncate(filepath.Join(dir, "file"), 5) },
+		"no record":      func(dir string) error { return os.Remove(filepath.Join(dir, metaName)) },
+	}
+	for name, hurt := range damage {
+		t.Run(name, func(t *testing.T) {
+			s, leases := threeImages(t)
+			for _, l := range leases {
+				l.release()
+			}
+			put(t, s, "kernel/alone", 10).release()
+			for _, r := range []string{"layer/n", "kernel/alone"} {
+				if err := hurt(filepath.Join(s.root, r)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			list, err := s.List(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			reasons := map[string]string{}
+			for _, e := range list {
+				reasons[e.Title] = e.Reason
+			}
+			if len(reasons) != 4 || reasons["base"] != "" || !strings.HasPrefix(reasons["nginx"], "its layer: ") || reasons["(kernel)"] == "" {
+				t.Errorf("%q", reasons)
+			}
+			removed, err := s.RemoveUseless(t.Context())
+			if err != nil || len(removed) != 3 { // the image, its layer, the kernel
+				t.Errorf("removed %v, %v", removed, err)
+			}
+			if list, err = s.List(t.Context()); err != nil || titles(list) != "base old" {
+				t.Errorf("left: %s, %v", titles(list), err)
+			}
+
+			l := put(t, s, "base/again", 10)
+			if err := hurt(l.dir); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.object(t.Context(), "base/again", &record{}, nil); err == nil || !strings.Contains(err.Error(), "another process uses it") {
+				t.Errorf("replaced under its user: %v", err)
+			}
+			l.release()
+			l = put(t, s, "base/again", 10)
+			defer l.release()
+			if err := checkMark(l.dir); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestOOMKills(t *testing.T) {
+	root := t.TempDir()
+	if n := oomKills(root); n != 0 {
+		t.Errorf("%d without a count", n)
+	}
+	for name, text := range map[string]string{
+		"proc/self/cgroup":                    "0::/ci/job\n",
+		"sys/fs/cgroup/ci/job/memory.events":  "low 0\nhigh 0\nmax 7\noom 3\noom_kill 2\noom_group_kill 0\n",
+		"sys/fs/cgroup/ci/other/memory.event": "oom_kill 9\n",
+	} {
+		name = filepath.Join(root, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := oomKills(root); n != 2 {
+		t.Errorf("%d processes killed, want 2", n)
+	}
+}
