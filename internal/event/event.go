@@ -35,21 +35,6 @@ type Record struct {
 	Event Event
 }
 
-// Status is how a test, a step or a run ended. The four failures are different
-// things with different remedies, in every report and in the exit code.
-type Status string
-
-const (
-	Passed      Status = "passed"
-	Failed      Status = "failed"      // the test's own claim did not hold
-	BootFailed  Status = "boot_failed" // a guest did not come up, or died under the test
-	Infra       Status = "infra"       // the host is broken: no VMM, no space, …
-	Unsupported Status = "unsupported" // this backend or host cannot do it
-	Invalid     Status = "invalid"     // wrong usage, or an invalid test file or configuration
-	Interrupted Status = "interrupted" // somebody stopped the run
-	Skipped     Status = "skipped"     // did not run
-)
-
 // Position is a place in a test file. Line and Column count from 1; zero is unknown.
 type Position struct {
 	File   string `json:"file"`

@@ -24,15 +24,21 @@
 //
 // # How a run ends
 //
-// A run has one status, the first of these that any part of it has, and with it
-// an exit code:
+// A run has one status, the worst that any part of it has (event.Worst), and
+// with it an exit code:
 //
-//	interrupted           130  somebody stopped it
-//	invalid, unsupported    2  a file, the usage or a configuration is to be mended
-//	failed                  1  a test's claim did not hold, or the time was over
-//	boot_failed, infra      3  a guest did not come up, the host is broken
-//	passed                  0
+//	interrupted          130  somebody stopped it
+//	invalid                2  a file, the usage or a configuration is to be mended
+//	failed                 1  a test's claim did not hold, or the time was over while it waited
+//	boot_failed, infra     3  a guest did not come up, the host is broken
+//	unsupported            4  this backend or host cannot do what a test needs
+//	passed                 0
 //
 // So a run in which tests failed says so even if another guest did not boot:
-// 3 means that no test had anything to complain about.
+// 3 means that no test had anything to complain about, and 4 that nothing is
+// wrong but what the host or the backend lacks.
+//
+// When the run's time is over, a guest that was still booting has not booted
+// (boot_failed), and what happened before the tests, such as the build of an
+// image, is infra. Tests that did not run any more are skipped.
 package suite

@@ -38,7 +38,7 @@ func (r *run) file(ctx context.Context, f *file, passes []*pass) {
 	wg.Wait()
 	done := event.FileFinished{Status: event.Skipped}
 	for _, o := range endings {
-		done.Status = worse(done.Status, o.status)
+		done.Status = event.Worst(done.Status, o.status)
 		if done.Failure == nil {
 			done.Failure = o.failure
 		}
@@ -229,7 +229,7 @@ func (p *pass) forks(ctx context.Context, state operation.Snapshot) event.Status
 			s := p.forkedTest(ctx, state, t, tickets[i], forked.Done)
 			mu.Lock()
 			defer mu.Unlock()
-			status = worse(status, s)
+			status = event.Worst(status, s)
 		})
 	}
 	forked.Wait()
@@ -349,7 +349,7 @@ func (p *pass) closed(o ending, err error) ending {
 	if o.failure == nil {
 		o.failure = failureOf(err, event.Infra)
 	}
-	o.status = worse(o.status, event.Infra)
+	o.status = event.Worst(o.status, event.Infra)
 	return o
 }
 
@@ -362,10 +362,7 @@ func (p *pass) skip(ctx context.Context, tests []starlark.Test) event.Status {
 		p.suite.count(event.Skipped)
 	}
 	if err := context.Cause(ctx); err != nil {
-		status := classify(ctx, err)
-		p.suite.mu.Lock()
-		p.suite.status = worse(p.suite.status, status)
-		p.suite.mu.Unlock()
+		p.suite.stop(err)
 	}
 	return event.Skipped
 }
@@ -373,17 +370,35 @@ func (p *pass) skip(ctx context.Context, tests []starlark.Test) event.Status {
 // classify tells how something ended. When the context is over that is why,
 // whatever came of it: a killed command, a machine that is gone.
 func classify(ctx context.Context, err error) event.Status {
-	if err == nil {
+	switch {
+	case err == nil:
 		return event.Passed
+	case ctx.Err() == nil:
+		return attest.StatusOf(err)
+	case timedOut(context.Cause(ctx)):
+		return outOfTime(err)
 	}
-	if ctx.Err() != nil {
-		var timeout *TimeoutError
-		if errors.As(context.Cause(ctx), &timeout) {
-			return event.Failed
-		}
-		return event.Interrupted
+	return event.Interrupted
+}
+
+func timedOut(err error) bool {
+	var timeout *TimeoutError
+	return errors.As(err, &timeout)
+}
+
+// outOfTime tells how something ended that the run's limit has ended. A test that
+// waits has failed. A guest that was still booting has not booted, and where no
+// test has run yet it is the host that took too long.
+func outOfTime(err error) event.Status {
+	var boot *attest.BootError
+	var infra *attest.InfraError
+	switch {
+	case errors.As(err, &boot) && timedOut(boot):
+		return event.BootFailed
+	case errors.As(err, &infra) && timedOut(infra):
+		return event.Infra
 	}
-	return attest.StatusOf(err)
+	return event.Failed
 }
 
 // Failure lays out an error of code that a person runs by hand; ctx is that of

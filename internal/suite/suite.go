@@ -120,35 +120,7 @@ type Summary struct {
 }
 
 // ExitCode is the exit code of attest run.
-func (s Summary) ExitCode() int { return ExitCode(s.Status) }
-
-// ExitCode is the exit code for a status.
-func ExitCode(s event.Status) int {
-	switch s {
-	case event.Passed, event.Skipped:
-		return 0
-	case event.Interrupted:
-		return 130
-	case event.Invalid, event.Unsupported:
-		return 2
-	case event.BootFailed, event.Infra:
-		return 3
-	}
-	return 1
-}
-
-// severity orders the statuses as the package documentation says.
-var severity = []event.Status{
-	event.Interrupted, event.Invalid, event.Unsupported, event.Failed,
-	event.BootFailed, event.Infra, event.Passed, event.Skipped,
-}
-
-func worse(a, b event.Status) event.Status {
-	if slices.Index(severity, b) < slices.Index(severity, a) {
-		return b
-	}
-	return a
-}
+func (s Summary) ExitCode() int { return s.Status.ExitCode() }
 
 // A TimeoutError is a run that took longer than it may.
 type TimeoutError struct{ Limit time.Duration }
@@ -157,7 +129,7 @@ func (e *TimeoutError) Error() string {
 	return fmt.Sprintf("the run's time is over: its limit is %v", e.Limit)
 }
 
-// Status is that of a test which hangs.
+// Status is that of a test which waits when the time is over.
 func (e *TimeoutError) Status() event.Status { return event.Failed }
 
 // Run runs test files and publishes all that happens on the bus of ctx, from
@@ -170,7 +142,7 @@ func Run(ctx context.Context, opts Options) (Summary, error) {
 	}
 	r := &run{opts: opts, started: time.Now(), counts: map[event.Status]int{}, status: event.Skipped}
 	if err := r.run(ctx); err != nil {
-		r.status = worse(r.status, attest.StatusOf(err))
+		r.status = event.Worst(r.status, attest.StatusOf(err))
 		if ctx.Err() != nil {
 			r.status = event.Interrupted
 		}
@@ -186,9 +158,10 @@ type run struct {
 	host      Host
 	admission *admission
 
-	mu     sync.Mutex
-	status event.Status
-	counts map[event.Status]int
+	mu      sync.Mutex
+	status  event.Status
+	counts  map[event.Status]int
+	stopped error // why tests did not run any more; nil if all did
 }
 
 func (r *run) run(ctx context.Context) error {
@@ -253,6 +226,13 @@ func (r *run) announce(ctx context.Context, p *plan) {
 
 // finish publishes RunFinished.
 func (r *run) finish(ctx context.Context) Summary {
+	switch {
+	case r.stopped == nil:
+	case !timedOut(r.stopped):
+		r.status = event.Worst(r.status, event.Interrupted)
+	case r.status.ExitCode() == 0: // otherwise what ended it says more
+		r.status = event.Failed
+	}
 	if r.status == event.Skipped && ctx.Err() == nil {
 		r.status = event.Passed
 	}
@@ -283,7 +263,14 @@ func (r *run) count(s event.Status) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.counts[s]++
-	r.status = worse(r.status, s)
+	r.status = event.Worst(r.status, s)
+}
+
+// stop notes why tests do not run any more.
+func (r *run) stop(cause error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stopped = cause
 }
 
 // boots are the passes of each value of Options.Boot.

@@ -28,6 +28,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // "write x" adds to a file that "read" returns. "cold" fails in a lab that booted.
 type fakeHost struct {
 	newLab     error // of NewLab
+	slowLab    bool  // NewLab lasts until the run's time is over
 	noSnapshot error // of Snapshot
 	noFork     error // of the second fork
 
@@ -46,7 +47,11 @@ type fakeHost struct {
 func (h *fakeHost) String() string { return "a fake host" }
 func (h *fakeHost) Close() error   { h.closed = true; return nil }
 
-func (h *fakeHost) NewLab(_ context.Context, c attest.LabConfig) (operation.Runner, error) {
+func (h *fakeHost) NewLab(ctx context.Context, c attest.LabConfig) (operation.Runner, error) {
+	if h.slowLab {
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.labs = append(h.labs, c)
@@ -143,6 +148,10 @@ func (l *fakeLab) Invoke(ctx context.Context, object any, o *operation.Operation
 		return nil, &attest.CommandError{Machine: machine, Operation: "succeed", Command: command, Result: attest.Result{ExitCode: 1, Stderr: "no"}}
 	case "boot":
 		return nil, &attest.BootError{Machine: machine, Reason: "kernel panic", Console: []string{"Kernel panic"}}
+	case "boots":
+		<-ctx.Done()
+		err := context.Cause(ctx)
+		return nil, &attest.BootError{Machine: machine, Reason: fmt.Sprintf("no answer yet, and %v", err), Err: err}
 	case "screenshot":
 		return nil, &attest.UnsupportedError{Machine: machine, Operation: "screenshot", Backend: "fake"}
 	case "hang":
@@ -273,7 +282,9 @@ func TestStatuses(t *testing.T) {
 		{"a guest does not boot", machine + "def test_a(): m.succeed('boot')\n", event.BootFailed, 3, []string{"a.star:test_a boot_failed", "a.star boot_failed"}},
 		{"failed wins over boot failed", machine + "def test_a(): m.succeed('boot')\ndef test_b(): m.succeed('false')\n", event.Failed, 1,
 			[]string{"a.star:test_a boot_failed", "a.star:test_b failed", "a.star failed"}},
-		{"unsupported", machine + "def test_a(): m.succeed('screenshot')\n" + pass, event.Unsupported, 2, []string{"a.star:test_a unsupported", "a.star:test_ok passed", "a.star unsupported"}},
+		{"unsupported", machine + "def test_a(): m.succeed('screenshot')\n" + pass, event.Unsupported, 4, []string{"a.star:test_a unsupported", "a.star:test_ok passed", "a.star unsupported"}},
+		{"boot failed wins over unsupported", machine + "def test_a(): m.succeed('screenshot')\ndef test_b(): m.succeed('boot')\n", event.BootFailed, 3,
+			[]string{"a.star:test_a unsupported", "a.star:test_b boot_failed", "a.star boot_failed"}},
 		{"setup fails", machine + "def setup(): m.succeed('boot')\n" + pass, event.BootFailed, 3,
 			[]string{"a.star:setup boot_failed", "a.star:test_ok skipped", "a.star boot_failed"}},
 		{"setup's claim fails", machine + "def setup(): m.succeed('false')\n" + pass, event.Failed, 1,
@@ -326,7 +337,7 @@ func TestInvalidFiles(t *testing.T) {
 
 func TestUnsupportedFileAlone(t *testing.T) {
 	o := runFiles(t, t.Context(), Options{}, &fakeHost{}, "test.py", "start_all()\n")
-	o.expect(t, event.Unsupported, 2, "test.py unsupported")
+	o.expect(t, event.Unsupported, 4, "test.py unsupported")
 }
 
 func TestUsage(t *testing.T) {
@@ -349,7 +360,7 @@ func TestUsage(t *testing.T) {
 			o := runFiles(t, t.Context(), tt.opts, &fakeHost{}, "a.star", "def main(): pass\n", "empty/x", "",
 				"fc.json", `{"machines": [{"name": "m", "backend": "firecracker", "kernel_image_path": "k", "rootfs_path": "r"}]}`,
 				"start.json", `{"machines": [{"name": "m", "backend": "qemu", "start_command": "x", "mem_size_mib": 256}]}`)
-			if o.err == nil || o.err.Error() != tt.want || o.Status != tt.status || o.ExitCode() != 2 || len(o.seq) != 0 {
+			if o.err == nil || o.err.Error() != tt.want || o.Status != tt.status || o.ExitCode() != tt.status.ExitCode() || len(o.seq) != 0 {
 				t.Errorf("got %v (%s, exit %d, %d events)", o.err, o.Status, o.ExitCode(), len(o.seq))
 			}
 		})
@@ -433,6 +444,46 @@ func TestTimeout(t *testing.T) {
 	}
 	if o.err != nil || !host.closed {
 		t.Errorf("got %v, closed %v", o.err, host.closed)
+	}
+}
+
+// A guest that boots when the time is over has not booted; no test has failed.
+func TestTimeoutWhileBooting(t *testing.T) {
+	for name, text := range map[string]string{
+		"in a test": machine + "def test_a(): m.succeed('boots')\ndef test_b(): pass\n",
+		"in setup":  machine + "def setup(): m.succeed('boots')\ndef test_b(): pass\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := runFiles(t, t.Context(), Options{Timeout: 50 * time.Millisecond, Jobs: 1, Seed: 1}, &fakeHost{}, "a.star", text)
+			if o.Status != event.BootFailed || o.ExitCode() != 3 || o.Counts[event.BootFailed] != 1 || o.Counts[event.Failed] != 0 {
+				t.Errorf("status %s, counts %v", o.Status, o.Counts)
+			}
+			f := o.fails["a.star"]
+			if f == nil {
+				f = o.fails["a.star:test_a"]
+			}
+			if !strings.Contains(f.Message, "guest did not boot") || !strings.Contains(f.Message, "the run's time is over: its limit is 50ms") {
+				t.Errorf("got %q", f.Message)
+			}
+		})
+	}
+}
+
+// Before any test has run it is the host that took too long.
+func TestTimeoutWhileBuilding(t *testing.T) {
+	o := runFiles(t, t.Context(), Options{Timeout: 50 * time.Millisecond}, &fakeHost{slowLab: true}, "a.star", machine+"def setup(): pass\ndef test_a(): pass\n")
+	o.expect(t, event.Infra, 3, "a.star:test_a skipped", "a.star infra")
+	if f := o.fails["a.star"]; f.Message != "make the lab: the run's time is over: its limit is 50ms" {
+		t.Errorf("got %q", f.Message)
+	}
+}
+
+// Time that is over before any test has begun is no success.
+func TestTimeoutBeforeTheTests(t *testing.T) {
+	host := &fakeHost{}
+	o := runFiles(t, t.Context(), Options{Timeout: time.Nanosecond}, host, "a.star", "def main(): pass\n")
+	if o.ExitCode() == 0 {
+		t.Errorf("got %+v", o.Summary)
 	}
 }
 
