@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/accel"
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/supervise"
@@ -46,7 +47,7 @@ func newDoctor() *cobra.Command {
 				c.print(cmd.OutOrStdout())
 			}
 			if !c.Usable {
-				return exitCode(exitInfra)
+				return exitCode(attest.Infra.ExitCode())
 			}
 			return nil
 		},
@@ -58,10 +59,9 @@ func newDoctor() *cobra.Command {
 func examine(ctx context.Context) checkup {
 	c := checkup{Version: version(), Backends: map[string]vmm.Diagnosis{}}
 	c.Host = append(c.Host, vmm.Finding{Name: "host", OK: true, Detail: fmt.Sprintf("%s/%s, %d CPUs", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())})
-	c.Host = append(c.Host, accel.Examine(ctx), stateFinding())
-	c.Host = append(c.Host, tapFinding(ctx))
+	state := stateFinding()
+	c.Host = append(c.Host, accel.Examine(ctx), state, tapFinding(ctx))
 	c.Images = image.Examine(ctx)
-	c.Usable = c.Host[2].OK
 	anyBackend := false
 	for _, name := range vmm.Names() {
 		b, _ := vmm.Lookup(name)
@@ -72,7 +72,7 @@ func examine(ctx context.Context) checkup {
 		c.Backends[name] = d
 		anyBackend = anyBackend || d.Usable
 	}
-	c.Usable = c.Usable && anyBackend
+	c.Usable = state.OK && anyBackend
 	return c
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -21,15 +22,6 @@ import (
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/agent"
 	"github.com/attest-vm/attest/internal/boot"
-)
-
-// The exit codes of every command.
-const (
-	exitPassed      = 0
-	exitFailed      = 1   // a test failed
-	exitUsage       = 2   // wrong usage, or an invalid test file or configuration
-	exitInfra       = 3   // the infrastructure failed
-	exitInterrupted = 130 // as a shell reports SIGINT
 )
 
 func main() {
@@ -46,28 +38,31 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// run is the command line; it returns the exit code.
+// run is the command line; it returns the exit code, which is that of a status
+// (event.Status.ExitCode). An error that says nothing of its kind is one of usage:
+// the command line's own are.
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := interruptible(context.Background(), stderr)
 	defer stop()
 	root := newRoot(stdout, stderr)
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	err := knownCommands(root, args)
+	if err == nil {
+		err = root.ExecuteContext(ctx)
+	}
 	var code exitCode
 	switch {
 	case err == nil:
-		return exitPassed
+		return attest.Passed.ExitCode()
 	case errors.As(err, &code):
 		return int(code)
 	}
 	fmt.Fprintf(stderr, "attest: %v\n", err)
-	switch attest.StatusOf(err) {
-	case attest.Interrupted:
-		return exitInterrupted
-	case attest.Infra, attest.BootFailed:
-		return exitInfra
+	status := attest.StatusOf(err)
+	if status == attest.Failed {
+		status = attest.Invalid
 	}
-	return exitUsage
+	return status.ExitCode()
 }
 
 // An exitCode ends the program with this code; everything has been said.
@@ -101,7 +96,7 @@ func interruptible(ctx context.Context, stderr io.Writer) (context.Context, func
 				}
 			}
 			if ctx.Err() != nil {
-				os.Exit(exitInterrupted)
+				os.Exit(attest.Interrupted.ExitCode())
 			}
 			cancel(cause)
 		}
@@ -127,12 +122,11 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 		Short: "Run integration tests on real virtual machines",
 		Long: "attest boots one or many virtual machines, runs a test against them, and says\n" +
 			"what happened. It needs no root and no daemon.",
-		Version:                    version(),
-		SilenceErrors:              true,
-		SilenceUsage:               true,
-		SuggestionsMinimumDistance: 2,
-		Args:                       knownCommand,
-		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Version:       version(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          knownCommand,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -140,8 +134,27 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
 	})
+	root.SetHelpCommand(newHelp())
 	root.AddCommand(newRun(), newREPL(), newDebug(), newDoctor(), newImage(), newSnapshot(), newGC())
 	return root
+}
+
+// knownCommands refuses a word that is no command wherever a command belongs,
+// whatever follows: "attest rnu --help" is a mistake, too.
+func knownCommands(root *cobra.Command, args []string) error {
+	if len(args) > 0 && (args[0] == cobra.ShellCompRequestCmd || args[0] == cobra.ShellCompNoDescRequestCmd) {
+		return nil // a shell asks, by a command that cobra adds later
+	}
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd(args...)
+	cmd, rest, err := root.Find(args)
+	if err != nil {
+		return err
+	}
+	if cmd.HasSubCommands() {
+		return knownCommand(cmd, slices.DeleteFunc(slices.Clone(rest), func(arg string) bool { return strings.HasPrefix(arg, "-") }))
+	}
+	return nil
 }
 
 // knownCommand refuses a word that is no command, and guesses what was meant.
@@ -149,11 +162,31 @@ func knownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
+	cmd.SuggestionsMinimumDistance = 2
 	msg := fmt.Sprintf("unknown command %q", args[0])
 	if guesses := cmd.SuggestionsFor(args[0]); len(guesses) > 0 {
 		msg += fmt.Sprintf("; did you mean %s?", strings.Join(guesses, " or "))
 	}
 	return fmt.Errorf("%s (see %s --help)", msg, cmd.CommandPath())
+}
+
+// newHelp is help for a command by name. Unlike cobra's it refuses a name that is
+// none.
+func newHelp() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Help about a command",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := knownCommands(cmd.Root(), args); err != nil {
+				return err
+			}
+			about, _, err := cmd.Root().Find(args)
+			if err != nil {
+				return err
+			}
+			return about.Help()
+		},
+	}
 }
 
 func version() string {

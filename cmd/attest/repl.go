@@ -124,7 +124,7 @@ func (c *conversation) talk(ctx context.Context, session *starlark.Session) erro
 		Explain: func(ctx context.Context, err error) string { return report.Explain(suite.Failure(ctx, err), c.color) },
 	})
 	if err == nil && failed && !interactive {
-		err = exitCode(exitFailed)
+		err = exitCode(attest.Failed.ExitCode())
 	}
 	return err
 }
@@ -136,7 +136,7 @@ func (c *conversation) explained(ctx context.Context, err error) error {
 	}
 	f := suite.Failure(ctx, err)
 	fmt.Fprint(os.Stderr, report.Explain(f, c.color))
-	return exitCode(suite.ExitCode(f.Status))
+	return exitCode(f.Status.ExitCode())
 }
 
 // newLab makes the lab, on a host that is opened if need be.

@@ -39,10 +39,11 @@ func newRun() *cobra.Command {
 		Short: "Run test files",
 		Long: "run boots the machines that test files declare and runs their tests. A\n" +
 			"directory stands for the *_test.star below it.\n\n" +
-			"It exits with 0 when all tests passed, 1 when a test failed, 2 when the usage\n" +
-			"or a test file is wrong, 3 when the infrastructure failed (no VMM, a guest that\n" +
-			"did not boot, no space), and 130 when it was interrupted. Results go to standard\n" +
-			"output, progress to standard error.",
+			"It exits with 0 when all tests passed, 1 when a test failed, 2 when the usage,\n" +
+			"a test file, an image or a configuration is wrong, 3 when the infrastructure\n" +
+			"failed (no VMM, a guest that did not boot, no space), 4 when this host or the\n" +
+			"backend cannot do what a test needs, and 130 when it was interrupted. Results go\n" +
+			"to standard output, progress to standard error.",
 		Example: "  attest run web_test.star\n" +
 			"  attest run -o out -j 4 --run 'partition|failover' tests/",
 		Args: func(_ *cobra.Command, args []string) error {
@@ -107,13 +108,22 @@ func (f *runFlags) run(cmd *cobra.Command, files []string) error {
 	summary, err := suite.Run(event.WithBus(cmd.Context(), bus), f.Options)
 	unsubscribe()
 	_, reportErr := reports.Close()
-	if err != nil {
-		return errors.Join(err, reportErr)
-	}
+	status := summary.Status
 	if reportErr != nil {
-		return &attest.InfraError{Action: "write the reports", Err: reportErr}
+		status = event.Worst(status, event.Infra)
+		reportErr = fmt.Errorf("write the reports: %w", reportErr)
 	}
-	if code := summary.ExitCode(); code != exitPassed {
+	return ended(cmd, status, err, reportErr)
+}
+
+// ended shows errors, and ends the command with the exit code of a status.
+func ended(cmd *cobra.Command, status event.Status, errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			fmt.Fprintf(cmd.ErrOrStderr(), "attest: %v\n", err)
+		}
+	}
+	if code := status.ExitCode(); code != 0 {
 		return exitCode(code)
 	}
 	return nil
