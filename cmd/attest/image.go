@@ -14,7 +14,7 @@ import (
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/report"
-	"github.com/attest-vm/attest/internal/script/starlark"
+	"github.com/attest-vm/attest/internal/script"
 	"github.com/attest-vm/attest/internal/supervise"
 )
 
@@ -62,7 +62,7 @@ func newImageBuild() *cobra.Command {
 func sourcesOf(ctx context.Context, files []string) ([]image.Source, error) {
 	var sources []image.Source
 	for _, path := range files {
-		file, err := starlark.Load(ctx, path, starlark.Options{})
+		file, err := script.Load(ctx, path, script.Options{})
 		if err != nil {
 			return nil, err
 		}

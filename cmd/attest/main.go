@@ -22,6 +22,7 @@ import (
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/agent"
 	"github.com/attest-vm/attest/internal/boot"
+	_ "github.com/attest-vm/attest/internal/script/starlark" // registers the language
 )
 
 func main() {

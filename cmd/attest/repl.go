@@ -15,7 +15,7 @@ import (
 	"github.com/attest-vm/attest/internal/operation"
 	"github.com/attest-vm/attest/internal/repl"
 	"github.com/attest-vm/attest/internal/report"
-	"github.com/attest-vm/attest/internal/script/starlark"
+	"github.com/attest-vm/attest/internal/script"
 	"github.com/attest-vm/attest/internal/suite"
 )
 
@@ -100,9 +100,9 @@ func (c *conversation) begin(ctx context.Context) (_ context.Context, done func(
 }
 
 // session is one with the file, if there is one, on the lab, if it is there.
-func (c *conversation) session(ctx context.Context, machines []attest.MachineConfig) (*starlark.Session, error) {
-	options := starlark.Options{Stdout: os.Stdout, Machines: machines}
-	return starlark.NewSession(ctx, c.file, options, func(_ context.Context, machines []attest.MachineConfig) (operation.Runner, error) {
+func (c *conversation) session(ctx context.Context, machines []attest.MachineConfig) (script.Session, error) {
+	options := script.Options{Stdout: os.Stdout, Machines: machines}
+	return script.NewSession(ctx, c.file, options, func(_ context.Context, machines []attest.MachineConfig) (operation.Runner, error) {
 		if c.lab == nil { // it lives as long as the conversation, not as the statement
 			if err := c.newLab(ctx, machines); err != nil {
 				return nil, err
@@ -112,7 +112,7 @@ func (c *conversation) session(ctx context.Context, machines []attest.MachineCon
 	})
 }
 
-func (c *conversation) talk(ctx context.Context, session *starlark.Session) error {
+func (c *conversation) talk(ctx context.Context, session script.Session) error {
 	interactive := repl.Interactive(os.Stdin)
 	if interactive {
 		fmt.Fprintln(os.Stderr, "attest "+version()+", "+cmp.Or(c.about, about(session.Machines())))

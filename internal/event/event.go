@@ -7,7 +7,10 @@
 // either.
 package event
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // An Event is one of the types of this package. The set is closed: a
 // subscriber can switch over it.
@@ -41,6 +44,18 @@ type Position struct {
 	Line   int    `json:"line,omitempty"`
 	Column int    `json:"column,omitempty"`
 	Func   string `json:"func,omitempty"` // the function of a stack frame
+}
+
+// String is "web_test.star:12:5", which editors and terminals make a link; empty
+// for an unknown place.
+func (p Position) String() string {
+	switch {
+	case p.Line == 0:
+		return p.File
+	case p.Column == 0:
+		return fmt.Sprintf("%s:%d", p.File, p.Line)
+	}
+	return fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Column)
 }
 
 // A Failure is everything a person needs to understand why something failed.

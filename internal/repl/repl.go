@@ -10,12 +10,12 @@ import (
 	"golang.org/x/term"
 
 	"github.com/attest-vm/attest/internal/operation"
-	"github.com/attest-vm/attest/internal/script/starlark"
+	"github.com/attest-vm/attest/internal/script"
 )
 
 // Options are what a conversation needs. All but History and Interrupts must be given.
 type Options struct {
-	Session *starlark.Session
+	Session script.Session
 	In      *os.File
 	Out     io.Writer // values
 	Err     io.Writer // errors
@@ -61,7 +61,7 @@ func Run(ctx context.Context, o Options) (failed bool, err error) {
 }
 
 // run runs one statement and shows what came of it. Its error was shown.
-func (o *Options) run(ctx context.Context, statement *starlark.Input) error {
+func (o *Options) run(ctx context.Context, statement script.Statement) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {

@@ -127,17 +127,8 @@ func newBlock(name string, ls []string, maxLines, maxBytes int) block {
 	return b
 }
 
-// place is "web_test.star:12:5", as editors and terminals make it a link.
-func place(p event.Position) string {
-	s := p.File
-	if p.Line > 0 {
-		s += fmt.Sprintf(":%d", p.Line)
-		if p.Column > 0 {
-			s += fmt.Sprintf(":%d", p.Column)
-		}
-	}
-	return clean(s)
-}
+// place is where something is in a test file.
+func place(p event.Position) string { return clean(p.String()) }
 
 // source is the line of the test file with its number, and below it a mark at
 // the column.

@@ -13,7 +13,7 @@ import (
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
-	"github.com/attest-vm/attest/internal/script/starlark"
+	"github.com/attest-vm/attest/internal/script"
 )
 
 // file runs the tests of one file, once for each way in which machines start.
@@ -140,7 +140,7 @@ func (p *pass) inOne(ctx context.Context) (o ending) {
 func (p *pass) prepare(ctx context.Context) (state operation.Snapshot, o ending) {
 	scope := ctx
 	if p.file.script.HasSetup() {
-		scope = p.scoped(ctx, starlark.Setup)
+		scope = p.scoped(ctx, script.Setup)
 	}
 	lab, err := p.newLab(scope)
 	if err != nil {
@@ -197,12 +197,12 @@ func (a anew) Fork(ctx context.Context) (operation.Runner, error) {
 		return lab, err
 	}
 	scope := event.ScopeOf(ctx)
-	scope.Subtest = starlark.Setup
+	scope.Subtest = script.Setup
 	ctx = event.WithScope(ctx, scope)
 	start := time.Now()
-	event.Publish(ctx, event.SubtestStarted{Name: starlark.Setup})
+	event.Publish(ctx, event.SubtestStarted{Name: script.Setup})
 	err = a.call(ctx, lab, setupTest)
-	done := event.SubtestFinished{Name: starlark.Setup, Status: classify(ctx, err), Duration: time.Since(start)}
+	done := event.SubtestFinished{Name: script.Setup, Status: classify(ctx, err), Duration: time.Since(start)}
 	if err != nil {
 		done.Message = failureOf(err, done.Status).Message
 		lab.Close()
@@ -241,12 +241,12 @@ func (p *pass) forks(ctx context.Context, state operation.Snapshot) event.Status
 	return status
 }
 
-func (p *pass) forkedTest(ctx context.Context, state operation.Snapshot, t starlark.Test, ticket *ticket, forked func()) event.Status {
+func (p *pass) forkedTest(ctx context.Context, state operation.Snapshot, t script.Test, ticket *ticket, forked func()) event.Status {
 	forked = sync.OnceFunc(forked)
 	defer forked()
 	defer ticket.leave()
 	if ticket.wait(ctx) != nil {
-		return p.skip(ctx, []starlark.Test{t})
+		return p.skip(ctx, []script.Test{t})
 	}
 	status, _ := p.report(ctx, t, func(ctx context.Context) error {
 		lab, err := state.Fork(ctx)
@@ -265,7 +265,7 @@ func (p *pass) forkedTest(ctx context.Context, state operation.Snapshot, t starl
 }
 
 // test calls a test function, and ends what it left in its lab.
-func (p *pass) test(ctx context.Context, lab operation.Runner, t starlark.Test) error {
+func (p *pass) test(ctx context.Context, lab operation.Runner, t script.Test) error {
 	err := p.capture(ctx, lab)
 	if err == nil {
 		err = p.call(ctx, lab, t)
@@ -279,7 +279,7 @@ func (p *pass) test(ctx context.Context, lab operation.Runner, t starlark.Test) 
 }
 
 // call calls setup or a test.
-func (p *pass) call(ctx context.Context, lab operation.Runner, t starlark.Test) error {
+func (p *pass) call(ctx context.Context, lab operation.Runner, t script.Test) error {
 	return p.keep(ctx, lab, t, p.file.script.Call(ctx, lab, t.Name))
 }
 
@@ -293,10 +293,10 @@ func (p *pass) setup(ctx context.Context, lab operation.Runner) ending {
 	return ending{status, failure}
 }
 
-var setupTest = starlark.Test{Name: starlark.Setup}
+var setupTest = script.Test{Name: script.Setup}
 
 // report runs one function of the file between its two events.
-func (p *pass) report(ctx context.Context, t starlark.Test, fn func(context.Context) error) (event.Status, *event.Failure) {
+func (p *pass) report(ctx context.Context, t script.Test, fn func(context.Context) error) (event.Status, *event.Failure) {
 	ctx = p.scoped(ctx, t.Name)
 	event.Publish(ctx, event.TestStarted{Title: t.Title})
 	start := time.Now()
@@ -354,7 +354,7 @@ func (p *pass) closed(o ending, err error) ending {
 }
 
 // skip reports tests that do not run.
-func (p *pass) skip(ctx context.Context, tests []starlark.Test) event.Status {
+func (p *pass) skip(ctx context.Context, tests []script.Test) event.Status {
 	for _, t := range tests {
 		ctx := p.scoped(ctx, t.Name)
 		event.Publish(ctx, event.TestStarted{Title: t.Title})
@@ -415,8 +415,8 @@ func failureOf(err error, status event.Status) *event.Failure {
 	}
 	f := attest.FailureOf(err)
 	f.Status = status
-	var load *starlark.LoadError
-	var at *starlark.Error
+	var load *script.LoadError
+	var at *script.Error
 	var op *operation.Error
 	switch {
 	case errors.As(err, &load):

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,7 +11,7 @@ import (
 
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
-	"github.com/attest-vm/attest/internal/script/starlark"
+	"github.com/attest-vm/attest/internal/script"
 )
 
 // keptDir is the directory, in the output directory, of the labs that failed
@@ -59,7 +58,7 @@ const keepLimit = 5 * time.Minute
 // keep saves the lab of a test that failed, if the run or its file asks for that, and says in
 // the test's error where it is. A run that was interrupted keeps nothing: whoever
 // did that waits for its end.
-func (p *pass) keep(ctx context.Context, lab operation.Runner, t starlark.Test, err error) error {
+func (p *pass) keep(ctx context.Context, lab operation.Runner, t script.Test, err error) error {
 	if err == nil || !p.suite.opts.Keep && !p.file.script.KeepOnFailure() || classify(ctx, err) == event.Interrupted {
 		return err
 	}
@@ -77,7 +76,7 @@ func (p *pass) keep(ctx context.Context, lab operation.Runner, t starlark.Test, 
 	return &keptError{err, event.Detail{Title: "the lab was kept, this opens it", Text: "attest debug " + dir}}
 }
 
-func (p *pass) save(ctx context.Context, lab operation.Saver, t starlark.Test, f *event.Failure) (string, error) {
+func (p *pass) save(ctx context.Context, lab operation.Saver, t script.Test, f *event.Failure) (string, error) {
 	dir := filepath.Join(p.suite.opts.OutDir, keptDir, fileName(event.ScopeOf(ctx)))
 	if k, err := ReadKept(dir); err == nil && k != nil {
 		if err := os.RemoveAll(dir); err != nil { // of an earlier run
@@ -91,10 +90,7 @@ func (p *pass) save(ctx context.Context, lab operation.Saver, t starlark.Test, f
 	if err != nil {
 		return "", err
 	}
-	k := Kept{File: path, Test: t.Name, Boot: p.label, Message: f.Message}
-	if f.Position.Line > 0 {
-		k.Place = fmt.Sprintf("%s:%d:%d", f.Position.File, f.Position.Line, f.Position.Column)
-	}
+	k := Kept{File: path, Test: t.Name, Boot: p.label, Message: f.Message, Place: f.Position.String()}
 	data, err := json.MarshalIndent(k, "", "  ")
 	if err != nil {
 		return "", err

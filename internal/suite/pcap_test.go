@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/attest-vm/attest/internal/event"
-	"github.com/attest-vm/attest/internal/script/starlark"
+	"github.com/attest-vm/attest/internal/script"
 )
 
 func TestPcapName(t *testing.T) {
@@ -25,8 +25,8 @@ func TestPcapName(t *testing.T) {
 }
 
 func TestOnePcapForSeveralTests(t *testing.T) {
-	one := &plan{files: []*file{{tests: make([]starlark.Test, 1)}, {}}}
-	two := &plan{files: []*file{{tests: make([]starlark.Test, 1)}, {tests: make([]starlark.Test, 1)}}}
+	one := &plan{files: []*file{{tests: make([]script.Test, 1)}, {}}}
+	two := &plan{files: []*file{{tests: make([]script.Test, 1)}, {tests: make([]script.Test, 1)}}}
 	for _, tt := range []struct {
 		plan   *plan
 		pcap   string

@@ -16,7 +16,7 @@ import (
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/machineconfig"
-	"github.com/attest-vm/attest/internal/script/starlark"
+	"github.com/attest-vm/attest/internal/script"
 )
 
 // A plan is what there is to run.
@@ -29,9 +29,9 @@ type plan struct {
 // A file is one test file.
 type file struct {
 	path   string
-	script *starlark.File
-	err    error           // why it cannot be run
-	tests  []starlark.Test // those that are selected
+	script script.File
+	err    error         // why it cannot be run
+	tests  []script.Test // those that are selected
 }
 
 // alone says that one lab is enough for the file: there is nothing to keep apart.
@@ -81,7 +81,7 @@ func (r *run) plan(ctx context.Context) (*plan, error) {
 		return nil, err
 	}
 	p := &plan{}
-	options := starlark.Options{Stdout: r.opts.stdout()}
+	options := script.Options{Stdout: r.opts.stdout()}
 	if options.Machines, p.timeout, err = configured(r.opts.MachineConfig); err != nil {
 		return nil, err
 	}
@@ -96,14 +96,7 @@ func (r *run) plan(ctx context.Context) (*plan, error) {
 		f := &file{path: path}
 		p.files = append(p.files, f)
 		ctx := event.WithScope(event.WithBus(ctx, &bus), event.Scope{File: path})
-		switch ext := filepath.Ext(path); ext {
-		case ".star":
-			f.script, f.err = starlark.Load(ctx, path, options)
-		case ".py":
-			f.err = refusef(event.Unsupported, "%s: Python test scripts are not supported by this version; write a .star file", path)
-		default:
-			f.err = refusef(event.Invalid, "%s: not a test file: its name must end in .star", path)
-		}
+		f.script, f.err = script.Load(ctx, path, options)
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
@@ -152,7 +145,7 @@ func (p *plan) selectTests(re *regexp.Regexp) error {
 	total, left := 0, 0
 	for _, f := range p.files {
 		total += len(f.tests)
-		f.tests = slices.DeleteFunc(slices.Clone(f.tests), func(t starlark.Test) bool {
+		f.tests = slices.DeleteFunc(slices.Clone(f.tests), func(t script.Test) bool {
 			return !re.MatchString(t.Name) && !re.MatchString(f.path+":"+t.Name)
 		})
 		left += len(f.tests)
@@ -207,7 +200,7 @@ func inDirectory(dir string) ([]string, error) {
 			return err
 		case d.IsDir() && path != dir && strings.HasPrefix(d.Name(), "."):
 			return fs.SkipDir
-		case !d.IsDir() && strings.HasSuffix(d.Name(), "_test.star"):
+		case !d.IsDir() && script.IsTest(d.Name()):
 			out = append(out, path)
 		}
 		return nil
@@ -216,7 +209,11 @@ func inDirectory(dir string) ([]string, error) {
 		return nil, refusef(event.Invalid, "%v", err)
 	}
 	if len(out) == 0 {
-		return nil, refusef(event.Invalid, "%s: there is no *_test.star in this directory", dir)
+		var names []string
+		for _, l := range script.Languages() {
+			names = append(names, "*_test"+l.Ending)
+		}
+		return nil, refusef(event.Invalid, "%s: there is no %s in this directory", dir, strings.Join(names, " or "))
 	}
 	return out, nil
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/operation"
-	"github.com/attest-vm/attest/internal/script/starlark"
+	"github.com/attest-vm/attest/internal/script"
 )
 
 // Options say what to run. The zero value of each field but Files is ready to use.
@@ -322,7 +322,7 @@ func (o *Options) admission() *admission {
 
 // shuffled are tests in the order in which they run: another one for each seed,
 // so that a test that needs what another one left does not go unnoticed.
-func (r *run) shuffled(tests []starlark.Test) []starlark.Test {
+func (r *run) shuffled(tests []script.Test) []script.Test {
 	out := slices.Clone(tests)
 	random := rand.New(rand.NewPCG(uint64(r.opts.Seed), 0))
 	random.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })

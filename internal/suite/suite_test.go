@@ -19,6 +19,7 @@ import (
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
+	_ "github.com/attest-vm/attest/internal/script/starlark"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -18,6 +18,7 @@ import (
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/script"
 )
 
 // predeclared is what every file finds besides Starlark's own names.
@@ -213,7 +214,7 @@ func (e *itemError) Unwrap() error { return e.err }
 
 // message is an error's text without the place, which is shown elsewhere.
 func message(err error) string {
-	var e *Error
+	var e *script.Error
 	if errors.As(err, &e) {
 		return e.Err.Error()
 	}

@@ -6,13 +6,14 @@ import (
 	"go.starlark.net/syntax"
 
 	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/script"
 )
 
 // check looks at each operation that the file calls on an object whose kind is
 // known for certain, so that a misspelt one is found before anything boots and
 // not at the end of a long test.
-func (m *module) check(s sources) []*Error {
-	var errs []*Error
+func (m *module) check(s sources) []*script.Error {
+	var errs []*script.Error
 	calls := map[*syntax.DotExpr]*syntax.CallExpr{}
 	c := checker{m, assignments(m.syntax)}
 	syntax.Walk(m.syntax, func(n syntax.Node) bool {

@@ -66,7 +66,7 @@
 // # Errors
 //
 // Load reports everything that can be known without a machine, misspelt
-// operations and arguments included, as a *LoadError. What goes wrong later is
-// an *Error, which has the place and the call stack, and wraps the operation's
+// operations and arguments included, as a *script.LoadError. What goes wrong later is
+// an *script.Error, which has the place and the call stack, and wraps the operation's
 // own error.
 package starlark

@@ -15,55 +15,8 @@ import (
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/script"
 )
-
-// An Error is something that went wrong at a place in a test file.
-type Error struct {
-	Position event.Position   // zero if the place is unknown
-	Source   string           // the line at Position
-	Stack    []event.Position // the calls that led there, outermost first
-	Err      error            // what went wrong
-}
-
-func (e *Error) Error() string {
-	if e.Position.File == "" {
-		return e.Err.Error()
-	}
-	return where(e.Position) + ": " + e.Err.Error()
-}
-
-func (e *Error) Unwrap() error { return e.Err }
-
-// A LoadError is a test file that cannot be run.
-type LoadError struct {
-	Path   string
-	Errors []*Error // at least one, in the order of the file
-}
-
-func (e *LoadError) Error() string {
-	var b strings.Builder
-	for i, x := range e.Errors {
-		if i > 0 {
-			b.WriteByte('\n')
-		}
-		b.WriteString(x.Error())
-		if source := strings.TrimSpace(x.Source); source != "" {
-			b.WriteString("\n\t" + source)
-		}
-	}
-	return b.String()
-}
-
-func (e *LoadError) Unwrap() []error {
-	errs := make([]error, len(e.Errors))
-	for i, x := range e.Errors {
-		errs[i] = x
-	}
-	return errs
-}
-
-// Status makes every reason not to run a file the same kind of failure.
-func (e *LoadError) Status() attest.Status { return attest.Invalid }
 
 // An AssertError is a claim of the test that does not hold.
 type AssertError struct{ Message string }
@@ -78,16 +31,6 @@ func (e *usageError) Error() string         { return e.message }
 func (e *usageError) Status() attest.Status { return attest.Invalid }
 
 func usagef(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
-
-func where(p event.Position) string {
-	switch {
-	case p.Line == 0:
-		return p.File
-	case p.Column == 0:
-		return fmt.Sprintf("%s:%d", p.File, p.Line)
-	}
-	return fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Column)
-}
 
 func positionOf(p syntax.Position) event.Position {
 	return event.Position{File: p.Filename(), Line: int(p.Line), Column: int(p.Col)}
@@ -126,8 +69,8 @@ func (s sources) line(p event.Position) string {
 	return ""
 }
 
-func (s sources) errorAt(p event.Position, err error) *Error {
-	return &Error{Position: p, Source: s.line(p), Err: err}
+func (s sources) errorAt(p event.Position, err error) *script.Error {
+	return &script.Error{Position: p, Source: s.line(p), Err: err}
 }
 
 // shownFrames are so many of a deep stack's outermost and innermost calls.
@@ -135,8 +78,8 @@ const shownFrames = 20
 
 // explain turns what a Starlark thread ended with into an Error. The call
 // stacks of threads that it started in turn are joined to its own.
-func (s sources) explain(err error) *Error {
-	out := &Error{}
+func (s sources) explain(err error) *script.Error {
+	out := &script.Error{}
 	for {
 		eval, ok := err.(*sl.EvalError)
 		if !ok {
@@ -146,7 +89,7 @@ func (s sources) explain(err error) *Error {
 		err = eval.Unwrap()
 	}
 	out.Err = err
-	var inner *Error
+	var inner *script.Error
 	if errors.As(err, &inner) {
 		out.Stack = append(out.Stack, inner.Stack...)
 		if err == inner {
@@ -165,7 +108,7 @@ func (s sources) explain(err error) *Error {
 
 // parseErrors are the mistakes that the parser or the resolver found; env is
 // what is predeclared.
-func (s sources) parseErrors(err error, env sl.StringDict) []*Error {
+func (s sources) parseErrors(err error, env sl.StringDict) []*script.Error {
 	var one syntax.Error
 	var list resolve.ErrorList
 	switch {
@@ -176,15 +119,15 @@ func (s sources) parseErrors(err error, env sl.StringDict) []*Error {
 			p.Line--
 			p.Column = utf8.RuneCountInString(s.line(p)) + 1
 		}
-		return []*Error{s.errorAt(p, errors.New(one.Msg+syntaxHint(s.line(p))))}
+		return []*script.Error{s.errorAt(p, errors.New(one.Msg+syntaxHint(s.line(p))))}
 	case errors.As(err, &list):
-		var out []*Error
+		var out []*script.Error
 		for _, e := range list {
 			out = append(out, s.errorAt(positionOf(e.Pos), errors.New(e.Msg+undefinedHint(e.Msg, env))))
 		}
 		return out
 	}
-	return []*Error{{Err: err}}
+	return []*script.Error{{Err: err}}
 }
 
 var (

@@ -3,7 +3,6 @@ package starlark
 import (
 	"context"
 	"fmt"
-	"io"
 	"strings"
 	"sync"
 
@@ -12,15 +11,8 @@ import (
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/script"
 )
-
-// Options change how files are loaded. The zero value is ready to use.
-type Options struct {
-	Stdout io.Writer // where print writes; nil: nowhere
-	// Machines that the file does not declare itself: they are variables of
-	// their names, with _ for what a variable cannot have.
-	Machines []attest.MachineConfig
-}
 
 // A File is a test file that was loaded and found to make sense.
 type File struct {
@@ -31,18 +23,8 @@ type File struct {
 	machines []attest.MachineConfig
 	setup    bool
 	keep     bool
-	tests    []Test
+	tests    []script.Test
 }
-
-// A Test is a function of a file: test_*, or main.
-type Test struct {
-	Name     string
-	Title    string // the first line of its docstring; may be empty
-	Position event.Position
-}
-
-// Setup is the name of the function that runs before the tests.
-const Setup = "setup"
 
 // keepOnFailure is the global variable that is a setting of the file.
 const keepOnFailure = "keep_on_failure"
@@ -60,10 +42,10 @@ func (f *File) HasSetup() bool { return f.setup }
 func (f *File) KeepOnFailure() bool { return f.keep }
 
 // Tests are the functions to run, in the order of the file.
-func (f *File) Tests() []Test { return f.tests }
+func (f *File) Tests() []script.Test { return f.tests }
 
 // Call runs setup or a test on a lab. Operations publish their events on the
-// bus of ctx. Its error is an *Error that wraps what the operation, the
+// bus of ctx. Its error is an *script.Error that wraps what the operation, the
 // assertion or Starlark said; it is the cause of ctx if that ended.
 func (f *File) Call(ctx context.Context, lab operation.Runner, name string) error {
 	fn, ok := f.globals[name]
@@ -76,9 +58,9 @@ func (f *File) Call(ctx context.Context, lab operation.Runner, name string) erro
 }
 
 // choose finds the functions of the file that are run.
-func (f *File) choose(m *module) []*Error {
-	var errs []*Error
-	var main *Test
+func (f *File) choose(m *module) []*script.Error {
+	var errs []*script.Error
+	var main *script.Test
 	if v, ok := m.globals[keepOnFailure]; ok {
 		keep, ok := v.(sl.Bool)
 		if !ok {
@@ -88,7 +70,7 @@ func (f *File) choose(m *module) []*Error {
 	}
 	for _, name := range m.names {
 		isTest := strings.HasPrefix(name, "test_")
-		if !isTest && name != Setup && name != "main" {
+		if !isTest && name != script.Setup && name != "main" {
 			continue
 		}
 		fn, err := runnable(name, m.globals[name])
@@ -97,11 +79,11 @@ func (f *File) choose(m *module) []*Error {
 			continue
 		}
 		doc, _, _ := strings.Cut(strings.TrimSpace(fn.Doc()), "\n")
-		test := Test{Name: name, Title: doc, Position: positionOf(fn.Position())}
+		test := script.Test{Name: name, Title: doc, Position: positionOf(fn.Position())}
 		switch {
 		case isTest:
 			f.tests = append(f.tests, test)
-		case name == Setup:
+		case name == script.Setup:
 			f.setup = true
 		default:
 			main = &test
@@ -112,7 +94,7 @@ func (f *File) choose(m *module) []*Error {
 	case main != nil && len(f.tests) > 0:
 		errs = append(errs, f.sources.errorAt(main.Position, usagef("the file has both main() and tests such as %s(); main() is for files without test_* functions, so call it test_main or remove it", f.tests[0].Name)))
 	case main != nil:
-		f.tests = []Test{*main}
+		f.tests = []script.Test{*main}
 	case len(f.tests) == 0:
 		errs = append(errs, f.sources.errorAt(event.Position{File: f.path}, usagef("the file has nothing to run: no function test_* and no main()")))
 	}

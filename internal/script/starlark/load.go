@@ -18,19 +18,40 @@ import (
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/script"
 )
 
 // dialect is what people who know Python expect, as far as Starlark has it.
 var dialect = &syntax.FileOptions{Set: true, While: true, TopLevelControl: true, GlobalReassign: true, Recursion: true}
 
+func init() {
+	script.Register(script.Language{
+		Name: "Starlark", Ending: ".star",
+		Load: func(ctx context.Context, path string, opts script.Options) (script.File, error) {
+			f, err := Load(ctx, path, opts)
+			if err != nil {
+				return nil, err // and not a *File that is nil
+			}
+			return f, nil
+		},
+		NewSession: func(ctx context.Context, path string, opts script.Options, open script.OpenLab) (script.Session, error) {
+			s, err := NewSession(ctx, path, opts, open)
+			if err != nil {
+				return nil, err
+			}
+			return s, nil
+		},
+	})
+}
+
 // Load reads a test file and the files that it loads, runs their top level,
 // and checks all that can be checked without a machine. A file that cannot be
-// run is a *LoadError. Nothing is started.
-func Load(ctx context.Context, path string, opts Options) (*File, error) {
+// run is a *script.LoadError. Nothing is started.
+func Load(ctx context.Context, path string, opts script.Options) (*File, error) {
 	return newLoader(ctx, opts).file(path, (*File).choose)
 }
 
-func newLoader(ctx context.Context, opts Options) *loader {
+func newLoader(ctx context.Context, opts script.Options) *loader {
 	l := &loader{sources: sources{}, print: &printer{out: cmp.Or[io.Writer](opts.Stdout, io.Discard)}, ctx: ctx, modules: map[string]*module{}}
 	l.env = l.predeclared()
 	for _, c := range opts.Machines {
@@ -43,7 +64,7 @@ func newLoader(ctx context.Context, opts Options) *loader {
 
 // file loads a file and all that it loads, and checks them; choose finds what
 // in it is run.
-func (l *loader) file(path string, choose func(*File, *module) []*Error) (*File, error) {
+func (l *loader) file(path string, choose func(*File, *module) []*script.Error) (*File, error) {
 	f := &File{path: path, sources: l.sources, print: l.print}
 	m, err := l.load(path)
 	if err != nil {
@@ -56,7 +77,7 @@ func (l *loader) file(path string, choose func(*File, *module) []*Error) (*File,
 	}
 	errs = append(errs, choose(f, m)...)
 	if len(errs) > 0 {
-		return nil, l.failed(path, &LoadError{path, errs})
+		return nil, l.failed(path, &script.LoadError{Path: path, Errors: errs})
 	}
 	return f, nil
 }
@@ -82,24 +103,24 @@ type module struct {
 	positions map[string]event.Position
 }
 
-// failed makes every error a *LoadError, except that somebody stopped it.
+// failed makes every error a *script.LoadError, except that somebody stopped it.
 func (l *loader) failed(path string, err error) error {
 	if l.ctx.Err() != nil {
 		return cause(l.ctx)
 	}
-	var load *LoadError
+	var load *script.LoadError
 	if !errors.As(err, &load) {
-		var one *Error
+		var one *script.Error
 		if !errors.As(err, &one) {
-			one = &Error{Position: event.Position{File: path}, Err: err}
+			one = &script.Error{Position: event.Position{File: path}, Err: err}
 		}
-		load = &LoadError{path, []*Error{one}}
+		load = &script.LoadError{Path: path, Errors: []*script.Error{one}}
 	}
 	load.Path = path
 	return load
 }
 
-// load loads one file. Its error is a *LoadError or an *Error.
+// load loads one file. Its error is a *script.LoadError or an *script.Error.
 func (l *loader) load(path string) (*module, error) {
 	key, err := filepath.Abs(path)
 	if err != nil {
@@ -122,7 +143,7 @@ func (l *loader) load(path string) (*module, error) {
 	var program *sl.Program
 	m.syntax, program, err = sl.SourceProgramOptions(dialect, path, text, l.env.Has)
 	if err != nil {
-		return nil, &LoadError{path, l.sources.parseErrors(err, l.env)}
+		return nil, &script.LoadError{Path: path, Errors: l.sources.parseErrors(err, l.env)}
 	}
 	if err := l.run(m, program); err != nil {
 		return nil, err
@@ -153,7 +174,7 @@ func (l *loader) run(m *module, program *sl.Program) error {
 	if err != nil {
 		e := th.explain(err)
 		// A loaded file's own mistakes are the news, not that it was loaded.
-		var load *LoadError
+		var load *script.LoadError
 		if errors.As(e, &load) {
 			return load
 		}
@@ -178,8 +199,8 @@ func (l *loader) loadFrom(path string) func(*sl.Thread, string) (sl.StringDict, 
 
 // checkMachines gives the file its machines, and finds those that make no
 // sense. Host names do not differ by case.
-func (l *loader) checkMachines(f *File) []*Error {
-	var errs []*Error
+func (l *loader) checkMachines(f *File) []*script.Error {
+	var errs []*script.Error
 	byName := map[string]*machine{}
 	for _, m := range l.machines {
 		c := m.config
@@ -192,13 +213,13 @@ func (l *loader) checkMachines(f *File) []*Error {
 		case other != nil && other.declared.Line == 0:
 			errs = append(errs, l.sources.errorAt(m.declared, usagef("two machines are called %q: this one and that of the machine configuration", c.Name)))
 		case other != nil:
-			errs = append(errs, l.sources.errorAt(m.declared, usagef("two machines are called %q: this one and that of %s", c.Name, where(other.declared))))
+			errs = append(errs, l.sources.errorAt(m.declared, usagef("two machines are called %q: this one and that of %s", c.Name, other.declared)))
 		case err != nil:
 			errs = append(errs, l.sources.errorAt(m.declared, err))
 		}
 		byName[key] = m
 	}
-	slices.SortStableFunc(errs, func(a, b *Error) int { return cmp.Compare(a.Position.Line, b.Position.Line) })
+	slices.SortStableFunc(errs, func(a, b *script.Error) int { return cmp.Compare(a.Position.Line, b.Position.Line) })
 	return errs
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/script"
 )
 
 // An object is anything else than a machine that has operations: a Handle that
@@ -88,7 +89,7 @@ func operate(owner string, on any, o *operation.Operation) *sl.Builtin {
 		var v any
 		ctx := event.WithPosition(th.ctx, th.position(t))
 		th.unlocked(func() { v, err = th.lab.Invoke(ctx, on, o, bound) })
-		var inner *Error
+		var inner *script.Error
 		switch {
 		case errors.As(err, &inner):
 			return nil, err // of a callback, with its place

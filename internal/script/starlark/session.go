@@ -16,6 +16,7 @@ import (
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/script"
 )
 
 // A Session runs what a person types, statement by statement, on one lab. It
@@ -24,7 +25,7 @@ import (
 type Session struct {
 	loader  *loader
 	globals sl.StringDict
-	open    func(context.Context, []attest.MachineConfig) (operation.Runner, error)
+	open    script.OpenLab
 	owner   *thread // of the objects that statements leave: it lasts as long as the session
 
 	mu    sync.Mutex
@@ -38,7 +39,7 @@ type Session struct {
 // NewSession begins a session, with the machines and functions of a file unless
 // path is empty. open is called with the machines that are declared when the
 // first operation needs a lab; the caller closes it.
-func NewSession(ctx context.Context, path string, opts Options, open func(context.Context, []attest.MachineConfig) (operation.Runner, error)) (*Session, error) {
+func NewSession(ctx context.Context, path string, opts script.Options, open script.OpenLab) (*Session, error) {
 	s := &Session{loader: newLoader(ctx, opts), open: open}
 	s.owner = s.thread(ctx)
 	s.globals = maps.Clone(s.loader.env)
@@ -46,7 +47,7 @@ func NewSession(ctx context.Context, path string, opts Options, open func(contex
 	if path == "" {
 		return s, nil
 	}
-	f, err := s.loader.file(path, func(*File, *module) []*Error { return nil })
+	f, err := s.loader.file(path, func(*File, *module) []*script.Error { return nil })
 	if err != nil {
 		return nil, err
 	}
@@ -137,8 +138,8 @@ func anyList[T any](list []T, value func(T) any) []any {
 
 func (sessionLab) Close() error { return nil }
 
-// An Input is one statement.
-type Input struct {
+// An input is one statement.
+type input struct {
 	name string
 	file *syntax.File
 }
@@ -147,11 +148,11 @@ type Input struct {
 // before a line that is not indented. line returns a line, with its newline,
 // and is told whether it is the first. What it returns as error ends Read;
 // io.EOF at the first line is the end of the session.
-func (s *Session) Read(line func(first bool) (string, error)) (*Input, error) {
+func (s *Session) Read(line func(first bool) (string, error)) (script.Statement, error) {
 	var lines []string
 	var stop error
 	s.inputs++
-	in := &Input{name: fmt.Sprintf("input %d", s.inputs)}
+	in := &input{name: fmt.Sprintf("input %d", s.inputs)}
 	options := *dialect
 	options.LoadBindsGlobally = true
 	f, err := options.ParseCompoundStmt(in.name, func() ([]byte, error) {
@@ -173,7 +174,7 @@ func (s *Session) Read(line func(first bool) (string, error)) (*Input, error) {
 	}
 	s.loader.sources.add(in.name, []byte(strings.Join(lines, "")))
 	if err != nil {
-		return nil, &LoadError{in.name, s.loader.sources.parseErrors(err, s.globals)}
+		return nil, &script.LoadError{Path: in.name, Errors: s.loader.sources.parseErrors(err, s.globals)}
 	}
 	if n := len(f.Stmts); n > 0 && len(lines) > 1 {
 		// The parser looks at the line behind a block to see that it has ended.
@@ -195,7 +196,8 @@ func (s *Session) thread(ctx context.Context) *thread {
 
 // Run runs a statement, and returns the value of an expression as it is shown;
 // empty for None. Its errors are those of File.Call, and *LoadErrors.
-func (s *Session) Run(ctx context.Context, in *Input) (string, error) {
+func (s *Session) Run(ctx context.Context, statement script.Statement) (string, error) {
+	in := statement.(*input)
 	th := s.thread(ctx)
 	v, err := th.run(func(t *sl.Thread) (sl.Value, error) {
 		if len(in.file.Stmts) == 1 {
@@ -208,7 +210,7 @@ func (s *Session) Run(ctx context.Context, in *Input) (string, error) {
 	s.nameMachines(in)
 	var unresolved resolve.ErrorList
 	if errors.As(err, &unresolved) {
-		return "", &LoadError{in.name, s.loader.sources.parseErrors(unresolved, s.globals)}
+		return "", &script.LoadError{Path: in.name, Errors: s.loader.sources.parseErrors(unresolved, s.globals)}
 	}
 	if err != nil || v == sl.None {
 		return "", err
@@ -219,7 +221,7 @@ func (s *Session) Run(ctx context.Context, in *Input) (string, error) {
 
 // nameMachines gives machines the names of the variables to which a statement
 // assigned them.
-func (s *Session) nameMachines(in *Input) {
+func (s *Session) nameMachines(in *input) {
 	m, ok := in.file.Module.(*resolve.Module)
 	if !ok {
 		return

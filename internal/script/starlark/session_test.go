@@ -14,6 +14,7 @@ import (
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/script"
 )
 
 // converse types text into a session, and returns what it shows: values, and
@@ -51,7 +52,7 @@ func converse(t *testing.T, s *Session, text string) []string {
 func newSession(t *testing.T, path string, lab *fakeLab) (s *Session, out *bytes.Buffer, opened *[]string) {
 	t.Helper()
 	out, opened = &bytes.Buffer{}, new([]string)
-	s, err := NewSession(t.Context(), path, Options{Stdout: out}, func(_ context.Context, machines []attest.MachineConfig) (operation.Runner, error) {
+	s, err := NewSession(t.Context(), path, script.Options{Stdout: out}, func(_ context.Context, machines []attest.MachineConfig) (operation.Runner, error) {
 		*opened = []string{}
 		for _, m := range machines {
 			*opened = append(*opened, m.Name)

@@ -18,6 +18,7 @@ import (
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/script"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -76,7 +77,7 @@ func write(t *testing.T, files ...string) string {
 func load(t *testing.T, text string) *File {
 	t.Helper()
 	t.Chdir(write(t, "x.star", text))
-	f, err := Load(t.Context(), "x.star", Options{})
+	f, err := Load(t.Context(), "x.star", script.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +171,7 @@ def main():
 			t.Fatal(err)
 		}
 	}
-	f, err := Load(t.Context(), filepath.Join(dir, "x.star"), Options{})
+	f, err := Load(t.Context(), filepath.Join(dir, "x.star"), script.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +200,7 @@ nodes = [server(name = "node%d" % i) for i in range(2)]
 _hidden = server(name = "h")
 def main(): pass
 `))
-	f, err := Load(t.Context(), "x.star", Options{})
+	f, err := Load(t.Context(), "x.star", script.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +216,7 @@ def main(): pass
 func TestMachinesOfTheConfiguration(t *testing.T) {
 	path := filepath.Join(write(t, "x.star", "def main(): b_1.succeed('true')"), "x.star")
 	config := attest.MachineConfig{Name: "b-1", Image: attest.Debian{}}
-	f, err := Load(t.Context(), path, Options{Machines: []attest.MachineConfig{config}})
+	f, err := Load(t.Context(), path, script.Options{Machines: []attest.MachineConfig{config}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -286,8 +287,8 @@ func TestLoadErrors(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Chdir(write(t, "x.star", tt.text, "lib.star", "x = y\n"))
-			_, err := Load(t.Context(), "x.star", Options{})
-			var load *LoadError
+			_, err := Load(t.Context(), "x.star", script.Options{})
+			var load *script.LoadError
 			if !errors.As(err, &load) {
 				t.Fatalf("got %v (%T)", err, err)
 			}
@@ -363,7 +364,7 @@ func TestRunErrors(t *testing.T) {
 			if s := attest.StatusOf(err); s != tt.status {
 				t.Errorf("status %s, want %s", s, tt.status)
 			}
-			var e *Error
+			var e *script.Error
 			if !errors.As(err, &e) || e.Source == "" || len(e.Stack) == 0 || len(e.Stack) > 2*shownFrames || e.Stack[0].Func != "main" {
 				t.Errorf("no source or stack: %+v", e)
 			}
@@ -384,13 +385,13 @@ func shiftColumn(s string) string {
 func TestStack(t *testing.T) {
 	t.Chdir(write(t, "lib.star", "def check(m):\n    wait_all([m], check_one)\n\ndef check_one(m):\n    subtest(\"inner\", lambda: m.succeed(\"false\"))\n",
 		"x.star", "load(\"lib.star\", \"check\")\nm = machine(image = debian())\n\ndef test_a():\n    check(m)\n"))
-	f, err := Load(t.Context(), "x.star", Options{})
+	f, err := Load(t.Context(), "x.star", script.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	command := &attest.CommandError{Machine: "m", Command: "false", Result: attest.Result{ExitCode: 1}}
 	err = f.Call(t.Context(), &fakeLab{answer: func(context.Context, string, string, operation.Args) (any, error) { return nil, command }}, "test_a")
-	var e *Error
+	var e *script.Error
 	var got *attest.CommandError
 	var op *operation.Error
 	if !errors.As(err, &e) || !errors.As(err, &got) || got != command || !errors.As(err, &op) || op.Machine != "m" || op.Operation != "succeed" {
@@ -580,7 +581,7 @@ def fails():
 		return nil, err
 	}
 	err := f.Call(t.Context(), lab, "main")
-	var e *Error
+	var e *script.Error
 	if !errors.As(err, &e) || e.Error() != "x.star:7:14: no luck" || len(e.Stack) != 2 || e.Stack[0].Line != 3 {
 		t.Errorf("got %v, %+v", err, e)
 	}
@@ -769,7 +770,7 @@ func TestSubtestAndLog(t *testing.T) {
 func TestPrint(t *testing.T) {
 	path := filepath.Join(write(t, "x.star", "print('top')\ndef main(): wait_all(range(20), lambda i: print('line', i))\n"), "x.star")
 	var out bytes.Buffer
-	f, err := Load(t.Context(), path, Options{Stdout: &out})
+	f, err := Load(t.Context(), path, script.Options{Stdout: &out})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -804,7 +805,7 @@ def test_wait_all(): wait_all([1, 2], lambda x: m.succeed("hang"))
 			return nil, context.Cause(ctx)
 		}}
 		err := f.Call(ctx, lab, test.Name)
-		var e *Error
+		var e *script.Error
 		if !errors.Is(err, stop) || !errors.As(err, &e) || e.Position.Line == 0 {
 			t.Errorf("%s: got %v", test.Name, err)
 		}
@@ -817,7 +818,7 @@ func TestCancelWhileLoading(t *testing.T) {
 	stop := errors.New("somebody said stop")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(stop)
-	if _, err := Load(ctx, path, Options{}); err != stop {
+	if _, err := Load(ctx, path, script.Options{}); err != stop {
 		t.Errorf("got %v", err)
 	}
 }
@@ -833,7 +834,7 @@ func FuzzLoad(f *testing.F) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		file, err := Load(ctx, path, Options{})
+		file, err := Load(ctx, path, script.Options{})
 		if err == nil && len(file.Tests()) == 0 {
 			t.Error("a file without anything to run is accepted")
 		}
@@ -870,7 +871,7 @@ def test_a():
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	f, err := Load(t.Context(), path, Options{Stdout: &out})
+	f, err := Load(t.Context(), path, script.Options{Stdout: &out})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -880,7 +881,7 @@ def test_a():
 		lab := &fakeLab{answer: func(context.Context, string, string, operation.Args) (any, error) { return who, nil }}
 		wg.Go(func() {
 			err := f.Call(t.Context(), lab, "test_a")
-			var e *Error
+			var e *script.Error
 			if !errors.As(err, &e) || e.Err.Error() != who || e.Position.Line != 19 || len(e.Stack) != 1 {
 				t.Errorf("%s: %v", who, err)
 			}

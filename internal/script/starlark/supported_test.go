@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/script"
 )
 
 // What a machine cannot do is refused before anything boots.
@@ -27,7 +28,7 @@ def main():
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Load(t.Context(), path, Options{})
+	_, err := Load(t.Context(), path, script.Options{})
 	if err == nil {
 		t.Fatal("it loads")
 	}

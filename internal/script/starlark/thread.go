@@ -10,6 +10,7 @@ import (
 
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/script"
 )
 
 // A thread is one Starlark thread: its Go side. All threads of one call share
@@ -67,12 +68,12 @@ func (th *thread) checkDepth(t *sl.Thread) {
 	t.SetMaxExecutionSteps(t.ExecutionSteps() + depthInterval)
 }
 
-// call runs a function in a new Starlark thread. Its error is an *Error.
+// call runs a function in a new Starlark thread. Its error is an *script.Error.
 func (th *thread) call(fn sl.Value, args ...sl.Value) (sl.Value, error) {
 	return th.run(func(t *sl.Thread) (sl.Value, error) { return sl.Call(t, fn, args, nil) })
 }
 
-// run gives code a new Starlark thread. Its error is an *Error.
+// run gives code a new Starlark thread. Its error is an *script.Error.
 func (th *thread) run(code func(*sl.Thread) (sl.Value, error)) (sl.Value, error) {
 	t, stop := th.start()
 	defer stop()
@@ -86,7 +87,7 @@ func (th *thread) run(code func(*sl.Thread) (sl.Value, error)) (sl.Value, error)
 }
 
 // explain makes an Error of how the thread ended.
-func (th *thread) explain(err error) *Error {
+func (th *thread) explain(err error) *script.Error {
 	e := th.sources.explain(err)
 	if cancelled(err) {
 		e.Err = th.fault

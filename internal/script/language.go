@@ -1,0 +1,110 @@
+package script
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+)
+
+// A Language reads test files of one ending.
+type Language struct {
+	Name   string // "Starlark"
+	Ending string // ".star"
+	// Load reads a file, and checks all that can be checked without a machine. A file
+	// that cannot be run is a *LoadError. Nothing is started.
+	Load func(ctx context.Context, path string, opts Options) (File, error)
+	// NewSession begins a session, with the machines and functions of a file unless
+	// path is empty. open is called with the machines that are declared when the
+	// first operation needs a lab; the caller closes it. A nil NewSession: nobody can
+	// type this language.
+	NewSession func(ctx context.Context, path string, opts Options, open OpenLab) (Session, error)
+}
+
+var (
+	mu        sync.Mutex
+	languages []Language // the first one registered is the one that people type
+)
+
+// Register makes a language known. It panics if there is one of the same ending.
+func Register(l Language) {
+	mu.Lock()
+	defer mu.Unlock()
+	if slices.ContainsFunc(languages, func(o Language) bool { return o.Ending == l.Ending }) {
+		panic("script: two languages for " + l.Ending)
+	}
+	languages = append(languages, l)
+}
+
+// Languages are all that are registered.
+func Languages() []Language {
+	mu.Lock()
+	defer mu.Unlock()
+	return slices.Clone(languages)
+}
+
+// IsTest says whether a file is one that a directory stands for: *_test and the
+// ending of a language.
+func IsTest(name string) bool {
+	return slices.ContainsFunc(Languages(), func(l Language) bool { return strings.HasSuffix(name, "_test"+l.Ending) })
+}
+
+// An UnknownError is a file that no language reads.
+type UnknownError struct {
+	Path   string
+	reason string
+	status attest.Status
+}
+
+func (e *UnknownError) Error() string { return e.Path + ": " + e.reason }
+
+// Status is Unsupported if another version may read the file.
+func (e *UnknownError) Status() attest.Status { return e.status }
+
+// of is the language of a file.
+func of(path string) (Language, error) {
+	known := Languages()
+	for _, l := range known {
+		if filepath.Ext(path) == l.Ending {
+			return l, nil
+		}
+	}
+	var endings []string
+	for _, l := range known {
+		endings = append(endings, l.Ending)
+	}
+	if filepath.Ext(path) == ".py" {
+		return Language{}, &UnknownError{path, fmt.Sprintf("Python test scripts are not supported by this version; write a %s file", strings.Join(endings, " or ")), event.Unsupported}
+	}
+	return Language{}, &UnknownError{path, "not a test file: its name must end in " + strings.Join(endings, " or "), event.Invalid}
+}
+
+// Load reads a test file in the language of its ending.
+func Load(ctx context.Context, path string, opts Options) (File, error) {
+	l, err := of(path)
+	if err != nil {
+		return nil, err
+	}
+	return l.Load(ctx, path, opts)
+}
+
+// NewSession begins a session in the language of a file; without one, in the
+// language that was registered first.
+func NewSession(ctx context.Context, path string, opts Options, open OpenLab) (Session, error) {
+	l := Languages()[0]
+	if path != "" {
+		var err error
+		if l, err = of(path); err != nil {
+			return nil, err
+		}
+	}
+	if l.NewSession == nil {
+		return nil, &UnknownError{path, l.Name + " cannot be typed", event.Unsupported}
+	}
+	return l.NewSession(ctx, path, opts, open)
+}

@@ -1,0 +1,69 @@
+package script
+
+import (
+	"context"
+	"io"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/operation"
+)
+
+// A File is a test file that was loaded and found to make sense. It holds no
+// state between calls, so several labs can be used at once.
+type File interface {
+	// Path is the file's name, as it was given.
+	Path() string
+	// Machines are the machines of the file, in the order of their declaration.
+	Machines() []attest.MachineConfig
+	// Tests are the functions to run, in the order of the file.
+	Tests() []Test
+	// HasSetup says whether there is something to run before the tests.
+	HasSetup() bool
+	// KeepOnFailure says whether the file wants the labs of its failed tests kept.
+	KeepOnFailure() bool
+	// Call runs Setup or a test on a lab. Operations publish their events on the
+	// bus of ctx. Its error has the place as an *Error and wraps what the operation
+	// said; it wraps the cause of ctx if that ended, soon after it did.
+	Call(ctx context.Context, lab operation.Runner, name string) error
+}
+
+// A Test is something in a file that runs in a lab of its own.
+type Test struct {
+	Name     string
+	Title    string // what it is about, in one line; may be empty
+	Position event.Position
+}
+
+// Setup is the name of what runs before the tests.
+const Setup = "setup"
+
+// Options change how files are loaded. The zero value is ready to use.
+type Options struct {
+	Stdout io.Writer // where print writes; nil: nowhere
+	// Machines that the file does not declare itself: they are variables of
+	// their names, with _ for what a variable cannot have.
+	Machines []attest.MachineConfig
+}
+
+// A Session is a language that somebody types, statement by statement, on one lab.
+type Session interface {
+	// Machines are those declared so far.
+	Machines() []attest.MachineConfig
+	// Read reads one statement. line returns a line, with its newline, and is told
+	// whether it is the first. What it returns as error ends Read; io.EOF at the
+	// first line is the end of the session.
+	Read(line func(first bool) (string, error)) (Statement, error)
+	// Run runs a statement, and returns its value as it is shown; empty for none.
+	// Its errors are those of File.Call, and *LoadErrors.
+	Run(context.Context, Statement) (string, error)
+	// Complete says how the text before the cursor can go on: head is the part that
+	// stays, and each of words is one that can stand behind it.
+	Complete(text string) (head string, words []string)
+}
+
+// A Statement is what Session.Read has read for Session.Run.
+type Statement any
+
+// An OpenLab makes a lab with these machines.
+type OpenLab func(context.Context, []attest.MachineConfig) (operation.Runner, error)
