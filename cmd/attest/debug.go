@@ -32,7 +32,7 @@ func newDebug() *cobra.Command {
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	flags.StringVar(&shell, "shell", "", "open a shell on this `machine`, and end with it")
-	flags.StringVarP(&c.outDir, "output", "o", "", "`directory` for what is copied out of machines; made if missing")
+	flags.StringVarP(&c.OutDir, "output", "o", "", "`directory` for what is copied out of machines; made if missing")
 	flags.BoolVarP(&c.verbose, "verbose", "v", false, "show every step, console line and command output as it comes")
 	return cmd
 }
@@ -43,37 +43,40 @@ func (c *conversation) debug(cmd *cobra.Command, dir, shell string) (err error) 
 	if err != nil {
 		return fmt.Errorf("%s: %w", dir, err)
 	}
-	ctx, done := c.begin(cmd.Context())
-	defer func() { err = done(err) }()
 	if kept != nil {
 		c.file = kept.File
 	}
-	if err := c.openHost(ctx); err != nil {
-		return err
-	}
-	if c.lab, err = c.opened.OpenLab(ctx, dir, c.labConfig()); err != nil {
+	ctx := cmd.Context()
+	done := c.begin(ctx)
+	defer func() { err = done(err) }()
+	lab, err := c.OpenSaved(dir, c.file)
+	if err != nil {
 		return err
 	}
 	if shell != "" {
-		return c.shell(cmd, shell)
+		return c.shell(cmd, lab, shell)
 	}
-	c.about = c.told(kept)
-	session, err := c.session(ctx, nil)
-	if err != nil || c.file == "" {
-		if err != nil {
-			fmt.Fprintf(os.Stderr, "attest: %s is not what it was, so there are only the machines: %v\n", c.file, err)
-		}
-		c.file = ""
-		if session, err = c.session(ctx, c.configs()); err != nil {
-			return c.explained(ctx, err)
-		}
+	var machines []attest.MachineConfig
+	for _, m := range lab.Machines() {
+		machines = append(machines, m.Config())
 	}
-	return c.talk(ctx, session)
+	c.about = told(machines, kept)
+	if c.file != "" {
+		err := c.Load(c.file, nil)
+		if err == nil {
+			return c.talk(ctx)
+		}
+		fmt.Fprintf(os.Stderr, "attest: %s is not what it was, so there are only the machines: %v\n", c.file, err)
+	}
+	if err := c.Load("", machines); err != nil {
+		return c.explained(ctx, err)
+	}
+	return c.talk(ctx)
 }
 
 // told is what there is to say of a lab.
-func (c *conversation) told(k *suite.Kept) string {
-	text := about(c.configs())
+func told(machines []attest.MachineConfig, k *suite.Kept) string {
+	text := about(machines)
 	if k == nil {
 		return text
 	}
@@ -88,19 +91,15 @@ func (c *conversation) told(k *suite.Kept) string {
 	return text + "\n" + name + " of " + k.File + " failed here:\n  " + message
 }
 
-func (c *conversation) configs() []attest.MachineConfig {
-	var out []attest.MachineConfig
-	for _, m := range c.lab.Machines() {
-		out = append(out, m.Config())
-	}
-	return out
-}
-
 // shell gives the terminal to a machine; the exit code is the shell's.
-func (c *conversation) shell(cmd *cobra.Command, name string) error {
-	m := c.lab.Machine(name)
+func (c *conversation) shell(cmd *cobra.Command, lab *attest.Lab, name string) error {
+	m := lab.Machine(name)
 	if m == nil {
-		return fmt.Errorf("--shell %s: there is no such machine, only %s", name, strings.TrimPrefix(about(c.configs()), "machines: "))
+		var names []string
+		for _, m := range lab.Machines() {
+			names = append(names, m.Name())
+		}
+		return fmt.Errorf("--shell %s: there is no such machine, only %s", name, strings.Join(names, ", "))
 	}
 	terminal, giveBack, err := repl.OpenTerminal(os.Stdin, os.Stdout)
 	if err != nil {

@@ -9,18 +9,27 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
 	"github.com/attest-vm/attest/internal/script"
 )
 
+// A Session is what is talked to.
+type Session interface {
+	Read(line func(first bool) (string, error)) (script.Statement, error)
+	Run(context.Context, script.Statement) (string, error)
+	Complete(text string) (head string, words []string)
+}
+
 // Options are what a conversation needs. All but History and Interrupts must be given.
 type Options struct {
-	Session script.Session
+	Session Session
 	In      *os.File
 	Out     io.Writer // values
 	Err     io.Writer // errors
-	// Explain lays out an error for a person. ctx is the statement's.
-	Explain func(ctx context.Context, err error) string
+	// Explain lays out an error for a person, and says of what kind it is. ctx is the
+	// statement's.
+	Explain func(ctx context.Context, err error) (text string, status event.Status)
 	History string // path of the history at a terminal; empty: none is kept
 	// Interrupts has a value, the reason, for each Ctrl-C.
 	Interrupts <-chan error
@@ -32,9 +41,10 @@ type Options struct {
 // Interactive says whether a file is a terminal.
 func Interactive(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 
-// Run talks until the input ends, or ctx does, which is its error. failed says
-// whether a statement ended with an error.
-func Run(ctx context.Context, o Options) (failed bool, err error) {
+// Run talks until the input ends, or ctx does, which is its error. worst is that
+// of the statements' ends.
+func Run(ctx context.Context, o Options) (worst event.Status, err error) {
+	worst = event.Passed
 	in := newInput(o)
 	defer in.close()
 	ctx = operation.WithTerminal(ctx, in.lend)
@@ -43,25 +53,30 @@ func Run(ctx context.Context, o Options) (failed bool, err error) {
 		var stopped *inputError
 		switch {
 		case errors.As(err, &stopped):
-			return failed, stopped.err
+			return worst, stopped.err
 		case errors.Is(err, errDropped):
 			continue
 		case err == io.EOF:
-			return failed, nil
+			return worst, nil
 		case err == nil:
-			err = o.run(ctx, statement)
+			worst = event.Worst(worst, o.run(ctx, statement))
 		default:
-			fmt.Fprint(o.Err, o.Explain(ctx, err))
+			worst = event.Worst(worst, o.explain(ctx, err))
 		}
 		if ctx.Err() != nil {
-			return failed, context.Cause(ctx)
+			return worst, context.Cause(ctx)
 		}
-		failed = failed || err != nil
 	}
 }
 
-// run runs one statement and shows what came of it. Its error was shown.
-func (o *Options) run(ctx context.Context, statement script.Statement) error {
+func (o *Options) explain(ctx context.Context, err error) event.Status {
+	text, status := o.Explain(ctx, err)
+	fmt.Fprint(o.Err, text)
+	return status
+}
+
+// run runs one statement and shows what came of it.
+func (o *Options) run(ctx context.Context, statement script.Statement) event.Status {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
@@ -72,11 +87,11 @@ func (o *Options) run(ctx context.Context, statement script.Statement) error {
 		}
 	}()
 	shown, err := o.Session.Run(ctx, statement)
-	switch {
-	case err != nil:
-		fmt.Fprint(o.Err, o.Explain(ctx, err))
-	case shown != "":
+	if err != nil {
+		return o.explain(ctx, err)
+	}
+	if shown != "" {
 		fmt.Fprintln(o.Out, shown)
 	}
-	return err
+	return event.Passed
 }

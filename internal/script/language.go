@@ -10,6 +10,7 @@ import (
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/operation"
 )
 
 // A Language reads test files of one ending.
@@ -20,10 +21,9 @@ type Language struct {
 	// that cannot be run is a *LoadError. Nothing is started.
 	Load func(ctx context.Context, path string, opts Options) (File, error)
 	// NewSession begins a session, with the machines and functions of a file unless
-	// path is empty. open is called with the machines that are declared when the
-	// first operation needs a lab; the caller closes it. A nil NewSession: nobody can
-	// type this language.
-	NewSession func(ctx context.Context, path string, opts Options, open OpenLab) (Session, error)
+	// path is empty. Operations go to lab, which asks the session for the machines that
+	// are declared by then. A nil NewSession: nobody can type this language.
+	NewSession func(ctx context.Context, path string, opts Options, lab operation.Runner) (Session, error)
 }
 
 var (
@@ -95,7 +95,7 @@ func Load(ctx context.Context, path string, opts Options) (File, error) {
 
 // NewSession begins a session in the language of a file; without one, in the
 // language that was registered first.
-func NewSession(ctx context.Context, path string, opts Options, open OpenLab) (Session, error) {
+func NewSession(ctx context.Context, path string, opts Options, lab operation.Runner) (Session, error) {
 	l := Languages()[0]
 	if path != "" {
 		var err error
@@ -106,5 +106,5 @@ func NewSession(ctx context.Context, path string, opts Options, open OpenLab) (S
 	if l.NewSession == nil {
 		return nil, &UnknownError{path, l.Name + " cannot be typed", event.Unsupported}
 	}
-	return l.NewSession(ctx, path, opts, open)
+	return l.NewSession(ctx, path, opts, lab)
 }

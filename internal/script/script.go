@@ -48,8 +48,8 @@ type Options struct {
 
 // A Session is a language that somebody types, statement by statement, on one lab.
 type Session interface {
-	// Machines are those declared so far.
-	Machines() []attest.MachineConfig
+	// Machines are those declared so far; one that makes no sense is an *Error.
+	Machines() ([]attest.MachineConfig, error)
 	// Read reads one statement. line returns a line, with its newline, and is told
 	// whether it is the first. What it returns as error ends Read; io.EOF at the
 	// first line is the end of the session.
@@ -64,6 +64,3 @@ type Session interface {
 
 // A Statement is what Session.Read has read for Session.Run.
 type Statement any
-
-// An OpenLab makes a lab with these machines.
-type OpenLab func(context.Context, []attest.MachineConfig) (operation.Runner, error)

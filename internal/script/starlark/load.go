@@ -18,6 +18,7 @@ import (
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/operation"
 	"github.com/attest-vm/attest/internal/script"
 )
 
@@ -34,8 +35,8 @@ func init() {
 			}
 			return f, nil
 		},
-		NewSession: func(ctx context.Context, path string, opts script.Options, open script.OpenLab) (script.Session, error) {
-			s, err := NewSession(ctx, path, opts, open)
+		NewSession: func(ctx context.Context, path string, opts script.Options, lab operation.Runner) (script.Session, error) {
+			s, err := NewSession(ctx, path, opts, lab)
 			if err != nil {
 				return nil, err
 			}

@@ -25,22 +25,16 @@ import (
 type Session struct {
 	loader  *loader
 	globals sl.StringDict
-	open    script.OpenLab
+	lab     operation.Runner
 	owner   *thread // of the objects that statements leave: it lasts as long as the session
-
-	mu    sync.Mutex
-	lab   operation.Runner // nil until the first operation
-	known int              // how many of the machines it has
 
 	unread string // a line that belongs to the next statement
 	inputs int
 }
 
-// NewSession begins a session, with the machines and functions of a file unless
-// path is empty. open is called with the machines that are declared when the
-// first operation needs a lab; the caller closes it.
-func NewSession(ctx context.Context, path string, opts script.Options, open script.OpenLab) (*Session, error) {
-	s := &Session{loader: newLoader(ctx, opts), open: open}
+// NewSession begins a session; see script.Language.
+func NewSession(ctx context.Context, path string, opts script.Options, lab operation.Runner) (*Session, error) {
+	s := &Session{loader: newLoader(ctx, opts), lab: lab}
 	s.owner = s.thread(ctx)
 	s.globals = maps.Clone(s.loader.env)
 	s.globals["help"] = sl.NewBuiltin("help", help)
@@ -55,88 +49,14 @@ func NewSession(ctx context.Context, path string, opts script.Options, open scri
 	return s, nil
 }
 
-// Machines are those declared so far.
-func (s *Session) Machines() []attest.MachineConfig {
-	var out []attest.MachineConfig
-	for _, m := range s.loader.machines {
-		out = append(out, m.config)
-	}
-	return out
-}
-
-// sessionLab is the session's lab for its threads. It is made when it is
-// needed; machines that are declared later are added to it.
-type sessionLab struct{ *Session }
-
-func (l sessionLab) Invoke(ctx context.Context, object any, o *operation.Operation, args operation.Args) (any, error) {
-	if err := l.update(ctx); err != nil {
-		return nil, err
-	}
-	return l.lab.Invoke(ctx, object, o, args)
-}
-
-// update makes the lab have all machines that are declared.
-func (l sessionLab) update(ctx context.Context) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.lab != nil && len(l.loader.machines) == l.known {
-		return nil
-	}
+// Machines are those declared so far; one that makes no sense is an *script.Error.
+func (s *Session) Machines() ([]attest.MachineConfig, error) {
 	var declared File
-	if errs := l.loader.checkMachines(&declared); len(errs) > 0 {
-		return errs[0]
+	if errs := s.loader.checkMachines(&declared); len(errs) > 0 {
+		return declared.machines, errs[0]
 	}
-	if l.lab == nil {
-		lab, err := l.open(ctx, declared.machines)
-		if err != nil {
-			return err
-		}
-		l.lab, l.known = lab, len(declared.machines)
-	}
-	for _, c := range declared.machines[l.known:] {
-		if err := create(ctx, l.lab, c); err != nil {
-			return err
-		}
-		l.known++
-	}
-	return nil
+	return declared.machines, nil
 }
-
-// create adds a machine to a lab that runs.
-func create(ctx context.Context, lab operation.Runner, c attest.MachineConfig) error {
-	o := operation.Find(operation.Lab, "create_machine")
-	named := []operation.Named{
-		{Name: "name", Value: c.Name}, {Name: "backend", Value: c.Backend},
-		{Name: "memory", Value: int64(c.Memory)}, {Name: "cpus", Value: int64(c.CPUs)}, {Name: "type", Value: c.Type},
-		{Name: "cmdline", Value: c.Cmdline}, {Name: "display", Value: c.Display}, {Name: "allow_reboot", Value: c.AllowReboot},
-	}
-	if c.StartCommand != "" {
-		named = append(named, operation.Named{Name: "start_command", Value: c.StartCommand})
-	} else {
-		named = append(named, operation.Named{Name: "image", Value: c.Image})
-	}
-	if c.Networks != nil {
-		named = append(named, operation.Named{Name: "networks", Value: anyList(c.Networks, func(n int) any { return int64(n) })})
-	}
-	if c.Egress != nil {
-		named = append(named, operation.Named{Name: "egress", Value: anyList(c.Egress, func(s string) any { return s })})
-	}
-	args, err := o.Bind(nil, named)
-	if err == nil {
-		_, err = lab.Invoke(ctx, nil, o, args)
-	}
-	return err
-}
-
-func anyList[T any](list []T, value func(T) any) []any {
-	out := make([]any, len(list))
-	for i, x := range list {
-		out[i] = value(x)
-	}
-	return out
-}
-
-func (sessionLab) Close() error { return nil }
 
 // An input is one statement.
 type input struct {
@@ -189,7 +109,7 @@ func (s *Session) Read(line func(first bool) (string, error)) (script.Statement,
 
 func (s *Session) thread(ctx context.Context) *thread {
 	return &thread{
-		sources: s.loader.sources, lab: sessionLab{s}, load: s.loader.loadFrom("."), print: s.loader.print,
+		sources: s.loader.sources, lab: s.lab, load: s.loader.loadFrom("."), print: s.loader.print,
 		session: s, interpreter: &sync.Mutex{}, ctx: ctx,
 	}
 }

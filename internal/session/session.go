@@ -1,0 +1,219 @@
+package session
+
+import (
+	"cmp"
+	"context"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/script"
+)
+
+// Options are what a session begins with. The zero value is ready to use.
+type Options struct {
+	OutDir string             // for what is copied out of machines; made if missing. Empty: the current directory
+	Host   attest.HostConfig  // how the lab uses this host
+	Script script.Options     // of the language
+	Record func(event.Record) // is called for each event; see event.Bus.Subscribe. Nil: nobody listens
+
+	open func(context.Context, attest.LabConfig) (Lab, error) // in place of a host, for tests
+}
+
+// A Lab is what a session needs of one.
+type Lab interface {
+	operation.Runner
+	// Has says whether there is a machine of this name.
+	Has(machine string) bool
+	// Create adds a machine.
+	Create(context.Context, attest.MachineConfig) error
+}
+
+// A Session is one conversation. Begin makes one; Close ends it.
+type Session struct {
+	options Options
+	ctx     context.Context // of the lab: it outlives statements
+	bus     event.Bus
+	file    string
+
+	mu       sync.Mutex
+	language script.Session // nil before Load
+	host     *attest.Host   // nil until it is needed
+	lab      Lab            // nil until it is needed
+	objects  objects
+}
+
+// Begin begins a session. Its lab ends with ctx at the latest.
+func Begin(ctx context.Context, o Options) *Session {
+	s := &Session{options: o}
+	if o.Record != nil {
+		s.bus.Subscribe(o.Record)
+	}
+	s.ctx = event.WithBus(ctx, &s.bus)
+	return s
+}
+
+// Load gives the session a language to be typed, with the machines and functions
+// of a file unless path is empty, and further machines. After an error it can be
+// called again. Its errors are those of script.NewSession.
+func (s *Session) Load(path string, machines []attest.MachineConfig) error {
+	o := s.options.Script
+	o.Machines = machines
+	language, err := script.NewSession(s.ctx, path, o, runner{s})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.language, s.file = language, path
+	return nil
+}
+
+// OpenSaved opens the lab that was saved in a directory; file is the test file
+// that it belongs to, if it is known.
+func (s *Session) OpenSaved(dir, file string) (*attest.Lab, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.file = file
+	if err := s.openHost(); err != nil {
+		return nil, err
+	}
+	lab, err := s.host.OpenLab(s.ctx, dir, s.config())
+	if err != nil {
+		return nil, err
+	}
+	s.lab = realLab{operation.Of(lab), lab}
+	return lab, nil
+}
+
+// openHost makes the host, and the directory for what is copied.
+func (s *Session) openHost() (err error) {
+	if s.options.OutDir != "" {
+		if err := os.MkdirAll(s.options.OutDir, 0o755); err != nil {
+			return &attest.ConfigError{Subject: "output directory", Reason: err.Error()}
+		}
+	}
+	if s.host == nil {
+		s.host, err = attest.OpenHost(s.ctx, s.options.Host)
+	}
+	return err
+}
+
+func (s *Session) config() attest.LabConfig {
+	return attest.LabConfig{OutDir: s.options.OutDir, SourceDir: filepath.Dir(cmp.Or(s.file, "x"))}
+}
+
+// realLab is the Lab of this host.
+type realLab struct {
+	operation.Runner
+	lab *attest.Lab
+}
+
+func (l realLab) Has(machine string) bool { return l.lab.Machine(machine) != nil }
+
+func (l realLab) Create(ctx context.Context, c attest.MachineConfig) error {
+	_, err := l.lab.CreateMachine(ctx, c)
+	return err
+}
+
+func (s *Session) newLab(c attest.LabConfig) (Lab, error) {
+	if s.options.open != nil {
+		return s.options.open(s.ctx, c)
+	}
+	if err := s.openHost(); err != nil {
+		return nil, err
+	}
+	lab, err := s.host.NewLab(s.ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return realLab{operation.Of(lab), lab}, nil
+}
+
+// ready is the lab with all machines that are declared. It is made when it is
+// needed; machines that are declared later are added to it.
+func (s *Session) ready(ctx context.Context) (Lab, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var declared []attest.MachineConfig
+	if s.language != nil {
+		var err error
+		if declared, err = s.language.Machines(); err != nil {
+			return nil, err
+		}
+	}
+	if s.lab == nil {
+		c := s.config()
+		c.Name, c.Machines = "repl", declared
+		lab, err := s.newLab(c)
+		if err != nil {
+			return nil, err
+		}
+		s.lab = lab
+		return lab, nil
+	}
+	for _, c := range declared {
+		if s.lab.Has(c.Name) {
+			continue
+		}
+		if err := s.lab.Create(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	return s.lab, nil
+}
+
+// runner is the session's lab for its language.
+type runner struct{ *Session }
+
+func (r runner) Invoke(ctx context.Context, object any, o *operation.Operation, args operation.Args) (any, error) {
+	lab, err := r.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return lab.Invoke(ctx, object, o, args)
+}
+
+// Close does nothing: the lab is the session's.
+func (runner) Close() error { return nil }
+
+// Machines are those declared so far.
+func (s *Session) Machines() []attest.MachineConfig {
+	declared, _ := s.language.Machines() // what makes no sense is an error of the operation that needs it
+	return declared
+}
+
+// Read reads one statement; see script.Session.
+func (s *Session) Read(line func(first bool) (string, error)) (script.Statement, error) {
+	return s.language.Read(line)
+}
+
+// Run runs a statement; see script.Session. Its events go to the session's bus.
+func (s *Session) Run(ctx context.Context, statement script.Statement) (string, error) {
+	return s.language.Run(event.WithBus(ctx, &s.bus), statement)
+}
+
+// Complete says how a statement can go on; see script.Session.
+func (s *Session) Complete(text string) (head string, words []string) {
+	return s.language.Complete(text)
+}
+
+// Close ends the lab, and all that the session opened.
+func (s *Session) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	if s.lab != nil {
+		err = s.lab.Close()
+	}
+	if s.host != nil {
+		if hostErr := s.host.Close(); err == nil {
+			err = hostErr
+		}
+	}
+	s.lab, s.host = nil, nil
+	return err
+}
