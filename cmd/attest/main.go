@@ -136,7 +136,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
 	})
 	root.SetHelpCommand(newHelp())
-	root.AddCommand(newRun(), newREPL(), newDebug(), newDoctor(), newImage(), newSnapshot(), newGC())
+	root.AddCommand(newRun(), newREPL(), newDebug(), newReport(), newDoctor(), newImage(), newSnapshot(), newGC())
 	return root
 }
 

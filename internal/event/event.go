@@ -92,6 +92,10 @@ type RunStarted struct {
 	Output  string   `json:"output,omitempty"` // -o
 	Host    string   `json:"host,omitempty"`   // one line: cores, memory, accelerator
 	Boot    string   `json:"mode,omitempty"`   // how machines start: "cold", "both"; empty: warm
+
+	Hostname string `json:"hostname,omitempty"`
+	Dir      string `json:"dir,omitempty"` // the working directory, which relative paths begin at
+	Format   int    `json:"format"`        // of the JSON lines; Encode sets it
 }
 
 // RunFinished is the last event of a run.
@@ -275,6 +279,13 @@ type Artifact struct {
 	Path string `json:"path"`
 }
 
+// Omitted stands, in a stream of JSON lines, for the events before it that were
+// left out because the stream had grown too long. It is never published.
+type Omitted struct {
+	Events map[string]int `json:"events"` // how many, by type
+	Bytes  int64          `json:"bytes"`  // that their lines would have had
+}
+
 func (RunStarted) kind() string      { return "run_started" }
 func (RunFinished) kind() string     { return "run_finished" }
 func (FileStarted) kind() string     { return "file_started" }
@@ -296,3 +307,4 @@ func (FaultEnded) kind() string      { return "fault_ended" }
 func (Egress) kind() string          { return "egress" }
 func (Traffic) kind() string         { return "traffic" }
 func (Artifact) kind() string        { return "artifact" }
+func (Omitted) kind() string         { return "omitted" }

@@ -12,5 +12,8 @@
 // characters and those that reorder text are shown as \x07 or \u202e, invalid
 // UTF-8 becomes U+FFFD. The JSON lines keep every byte.
 //
+// Set.Replay makes the same reports of a run's JSON lines: all that a report shows
+// is in the events.
+//
 // docs/reports.md describes the formats for those who read them.
 package report

@@ -21,7 +21,7 @@ import (
 // file, no network. Its content security policy lets it load nothing and run
 // only its own few lines of script, whatever a guest may have put into a log.
 func WriteHTML(w io.Writer, r *Run) error {
-	r.close(time.Now())
+	r.close(r.now())
 	return page.Execute(w, r.page())
 }
 
@@ -375,7 +375,7 @@ func (r *Run) htmlConsole(f *file, m *machine) (htmlConsole, bool) {
 	}
 	write(m.console.head)
 	if m.console.cut > 0 {
-		fmt.Fprintf(&b, "           ──── %s left out here; the JSON lines report has all ────\n", plural(m.console.cut, "line"))
+		fmt.Fprintf(&b, "           ──── %s left out here; the JSON lines report has more ────\n", plural(m.console.cut, "line"))
 		h.Note = plural(m.console.cut, "line") + " in the middle left out"
 	}
 	write(m.console.tail)
@@ -388,6 +388,9 @@ func (r *Run) htmlConsole(f *file, m *machine) (htmlConsole, bool) {
 // reports can be moved as a whole.
 func (r *Run) link(a artifact) htmlLink {
 	path := a.Path
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(r.info.Dir, path)
+	}
 	if abs, err := filepath.Abs(path); err == nil && r.dir != "" {
 		if rel, err := filepath.Rel(r.dir, abs); err == nil {
 			path = rel

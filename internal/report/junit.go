@@ -4,7 +4,6 @@ import (
 	"encoding/xml"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -32,12 +31,11 @@ import (
 //   - Files that a test wrote are in system-out as [[ATTACHMENT|path]], which
 //     GitLab and Jenkins show.
 func WriteJUnit(w io.Writer, r *Run) error {
-	r.close(time.Now())
+	r.close(r.now())
 	doc := junitSuites{Name: "attest", Time: seconds(r.finished.Duration), Timestamp: stamp(r.begin)}
-	host, _ := os.Hostname()
 	for _, f := range r.files {
 		s := r.junitSuite(f)
-		s.Hostname = clean(host)
+		s.Hostname = clean(r.info.Hostname)
 		doc.Tests += s.Tests
 		doc.Failures += s.Failures
 		doc.Errors += s.Errors
@@ -76,7 +74,7 @@ type junitSuite struct {
 	Skipped    int              `xml:"skipped,attr"`
 	Time       string           `xml:"time,attr"`
 	Timestamp  string           `xml:"timestamp,attr"`
-	Hostname   string           `xml:"hostname,attr"`
+	Hostname   string           `xml:"hostname,attr,omitempty"`
 	File       string           `xml:"file,attr"`
 	Properties *junitProperties `xml:"properties"`
 	Cases      []junitCase      `xml:"testcase"`

@@ -3,6 +3,7 @@ package report
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -20,12 +21,14 @@ type Run struct {
 	started   bool // with RunStarted
 	info      event.RunStarted
 	begin     time.Time // of the first record
+	last      time.Time // of the last one
 	files     []*file
 	work      []*work
 	logs      []logLine
 	artifacts []artifact
 	finished  *event.RunFinished // never nil after close
 	dir       string             // of the HTML page: links are relative to it
+	past      bool               // its events are read from a file
 }
 
 // limits say how much is kept; of what is more, the number only.
@@ -207,6 +210,7 @@ func (r *Run) Record(rec event.Record) {
 	if r.begin.IsZero() {
 		r.begin = rec.Time
 	}
+	r.last = rec.Time
 	switch e := rec.Event.(type) {
 	case event.RunStarted:
 		r.started, r.info = true, e
@@ -256,7 +260,39 @@ func (r *Run) Record(rec event.Record) {
 		r.log(rec, egressLog(e))
 	case event.Artifact:
 		r.artifacts = append(r.artifacts, artifact{rec.Scope, e})
+	case event.Omitted:
+		r.note(rec.Time, omittedText(e))
+	case event.Unknown:
+		r.unknown(rec.Time, e)
 	}
+}
+
+// note adds a warning that belongs to the run.
+func (r *Run) note(at time.Time, text string) {
+	if len(r.logs) < r.limits.logs {
+		r.logs = append(r.logs, logLine{at, event.Log{Level: "warning", Text: text}})
+	}
+}
+
+// unknown says once of each type that events of it are not shown.
+func (r *Run) unknown(at time.Time, e event.Unknown) {
+	text := unknownText(e)
+	if !slices.ContainsFunc(r.logs, func(l logLine) bool { return l.Text == text }) {
+		r.note(at, text)
+	}
+}
+
+func unknownText(e event.Unknown) string {
+	return fmt.Sprintf("events of the type %.100q are not shown: this version of attest does not have it", e.Type)
+}
+
+// omittedText says what a stream of events lacks: "12 console, 3 output events".
+func omittedText(e event.Omitted) string {
+	var kinds []string
+	for _, k := range slices.Sorted(maps.Keys(e.Events)) {
+		kinds = append(kinds, fmt.Sprintf("%d %s", e.Events[k], k))
+	}
+	return fmt.Sprintf("the JSON lines had grown too long: %s events are not among them (%d bytes)", strings.Join(kinds, ", "), e.Bytes)
 }
 
 // of says whether the machine is one of a test's lab, or of the whole file's if
@@ -460,6 +496,14 @@ func (r *Run) log(rec event.Record, e event.Log) {
 	}
 	t.entries = append(t.entries, s)
 	t.bound(r.limits.steps)
+}
+
+// now is when the run's last event was, or the present for one that goes on.
+func (r *Run) now() time.Time {
+	if r.past && !r.last.IsZero() {
+		return r.last
+	}
+	return time.Now()
 }
 
 // close completes a run that may have been interrupted: what was under way is

@@ -115,6 +115,50 @@ func createBeside(path string) (*os.File, error) {
 	return os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 }
 
+// Replay records the events of a run that were written as JSON lines, so that Close
+// writes what it would have written at the run's end. Its error is a
+// *event.DecodeError, or of the reader. A run whose last line is not complete was
+// killed: it is reported as interrupted.
+func (s *Set) Replay(r io.Reader) error {
+	if s.run != nil {
+		s.run.past = true
+	}
+	if s.terminal != nil {
+		s.terminal.mu.Lock()
+		s.terminal.run.past = true
+		s.terminal.mu.Unlock()
+	}
+	events := event.NewDecoder(r)
+	for n := 0; ; n++ {
+		rec, err := events.Decode()
+		switch {
+		case err == io.EOF && n == 0, err == io.ErrUnexpectedEOF && n == 0:
+			return &event.DecodeError{Line: 1, Reason: "there is no event"}
+		case err == io.EOF:
+			return nil
+		case err == io.ErrUnexpectedEOF:
+			s.cut()
+			return nil
+		case err != nil:
+			return err
+		}
+		s.Record(rec)
+	}
+}
+
+// cut says that the events end in the middle of one.
+func (s *Set) cut() {
+	const text = "the last line of the events is not complete: the run was killed"
+	if s.run != nil {
+		s.run.note(s.run.last, text)
+	}
+	if s.terminal != nil {
+		s.terminal.mu.Lock()
+		defer s.terminal.mu.Unlock()
+		s.terminal.warn(text)
+	}
+}
+
 // Record takes one event: the subscriber of the bus.
 func (s *Set) Record(r event.Record) {
 	if s.json != nil {
@@ -157,7 +201,7 @@ func (s *Set) Close() ([]event.Artifact, error) {
 	}
 	if s.json != nil {
 		path, _ := filepath.Abs(s.jsonFile.Name())
-		err := s.json.Err()
+		err := s.json.Close()
 		if cerr := s.jsonFile.Close(); err == nil {
 			err = cerr
 		}
@@ -170,6 +214,17 @@ func (s *Set) Close() ([]event.Artifact, error) {
 	}
 	*s = Set{}
 	return written, errors.Join(errs...)
+}
+
+// Abandon ends all reports and writes none.
+func (s *Set) Abandon() {
+	if s.jsonFile != nil {
+		s.jsonFile.Close()
+	}
+	if s.terminal != nil {
+		s.terminal.abandon()
+	}
+	*s = Set{}
 }
 
 // writeFile replaces the file at path by what write writes, as a whole or not

@@ -83,7 +83,7 @@ func (s *story) boot(machine string, d time.Duration) {
 
 // begin opens the run, and a file with an image to build.
 func (s *story) begin() {
-	s.is(event.RunStarted{Version: "0.1.0", Files: []string{"web_test.star"}, Seed: 42, Host: "2 cores, 4 GiB, tcg"})
+	s.is(event.RunStarted{Version: "0.1.0", Files: []string{"web_test.star"}, Seed: 42, Host: "2 cores, 4 GiB, tcg", Hostname: "HOST"})
 	s.scope.File = "web_test.star"
 	s.is(event.FileStarted{Tests: []string{"test_serves", "test_partition", "test_late"}})
 	p := event.Progress{ID: "image1", Title: "build image debian:bookworm+nginx"}

@@ -84,6 +84,7 @@ type Terminal struct {
 	noConsole bool                  // a test does not want to see it
 	reminder  map[any]time.Duration // *work, *machine, *entry: at which age the next plain line is due
 	partial   map[streamKey][]byte  // output that has no newline yet
+	unknown   map[string]bool       // types of events that a warning has told of
 	live      tree
 	stdout    error // the first error of a write to o.Stdout
 	spaced    bool  // the results end with an empty line
@@ -111,6 +112,7 @@ func NewTerminal(o TerminalOptions) *Terminal {
 
 		reminder: make(map[any]time.Duration),
 		partial:  make(map[streamKey][]byte),
+		unknown:  make(map[string]bool),
 	}
 	go t.tick()
 	return t
@@ -191,6 +193,13 @@ func (t *Terminal) show(r event.Record, step *entry) {
 		if verbose {
 			t.output(r, e)
 		}
+	case event.Omitted:
+		t.warn(omittedText(e))
+	case event.Unknown:
+		if !t.unknown[e.Type] {
+			t.unknown[e.Type] = true
+			t.warn(unknownText(e))
+		}
 	case event.ConsoleShown:
 		t.noConsole = !e.On
 	case event.Console:
@@ -239,6 +248,11 @@ var bootWords = map[string]string{"cold": "cold boots", "both": "cold and warm b
 
 func testName(s event.Scope) string {
 	return strings.TrimSpace(clean(s.File + " " + keyOf(s).String()))
+}
+
+// warn writes a warning that is not of the run itself.
+func (t *Terminal) warn(text string) {
+	t.write(painter(t.o.ColorStderr).paint(yellow, "warning: ") + clean(text) + "\n")
 }
 
 // subject is the beginning of a line: who it is about.
@@ -460,7 +474,7 @@ var oneRow = strings.NewReplacer("\n", " ", "\t", " ")
 
 // line writes one line of progress with its time in the run.
 func (t *Terminal) line(at time.Time, s string) {
-	if t.o.Level == Quiet {
+	if t.o.Level == Quiet || t.run.past {
 		return
 	}
 	stamp := fmt.Sprintf("%8s  ", fmt.Sprintf("%.1fs", at.Sub(t.run.begin).Seconds()))
@@ -529,16 +543,28 @@ func (t *Terminal) Close(artifacts ...event.Artifact) error {
 		return nil
 	}
 	t.closed = true
-	t.run.close(time.Now())
+	t.run.close(t.run.now())
 	if t.o.Live || t.held {
 		t.erase()
 	}
 	t.summary(artifacts)
 	err := t.stdout
 	t.mu.Unlock()
+	t.end()
+	return err
+}
 
+// abandon ends the terminal without a summary.
+func (t *Terminal) abandon() {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.end()
+}
+
+// end ends the ticker.
+func (t *Terminal) end() {
 	t.ticker.Stop()
 	close(t.quit)
 	<-t.ended
-	return err
 }

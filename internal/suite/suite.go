@@ -208,6 +208,8 @@ func (r *run) limit(ctx context.Context, p *plan) (context.Context, context.Canc
 // loaded.
 func (r *run) announce(ctx context.Context, p *plan) {
 	e := event.RunStarted{Version: r.opts.Version, Seed: r.opts.Seed, Output: r.opts.OutDir}
+	e.Hostname, _ = os.Hostname() // without them a report says less
+	e.Dir, _ = os.Getwd()
 	if r.opts.Boot != "warm" {
 		e.Boot = r.opts.Boot
 	}
