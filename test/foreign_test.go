@@ -337,7 +337,7 @@ def setup():
 
 def change(n):
     assert_eq(box.succeed("cat /root/file"), "1\n")
-    box.succeed("echo %%s > /root/file" %% n)
+    box.succeed("echo %s > /root/file" % n)
 
 def test_one():
     change(1)
@@ -348,8 +348,8 @@ def test_one():
 def test_two():
     change(2)
 `
-	declared := writeFile(t, filepath.Join(dir, "declared.star"), fmt.Sprintf(`box = machine(start_command = "./%s")`+tests, filepath.Base(script)))
-	configured := writeFile(t, filepath.Join(dir, "configured.star"), fmt.Sprintf(tests))
+	declared := writeFile(t, filepath.Join(dir, "declared.star"), fmt.Sprintf(`box = machine(start_command = "./%s")`, filepath.Base(script))+tests)
+	configured := writeFile(t, filepath.Join(dir, "configured.star"), tests)
 	config := writeFile(t, filepath.Join(dir, "lab.json"), fmt.Sprintf(`{"machines": [{"name": "box", "backend": "qemu", "start_command": %q, "vlans": [1]}]}`, script))
 	for _, args := range [][]string{{declared}, {"--machine-config", config, configured}} {
 		p := start(t, state, nil, attestBinary, append([]string{"run"}, args...)...)

@@ -205,9 +205,7 @@ func (c *Client) run() {
 	for pause := minRedial; c.ctx.Err() == nil; {
 		conn, err := c.dial(c.ctx)
 		if err == nil {
-			var heard bool
-			heard, err = c.serve(conn)
-			if heard {
+			if c.serve(conn) {
 				pause = minRedial
 			}
 		}
@@ -219,9 +217,9 @@ func (c *Client) run() {
 	}
 }
 
-// serve speaks with the agent until the channel breaks. heard says whether
-// there was a session.
-func (c *Client) serve(conn net.Conn) (heard bool, err error) {
+// serve speaks with the agent until the channel breaks. It reports whether there
+// was a session.
+func (c *Client) serve(conn net.Conn) (heard bool) {
 	stop := context.AfterFunc(c.ctx, func() { conn.Close() })
 	defer stop()
 	l := &link{c: c, w: wire.NewWriter(conn), dec: wire.NewDecoder(conn)}
@@ -242,7 +240,7 @@ func (c *Client) serve(conn net.Conn) (heard bool, err error) {
 			l.hello()
 		case err != nil:
 			l.lost(err)
-			return l.heard, err
+			return l.heard
 		}
 	}
 }

@@ -109,13 +109,6 @@ func fakeMmdebstrap(t *testing.T, script string) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
-func names(out *[]string) func(h *tar.Header, r io.Reader) error {
-	return func(h *tar.Header, r io.Reader) error {
-		*out = append(*out, h.Name)
-		return nil
-	}
-}
-
 // needBuilds has a user who may not build be told how to, and ends the test.
 func needBuilds(t *testing.T) {
 	t.Helper()

@@ -150,7 +150,7 @@ func (h *Hub) serve(control *net.UnixConn, number int) error {
 	defer context.AfterFunc(h.ctx, func() { control.Close() })()
 	control.SetDeadline(time.Now().Add(handshakeTimeout))
 	buf := make([]byte, maxRequest)
-	n, err := io.ReadAtLeast(control, buf, minRequest)
+	n, _ := io.ReadAtLeast(control, buf, minRequest) // parseRequest refuses less
 	if n == 0 {
 		return nil // somebody who looked whether there is a switch
 	}
