@@ -14,7 +14,7 @@ import (
 
 	"github.com/erofs/go-erofs"
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
+	"github.com/therootcompany/xz"
 )
 
 // bootModules is what /init loads in every guest, in this order: the bus, the
@@ -187,7 +187,7 @@ func (t *moduleTree) read(file string) ([]byte, error) {
 	case ".gz":
 		r, err = gzip.NewReader(f)
 	case ".xz":
-		r, err = xz.NewReader(f)
+		r, err = xz.NewReader(f, xz.DefaultDictMax)
 	case ".zst":
 		var d *zstd.Decoder
 		if d, err = zstd.NewReader(f, zstd.WithDecoderConcurrency(1)); err == nil {

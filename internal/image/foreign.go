@@ -17,7 +17,7 @@ import (
 	"syscall"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
+	"github.com/therootcompany/xz"
 	"golang.org/x/sys/unix"
 )
 
@@ -307,7 +307,7 @@ func addTar(ctx context.Context, t *tree, path string) error {
 			r = d
 		}
 	case bytes.HasPrefix(head[:n], []byte("\xfd7zXZ\x00")):
-		r, err = xz.NewReader(f)
+		r, err = xz.NewReader(f, maxXZDict)
 	}
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
+	"github.com/therootcompany/xz"
 	"github.com/ulikunitz/xz/lzma"
 )
 
@@ -60,6 +61,10 @@ func bzImagePayload(image []byte) ([]byte, error) {
 // maxKernel bounds what a payload can unpack to.
 const maxKernel = 1 << 30
 
+// maxXZDict bounds the memory that unpacking an .xz takes, in bytes: xz -9 asks
+// for 64 MiB.
+const maxXZDict = 1 << 30
+
 // decompress unpacks a kernel's payload. But for gzip, which has it anyway, the
 // kernel's build appends the unpacked size in four bytes.
 func decompress(payload []byte) ([]byte, error) {
@@ -97,7 +102,12 @@ func decompressor(b []byte) (io.Reader, error) {
 		z.Multistream(false)
 		return z, nil
 	case is("\xfd7zXZ\x00"):
-		return xzReader(b)
+		z, err := xz.NewReader(r, maxXZDict)
+		if err != nil {
+			return nil, err
+		}
+		z.Multistream(false)
+		return z, nil
 	case is("\x28\xb5\x2f\xfd"):
 		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(1<<30))
 		if err != nil {
@@ -112,114 +122,6 @@ func decompressor(b []byte) (io.Reader, error) {
 		return lzma.NewReader(r)
 	}
 	return nil, fmt.Errorf("unknown compression (% x)", b[:min(len(b), 6)])
-}
-
-// xzReader reads the single block of a kernel's .xz stream. The kernel is
-// packed with the x86 filter, which the xz package does not know, so the
-// container is read here (xz-file-format.txt, 3.1) and only its LZMA2 there.
-func xzReader(b []byte) (io.Reader, error) {
-	const streamHeader = 12
-	corrupt := errors.New("xz: corrupt block header")
-	if len(b) < streamHeader+8 {
-		return nil, corrupt
-	}
-	block := b[streamHeader:]
-	size := (int(block[0]) + 1) * 4
-	if block[0] == 0 || len(block) < size {
-		return nil, corrupt
-	}
-	header := block[1 : size-4]
-	flags := header[0]
-	header = header[1:]
-	for _, bit := range []byte{0x40, 0x80} { // packed and unpacked size
-		if flags&bit != 0 {
-			_, n := binary.Uvarint(header)
-			if n <= 0 {
-				return nil, corrupt
-			}
-			header = header[n:]
-		}
-	}
-	x86, dict := false, 0
-	for range int(flags&3) + 1 {
-		if len(header) < 2 || len(header) < 2+int(header[1]) {
-			return nil, corrupt
-		}
-		id, props := header[0], header[2:2+int(header[1])]
-		header = header[2+len(props):]
-		switch {
-		case id == 0x04 && len(props) == 0:
-			x86 = true
-		case id == 0x21 && len(props) == 1 && props[0] <= 36: // up to 1 GiB
-			dict = (2 | int(props[0]&1)) << (props[0]/2 + 11)
-		default:
-			return nil, fmt.Errorf("xz: filter %#x is not supported", id)
-		}
-	}
-	if dict == 0 {
-		return nil, errors.New("xz: no LZMA2 filter")
-	}
-	r, err := lzma.Reader2Config{DictCap: dict}.NewReader2(bytes.NewReader(block[size:]))
-	if err != nil || !x86 {
-		return r, err
-	}
-	kernel, err := io.ReadAll(io.LimitReader(r, maxKernel))
-	if err != nil {
-		return nil, err
-	}
-	undoX86(kernel)
-	return bytes.NewReader(kernel), nil
-}
-
-// undoX86 turns the absolute targets of x86 calls and jumps back into relative
-// ones: the inverse of xz's BCJ filter of 32-bit x86, which has to agree with
-// it also where the bytes are no code.
-func undoX86(b []byte) {
-	allowed := [8]bool{true, true, true, false, true, false, false, false}
-	bitNumber := [8]uint32{0, 1, 2, 2, 3, 3, 3, 3}
-	isEdge := func(x byte) bool { return x == 0 || x == 0xff }
-	var mask uint32
-	prev := -1
-	for i := 0; i+4 < len(b); {
-		if b[i]&0xfe != 0xe8 {
-			i++
-			continue
-		}
-		if gap := i - prev; gap > 3 {
-			mask = 0
-		} else if mask = mask << (gap - 1) & 7; mask != 0 {
-			x := b[i+4-int(bitNumber[mask])]
-			if !allowed[mask] || isEdge(x) {
-				prev = i
-				mask = mask<<1 | 1
-				i++
-				continue
-			}
-		}
-		prev = i
-		if !isEdge(b[i+4]) {
-			mask = mask<<1 | 1
-			i++
-			continue
-		}
-		src := binary.LittleEndian.Uint32(b[i+1:])
-		var dest uint32
-		for {
-			dest = src - uint32(i+5)
-			if mask == 0 {
-				break
-			}
-			j := bitNumber[mask] * 8
-			if !isEdge(byte(dest >> (24 - j))) {
-				break
-			}
-			src = dest ^ (1<<(32-j) - 1)
-		}
-		dest &= 0x01ffffff
-		dest |= -(dest & 0x01000000)
-		binary.LittleEndian.PutUint32(b[i+1:], dest)
-		i += 5
-	}
 }
 
 // hasPVH says whether a vmlinux has the entry point of PVH boot: a note
