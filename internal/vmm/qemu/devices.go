@@ -63,6 +63,8 @@ func (m *machine) InjectNMI(ctx context.Context) error { return m.do(ctx, "injec
 
 func (m *machine) Events() *vmm.EventLog { return &m.events }
 
+var longAgo = time.Unix(1, 0) // a deadline that interrupts at once
+
 func (m *machine) WriteConsole(ctx context.Context, p []byte) error {
 	m.typing.Lock()
 	defer m.typing.Unlock()

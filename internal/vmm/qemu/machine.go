@@ -14,8 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/vmm/qemu/qmp"
@@ -27,7 +25,7 @@ type machine struct {
 	process *supervise.Process
 	monitor *qmp.Client
 	console net.Conn
-	agent   *channel
+	agent   *vmm.Channel
 	output  *tail // what QEMU itself says
 	events  vmm.EventLog
 	done    chan struct{}
@@ -134,7 +132,7 @@ func plugIn(config vmm.Config, packets bool, cleanup *closers) ([]*os.File, erro
 
 func newMachine(name string, console, agent net.Conn, s saved) *machine {
 	m := &machine{name: name, console: console, done: make(chan struct{}), saved: s}
-	m.agent = newChannel(agent, m.done)
+	m.agent = vmm.NewChannel(agent, m.done)
 	return m
 }
 
@@ -232,7 +230,7 @@ func (m *machine) watch() {
 	m.exit = m.classify(m.process.Status())
 	m.mu.Unlock()
 	close(m.done)
-	m.agent.conn.Close()
+	m.agent.Close()
 	m.saved.Close()
 }
 
@@ -268,7 +266,7 @@ func (m *machine) Exit() vmm.Exit {
 	return m.exit
 }
 
-func (m *machine) Dial(ctx context.Context) (net.Conn, error) { return m.agent.dial(ctx) }
+func (m *machine) Dial(ctx context.Context) (net.Conn, error) { return m.agent.Dial(ctx) }
 
 func (m *machine) Kill() error {
 	err := m.process.Kill()
@@ -342,26 +340,10 @@ func (m *machine) ask(ctx context.Context, command string, arguments, result any
 	return fmt.Errorf("%s: %w", m.name, err)
 }
 
-// socketpair is a connected pair of sockets: ours for Go, theirs to inherit.
-func socketpair() (ours net.Conn, theirs *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("socketpair: %w", err)
-	}
-	f := os.NewFile(uintptr(fds[0]), "socket")
-	defer f.Close()
-	theirs = os.NewFile(uintptr(fds[1]), "socket")
-	if ours, err = net.FileConn(f); err != nil {
-		theirs.Close()
-		return nil, nil, err
-	}
-	return ours, theirs, nil
-}
-
 // socketpairs makes n of them, closed as the function that made them ends.
 func socketpairs(n int, cleanup *closers) (ours []net.Conn, theirs []*os.File, err error) {
 	for range n {
-		conn, f, err := socketpair()
+		conn, f, err := vmm.Socketpair()
 		if err != nil {
 			return nil, nil, err
 		}

@@ -436,6 +436,29 @@ func (c cable) Packets() (*net.UnixConn, error) { return c.Stream() }
 func (c cable) TAP(*os.File) error { return errNoCable }
 
 // connPair is a network's connection and a machine's.
+// TestAgentChannelOfAMachine reaches the port of a real machine. Nobody opens it in
+// the guest, so what is sent waits, and reading waits too.
+func TestAgentChannelOfAMachine(t *testing.T) {
+	g := startHalted(t)
+	conn, err := g.Dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "hello"); err != nil {
+		t.Error(err)
+	}
+	ended := make(chan error)
+	go func() {
+		_, err := conn.Read(make([]byte, 1))
+		ended <- err
+	}()
+	g.must(g.Kill())
+	if err := <-ended; err == nil {
+		t.Error("reading goes on after the machine's end")
+	}
+	conn.Close()
+}
+
 func connPair(t *testing.T) (ours, theirs net.Conn) { return typedPair(t, unix.SOCK_STREAM) }
 
 func typedPair(t *testing.T, typ int) (ours, theirs net.Conn) {

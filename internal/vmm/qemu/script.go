@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -377,7 +378,7 @@ func isQEMU(pid int) bool {
 func (m *scripted) discard() {
 	m.abandon()
 	m.monitor.Close()
-	for _, c := range []net.Conn{m.console, m.agent.conn, m.shell, m.upload} {
+	for _, c := range []io.Closer{m.console, m.agent, m.shell, m.upload} {
 		c.Close()
 	}
 	m.saved.Close()

@@ -1,28 +1,53 @@
-package qemu
+package vmm
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// A channel lends one socket, which lives as long as the VMM, to one user after
-// the other.
-type channel struct {
+// Socketpair returns the two ends of a stream: ours for Go, theirs for a process
+// to inherit.
+func Socketpair() (ours net.Conn, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	f := os.NewFile(uintptr(fds[0]), "socket")
+	defer f.Close()
+	theirs = os.NewFile(uintptr(fds[1]), "socket")
+	if ours, err = net.FileConn(f); err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return ours, theirs, nil
+}
+
+// A Channel lends one socket, which lives as long as the VMM, to one user after
+// the other: VM.Dial of a VMM whose transport has no connections.
+type Channel struct {
 	conn net.Conn
 	free chan struct{} // holds a token while nobody has it
 	gone <-chan struct{}
 }
 
-func newChannel(conn net.Conn, gone <-chan struct{}) *channel {
-	c := &channel{conn: conn, free: make(chan struct{}, 1), gone: gone}
+// NewChannel lends conn until gone is closed.
+func NewChannel(conn net.Conn, gone <-chan struct{}) *Channel {
+	c := &Channel{conn: conn, free: make(chan struct{}, 1), gone: gone}
 	c.free <- struct{}{}
 	return c
 }
 
-// dial waits until the channel is free.
-func (c *channel) dial(ctx context.Context) (net.Conn, error) {
+// Close closes the socket itself.
+func (c *Channel) Close() error { return c.conn.Close() }
+
+// Dial blocks until the channel is free.
+func (c *Channel) Dial(ctx context.Context) (net.Conn, error) {
 	select {
 	case <-c.gone: // even if it is free
 		return nil, net.ErrClosed
@@ -39,19 +64,19 @@ func (c *channel) dial(ctx context.Context) (net.Conn, error) {
 		c.free <- struct{}{}
 		return nil, err
 	}
-	return &loan{channel: c}, nil
+	return &loan{Channel: c}, nil
 }
 
 // A loan is the socket while one user has it. Close gives it back.
 type loan struct {
-	*channel
+	*Channel
 	users sync.WaitGroup // Reads and Writes under way
 
 	mu     sync.Mutex
 	closed bool
 }
 
-var longAgo = time.Unix(1, 0)
+var longAgo = time.Unix(1, 0) // a deadline that interrupts at once
 
 func (l *loan) enter() bool {
 	l.mu.Lock()

@@ -1,4 +1,4 @@
-package qemu
+package vmm
 
 import (
 	"context"
@@ -11,16 +11,24 @@ import (
 	"time"
 )
 
-func newTestChannel(t *testing.T) (c *channel, guest net.Conn, gone chan struct{}) {
+func newTestChannel(t *testing.T) (c *Channel, guest net.Conn, gone chan struct{}) {
 	t.Helper()
-	guest, ours := connPair(t)
+	ours, theirs, err := Socketpair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	if guest, err = net.FileConn(theirs); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ours.Close(); guest.Close() })
 	gone = make(chan struct{})
-	return newChannel(ours, gone), guest, gone
+	return NewChannel(ours, gone), guest, gone
 }
 
-func dial(t *testing.T, c *channel) net.Conn {
+func dial(t *testing.T, c *Channel) net.Conn {
 	t.Helper()
-	conn, err := c.dial(t.Context())
+	conn, err := c.Dial(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,12 +125,12 @@ func TestOneUserAtATime(t *testing.T) {
 	conn := dial(t, c)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if _, err := c.dial(ctx); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := c.Dial(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 	next := make(chan net.Conn)
 	go func() {
-		conn, err := c.dial(t.Context())
+		conn, err := c.Dial(t.Context())
 		if err != nil {
 			t.Error(err)
 		}
@@ -133,7 +141,7 @@ func TestOneUserAtATime(t *testing.T) {
 
 	waiting := make(chan error)
 	go func() {
-		_, err := c.dial(t.Context())
+		_, err := c.Dial(t.Context())
 		waiting <- err
 	}()
 	close(gone)
@@ -141,27 +149,7 @@ func TestOneUserAtATime(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	conn.Close()
-	if _, err := c.dial(t.Context()); !errors.Is(err, net.ErrClosed) {
+	if _, err := c.Dial(t.Context()); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("after the end: %v", err)
 	}
-}
-
-// TestChannelIsTheGuests reaches the port of a real machine. Nobody opens it in
-// the guest, so what is sent waits, and reading waits too.
-func TestAgentChannelOfAMachine(t *testing.T) {
-	g := startHalted(t)
-	conn, err := g.Dial(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(conn, "hello"); err != nil {
-		t.Error(err)
-	}
-	ended := make(chan error)
-	go func() { ended <- second(conn.Read(make([]byte, 1))) }()
-	g.must(g.Kill())
-	if err := <-ended; err == nil {
-		t.Error("reading goes on after the machine's end")
-	}
-	conn.Close()
 }
