@@ -21,6 +21,7 @@ import (
 type Server struct {
 	Log   func(format string, args ...any) // default: nothing is logged
 	Ready func()                           // called when an Identity has been applied
+	Stage Stage                            // nil: the agent serves the guest that it runs in
 
 	instance string
 	shell    *shell
@@ -52,7 +53,7 @@ func (s *Server) Serve(ctx context.Context, stream io.ReadWriteCloser) error {
 	defer s.ops.Wait()
 	defer s.drop()
 
-	s.w.Restart(message(wire.Announce, wire.AnnounceMessage{Instance: s.instance, BootID: s.info().BootID}))
+	s.w.Restart(message(wire.Announce, s.announcement()))
 	dec := wire.NewDecoder(stream)
 	for {
 		f, err := dec.Next()
@@ -135,12 +136,15 @@ func (s *Server) info() wire.Info {
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) == nil {
 		i.Uptime = time.Duration(t.Nano())
 	}
+	if s.Stage != nil {
+		s.Stage.Info(&i)
+	}
 	return i
 }
 
 // serve runs one operation.
 func (s *Server) serve(stream *wire.Stream, r wire.Request) {
-	result, err := s.operation(stream, r)
+	result, err := s.perform(stream, r)
 	reply := wire.Reply{Result: result}
 	if err != nil {
 		reply.Error = asError(stream.Context(), err)
