@@ -45,7 +45,12 @@ func startNetworked(r *startRequest, attr *syscall.ProcAttr) (int, error) {
 		}
 		// A root without CAP_SYS_ADMIN is like everybody else.
 	}
-	attr.Sys.Cloneflags |= syscall.CLONE_NEWUSER
+	return startAsRoot(r, attr, syscall.CLONE_NEWNET)
+}
+
+// startAsRoot starts r in new namespaces, as the root of a user namespace.
+func startAsRoot(r *startRequest, attr *syscall.ProcAttr, namespaces uintptr) (int, error) {
+	attr.Sys.Cloneflags = syscall.CLONE_NEWUSER | namespaces
 	attr.Sys.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
 	attr.Sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
 	return syscall.ForkExec(r.Path, r.Args, attr)

@@ -36,6 +36,11 @@ type Command struct {
 	// root: in a user namespace, unless the supervisor runs as a root who may do
 	// without. A host that forbids it is an *os.PathError.
 	Network bool
+
+	// Contained makes the process the first of a user, mount, PID, UTS, IPC and
+	// network namespace of its own, in which it is root. A host that forbids it is an
+	// *os.PathError.
+	Contained bool
 }
 
 func (c *Command) request(stateDir string) (*startRequest, []*os.File, error) {
@@ -46,6 +51,8 @@ func (c *Command) request(stateDir string) (*startRequest, []*os.File, error) {
 		Isolate: c.Isolate,
 		Whole:   c.Whole,
 		Network: c.Network,
+
+		Contained: c.Contained,
 	}
 	var err error
 	if !strings.Contains(r.Path, "/") {

@@ -207,6 +207,9 @@ func (s *server) start(r *startRequest, fds []int) (int, error) {
 	for _, fd := range fds {
 		attr.Files = append(attr.Files, uintptr(fd))
 	}
+	if r.Contained {
+		return startAsRoot(r, attr, syscall.CLONE_NEWNS|syscall.CLONE_NEWPID|syscall.CLONE_NEWUTS|syscall.CLONE_NEWIPC|syscall.CLONE_NEWNET)
+	}
 	if r.Network {
 		return startNetworked(r, attr)
 	}

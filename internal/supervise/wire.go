@@ -51,6 +51,8 @@ type startRequest struct {
 	Isolate bool
 	Network bool
 	Whole   bool
+
+	Contained bool
 }
 
 func (r *startRequest) files() int {

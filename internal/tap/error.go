@@ -66,6 +66,9 @@ func remedy(step string, err error, setting func(name string) string) string {
 	return ""
 }
 
+// NamespaceRemedy is what to do about a host that makes no namespaces for its users.
+func NamespaceRemedy(err error) string { return remedy(namespaceStep, err, sysctl) }
+
 func sysctl(name string) string {
 	b, _ := os.ReadFile("/proc/sys/" + strings.ReplaceAll(name, ".", "/"))
 	return strings.TrimSpace(string(b))
