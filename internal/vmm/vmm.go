@@ -8,6 +8,7 @@ package vmm
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -35,7 +36,7 @@ type Config struct {
 	Paused      bool   // the vCPUs stand still until Resume; needs a Pauser
 }
 
-// Boot is what starts as a machine: *Hardware or *Command. A backend refuses those
+// Boot is what starts as a machine: *Hardware, *Command or *Mock. A backend refuses those
 // that it does not know.
 type Boot interface{ boot() }
 
@@ -61,8 +62,16 @@ type Command struct {
 	Env  []string // added to the environment
 }
 
+// Mock is a machine without hardware, and so without an image. Only a Mocker has
+// such machines, and it has no others.
+type Mock struct {
+	Memory int             // MiB of what is saved of it; nothing needs it
+	Script json.RawMessage // canned answers; empty or "{}": commands are executed
+}
+
 func (*Hardware) boot() {}
 func (*Command) boot()  {}
+func (*Mock) boot()     {}
 
 // State is a machine at one moment, but for its disks. Any number of machines
 // can go on from it at the same time: nothing that they do changes it.
@@ -132,6 +141,12 @@ type Backend interface {
 	// Start starts the VMM and the guest in it, and returns as soon as the VMM
 	// runs. On error nothing is left.
 	Start(context.Context, Host, Config) (VM, error)
+}
+
+// A Mocker is a Backend of a *Mock.
+type Mocker interface {
+	Backend
+	Mocks()
 }
 
 // VM is one running machine. Methods can be called from any goroutine.

@@ -1,0 +1,284 @@
+package mock
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+// Options are of a backend. The zero value is the one that users get.
+type Options struct {
+	Name string // default "mock"
+	// InProcess has this process serve as the guest: commands run on the host.
+	InProcess bool
+	// Without is what the machines cannot do: nothing, one Group, or all of them.
+	// It counts for machines in this process.
+	Without []Group
+	// Warm makes the backend a vmm.Fingerprinter.
+	Warm bool
+	// Echo has network cards send each frame back to where it came from.
+	Echo bool
+	// TAP has network cards hand in the end of a socket as the TAP that the machine
+	// has made (vmm.Link.TAP), instead of asking for a connection.
+	TAP bool
+	// Starting is called at each start; the Faults are that start's, and an error
+	// is what Start returns. It may block.
+	Starting func(context.Context, vmm.Config) (Faults, error)
+	// Started is called when the machine lives, before Start returns.
+	Started func(*Machine)
+}
+
+// Faults are what goes wrong in one start of a machine.
+type Faults struct {
+	// StartError is what the VMM says before it ends instead of starting. Empty: it
+	// starts.
+	StartError string `json:"start_error"`
+	// RestoreError is StartError of a machine that shall go on from a State.
+	RestoreError string `json:"restore_error"`
+	// SaveError is what goes wrong when half of the memory has been saved.
+	SaveError string `json:"save_error"`
+	// Silent is a guest that never answers.
+	Silent bool `json:"silent"`
+	// Dead is a guest that never answers again when it was restored.
+	Dead bool `json:"dead"`
+	// Delay is how long each operation takes longer.
+	Delay Duration `json:"delay"`
+}
+
+// New returns a backend. Those of tests are registered by whoever made them.
+func New(o Options) vmm.Backend {
+	if o.Name == "" {
+		o.Name = "mock"
+	}
+	b := &backend{Options: o}
+	if o.Warm {
+		return warmBackend{b}
+	}
+	return b
+}
+
+func init() { vmm.Register(New(Options{})) }
+
+type backend struct{ Options }
+
+var (
+	_ vmm.Mocker        = (*backend)(nil)
+	_ vmm.Offerer       = (*backend)(nil)
+	_ vmm.Doctor        = (*backend)(nil)
+	_ vmm.Fingerprinter = warmBackend{}
+)
+
+func (b *backend) Name() string { return b.Options.Name }
+func (*backend) Mocks()         {}
+
+// Check refuses a script that makes no sense, and a host that has no namespaces
+// for its users.
+func (b *backend) Check(c vmm.Config) error {
+	boot, ok := c.Boot.(*vmm.Mock)
+	if !ok {
+		return &vmm.UnsupportedError{Machine: c.Name, Operation: fmt.Sprintf("a machine by %T", c.Boot), Backend: b.Name(), Reason: "it has no VMM"}
+	}
+	if _, ok := compose(&Machine{}, b.Without); !ok {
+		return fmt.Errorf("mock: no type for machines without %v", b.Without)
+	}
+	switch b.kind(c) {
+	case kindCanned:
+		_, err := ParseScript(boot.Script)
+		return err
+	case kindProcess:
+		return namespaces()
+	}
+	return nil
+}
+
+type kind int
+
+const (
+	kindProcess kind = iota
+	kindCanned
+	kindInProcess
+)
+
+// kind is what answers in a machine.
+func (b *backend) kind(c vmm.Config) kind {
+	switch {
+	case hasScript(scriptOf(c)):
+		return kindCanned
+	case b.InProcess:
+		return kindInProcess
+	}
+	return kindProcess
+}
+
+func scriptOf(c vmm.Config) json.RawMessage {
+	if boot, ok := c.Boot.(*vmm.Mock); ok {
+		return boot.Script
+	}
+	return nil
+}
+
+// without is what a machine of this configuration cannot do.
+func (b *backend) without(c vmm.Config) []Group {
+	if b.kind(c) == kindProcess {
+		return unlikeProcesses
+	}
+	return b.Without
+}
+
+// Start starts a machine.
+func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (_ vmm.VM, err error) {
+	begin := time.Now()
+	var made []io.Closer
+	defer func() {
+		if err != nil {
+			for _, c := range made {
+				c.Close()
+			}
+		}
+	}()
+	failed := func(output string, err error) error {
+		return &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(begin), Err: err, Output: output}
+	}
+	if err := b.Check(config); err != nil {
+		return nil, err
+	}
+	m := &Machine{config: config, console: newConsole(), cards: map[string]*card{}, ends: make(chan vmm.Exit), done: make(chan struct{}), allowReboot: config.AllowReboot}
+	if b.Starting != nil {
+		if m.faults, err = b.Starting(ctx, config); err != nil {
+			return nil, err
+		}
+	}
+	var script *Script
+	if b.kind(config) == kindCanned {
+		if script, err = ParseScript(scriptOf(config)); err != nil {
+			return nil, err
+		}
+		m.faults = script.Faults
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, failed("", context.Cause(ctx))
+	}
+	switch {
+	case m.faults.StartError != "":
+		return nil, failed(m.faults.StartError, errMockFailed)
+	case config.Restore != nil && m.faults.RestoreError != "":
+		return nil, failed(m.faults.RestoreError, errMockFailed)
+	}
+	ours, theirs, err := vmm.Socketpair()
+	if err != nil {
+		return nil, failed("", err)
+	}
+	made = append(made, ours, theirs)
+	m.channel = vmm.NewChannel(ours, m.done)
+	if b.kind(config) == kindProcess {
+		p, err := newProcess(ctx, host, m, theirs)
+		if err != nil {
+			return nil, err
+		}
+		m.system = p
+	} else {
+		s, err := newLocal(m, theirs)
+		if err != nil {
+			return nil, failed("", err)
+		}
+		made = append(made, s)
+		if script == nil {
+			m.system = s
+		} else {
+			c, err := newCanned(s, script)
+			if err != nil {
+				return nil, failed("", err)
+			}
+			m.system = c
+		}
+		if config.Restore != nil {
+			if err := s.restore(m.system, config.Restore); err != nil {
+				return nil, failed("", err)
+			}
+		}
+		for _, n := range config.NICs {
+			c, err := newCard(n, host.Packets, b.Options)
+			if err != nil {
+				return nil, failed("", err)
+			}
+			made = append(made, closerFunc(c.close))
+			m.cards[n.ID] = c
+		}
+	}
+	if config.Paused {
+		m.setPaused(true)
+	}
+	go m.live()
+	if b.Started != nil {
+		b.Started(m)
+	}
+	vm, _ := compose(m, b.without(config))
+	return vm, nil
+}
+
+var errMockFailed = errors.New("the mock was told to fail")
+
+type closerFunc func()
+
+func (f closerFunc) Close() error { f(); return nil }
+
+// Offers says what the machines of a configuration can do.
+func (b *backend) Offers(c vmm.Config, what vmm.Capability) (ok bool, reason string) {
+	vm, known := compose(&Machine{}, b.without(c))
+	if !known {
+		return false, ""
+	}
+	switch what {
+	case vmm.CanPause:
+		_, ok = vm.(vmm.Pauser)
+	case vmm.CanReset:
+		_, ok = vm.(vmm.Rebooter)
+	case vmm.CanType:
+		_, ok = vm.(vmm.Keyboarder)
+	case vmm.CanShow:
+		_, ok = vm.(vmm.Screener)
+	case vmm.CanListen:
+		_, ok = vm.(vmm.ConsoleWriter)
+	case vmm.CanInteract:
+		_, ok = vm.(vmm.Monitor)
+	case vmm.CanTell:
+		_, ok = vm.(vmm.EventSource)
+	}
+	if !ok && b.kind(c) == kindProcess {
+		reason = "its machines are processes of this host"
+	}
+	return ok, reason
+}
+
+// A warmBackend is one whose machines can be kept.
+type warmBackend struct{ *backend }
+
+func (b warmBackend) Fingerprint(_ vmm.Host, c vmm.Config) (string, error) {
+	boot, ok := c.Boot.(*vmm.Mock)
+	if !ok {
+		return "", b.Check(c)
+	}
+	nics := make([]string, len(c.NICs))
+	for i, n := range c.NICs {
+		nics[i] = n.ID
+	}
+	slices.Sort(nics)
+	return fmt.Sprintf("mock %d MiB, %v, script %s", boot.Memory, nics, boot.Script), nil
+}
+
+// Examine says whether machines of processes can be had here.
+func (b *backend) Examine(context.Context) vmm.Diagnosis {
+	canned := vmm.Finding{Name: "canned answers", OK: true, Detail: "everywhere"}
+	processes := vmm.Finding{Name: "processes", OK: true, Detail: "in user, mount, PID, UTS, IPC and network namespaces"}
+	var missing *vmm.MissingError
+	if errors.As(namespaces(), &missing) {
+		processes = vmm.Finding{Name: processes.Name, Detail: missing.Reason, Remedy: missing.Remedy}
+	}
+	return vmm.Diagnosis{Usable: true, Findings: []vmm.Finding{processes, canned}}
+}

@@ -1,0 +1,96 @@
+package mock
+
+import (
+	"context"
+	"fmt"
+	"image"
+	"image/color"
+	"image/draw"
+	"image/png"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+// Events are what QEMU would say of the same: STOP, RESUME, RESET, SHUTDOWN, POWERDOWN.
+func (m *Machine) Events() *vmm.EventLog { return &m.events }
+
+// WriteConsole types on the console, which echoes.
+func (m *Machine) WriteConsole(_ context.Context, p []byte) error {
+	m.mu.Lock()
+	m.typed = append(m.typed, p...)
+	m.mu.Unlock()
+	m.console.Write(p)
+	return nil
+}
+
+// Typed is all that was typed on the console.
+func (m *Machine) Typed() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return string(m.typed)
+}
+
+func (m *Machine) Keys(_ context.Context, keys []string, down bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	sign := "-"
+	if down {
+		sign = "+"
+	}
+	m.keys = append(m.keys, sign+strings.Join(keys, "+"))
+	return nil
+}
+
+// Pressed is what was pressed ("+ctrl+a") and released ("-ctrl+a").
+func (m *Machine) Pressed() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.keys)
+}
+
+// The size of the screen, on which there is never anything.
+const screenWidth, screenHeight = 720, 400
+
+// Screenshot writes a dark screen.
+func (m *Machine) Screenshot(_ context.Context, path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
+	if err != nil {
+		return fmt.Errorf("%s: %w", m.config.Name, err)
+	}
+	defer f.Close()
+	screen := image.NewGray(image.Rect(0, 0, screenWidth, screenHeight))
+	draw.Draw(screen, screen.Bounds(), image.NewUniform(color.Black), image.Point{}, draw.Src)
+	if err := png.Encode(f, screen); err != nil {
+		return fmt.Errorf("%s: %w", m.config.Name, err)
+	}
+	return f.Close()
+}
+
+// InjectNMI has the guest panic, as attest's kernels do.
+func (m *Machine) InjectNMI(context.Context) error {
+	m.End(vmm.Panicked, "NMI: Not continuing")
+	return nil
+}
+
+// MonitorCommand knows the answers of the script's monitor, and no other command.
+func (m *Machine) MonitorCommand(_ context.Context, line string) (string, error) {
+	if s, ok := m.system.(*canned); ok {
+		if answer, ok := s.script.Monitor[line]; ok {
+			return answer, nil
+		}
+	}
+	return "", fmt.Errorf("%s: the mock has no monitor command %q", m.config.Name, line)
+}
+
+// SetLink drops the frames of a network card while it is down.
+func (m *Machine) SetLink(_ context.Context, nic string, up bool) error {
+	c := m.cards[nic]
+	if c == nil {
+		return fmt.Errorf("%s: there is no network card %s", m.config.Name, nic)
+	}
+	c.down.Store(!up)
+	return nil
+}
