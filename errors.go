@@ -140,6 +140,8 @@ type BootError struct {
 	After   time.Duration // since the VMM started
 	Console []string      // the last lines of the console
 	Err     error         // what ended the wait for the first answer early, such as the end of the test's time
+
+	final bool // another boot would end in the same way
 }
 
 func (e *BootError) Unwrap() error { return e.Err }

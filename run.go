@@ -365,7 +365,7 @@ func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest
 	case errors.As(err, &down) && down.Broken:
 		return down
 	case errors.As(err, &down):
-		boot.Reason = down.Reason
+		boot.Reason, boot.final = down.Reason, m.console.panicLine() != "" || m.console.fatalLine() != ""
 	case ctx.Err() != nil && garbage != nil:
 		boot.Reason = fmt.Sprintf("within %v nothing came but this: %v", limit, garbage)
 	case ctx.Err() != nil:

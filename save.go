@@ -44,6 +44,7 @@ type savedState struct {
 	AllowReboot bool     `json:"allow_reboot,omitempty"`
 	Down        string   `json:"down,omitempty"` // why it is off, if nobody asked
 	MACs        []string `json:"macs,omitempty"`
+	Booted      bool     `json:"booted,omitempty"` // of a template: its boot was over
 }
 
 // Save writes the lab as it is now to a directory, which must not exist or be

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -97,14 +99,32 @@ func (m *Machine) warm(ctx context.Context, p plan) (*templateSlot, error) {
 			err, s.err = s.err, nil // the next one may have more time
 			return nil, err
 		}
-		if s.err != nil {
-			event.Warnf(ctx, "no snapshot to start %s from, so it boots: %v", m.Name(), s.err)
+		if s.err != nil && !hopeless(s.err) {
+			event.Warnf(ctx, "no snapshot to start %s from, so it boots: %v%s", m.Name(), s.err, advice(s.err))
 		}
 	}
-	if s.err != nil || s.template == nil {
+	switch {
+	case hopeless(s.err):
+		return nil, s.err
+	case s.err != nil || s.template == nil:
 		return nil, nil
 	}
 	return s, nil
+}
+
+// hopeless says whether a boot for a template failed in a way in which every other
+// would, too.
+func hopeless(err error) bool {
+	var boot *BootError
+	return errors.As(err, &boot) && boot.final
+}
+
+// advice is what to do about a machine of which there is no template.
+func advice(err error) string {
+	if late := (*StillBootingError)(nil); errors.As(err, &late) {
+		return "; if a unit waits for another machine or for the test, let the test start that unit, or let the machine always boot (boot cold)"
+	}
+	return ""
 }
 
 // refuse notes that the VMM did not take a template, and makes the machine one
@@ -173,12 +193,20 @@ const leastTime = time.Minute
 func (m *Machine) openTemplate(ctx context.Context, fits map[string]string, title string) (*template, error) {
 	store := m.lab.host.snapshots
 	for try := 1; ; try++ {
+		var t *template
 		entry, err := store.Get(fits)
 		if err == nil {
-			return templateOf(entry)
+			if t, err = templateOf(entry); err == nil {
+				return t, nil
+			}
 		}
 		var damaged *snapshot.DamagedError
 		switch {
+		case errors.Is(err, errNotBooted) && try == 1:
+			event.Warnf(ctx, "the snapshot of %s in the cache is of a machine that had not booted; making another", title)
+			if _, err := store.Remove(snapshot.Info{ID: snapshot.Key(fits)}); err != nil {
+				return nil, err
+			}
 		case errors.As(err, &damaged) && try == 1: // more often if another process holds it
 			event.Warnf(ctx, "%v; making another", err)
 		case !errors.Is(err, fs.ErrNotExist):
@@ -238,13 +266,37 @@ func (m *Machine) templateLab(ctx context.Context) (*Lab, error) {
 	return newLab(ctx, m.lab.host, LabConfig{Name: "template", Machines: []MachineConfig{config}, SourceDir: m.lab.config.SourceDir, addresses: &addresses})
 }
 
-// settleLimit is how long a guest may take to end its boot, on a fast host as on a
-// slow one. One that takes longer is saved as it is then: it may wait for another
-// machine, or for what its test will do.
+// settleLimit is how long a guest may take from its first answer to the end of its
+// boot, scaled to the speed of the host.
 const settleLimit = 45 * time.Second
 
-// settle starts a machine and waits until its guest has booted: until systemd
-// has nothing more to start, if it is systemd.
+// A StillBootingError is a guest whose boot is not over: what is saved of it would
+// be in the middle of its boot for ever.
+type StillBootingError struct {
+	Machine string
+	After   time.Duration // since the guest's first answer
+	Units   []string      // that systemd is starting; empty: not known
+}
+
+func (e *StillBootingError) Error() string {
+	what := "its boot is not over"
+	switch n := len(e.Units); {
+	case n > maxUnits:
+		what += fmt.Sprintf(", systemd is starting %s and %d more", strings.Join(e.Units[:maxUnits], ", "), n-maxUnits)
+	case n > 0:
+		what += ", systemd is starting " + strings.Join(e.Units, ", ")
+	}
+	return fmt.Sprintf("%s: %s (after %v)", e.Machine, what, roundDuration(e.After))
+}
+
+// maxUnits is how many units an error names.
+const maxUnits = 5
+
+// Status is BootFailed.
+func (*StillBootingError) Status() Status { return BootFailed }
+
+// settle starts a machine and waits until its guest has booted. A guest that does
+// not get there within the limit is a *StillBootingError.
 func (m *Machine) settle(ctx context.Context) error {
 	r, err := m.powered(ctx, "snapshot")
 	if err != nil {
@@ -258,15 +310,41 @@ func (m *Machine) settle(ctx context.Context) error {
 	if err := r.awaitReady(ctx); err != nil {
 		return err
 	}
-	_, err = r.guest.Run(ctx, guest.Command{
-		// Again when the connection broke, as when systemd executes itself anew.
-		Script:  "while systemctl is-system-running --wait 2>/dev/null | grep -qx 'initializing\\|starting'; do :; done",
-		Timeout: settleLimit,
-	})
+	err = r.awaitBooted(ctx, m.lab.host.scale(settleLimit))
 	if err == nil {
 		err = r.guest.Sync(ctx)
 	}
 	return r.explain(ctx, "snapshot", err)
+}
+
+// bootedScript ends when systemd, if the guest's init is that, has started all
+// that its boot has to start. It asks again when the connection broke, as when
+// systemd executes itself anew.
+const bootedScript = `while :; do
+	case $(systemctl is-system-running --wait 2>/dev/null) in
+	running|degraded|maintenance|stopping|offline) exit 0 ;;
+	esac
+	[ -d /run/systemd/system ] || exit 0
+	sleep 0.1
+done`
+
+// awaitBooted waits for the end of the guest's boot.
+func (r *run) awaitBooted(ctx context.Context, limit time.Duration) error {
+	began := time.Now()
+	res, err := r.guest.Run(ctx, guest.Command{Script: bootedScript, Timeout: limit})
+	if err != nil || !res.TimedOut {
+		return err
+	}
+	late := &StillBootingError{Machine: r.machine.Name(), After: time.Since(began)}
+	jobs, err := r.guest.Run(ctx, guest.Command{
+		Script:  `systemctl list-jobs --no-legend --plain | while read -r n unit kind state; do [ "$state" != running ] || echo "$unit"; done`,
+		Timeout: r.machine.lab.host.scale(attachTimeout)})
+	if err == nil {
+		for _, unit := range bytes.Fields(jobs.Stdout) {
+			late.Units = append(late.Units, printable(unit))
+		}
+	}
+	return late
 }
 
 // saveTemplate saves the machine, which ends with that.
@@ -286,16 +364,23 @@ func (m *Machine) saveTemplate(ctx context.Context, d *snapshot.Draft) error {
 	for _, b := range kept {
 		d.Formats = append(d.Formats, b.Format)
 	}
-	if d.Extra, err = json.Marshal(savedState{Agent: r.agentInstance()}); err != nil {
+	if d.Extra, err = json.Marshal(savedState{Agent: r.agentInstance(), Booted: true}); err != nil {
 		return err
 	}
 	return d.Finish(device, m.console.save().sinceBoot())
 }
 
+// errNotBooted is an entry of the cache that nobody has seen boot to the end:
+// earlier versions saved what had taken too long.
+var errNotBooted = errors.New("the machine had not booted")
+
 func templateOf(e *snapshot.Entry) (*template, error) {
 	var extra savedState
 	if err := json.Unmarshal(e.Extra, &extra); err != nil {
 		return nil, errors.Join(err, e.Close())
+	}
+	if !extra.Booted {
+		return nil, errors.Join(errNotBooted, e.Close())
 	}
 	return &template{entry: e, state: e.State, disks: e.Disks, text: e.Console, agent: extra.Agent}, nil
 }
