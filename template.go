@@ -9,8 +9,10 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/attest-vm/attest/internal/cache"
@@ -79,24 +81,17 @@ func (t *templates) close(store *snapshot.Store) error {
 // warm is what the machine can start from instead of booting, if it can. That it
 // cannot is no error: it boots. It is one that the time is over.
 func (m *Machine) warm(ctx context.Context, p plan) (*templateSlot, error) {
-	h := m.lab.host
-	if _, ok := m.backend.(vmm.Fingerprinter); !ok || h.config.Boot == BootCold || m.config.Boot == BootCold {
+	fits := m.templateFits(p)
+	if fits == nil {
 		return nil, nil
 	}
-	fits, err := m.fits(p)
-	if err != nil {
-		return nil, nil // the start will say why
-	}
-	// What a service sees when it starts, it keeps.
-	fits["name or addresses"] = fmt.Sprintf("%s %v", m.Name(), m.address.Interfaces)
-	fits["agent"] = p.agent
-	s := h.templates.slot(snapshot.Key(fits))
+	s := m.lab.host.templates.slot(snapshot.Key(fits))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.template == nil && s.err == nil {
 		s.template, s.err = m.openTemplate(ctx, fits, p.title)
-		if ctx.Err() != nil {
-			err, s.err = s.err, nil // the next one may have more time
+		if err := s.err; ctx.Err() != nil {
+			s.err = nil // the next one may have more time
 			return nil, err
 		}
 		if s.err != nil && !hopeless(s.err) {
@@ -110,6 +105,60 @@ func (m *Machine) warm(ctx context.Context, p plan) (*templateSlot, error) {
 		return nil, nil
 	}
 	return s, nil
+}
+
+// templateFits is what must be the same for a template to be the machine's; nil if
+// none can be.
+func (m *Machine) templateFits(p plan) map[string]string {
+	if _, ok := m.backend.(vmm.Fingerprinter); !ok || m.lab.host.config.Boot == BootCold || m.config.Boot == BootCold || m.config.Snapshot != "" {
+		return nil
+	}
+	fits, err := m.fits(p)
+	if err != nil {
+		return nil // the start will say why
+	}
+	// What a service sees when it starts, it keeps.
+	fits["name or addresses"] = fmt.Sprintf("%s %v", m.Name(), m.address.Interfaces)
+	fits["agent"] = p.agent
+	return fits
+}
+
+// WarmUp makes what the machines of the lab can start from instead of booting,
+// where the cache lacks it: as many at once as the host has processors. A lab whose
+// machines are started one after the other would otherwise also have them boot one
+// after the other, the first time. A machine that cannot be warmed up boots when it
+// starts, or says then why it cannot; only the end of ctx is an error.
+func (l *Lab) WarmUp(ctx context.Context) error {
+	var cold []*Machine
+	var plans []plan
+	for _, m := range l.Machines() {
+		p, err := m.plan(ctx)
+		if err != nil {
+			return err
+		}
+		if fits := m.templateFits(p); fits != nil && !l.host.snapshots.Has(fits) {
+			cold, plans = append(cold, m), append(plans, p)
+		}
+	}
+	if len(cold) < 2 {
+		return nil // its first start does it
+	}
+	progress := &templateProgress{ctx: ctx, title: "machines that have booted once", start: time.Now()}
+	progress.say("0 of %d", len(cold))
+	turns := make(chan struct{}, runtime.NumCPU())
+	var booted atomic.Int32
+	err := each(cold, func(i int, m *Machine) error {
+		turns <- struct{}{}
+		defer func() { <-turns }()
+		_, err := m.warm(ctx, plans[i])
+		if hopeless(err) {
+			return nil // its start says so
+		}
+		progress.say("%d of %d", booted.Add(1), len(cold))
+		return err
+	})
+	progress.done(err)
+	return err
 }
 
 // hopeless says whether a boot for a template failed in a way in which every other

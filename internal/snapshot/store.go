@@ -79,6 +79,12 @@ func (e *Entry) Close() error {
 	return err
 }
 
+// Has says whether there is an entry, which may be damaged.
+func (s *Store) Has(fits map[string]string) bool {
+	_, err := os.Stat(filepath.Join(s.dir, Key(fits)))
+	return err == nil
+}
+
 // Get opens an entry; fs.ErrNotExist if there is none. One that is damaged is
 // removed, so that the next can be made, and is a *DamagedError.
 func (s *Store) Get(fits map[string]string) (*Entry, error) {

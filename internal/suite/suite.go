@@ -75,14 +75,21 @@ func OpenHost(config attest.HostConfig) Opener {
 
 type realHost struct{ *attest.Host }
 
-// NewLab also builds the images: a package that does not exist is a failure of
-// the file, not of the test that happens to be the first to use the machine.
+// NewLab also builds the images and boots each machine that has never booted: a
+// package that does not exist is a failure of the file, not of the test that happens
+// to be the first to use the machine, and machines boot at once that the test starts
+// one after the other.
 func (h realHost) NewLab(ctx context.Context, config attest.LabConfig) (operation.Runner, error) {
 	lab, err := h.Host.NewLab(ctx, config)
 	if err != nil {
 		return nil, err
 	}
-	if err := lab.Prepare(event.WithScope(ctx, event.Scope{File: event.ScopeOf(ctx).File})); err != nil {
+	ctx = event.WithScope(ctx, event.Scope{File: event.ScopeOf(ctx).File})
+	err = lab.Prepare(ctx)
+	if err == nil {
+		err = lab.WarmUp(ctx)
+	}
+	if err != nil {
 		lab.Close()
 		return nil, err
 	}
