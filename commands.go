@@ -9,6 +9,7 @@ import (
 
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/guest"
+	"github.com/attest-vm/attest/internal/printable"
 )
 
 // defaultTimeout is the NixOS driver's limit for waits and execute.
@@ -165,7 +166,7 @@ func (l *outputLog) lines(p []byte) {
 }
 
 func (l *outputLog) publishLine() {
-	l.publish(printable(l.line))
+	l.publish(printable.Line(string(l.line)))
 	l.line = l.line[:0]
 }
 

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/attest-vm/attest/internal/printable"
 )
 
 const (
@@ -123,7 +125,7 @@ func (c *console) add(p []byte) {
 		start := c.line - c.base
 		c.text = append(c.text, b)
 		if b == '\n' || int64(len(c.text))-start >= maxConsoleLine {
-			line := printable(bytes.TrimRight(c.text[start:], "\n"))
+			line := printable.Line(string(bytes.TrimRight(c.text[start:], "\n")))
 			lines = append(lines, line)
 			c.line = c.end()
 			if m := panicLine.FindString(line); m != "" && c.panicked == "" {
@@ -143,20 +145,6 @@ func (c *console) add(p []byte) {
 			c.publish(line)
 		}
 	}
-}
-
-var terminalEscape = regexp.MustCompile(`\x1b(\[[0-?]*[ -/]*[@-~]|\][^\a\x1b]*(\a|\x1b\\)|[PX^_][^\x1b]*\x1b\\|[ -/]*[0-~])`)
-
-// printable drops what would disturb a terminal or a report: escape sequences,
-// control characters and invalid UTF-8. A guest can write anything.
-func printable(line []byte) string {
-	s := terminalEscape.ReplaceAllString(strings.ToValidUTF8(string(line), "\uFFFD"), "")
-	return strings.Map(func(r rune) rune {
-		if r < ' ' && r != '\t' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return -1
-		}
-		return r
-	}, s)
 }
 
 // Log is everything since the current start, as text.
@@ -180,7 +168,7 @@ func (c *console) tail(n int) []string {
 	c.mu.Unlock()
 	var out []string
 	for _, l := range lines {
-		if p := printable([]byte(l)); strings.TrimSpace(p) != "" {
+		if p := printable.Line(l); strings.TrimSpace(p) != "" {
 			out = append(out, p)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/printable"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/wire"
 )
@@ -67,7 +68,7 @@ func (m *Machine) DumpTTYContents(ctx context.Context, tty string) error {
 func trimScreen(text string) string {
 	lines := strings.Split(text, "\n")
 	for i, l := range lines {
-		lines[i] = printable([]byte(strings.TrimRight(l, " ")))
+		lines[i] = printable.Line(strings.TrimRight(l, " "))
 	}
 	return strings.TrimRight(strings.Join(lines, "\n"), "\n")
 }

@@ -14,9 +14,9 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/printable"
 )
 
 // Marker is what a guest says when its root shell is there: the backdoor.service
@@ -290,21 +290,11 @@ func parseReply(line string) (r reply, ok bool) {
 	if len(parts) != 3 {
 		return reply{}, false
 	}
-	return reply{nonce: parts[0], word: parts[1], text: printable(parts[2])}, true
+	return reply{nonce: parts[0], word: parts[1], text: printable.Text(parts[2])}, true
 }
 
 // tail is the end of what was said, for people.
 func (d *dialog) tail() string {
 	text := strings.TrimSpace(string(d.last))
-	return printable(text[max(0, len(text)-300):])
-}
-
-// printable leaves out of a guest's words what a terminal would obey.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) && r != '\n' || r == '\uFFFD' {
-			return -1
-		}
-		return r
-	}, text)
+	return printable.Text(text[max(0, len(text)-300):])
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/printable"
 )
 
 const (
@@ -169,7 +170,7 @@ func (h *Hub) serve(control *net.UnixConn, number int) error {
 		return err
 	}
 	defer os.Remove(ours)
-	port, err := h.attach(h.ctx, Plug{Number: number, Description: printable(req.description), Conn: data})
+	port, err := h.attach(h.ctx, Plug{Number: number, Description: printable.Line(req.description), Conn: data})
 	if err != nil {
 		return err
 	}
@@ -219,14 +220,4 @@ func openData(ours, theirs string) (*net.UnixConn, error) {
 		return nil, errors.Join(err, os.Remove(ours))
 	}
 	return conn.(*net.UnixConn), nil
-}
-
-// printable is a client's word for itself without what a terminal would obey.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '\uFFFD' {
-			return -1
-		}
-		return r
-	}, s)
 }
