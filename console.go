@@ -2,6 +2,7 @@ package attest
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"os"
 	"regexp"
@@ -17,6 +18,9 @@ const (
 	maxConsoleLine = 64 << 10
 	// Lines shown with an error.
 	consoleTail = 30
+	// The log file of a machine: a guest may write for ever, and the state
+	// directory is often in memory.
+	maxConsoleLog = 64 << 20
 )
 
 // A console is what one machine wrote to its serial console since it was first
@@ -28,6 +32,7 @@ type console struct {
 	boot       int64 // offset at which the current start began
 	line       int64 // offset at which the unfinished line begins
 	log        *os.File
+	logged     int64  // bytes that the log has, or would have without its limit
 	panicked   string // the kernel's panic or oops line, since boot
 	fatal      string // the line with which attest's own init gave up, since boot
 }
@@ -72,8 +77,8 @@ func consoleOf(text []byte) consoleState {
 func (c *console) restore(s consoleState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.log != nil && c.end() == 0 {
-		c.log.Write(s.text)
+	if c.end() == 0 {
+		c.write(s.text)
 	}
 	c.text, c.base, c.boot, c.consumed, c.line = s.text, s.base, s.boot, s.consumed, s.line
 	c.panicked, c.fatal = s.panicked, s.fatal
@@ -106,6 +111,23 @@ func (c *console) finishLine() {
 	}
 }
 
+// write adds to the log file, up to its limit. A full disk must not stop the test:
+// the text is in memory. Called with mu held.
+func (c *console) write(p []byte) {
+	if c.log == nil {
+		return
+	}
+	before := c.logged
+	c.logged += int64(len(p))
+	switch {
+	case c.logged <= maxConsoleLog:
+		c.log.Write(p)
+	case before <= maxConsoleLog:
+		c.log.Write(p[:maxConsoleLog-before])
+		fmt.Fprintf(c.log, "\nattest: this log ends here, at its limit of %d MiB\n", maxConsoleLog>>20)
+	}
+}
+
 var (
 	// An oops is the end of a test, too: what comes after it proves nothing.
 	panicLine = regexp.MustCompile(`Kernel panic - not syncing.*|Oops: [0-9a-f]{4,} \[#\d+\].*|kernel BUG at \S+:\d+!`)
@@ -114,9 +136,7 @@ var (
 
 func (c *console) add(p []byte) {
 	c.mu.Lock()
-	if c.log != nil {
-		c.log.Write(p) // a full disk must not stop the test; the text is in memory
-	}
+	c.write(p)
 	var lines []string
 	for _, b := range p {
 		if b == '\r' {

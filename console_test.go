@@ -1,9 +1,12 @@
 package attest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -103,4 +106,30 @@ func TestWaitText(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// A guest that writes for ever does not fill the host's disk, and the log says where
+// it ends.
+func TestConsoleLogIsBounded(t *testing.T) {
+	log, err := os.Create(filepath.Join(t.TempDir(), "console.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	c := newConsole(log, func(string) {})
+	piece := bytes.Repeat([]byte("x"), 1<<20-1)
+	piece = append(piece, '\n')
+	for range maxConsoleLog>>20 + 3 {
+		c.mu.Lock()
+		c.write(piece)
+		c.mu.Unlock()
+	}
+	c.add([]byte("more\n"))
+	data, err := os.ReadFile(log.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(data) > maxConsoleLog+100 || !bytes.HasSuffix(data, []byte("x\n\nattest: this log ends here, at its limit of 64 MiB\n")) {
+		t.Errorf("%d bytes, the end is %q", len(data), data[len(data)-80:])
+	}
 }

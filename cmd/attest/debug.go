@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/printable"
 	"github.com/attest-vm/attest/internal/repl"
 	"github.com/attest-vm/attest/internal/suite"
 )
@@ -66,7 +67,7 @@ func (c *conversation) debug(cmd *cobra.Command, dir, shell string) (err error) 
 		if err == nil {
 			return c.talk(ctx)
 		}
-		fmt.Fprintf(os.Stderr, "attest: %s is not what it was, so there are only the machines: %v\n", c.file, err)
+		say(os.Stderr, fmt.Errorf("%s is not what it was, so there are only the machines: %w", c.file, err))
 	}
 	if err := c.Load("", machines); err != nil {
 		return c.explained(ctx, err)
@@ -88,7 +89,7 @@ func told(machines []attest.MachineConfig, k *suite.Kept) string {
 	if k.Place != "" {
 		message = k.Place + ": " + message
 	}
-	return text + "\n" + name + " of " + k.File + " failed here:\n  " + message
+	return text + "\n" + printable.Text(name+" of "+k.File+" failed here:\n  "+message)
 }
 
 // shell gives the terminal to a machine; the exit code is the shell's.

@@ -22,6 +22,7 @@ import (
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/agent"
 	"github.com/attest-vm/attest/internal/boot"
+	"github.com/attest-vm/attest/internal/printable"
 	_ "github.com/attest-vm/attest/internal/script/starlark" // registers the language
 )
 
@@ -58,13 +59,16 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case errors.As(err, &code):
 		return int(code)
 	}
-	fmt.Fprintf(stderr, "attest: %v\n", err)
+	say(stderr, err)
 	status := attest.StatusOf(err)
 	if status == attest.Failed {
 		status = attest.Invalid
 	}
 	return status.ExitCode()
 }
+
+// say writes an error, harmless whoever has put a name into it.
+func say(w io.Writer, err error) { fmt.Fprintf(w, "attest: %s\n", printable.Text(err.Error())) }
 
 // An exitCode ends the program with this code; everything has been said.
 type exitCode int

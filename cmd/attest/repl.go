@@ -85,7 +85,7 @@ func (c *conversation) begin(ctx context.Context) (done func(error) error) {
 	o := report.StandardTerminal(level)
 	o.Live = false // the lines that are typed and the tree would get into each other's way
 	c.terminal, c.color = report.NewTerminal(o), o.ColorStderr
-	c.Options.Record, c.Script.Stdout = c.terminal.Record, os.Stdout
+	c.Options.Record, c.Script.Stdout = c.terminal.Record, c.terminal.Stdout()
 	c.Session = session.Begin(ctx, c.Options)
 	return func(err error) error {
 		if closeErr := c.Close(); err == nil {

@@ -120,7 +120,7 @@ func (f *runFlags) run(cmd *cobra.Command, files []string) error {
 func ended(cmd *cobra.Command, status event.Status, errs ...error) error {
 	for _, err := range errs {
 		if err != nil {
-			fmt.Fprintf(cmd.ErrOrStderr(), "attest: %v\n", err)
+			say(cmd.ErrOrStderr(), err)
 		}
 	}
 	if code := status.ExitCode(); code != 0 {

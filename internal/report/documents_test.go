@@ -11,6 +11,7 @@ import (
 	"os"
 	"reflect"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -358,6 +359,93 @@ func TestConsoleIsBounded(t *testing.T) {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("the page does not say %q", want)
 		}
+	}
+}
+
+// heap is the memory that is in use.
+func heap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// What is kept of long lines and texts does not keep the rest of them.
+func TestMemoryIsBounded(t *testing.T) {
+	scope := event.Scope{File: "a.star", Test: "t", Step: 1}
+	for name, e := range map[string]func(long string) event.Event{
+		"console": func(long string) event.Event { return event.Console{Machine: "m", Line: long} },
+		"log":     func(long string) event.Event { return event.Log{Level: "info", Text: long} },
+		"output":  func(long string) event.Event { return event.Output{Machine: "m", Stream: "stdout", Data: long} },
+		"steps":   func(long string) event.Event { return event.StepStarted{ID: 2, Operation: "succeed", Args: long} },
+		"messages": func(long string) event.Event {
+			return event.StepFinished{ID: 1, Message: long, Failure: &event.Failure{Stdout: long}}
+		},
+		"subtests": func(long string) event.Event { return event.SubtestStarted{Name: long} },
+		"failures": func(long string) event.Event {
+			return event.TestFinished{Failure: &event.Failure{Stdout: long, Console: []string{long}}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := NewRun()
+			before := heap()
+			for i := range 1500 {
+				r.Record(event.Record{Time: atNoon, Scope: scope, Event: event.StepStarted{ID: 1, Operation: "o"}})
+				r.Record(event.Record{Time: atNoon, Scope: scope, Event: e(strings.Repeat(string(rune('a'+i%26)), 256<<10))})
+			}
+			if grown := (heap() - before) >> 20; grown > 120 { // of 375 MiB
+				t.Errorf("the heap has grown by %d MiB", grown)
+			}
+			runtime.KeepAlive(r)
+		})
+	}
+}
+
+// A run that says more than a report keeps in all has less of each from there on.
+func TestTotalIsBounded(t *testing.T) {
+	r := NewRun()
+	r.limits.total = 1 << 20
+	for machine := range 100 {
+		for i := range 1000 {
+			r.Record(event.Record{Time: atNoon, Scope: event.Scope{File: "a.star"}, Event: event.Console{Machine: fmt.Sprint("m", machine), Line: fmt.Sprint(i, strings.Repeat("x", 100))}})
+		}
+	}
+	kept := 0
+	for _, m := range r.files[0].machines {
+		for _, l := range slices.Concat(m.console.head, m.console.tail) {
+			kept += len(l.text)
+		}
+		if last := m.console.last(); !strings.HasPrefix(last, "999x") {
+			t.Errorf("%s: the last line is gone: %.10s", m.name, last)
+		}
+	}
+	if kept != r.kept || kept > 4<<20 { // 200 lines of each at most, and a machine's own before that
+		t.Errorf("%d bytes kept, %d counted", kept, r.kept)
+	}
+	r.close(atNoon)
+	if len(r.logs) != 1 || !strings.Contains(r.logs[0].Text, "more than a report keeps (1 MiB)") {
+		t.Errorf("the report says %+v", r.logs)
+	}
+}
+
+// Lists that tests can make as long as they like are bounded, and say so.
+func TestListsAreBounded(t *testing.T) {
+	r := NewRun()
+	for i := range 3000 {
+		r.Record(event.Record{Time: atNoon, Scope: event.Scope{File: "a.star", Test: "t"}, Event: event.SubtestStarted{Name: fmt.Sprint(i)}})
+		r.Record(event.Record{Time: atNoon, Scope: event.Scope{File: "a.star", Test: "t"}, Event: event.SubtestFinished{Name: fmt.Sprint(i), Status: event.Passed}})
+		r.Record(event.Record{Time: atNoon, Event: event.Artifact{Kind: "k", Path: "p"}})
+	}
+	r.close(atNoon)
+	if n := len(r.files[0].tests[0].subtests); n != 2000 || len(r.artifacts) != 2000 {
+		t.Errorf("%d subtests, %d files", n, len(r.artifacts))
+	}
+	var said []string
+	for _, l := range r.logs {
+		said = append(said, l.Text)
+	}
+	if got := strings.Join(said, "; "); got != "1000 more files are only in the JSON lines report; 1000 more subtests are only in the JSON lines report" {
+		t.Errorf("the report says %q", got)
 	}
 }
 

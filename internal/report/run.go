@@ -27,6 +27,8 @@ type Run struct {
 	logs      []logLine
 	artifacts []artifact
 	finished  *event.RunFinished // never nil after close
+	kept      int                // bytes of consoles and outputs
+	cutLists  map[string]int     // how many of what lists have no room for, by their names
 	dir       string             // of the HTML page: links are relative to it
 	past      bool               // its events are read from a file
 }
@@ -38,15 +40,23 @@ type limits struct {
 	consoleHead int // lines per machine, the first …
 	consoleTail int // … and the last
 	lineBytes   int // per line of a console or a log
-	logs        int // lines that belong to no test
+	text        int // bytes of every other text, such as a command or an error, the last
+	list        int // lines that belong to no test; files that were written; subtests of a test
+	total       int // bytes of consoles and outputs of all tests, after which there are the scarce limits
 }
 
 // The limits of the reports that are written at the end: an HTML report of a
 // hundred tests stays one that a browser opens.
-var documentLimits = limits{steps: 2000, output: 16 << 10, consoleHead: 500, consoleTail: 4500, lineBytes: 2000, logs: 2000}
+var documentLimits = limits{steps: 2000, output: 16 << 10, consoleHead: 500, consoleTail: 4500, lineBytes: 2000, text: 60 << 10, list: 2000, total: 256 << 20}
+
+// scarce are the limits of consoles and outputs when a run has said more than
+// documentLimits.total: what is new is still there, but less of it.
+var scarce = limits{output: 1 << 10, consoleHead: 20, consoleTail: 80}
 
 // NewRun returns a Run for JUnit and HTML.
-func NewRun() *Run { return &Run{limits: documentLimits} }
+func NewRun() *Run { return newRun(documentLimits) }
+
+func newRun(l limits) *Run { return &Run{limits: l, cutLists: map[string]int{}} }
 
 type file struct {
 	name     string
@@ -150,18 +160,29 @@ type capture struct {
 	cut  int // bytes
 }
 
-func (c *capture) add(s string, limit int) {
+// add returns by how many bytes the capture has grown.
+func (c *capture) add(s string, limit int) int {
+	before := len(c.data)
+	if n := len(s) - 2*limit; n > 0 { // more than is kept in any case
+		c.cut += n
+		s = s[n:]
+	}
 	c.data = append(c.data, s...)
 	if len(c.data) > 2*limit { // twice, so that a byte is moved once only
 		c.trim(limit)
 	}
+	return len(c.data) - before
 }
 
-func (c *capture) trim(limit int) {
-	if n := len(c.data) - limit; n > 0 {
-		c.cut += n
-		c.data = append(c.data[:0], c.data[n:]...)
+// trim returns how many bytes are gone.
+func (c *capture) trim(limit int) int {
+	n := len(c.data) - limit
+	if n <= 0 {
+		return 0
 	}
+	c.cut += n
+	c.data = slices.Clone(c.data[n:])
+	return n
 }
 
 // A console is the beginning and the end of a machine's console log.
@@ -175,22 +196,32 @@ type consoleLine struct {
 	text string
 }
 
-func (c *console) add(l consoleLine, lim limits) {
-	if len(c.head) < lim.consoleHead {
+// add returns by how many bytes the console has grown.
+func (c *console) add(l consoleLine, lim limits) int {
+	grown := len(l.text)
+	if len(c.head) < lim.consoleHead && len(c.tail) == 0 {
 		c.head = append(c.head, l)
-		return
+		return grown
 	}
 	c.tail = append(c.tail, l)
 	if len(c.tail) > 2*lim.consoleTail {
-		c.trim(lim)
+		grown -= c.trim(lim)
 	}
+	return grown
 }
 
-func (c *console) trim(lim limits) {
-	if n := len(c.tail) - lim.consoleTail; n > 0 {
-		c.cut += n
-		c.tail = append(c.tail[:0], c.tail[n:]...)
+// trim returns how many bytes are gone.
+func (c *console) trim(lim limits) (freed int) {
+	n := len(c.tail) - lim.consoleTail
+	if n <= 0 {
+		return 0
 	}
+	for _, l := range c.tail[:n] {
+		freed += len(l.text)
+	}
+	c.cut += n
+	c.tail = slices.Clone(c.tail[n:]) // and not the array of all
+	return freed
 }
 
 // last is the last line that says something.
@@ -220,34 +251,37 @@ func (r *Run) Record(rec event.Record) {
 		r.files = append(r.files, newFile(rec, e))
 	case event.FileFinished:
 		f := r.file(rec)
-		f.done, f.status, f.duration, f.failure = true, e.Status, e.Duration, e.Failure
+		f.done, f.status, f.duration, f.failure = true, e.Status, e.Duration, r.limits.failure(e.Failure)
 	case event.TestStarted:
 		f := r.file(rec)
 		f.tests = append(f.tests, newTest(rec))
 	case event.TestFinished:
 		t := r.test(rec)
-		t.done, t.status, t.duration, t.failure = true, e.Status, e.Duration, e.Failure
+		t.done, t.status, t.duration, t.failure = true, e.Status, e.Duration, r.limits.failure(e.Failure)
 	case event.SubtestStarted:
 		t := r.test(rec)
-		t.subtests = append(t.subtests, &subtest{path: subtestPath(rec.Scope, e.Name), began: rec.Time})
+		if r.room(len(t.subtests), "subtests") {
+			t.subtests = append(t.subtests, &subtest{path: r.limits.bound(subtestPath(rec.Scope, e.Name)), began: rec.Time})
+		}
 	case event.SubtestFinished:
-		s := r.test(rec).subtest(subtestPath(rec.Scope, e.Name))
-		s.done, s.status, s.duration, s.message = true, e.Status, e.Duration, e.Message
+		if s := r.test(rec).subtest(r.limits.bound(subtestPath(rec.Scope, e.Name))); s != nil {
+			s.done, s.status, s.duration, s.message = true, e.Status, e.Duration, r.limits.bound(e.Message)
+		}
 	case event.StepStarted:
 		r.stepStarted(rec, e)
 	case event.StepFinished:
 		r.stepFinished(rec, e)
 	case event.Output:
 		if s := r.step(rec, rec.Scope.Step); s != nil && r.limits.output > 0 {
+			stream := &s.stdout
 			if e.Stream == "stderr" {
-				s.stderr.add(e.Data, r.limits.output)
-			} else {
-				s.stdout.add(e.Data, r.limits.output)
+				stream = &s.stderr
 			}
+			r.kept += stream.add(e.Data, r.roomy().output)
 		}
 	case event.Console:
-		text := e.Line[:min(len(e.Line), r.limits.lineBytes)]
-		r.machine(rec, e.Machine).console.add(consoleLine{rec.Time, text}, r.limits)
+		line := consoleLine{rec.Time, r.limits.line(e.Line)}
+		r.kept += r.machine(rec, e.Machine).console.add(line, r.roomy())
 	case event.MachineState:
 		r.machine(rec, e.Machine).change(rec.Time, e)
 	case event.Progress:
@@ -259,7 +293,9 @@ func (r *Run) Record(rec event.Record) {
 	case event.Egress:
 		r.log(rec, egressLog(e))
 	case event.Artifact:
-		r.artifacts = append(r.artifacts, artifact{rec.Scope, e})
+		if r.room(len(r.artifacts), "files") {
+			r.artifacts = append(r.artifacts, artifact{rec.Scope, e})
+		}
 	case event.Omitted:
 		r.note(rec.Time, omittedText(e))
 	case event.Unknown:
@@ -269,9 +305,66 @@ func (r *Run) Record(rec event.Record) {
 
 // note adds a warning that belongs to the run.
 func (r *Run) note(at time.Time, text string) {
-	if len(r.logs) < r.limits.logs {
+	if r.limits.list > 0 {
 		r.logs = append(r.logs, logLine{at, event.Log{Level: "warning", Text: text}})
 	}
+}
+
+// roomy are the limits of what is said now. When they become scarce the report
+// says so.
+func (r *Run) roomy() limits {
+	if r.limits.total == 0 || r.kept < r.limits.total {
+		return r.limits
+	}
+	if r.cutLists["total"]++; r.cutLists["total"] == 1 {
+		r.note(r.last, fmt.Sprintf("the machines have said more than a report keeps (%d MiB): from here on it has the last lines only", r.limits.total>>20))
+	}
+	return scarce
+}
+
+// room says whether a list has room for one more, and notes what is left out.
+func (r *Run) room(n int, list string) bool {
+	if r.limits.list == 0 || n < r.limits.list {
+		return true
+	}
+	r.cutLists[list]++
+	return false
+}
+
+// line is what is kept of a line: a copy, and not a part that keeps the whole.
+func (l limits) line(s string) string {
+	if len(s) <= l.lineBytes {
+		return s
+	}
+	return strings.Clone(s[:l.lineBytes]) + "…"
+}
+
+// bound is what is kept of a text.
+func (l limits) bound(s string) string {
+	if l.text == 0 || len(s) <= l.text {
+		return s
+	}
+	return fmt.Sprintf("(%d bytes before)\n%s", len(s)-l.text, strings.ToValidUTF8(s[len(s)-l.text:], "\uFFFD"))
+}
+
+// failure is what is kept of a failure.
+func (l limits) failure(f *event.Failure) *event.Failure {
+	if f == nil || l.text == 0 {
+		return f
+	}
+	c := *f
+	for _, s := range []*string{&c.Message, &c.Source, &c.Command, &c.Stdout, &c.Stderr, &c.LastSeen} {
+		*s = l.bound(*s)
+	}
+	c.Details = slices.Clone(c.Details)
+	for i := range c.Details {
+		c.Details[i].Text = l.bound(c.Details[i].Text)
+	}
+	c.Console = slices.Clone(c.Console)
+	for i := range c.Console {
+		c.Console[i] = l.line(c.Console[i])
+	}
+	return &c
 }
 
 // unknown says once of each type that events of it are not shown.
@@ -396,19 +489,20 @@ func subtestPath(s event.Scope, name string) string {
 	return s.Subtest + "/" + name
 }
 
+// subtest is the one of that path that runs; nil if there is none, since the list
+// had no room for it.
 func (t *test) subtest(path string) *subtest {
 	for _, s := range slices.Backward(t.subtests) {
 		if s.path == path && !s.done {
 			return s
 		}
 	}
-	s := &subtest{path: path}
-	t.subtests = append(t.subtests, s)
-	return s
+	return nil
 }
 
 func (r *Run) stepStarted(rec event.Record, e event.StepStarted) {
 	t := r.test(rec)
+	e.Args = r.limits.bound(e.Args)
 	s := &entry{StepStarted: e, at: rec.Time}
 	if p := t.step(e.Parent); p != nil {
 		s.depth = p.depth + 1
@@ -422,19 +516,21 @@ func (r *Run) stepFinished(rec event.Record, e event.StepFinished) {
 	if s == nil {
 		return
 	}
+	e.Message, e.Failure = r.limits.bound(e.Message), nil // which is that of the test, if it matters
 	s.done, s.end = true, e
-	s.stdout.trim(r.limits.output)
-	s.stderr.trim(r.limits.output)
-	t.bound(r.limits.steps)
+	r.kept -= s.stdout.trim(r.limits.output) + s.stderr.trim(r.limits.output)
+	r.bound(t)
 }
 
 // bound drops the oldest entries that are done.
-func (t *test) bound(limit int) {
-	for i := 0; len(t.entries) > limit && i < len(t.entries); {
-		if !t.entries[i].done {
+func (r *Run) bound(t *test) {
+	for i := 0; len(t.entries) > r.limits.steps && i < len(t.entries); {
+		s := t.entries[i]
+		if !s.done {
 			i++
 			continue
 		}
+		r.kept -= len(s.stdout.data) + len(s.stderr.data)
 		t.entries = slices.Delete(t.entries, i, i+1)
 		t.cut++
 	}
@@ -476,15 +572,14 @@ func (r *Run) progress(rec event.Record, e event.Progress) {
 	if e.Title == "" {
 		e.Title = w.Title
 	}
+	e.Message, e.Error = r.limits.line(e.Message), r.limits.bound(e.Error)
 	w.Progress, w.at = e, rec.Time
 }
 
 func (r *Run) log(rec event.Record, e event.Log) {
-	if len(e.Text) > r.limits.lineBytes {
-		e.Text = e.Text[:r.limits.lineBytes] + "…"
-	}
+	e.Text = r.limits.line(e.Text)
 	if rec.Scope.File == "" {
-		if len(r.logs) < r.limits.logs {
+		if r.room(len(r.logs), "log lines") && r.limits.list > 0 {
 			r.logs = append(r.logs, logLine{rec.Time, e})
 		}
 		return
@@ -495,7 +590,7 @@ func (r *Run) log(rec event.Record, e event.Log) {
 		s.depth = p.depth + 1
 	}
 	t.entries = append(t.entries, s)
-	t.bound(r.limits.steps)
+	r.bound(t)
 }
 
 // now is when the run's last event was, or the present for one that goes on.
@@ -530,6 +625,12 @@ func (r *Run) close(now time.Time) {
 			f.done, f.status, f.duration = true, event.Interrupted, now.Sub(f.began)
 		}
 	}
+	for _, list := range slices.Sorted(maps.Keys(r.cutLists)) {
+		if list != "total" {
+			r.note(r.last, fmt.Sprintf("%d more %s are only in the JSON lines report", r.cutLists[list], list))
+		}
+	}
+	clear(r.cutLists)
 	if r.finished == nil {
 		r.finished = &event.RunFinished{Status: event.Interrupted, Duration: now.Sub(r.begin)}
 	}

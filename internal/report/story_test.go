@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -200,6 +201,34 @@ func TestPlainParallel(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			stdout, stderr := onTerminal(t, TerminalOptions{Level: level}, parallelRun)
 			golden(t, name+".txt", fmt.Sprintf("── stderr ──\n%s── stdout ──\n%s", stderr, stdout))
+		})
+	}
+}
+
+// What a test prints may be a guest's: on a terminal it is shown, and not obeyed. A
+// pipe gets it as it is.
+func TestPrintOnATerminal(t *testing.T) {
+	const said = "\x1b]0;PWNED\atitle \x1b[2Jcleared\rover\n"
+	for _, tt := range []struct {
+		name string
+		o    TerminalOptions
+		want string
+	}{
+		{"terminal", TerminalOptions{OnScreen: true}, "title cleared\nover\n"},
+		{"terminal with the tree", TerminalOptions{OnScreen: true, Live: true, Shared: true}, "title cleared\nover\n"},
+		{"pipe", TerminalOptions{}, said},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var out bytes.Buffer
+			tt.o.Stdout, tt.o.Stderr = &out, io.Discard
+			term := NewTerminal(tt.o)
+			defer term.Close()
+			if n, err := io.WriteString(term.Stdout(), said); n != len(said) || err != nil {
+				t.Errorf("%d, %v", n, err)
+			}
+			if out.String() != tt.want {
+				t.Errorf("got %q, want %q", out.String(), tt.want)
+			}
 		})
 	}
 }

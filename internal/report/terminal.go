@@ -31,6 +31,7 @@ type TerminalOptions struct {
 
 	Live        bool // Stderr is a terminal: a tree of what runs, redrawn in place
 	Shared      bool // Stdout is the same terminal or file as Stderr
+	OnScreen    bool // Stdout is a terminal: what tests print must not control it
 	ColorStdout bool
 	ColorStderr bool
 
@@ -50,6 +51,7 @@ func StandardTerminal(level Level) TerminalOptions {
 		Stdout: os.Stdout, Stderr: os.Stderr, Level: level,
 		Live:        errTTY && capable && level != Quiet,
 		Shared:      sameFile(os.Stdout, os.Stderr),
+		OnScreen:    outTTY,
 		ColorStdout: outTTY && color,
 		ColorStderr: errTTY && color,
 		Size: func() (int, int) {
@@ -108,7 +110,7 @@ func NewTerminal(o TerminalOptions) *Terminal {
 		ticker: time.NewTicker(every),
 		quit:   make(chan struct{}),
 		ended:  make(chan struct{}),
-		run:    &Run{limits: limits{consoleTail: 1, lineBytes: 1000}},
+		run:    newRun(limits{consoleTail: 1, lineBytes: 1000, text: 4 << 10}),
 
 		reminder: make(map[any]time.Duration),
 		partial:  make(map[streamKey][]byte),
@@ -517,13 +519,29 @@ func (t *Terminal) writeStdout(s string) {
 	}
 }
 
-// Stdout is the writer for what a test prints: standard output itself, with the
-// live tree out of the way when it is on the same terminal.
+// Stdout is the writer for what a test prints, whole lines at a time: standard
+// output itself, with the live tree out of the way when it is on the same
+// terminal. What is printed on a terminal is shown harmless, since it may be a
+// guest's; a file or a pipe gets every byte.
 func (t *Terminal) Stdout() io.Writer {
+	w := t.o.Stdout
 	if t.o.Live && t.o.Shared {
-		return printer{t}
+		w = printer{t}
 	}
-	return t.o.Stdout
+	if t.o.OnScreen {
+		w = cleaner{w}
+	}
+	return w
+}
+
+// A cleaner writes text so that it is shown and not obeyed.
+type cleaner struct{ w io.Writer }
+
+func (c cleaner) Write(b []byte) (int, error) {
+	if _, err := io.WriteString(c.w, clean(string(b))); err != nil {
+		return 0, err
+	}
+	return len(b), nil
 }
 
 type printer struct{ t *Terminal }
