@@ -135,7 +135,12 @@ func (o *own) attach(ctx context.Context, p plan, c *vmm.Config, plugs *plugs) e
 		o.disk = d
 	}
 	hw := *c.Boot.(*vmm.Hardware)
-	hw.Disks = append(slices.Clone(hw.Disks), o.disk)
+	d := o.disk
+	if img := p.image; img.Disk != nil {
+		// The lowest of all, which is never part of what is saved.
+		d.Backing = append(slices.Clip(d.Backing), vmm.Backing{Path: img.Disk.Path, Format: img.Disk.Format})
+	}
+	hw.Disks = append(slices.Clone(hw.Disks), d)
 	c.Boot = &hw
 	c.NICs = plugs.all()
 	return nil

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/attest-vm/attest/internal/cache"
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // sparse makes a file of size bytes with a little data in it.
@@ -147,15 +148,59 @@ func TestCreateOverlayRefusals(t *testing.T) {
 	}
 }
 
+// An image that names files of the host, or is of another format, is refused by name
+// before anything is made of it.
+func TestForeignDisks(t *testing.T) {
+	s := openTest(t)
+	secret := sparse(t, "secret", 1<<20)
+	overlay := filepath.Join(t.TempDir(), "overlay.qcow2")
+	if err := CreateOverlay(overlay, secret, "raw"); err != nil {
+		t.Fatal(err)
+	}
+	vmdk := filepath.Join(t.TempDir(), "disk.vmdk")
+	if err := os.WriteFile(vmdk, append([]byte("KDMV"), make([]byte, 1020)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		disk Disk
+		want []string // of the error; none: it is taken
+	}{
+		{Disk{Path: overlay}, []string{overlay, secret, "backing file", "qemu-img convert"}},
+		{Disk{Path: overlay, Format: "qcow2"}, []string{overlay, secret, "backing file"}},
+		{Disk{Path: overlay, Format: "raw"}, nil},
+		{Disk{Path: vmdk}, []string{vmdk, "vmdk", "qemu-img convert"}},
+		{Disk{Path: vmdk, Format: "raw"}, nil},
+		{Disk{Path: secret, Format: "qcow2"}, []string{secret, "raw, not qcow2"}},
+	} {
+		img, err := s.Build(t.Context(), test.disk)
+		var refused *SpecError
+		if len(test.want) == 0 {
+			if err != nil || img.Disk.Format != "raw" {
+				t.Errorf("%+v: %+v, %v", test.disk, img, err)
+			}
+			continue
+		}
+		if !errors.As(err, &refused) {
+			t.Errorf("%+v: %v", test.disk, err)
+			continue
+		}
+		for _, want := range test.want {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%q does not say %q", err, want)
+			}
+		}
+	}
+}
+
 func FuzzProbeDisk(f *testing.F) {
 	good, err := encodeOverlay("/base", "raw", 1<<30)
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(good.pieces[0].data)
-	f.Add([]byte(qcow2Magic))
+	f.Add([]byte(vmm.Qcow2Magic))
 	f.Add([]byte("x"))
-	f.Add(binary.BigEndian.AppendUint32([]byte(qcow2Magic), 9))
+	f.Add(binary.BigEndian.AppendUint32([]byte(vmm.Qcow2Magic), 9))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		name := filepath.Join(t.TempDir(), "disk")
 		if err := os.WriteFile(name, data, 0o600); err != nil {

@@ -19,6 +19,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/therootcompany/xz"
 	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // rootfs takes a root file system of somebody else's: an image file as it is, a
@@ -329,16 +331,18 @@ func (b *build) disk(d *Disk) error {
 	if !st.Mode().IsRegular() {
 		return specErrorf("disk.path", "%s is not a regular file", d.Path)
 	}
-	format, size, err := probeDisk(d.Path)
+	format := d.Format
+	if format == "" {
+		if format, _, err = probeDisk(d.Path); err != nil {
+			return &SpecError{Field: "disk.path", Err: err}
+		}
+	}
+	size, err := diskSize(d.Path, format)
 	if err != nil {
+		return &SpecError{Field: "disk", Err: err}
+	}
+	if err := vmm.CheckDisk(d.Path, format, false); err != nil {
 		return &SpecError{Field: "disk.path", Err: err}
-	}
-	if d.Format == "raw" && format != "raw" {
-		// A raw disk may begin with anything, another format's magic included.
-		format, size = "raw", st.Size()
-	}
-	if d.Format != "" && d.Format != format {
-		return specErrorf("disk.format", "%s is %s, not %s", d.Path, format, d.Format)
 	}
 	b.diskID = statStamp(d.Path, st)
 	b.meta.Disk = &BaseDisk{Path: d.Path, Format: format, Size: size}

@@ -1,16 +1,18 @@
 package image
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
-// The qcow2 format is QEMU's docs/interop/qcow2.txt; all numbers are big-endian.
+// What CreateOverlay writes; vmm.ReadQcow2 reads it.
 const (
-	qcow2Magic      = "QFI\xfb"
 	qcow2HeaderSize = 104 // of version 3 without extra fields
 	clusterBits     = 16
 	clusterSize     = 1 << clusterBits
@@ -27,18 +29,9 @@ func CreateOverlay(path, backing, format string) (err error) {
 	if backing, err = filepath.Abs(backing); err != nil {
 		return err
 	}
-	found, size, err := probeDisk(backing)
+	size, err := diskSize(backing, format)
 	if err != nil {
 		return fmt.Errorf("overlay on %s: %w", backing, err)
-	}
-	if format == "raw" && found != "raw" {
-		st, err := os.Stat(backing)
-		if err != nil {
-			return err
-		}
-		size = st.Size()
-	} else if format != found {
-		return fmt.Errorf("overlay on %s: it is %s, not %s", backing, found, format)
 	}
 	head, err := encodeOverlay(backing, format, size)
 	if err != nil {
@@ -96,7 +89,7 @@ func encodeOverlay(backing, format string, size int64) (qcow2Image, error) {
 	}
 
 	b := make([]byte, qcow2HeaderSize, 2048)
-	copy(b, qcow2Magic)
+	copy(b, vmm.Qcow2Magic)
 	be.PutUint32(b[4:], 3)
 	be.PutUint32(b[20:], clusterBits)
 	be.PutUint64(b[24:], uint64(size))
@@ -129,6 +122,26 @@ func encodeOverlay(backing, format string, size int64) (qcow2Image, error) {
 	}, nil
 }
 
+// diskSize is the size of the disk in an image of this format, in bytes. A raw disk
+// may begin with anything, another format's magic included.
+func diskSize(path, format string) (int64, error) {
+	if format == "raw" {
+		st, err := os.Stat(path)
+		if err == nil && st.Size() == 0 {
+			err = fmt.Errorf("%s is empty", path)
+		}
+		if err != nil {
+			return 0, err
+		}
+		return st.Size(), nil
+	}
+	found, size, err := probeDisk(path)
+	if err == nil && format != found {
+		err = fmt.Errorf("%s is %s, not %s", path, found, format)
+	}
+	return size, err
+}
+
 // probeDisk finds the format of a disk image and the size of the disk in it.
 func probeDisk(path string) (format string, size int64, err error) {
 	f, err := os.Open(path)
@@ -140,19 +153,36 @@ func probeDisk(path string) (format string, size int64, err error) {
 	if err != nil {
 		return "", 0, err
 	}
-	head := make([]byte, 32)
-	if n, err := io.ReadFull(f, head); err != nil || string(head[:4]) != qcow2Magic {
-		if n == 0 {
-			return "", 0, fmt.Errorf("%s is empty", path)
+	head := make([]byte, 512)
+	n, err := io.ReadFull(f, head)
+	if n == 0 {
+		return "", 0, fmt.Errorf("%s is empty", path)
+	}
+	if !bytes.HasPrefix(head[:n], []byte(vmm.Qcow2Magic)) {
+		return "raw", st.Size(), otherFormat(path, head[:n])
+	}
+	q, err := vmm.ReadQcow2(f)
+	if err != nil {
+		return "", 0, fmt.Errorf("%s: %w", path, err)
+	}
+	return "qcow2", q.Size, nil
+}
+
+// otherFormats are images that would be no disk at all if they were taken as raw
+// (QEMU, block/*.c; "conectix" is a dynamic VHD).
+var otherFormats = []struct {
+	at          int
+	magic, name string
+}{
+	{0, "KDMV", "vmdk"}, {0, "COWD", "vmdk"}, {0, "# Disk DescriptorFile", "vmdk"}, {0, "vhdxfile", "vhdx"}, {0, "conectix", "vpc"},
+	{0x40, "\x7f\x10\xda\xbe", "vdi"}, {0, "QED\x00", "qed"}, {0, "WithoutFreeSpace", "parallels"}, {0, "WithouFreSpacExt", "parallels"},
+}
+
+func otherFormat(path string, head []byte) error {
+	for _, f := range otherFormats {
+		if len(head) > f.at && bytes.HasPrefix(head[f.at:], []byte(f.magic)) {
+			return fmt.Errorf("%s is a %s image, and attest takes raw and qcow2: qemu-img convert -f %s -O qcow2 %[1]s NEW; if it is a raw disk all the same, say format raw", path, f.name, f.name)
 		}
-		return "raw", st.Size(), nil
 	}
-	if v := binary.BigEndian.Uint32(head[4:]); v != 2 && v != 3 {
-		return "", 0, fmt.Errorf("%s: qcow2 version %d is not supported", path, v)
-	}
-	size = int64(binary.BigEndian.Uint64(head[24:]))
-	if size <= 0 {
-		return "", 0, fmt.Errorf("%s: a qcow2 image of a disk of %d bytes", path, size)
-	}
-	return "qcow2", size, nil
+	return nil
 }

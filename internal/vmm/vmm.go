@@ -88,8 +88,8 @@ type Disk struct {
 	Format   string // "raw" or "qcow2"
 	ReadOnly bool
 	// Backing are the files that a qcow2 image reads from where nobody has
-	// written to it: the next below it first. They are never written to. Empty:
-	// those that the image names itself.
+	// written to it: the next below it first. They are never written to. What the
+	// images name themselves is not opened.
 	Backing []Backing
 }
 

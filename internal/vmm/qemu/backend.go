@@ -16,6 +16,9 @@ import (
 	"strconv"
 	"sync"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/attest-vm/attest/internal/vmm"
 )
@@ -33,8 +36,8 @@ func init() { vmm.Register(&backend{}) }
 // A backend knows the QEMU of this host.
 type backend struct {
 	mu       sync.Mutex
-	versions map[binaryKey]string   // what a binary said of itself
-	examined map[string]examination // by machine and start command
+	binaries map[binaryKey]installed // what a binary said of itself
+	examined map[string]examination  // by machine and start command
 }
 
 // binaryKey tells a binary from the one that replaces it by an update.
@@ -75,33 +78,39 @@ func (b *backend) Check(c vmm.Config) error {
 			return unsupported(fmt.Sprintf("disk serial %q", d.Serial), fmt.Sprintf("it has %d bytes, and %d fit", len(d.Serial), maxSerial))
 		}
 	}
-	_, _, err := b.find()
+	_, err := b.find()
 	return err
 }
 
 // maxSerial is VIRTIO_BLK_ID_BYTES. QEMU cuts longer ones short.
 const maxSerial = 20
 
-// find is the path and version of a QEMU that is new enough.
-func (b *backend) find() (path, version string, err error) {
+// An installed is a QEMU that was found.
+type installed struct {
+	path, version string
+	sandbox       bool // it and the kernel can do without what sandboxOptions deny
+}
+
+// find finds a QEMU that is new enough.
+func (b *backend) find() (p installed, err error) {
 	name := cmp.Or(os.Getenv(Env), defaultBinary)
 	remedy := "install QEMU (Debian: apt-get install qemu-system-x86; Nix: qemu)"
-	path, err = exec.LookPath(name)
+	path, err := exec.LookPath(name)
 	if err != nil {
 		where := "not found on PATH (" + os.Getenv("PATH") + ")"
 		if os.Getenv(Env) != "" {
 			where, remedy = err.Error(), "see the environment variable "+Env
 		}
-		return "", "", &vmm.MissingError{What: name, Reason: where, Remedy: remedy}
+		return p, &vmm.MissingError{What: name, Reason: where, Remedy: remedy}
 	}
-	version, err = b.version(path)
+	p, err = b.ask(path)
 	if err != nil {
-		return path, "", &vmm.MissingError{What: path, Reason: err.Error(), Remedy: remedy}
+		return p, &vmm.MissingError{What: path, Reason: err.Error(), Remedy: remedy}
 	}
-	if tooOld(version) {
-		return path, version, &vmm.MissingError{What: path, Reason: fmt.Sprintf("version %s is too old, attest needs %d.%d", version, minMajor, minMinor), Remedy: remedy}
+	if tooOld(p.version) {
+		return p, &vmm.MissingError{What: path, Reason: fmt.Sprintf("version %s is too old, attest needs %d.%d", p.version, minMajor, minMinor), Remedy: remedy}
 	}
-	return path, version, nil
+	return p, nil
 }
 
 var versionPattern = regexp.MustCompile(`version (\d+)\.(\d+)(\.\d+)*`)
@@ -114,30 +123,49 @@ func tooOld(version string) bool {
 	return major < minMajor || major == minMajor && minor < minMinor
 }
 
-func (b *backend) version(path string) (string, error) {
+// sandboxOptions deny a QEMU what attest's machines have no use for, by seccomp(2):
+// obsolete system calls, other users' rights, other programs, its own limits. Files
+// and memory stay: snapshots need them.
+const sandboxOptions = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+// ask has a QEMU say its version, with the sandbox if it takes that.
+func (b *backend) ask(path string) (installed, error) {
 	st, err := os.Stat(path)
 	if err != nil {
-		return "", err
+		return installed{path: path}, err
 	}
 	key := binaryKey{path, st.Size(), st.ModTime().UnixNano()}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if v := b.versions[key]; v != "" {
-		return v, nil
+	if p, ok := b.binaries[key]; ok {
+		return p, nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), versionTimeout)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, path, "--version").CombinedOutput()
+	p := installed{path: path, sandbox: true}
+	out, err := exec.CommandContext(ctx, path, "-sandbox", sandboxOptions, "--version").CombinedOutput()
+	if err != nil {
+		p.sandbox = false
+		out, err = exec.CommandContext(ctx, path, "--version").CombinedOutput()
+	}
 	m := versionPattern.FindSubmatch(out)
 	if m == nil {
-		return "", fmt.Errorf("it does not say its version: %q (%v)", firstLine(out), err)
+		return p, fmt.Errorf("it does not say its version: %q (%v)", firstLine(out), err)
 	}
-	v := string(m[0][len("version "):])
-	if b.versions == nil {
-		b.versions = map[binaryKey]string{}
+	p.version = string(m[0][len("version "):])
+	p.sandbox = p.sandbox && hasSeccomp()
+	if b.binaries == nil {
+		b.binaries = map[binaryKey]installed{}
 	}
-	b.versions[key] = v
-	return v, nil
+	b.binaries[key] = p
+	return p, nil
+}
+
+// hasSeccomp says whether the kernel has filters, and lets us have some.
+func hasSeccomp() bool {
+	action := uint32(unix.SECCOMP_RET_KILL_THREAD)
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action)))
+	return errno == 0
 }
 
 // versionTimeout is for a host under load; it takes 20 ms as a rule.
@@ -154,9 +182,9 @@ func firstLine(b []byte) string {
 
 // Examine says what is there, for attest doctor.
 func (b *backend) Examine(context.Context) vmm.Diagnosis {
-	path, version, err := b.find()
-	d := vmm.Diagnosis{Usable: err == nil, Path: path, Version: version}
-	f := vmm.Finding{Name: "program", OK: err == nil, Detail: path + ", version " + version}
+	p, err := b.find()
+	d := vmm.Diagnosis{Usable: err == nil, Path: p.path, Version: p.version}
+	f := vmm.Finding{Name: "program", OK: err == nil, Detail: p.path + ", version " + p.version}
 	if err != nil {
 		f.Detail = err.Error()
 	}
@@ -164,9 +192,17 @@ func (b *backend) Examine(context.Context) vmm.Diagnosis {
 	if err == nil {
 		d.Findings = append(d.Findings,
 			vmm.Finding{Name: "machine types", OK: true, Detail: "q35, microvm"},
+			sandboxFinding(p),
 			vmm.Finding{Name: "networks", OK: true, Detail: "in attest's own process; no root, nothing on the host"})
 	}
 	return d
+}
+
+func sandboxFinding(p installed) vmm.Finding {
+	if p.sandbox {
+		return vmm.Finding{Name: "sandbox", OK: true, Detail: "it may start no program and get no rights (seccomp)"}
+	}
+	return vmm.Finding{Name: "sandbox", Detail: "machines run without: this QEMU or this kernel has no seccomp", Remedy: "install a QEMU that is built with libseccomp"}
 }
 
 // itoa keeps the command line readable.

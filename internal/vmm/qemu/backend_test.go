@@ -24,7 +24,7 @@ func fake(t *testing.T, script string) {
 	t.Setenv(Env, path)
 }
 
-const sayVersion = `if [ "$1" = --version ]; then echo "QEMU emulator version 7.2.0"; exit; fi
+const sayVersion = `case "$*" in *--version*) echo "QEMU emulator version 7.2.0"; exit;; esac
 `
 
 func TestMissing(t *testing.T) {
@@ -77,8 +77,8 @@ func TestVersionIsAskedOnce(t *testing.T) {
 	fake(t, "echo >>"+count+"; echo QEMU emulator version 9.1.0")
 	b := &backend{}
 	for range 3 {
-		if _, version, err := b.find(); err != nil || version != "9.1.0" {
-			t.Fatalf("got %q, %v", version, err)
+		if p, err := b.find(); err != nil || p.version != "9.1.0" {
+			t.Fatalf("got %+v, %v", p, err)
 		}
 	}
 	if data, err := os.ReadFile(count); err != nil || string(data) != "\n" {

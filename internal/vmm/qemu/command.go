@@ -195,6 +195,9 @@ func (c *command) disk(i int, d vmm.Disk) {
 	if !d.ReadOnly {
 		file["discard"], format["discard"] = "unmap", "unmap"
 	}
+	// A qcow2 image names what is below it and what format that has; a guest's raw
+	// disk may begin like an image. Nothing of that counts: each node says which driver
+	// it has and what it reads from, and the lowest reads from nothing.
 	upper := format
 	for _, b := range d.Backing {
 		lower := map[string]any{
@@ -202,6 +205,9 @@ func (c *command) disk(i int, d vmm.Disk) {
 			"file": map[string]any{"driver": "file", "filename": b.Path, "cache": cache, "read-only": true, "auto-read-only": false},
 		}
 		upper["backing"], upper = lower, lower
+	}
+	if upper["driver"] == "qcow2" {
+		upper["backing"] = nil
 	}
 	option, err := json.Marshal(format)
 	if err != nil {

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -68,8 +69,11 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 			Reason: "its firmware cannot boot a disk",
 		}
 	}
-	path, _, err := b.find()
+	qemu, err := b.find()
 	if err != nil {
+		return nil, err
+	}
+	if err := checkDisks(config.Name, hw.Disks); err != nil {
 		return nil, err
 	}
 	began := time.Now()
@@ -88,8 +92,11 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	}
 	cleanup.onError(h.saved)
 	c := h.command()
+	if qemu.sandbox {
+		c.add("-sandbox", sandboxOptions)
+	}
 	m := newMachine(config.Name, ours[1], ours[2], c.saved)
-	err = m.run(ctx, host, supervise.Command{Path: path, Args: append([]string{path}, c.args...), Dir: config.Dir, ExtraFiles: c.files})
+	err = m.run(ctx, host, supervise.Command{Path: qemu.path, Args: append([]string{qemu.path}, c.args...), Dir: config.Dir, ExtraFiles: c.files})
 	for _, f := range append(theirs, h.nics...) {
 		f.Close() // so that only QEMU's end keeps the sockets open
 	}
@@ -128,6 +135,21 @@ func plugIn(config vmm.Config, packets bool, cleanup *closers) ([]*os.File, erro
 		cleanup.always(files[i])
 	}
 	return files, nil
+}
+
+// checkDisks looks once more at the images, which may be others by now: for an
+// external data file QEMU has no option that says that there is none.
+func checkDisks(machine string, disks []vmm.Disk) error {
+	for _, d := range disks {
+		err := vmm.CheckDisk(d.Path, d.Format, true)
+		for _, b := range d.Backing {
+			err = cmp.Or(err, vmm.CheckDisk(b.Path, b.Format, true))
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // QEMU says it, too
+			return fmt.Errorf("%s: %w", machine, err)
+		}
+	}
+	return nil
 }
 
 func newMachine(name string, console, agent net.Conn, s saved) *machine {

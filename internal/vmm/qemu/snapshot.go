@@ -275,11 +275,11 @@ func (b *backend) Fingerprint(host vmm.Host, config vmm.Config) (string, error) 
 		return strings.Join(append(stamps(namedFiles([]string{command.Line}, config.Dir)), command.Line, processor()), "\n"), nil
 	}
 	hw := *config.Boot.(*vmm.Hardware)
-	path, version, err := b.find()
+	qemu, err := b.find()
 	if err != nil {
 		return "", err
 	}
-	st, err := os.Stat(path)
+	st, err := os.Stat(qemu.path)
 	if err != nil {
 		return "", err
 	}
@@ -297,7 +297,7 @@ func (b *backend) Fingerprint(host vmm.Host, config vmm.Config) (string, error) 
 	// The clock's frequency is measured anew by each process, and is never twice
 	// the same; a percent of difference would be another processor.
 	line := clockFrequency.ReplaceAllString(strings.Join(c.args, "\n"), "${1}xxxx")
-	return strings.Join([]string{path, version, fmt.Sprint(st.Size(), st.ModTime().UnixNano()), processor(), line}, "\n"), nil
+	return strings.Join([]string{qemu.path, qemu.version, fmt.Sprint(st.Size(), st.ModTime().UnixNano()), processor(), line}, "\n"), nil
 }
 
 var clockFrequency = regexp.MustCompile(`(tsc_early_khz=\d+)\d{4}`)
