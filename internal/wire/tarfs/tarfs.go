@@ -20,6 +20,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Stats is what was copied.
@@ -168,32 +170,52 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 // name is not empty it replaces the first component of the entries' names. A
 // stream that would lead elsewhere, through a link or by its names, or has other
 // kinds of entries, is an error at that entry; devices, sockets and pipes are
-// skipped. It is also an error when the file system has less than reserve bytes
-// left: a stream may have no end.
+// skipped. It is also an error when the stream has more than maxEntries entries, or
+// when the file system has less than reserve bytes left, or hardly any inodes: a
+// stream may have no end. 0 is for no such reserve. root is best made by OpenDir.
 func Extract(r io.Reader, root *os.Root, name string, reserve int64) (Stats, error) {
-	x := &extractor{root: root, name: name, reserve: reserve, buf: make([]byte, 64<<10)}
+	return newExtractor(root, name, reserve).extract(r)
+}
+
+func newExtractor(root *os.Root, name string, reserve int64) *extractor {
+	return &extractor{name: name, reserve: reserve, buf: make([]byte, 64<<10), chain: chain{root: root}, statfs: syscall.Fstatfs}
+}
+
+func (x *extractor) extract(r io.Reader) (Stats, error) {
+	defer x.chain.close()
 	err := x.run(tar.NewReader(r))
-	x.leave()
 	// Directories that may not be written to get their permissions last.
 	for _, d := range slices.Backward(x.dirs) {
-		err = errors.Join(err, root.Chmod(d.name, d.mode))
+		err = errors.Join(err, x.chmod(d))
 	}
-	return x.Stats, err
+	return x.Stats, quoted(err)
+}
+
+// quoted is an error whose paths, which are the stream's, do nothing to a terminal.
+func quoted(err error) error {
+	var path *fs.PathError
+	var link *os.LinkError
+	switch {
+	case errors.As(err, &path):
+		return fmt.Errorf("%s %q: %w", path.Op, path.Path, path.Err)
+	case errors.As(err, &link):
+		return fmt.Errorf("%s %q: %w", link.Op, link.New, link.Err)
+	}
+	return err
 }
 
 type extractor struct {
 	Stats
-	root *os.Root
-	name string
-	buf  []byte
-	dirs []dir // that get their permissions at the end
-
-	// The directory of the last entry: most have the same.
-	at     *os.Root
-	atName string
+	name    string
+	buf     []byte
+	chain   chain
+	entries int
+	dirs    []dir // that get their permissions at the end
+	names   int   // bytes of their names
 
 	reserve int64
 	unknown int64 // bytes written since the free space was looked at
+	statfs  func(fd int, st *syscall.Statfs_t) error
 }
 
 type dir struct {
@@ -202,8 +224,9 @@ type dir struct {
 }
 
 const (
-	maxName = 4096    // PATH_MAX: a longer one nobody else could open
-	maxDirs = 100_000 // whose permissions have to wait
+	maxName    = 4096     // PATH_MAX, and so a bound of the depth: a longer one nobody else could open
+	maxEntries = 1 << 23  // of a stream
+	maxNames   = 16 << 20 // bytes of the names of directories whose permissions have to wait
 )
 
 func (x *extractor) run(tr *tar.Reader) error {
@@ -226,10 +249,13 @@ func (x *extractor) entry(tr *tar.Reader, h *tar.Header) error {
 	if err != nil {
 		return err
 	}
+	if x.entries++; x.entries > maxEntries {
+		return fmt.Errorf("the copied stream has more than %d entries", maxEntries)
+	}
 	if err := x.spend(entryCost); err != nil {
 		return err
 	}
-	in, base, err := x.enter(name)
+	in, base, err := x.chain.enter(name)
 	if err != nil {
 		return err
 	}
@@ -274,48 +300,6 @@ func (x *extractor) localName(name string) (string, error) {
 	return clean, nil
 }
 
-// enter opens the directory that an entry belongs in. All on the way to it are
-// real directories: a link would lead out of the copy. They stay what they are,
-// because no entry removes a directory.
-func (x *extractor) enter(name string) (in *os.Root, base string, err error) {
-	dir, base := path.Split(name)
-	if dir = strings.TrimSuffix(dir, "/"); dir == "" {
-		return x.root, base, nil
-	}
-	if x.at != nil && x.atName == dir {
-		return x.at, base, nil
-	}
-	x.leave()
-	in = x.root
-	for part := range strings.SplitSeq(dir, "/") {
-		fi, err := in.Lstat(part)
-		if err == nil && !fi.IsDir() {
-			err = fmt.Errorf("the copied stream has an entry %q, and %q is not a directory", name, part)
-		}
-		var next *os.Root
-		if err == nil {
-			next, err = in.OpenRoot(part)
-		}
-		if in != x.root {
-			in.Close()
-		}
-		if err != nil {
-			return nil, "", err
-		}
-		in = next
-	}
-	x.at, x.atName = in, dir
-	return in, base, nil
-}
-
-// leave closes the directory of the last entry.
-func (x *extractor) leave() {
-	if x.at != nil {
-		x.at.Close()
-		x.at = nil
-	}
-}
-
 // makeRoom removes what is in the way of a new file; a directory stays, and is
 // what the creation then fails with.
 func makeRoom(in *os.Root, name string) error {
@@ -339,11 +323,19 @@ func (x *extractor) dir(in *os.Root, name, base string, mode fs.FileMode) error 
 	if mode&0o300 == 0o300 {
 		return in.Chmod(base, mode) // whatever the umask
 	}
-	if len(x.dirs) == maxDirs {
-		return fmt.Errorf("the copied stream has more than %d directories that may not be written to", maxDirs)
+	if x.names += len(name); x.names > maxNames {
+		return fmt.Errorf("the copied stream has too many directories that may not be written to: %d", len(x.dirs))
 	}
 	x.dirs = append(x.dirs, dir{name, mode})
 	return nil
+}
+
+func (x *extractor) chmod(d dir) error {
+	in, base, err := x.chain.enter(d.name)
+	if err != nil {
+		return err
+	}
+	return in.Chmod(base, d.mode)
 }
 
 // link gives a file of the copy another name.
@@ -352,29 +344,49 @@ func (x *extractor) link(of, name string) error {
 	if err != nil {
 		return err
 	}
-	// By way of the directories, which are real ones; Link itself would take links.
-	in, base, err := x.enter(first)
+	// By way of the directories, which are real ones; Root.Link would follow links.
+	in, base, err := x.chain.enter(first)
 	if err != nil {
 		return err
 	}
 	if fi, err := in.Lstat(base); err != nil || !fi.Mode().IsRegular() {
-		return fmt.Errorf("the copied stream has an entry %q that is a link to %q, which is no file", name, of)
+		return fmt.Errorf("the copied stream has an entry %q that is a link to %q, which is not a file", name, of)
 	}
 	if first == name {
 		return nil
 	}
-	in, base, err = x.enter(name)
+	from, err := in.Open(".")
 	if err != nil {
 		return err
 	}
-	if err := makeRoom(in, base); err != nil {
+	defer from.Close()
+	in, newBase, err := x.chain.enter(name)
+	if err != nil {
 		return err
 	}
-	return x.root.Link(first, name)
+	if err := makeRoom(in, newBase); err != nil {
+		return err
+	}
+	to, err := in.Open(".")
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	if err := unix.Linkat(int(from.Fd()), base, int(to.Fd()), newBase, 0); err != nil {
+		return &os.LinkError{Op: "link", Old: first, New: name, Err: err}
+	}
+	return nil
 }
 
 func (x *extractor) file(r io.Reader, h *tar.Header, in *os.Root, name string, mode fs.FileMode) error {
-	f, err := create(in, name)
+	// GNU tar's way to write holes, which tar.Reader reads as zeros: a stream of a
+	// kilobyte would fill a disk.
+	for record := range h.PAXRecords {
+		if strings.HasPrefix(record, "GNU.sparse.") {
+			return fmt.Errorf("the copied stream has an entry %q with a record %q", h.Name, record)
+		}
+	}
+	f, err := create(in, name, 0o600)
 	if err != nil {
 		return err
 	}
@@ -388,17 +400,17 @@ func (x *extractor) file(r io.Reader, h *tar.Header, in *os.Root, name string, m
 
 // create opens a file for writing. One that exists is written in place, as cp
 // does; anything else, links above all, makes room.
-func create(in *os.Root, name string) (*os.File, error) {
+func create(in *os.Root, name string, mode fs.FileMode) (*os.File, error) {
 	flags := os.O_WRONLY | os.O_CREATE | os.O_EXCL
 	if fi, err := in.Lstat(name); err == nil && fi.Mode().IsRegular() {
 		flags = os.O_WRONLY | os.O_TRUNC
 	} else if err := makeRoom(in, name); err != nil {
 		return nil, err
 	}
-	f, err := in.OpenFile(name, flags|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0o600)
+	f, err := in.OpenFile(name, flags|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, mode)
 	if errors.Is(err, syscall.ETXTBSY) || errors.Is(err, fs.ErrPermission) {
 		if err = in.Remove(name); err == nil {
-			f, err = in.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+			f, err = in.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 		}
 	}
 	return f, err
@@ -425,8 +437,11 @@ func (s spender) Write(p []byte) (int, error) {
 }
 
 const (
-	entryCost = 4096     // what an entry takes of a file system, more or less
-	lookEvery = 16 << 20 // bytes between two looks at the free space
+	lookEvery = 16 << 20        // bytes between two looks at the free space
+	entryCost = lookEvery / 256 // what an entry counts as: few files are many inodes on a small file system
+
+	// How many inodes stay free: so many, or a twentieth of all if that is less.
+	reserveInodes = 10_000
 )
 
 // spend counts what goes to the file system, and looks at times whether it has
@@ -436,25 +451,35 @@ func (x *extractor) spend(n int64) error {
 		return nil
 	}
 	x.unknown = 0
-	d, err := x.root.Open(".")
+	d, err := x.chain.root.Open(".")
 	if err != nil {
 		return err
 	}
 	defer d.Close()
 	var st syscall.Statfs_t
-	if err := syscall.Fstatfs(int(d.Fd()), &st); err != nil {
+	if err := x.statfs(int(d.Fd()), &st); err != nil {
 		return err
 	}
 	if free := int64(st.Bavail) * st.Bsize; free < x.reserve {
 		return &NoSpaceError{Free: free, Reserve: x.reserve}
+	}
+	// Some file systems, such as Btrfs, have no number of inodes.
+	if reserve := min(st.Files/20, reserveInodes); st.Ffree < reserve {
+		return &NoSpaceError{Free: int64(st.Ffree), Reserve: int64(reserve), Inodes: true}
 	}
 	return nil
 }
 
 // A NoSpaceError is a stream that was ended because the file system it goes to is
 // nearly full.
-type NoSpaceError struct{ Free, Reserve int64 }
+type NoSpaceError struct {
+	Free, Reserve int64 // bytes, or inodes
+	Inodes        bool
+}
 
 func (e *NoSpaceError) Error() string {
+	if e.Inodes {
+		return fmt.Sprintf("the file system has room for %d more files, and %d are not for copies", e.Free, e.Reserve)
+	}
 	return fmt.Sprintf("the file system has %d MiB left, and %d MiB are not for copies", e.Free>>20, e.Reserve>>20)
 }

@@ -101,10 +101,16 @@ func hostile(t testing.TB) map[string][]byte {
 }
 
 // check extracts a stream into a directory next to one victim and around another,
-// and looks whether anything but the copy itself has changed.
-func check(t *testing.T, b []byte, name string) {
-	dir := t.TempDir()
+// and looks whether anything but the copy itself has changed. dir is empty, and again
+// at the end.
+func check(t *testing.T, dir string, b []byte, name string) {
 	inside := filepath.Join(dir, "inside")
+	defer func() {
+		makeRemovable(inside)
+		if err := errors.Join(os.RemoveAll(inside), os.RemoveAll(filepath.Join(dir, "victim"))); err != nil {
+			t.Error(err)
+		}
+	}()
 	victims := []string{filepath.Join(dir, "victim")}
 	if err := os.Mkdir(inside, 0o700); err != nil {
 		t.Fatal(err)
@@ -146,22 +152,316 @@ func check(t *testing.T, b []byte, name string) {
 	})
 }
 
+// makeRemovable gives back what a copy may have taken from its directories.
+func makeRemovable(dir string) {
+	if os.Geteuid() == 0 {
+		return
+	}
+	filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if d != nil && d.IsDir() {
+			os.Chmod(path, 0o700)
+		}
+		return nil
+	})
+}
+
 func TestHostileStreams(t *testing.T) {
 	for name, b := range hostile(t) {
 		for _, as := range []string{"", "other"} {
-			t.Run(name+"/"+as, func(t *testing.T) { check(t, b, as) })
+			t.Run(name+"/"+as, func(t *testing.T) { check(t, t.TempDir(), b, as) })
 		}
 	}
 }
 
+// FuzzExtract extracts entries of a short description, so that what is tried are
+// streams and not their checksums: type, name, link name and content, each behind its
+// length.
 func FuzzExtract(f *testing.F) {
 	for _, b := range hostile(f) {
-		f.Add(b)
+		f.Add(describe(b))
 	}
+	dir := memoryDir(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		check(t, b, "")
-		check(t, b, "other")
+		s := described(b)
+		check(t, dir, s, "")
+		check(t, dir, s, "other")
 	})
+}
+
+// gnuSparse is a stream of a kilobyte with a file of 8 TiB in GNU tar's format.
+func gnuSparse(t testing.TB) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	// archive/tar reads these records and refuses to write them, so they get their
+	// names afterwards.
+	records := map[string]string{"XXX.sparse.major": "1", "XXX.sparse.minor": "0", "XXX.sparse.realsize": "8796093022208", "XXX.sparse.name": "x"}
+	w := tar.NewWriter(&b)
+	err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "x", Mode: 0o644, Size: 512, Format: tar.FormatPAX, PAXRecords: records})
+	w.Write(append([]byte("1\n8796093022208\n0\n"), make([]byte, 512-18)...))
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return bytes.ReplaceAll(b.Bytes(), []byte("XXX.sparse"), []byte("GNU.sparse"))
+}
+
+func TestHolesOfGNUTar(t *testing.T) {
+	h, err := tar.NewReader(bytes.NewReader(gnuSparse(t))).Next()
+	if err != nil || h.Size != 8<<40 {
+		t.Fatalf("not what tar.Reader takes for it: %+v, %v", h, err)
+	}
+	root, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	st, err := Extract(bytes.NewReader(gnuSparse(t)), root, "", 1<<20)
+	if err == nil || !strings.Contains(err.Error(), "GNU.sparse.") || st.Bytes != 0 {
+		t.Errorf("%d bytes were written: %v", st.Bytes, err)
+	}
+}
+
+// memoryDir is a directory in memory if that can be had: it is made and removed
+// thousands of times.
+func memoryDir(f *testing.F) string {
+	dir, err := os.MkdirTemp("/dev/shm", "tarfs")
+	if err != nil {
+		return f.TempDir()
+	}
+	f.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// describe is the description of a stream, as far as it can be read.
+func describe(stream []byte) (b []byte) {
+	field := func(text string) {
+		text = text[:min(len(text), 255)]
+		b = append(append(b, byte(len(text))), text...)
+	}
+	r := tar.NewReader(bytes.NewReader(stream))
+	for {
+		h, err := r.Next()
+		if err != nil {
+			return b
+		}
+		content, _ := io.ReadAll(r)
+		b = append(b, h.Typeflag, byte(h.Mode>>8), byte(h.Mode))
+		field(h.Name)
+		field(h.Linkname)
+		field(h.PAXRecords[sparseSize])
+		field(string(content))
+	}
+}
+
+// described is the stream of a description.
+func described(b []byte) []byte {
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	field := func() string {
+		if len(b) == 0 {
+			return ""
+		}
+		n := min(int(b[0]), len(b)-1)
+		text := string(b[1 : 1+n])
+		b = b[1+n:]
+		return text
+	}
+	for len(b) >= 3 {
+		h := tar.Header{Typeflag: b[0], Mode: int64(b[1])<<8&0o7777 | int64(b[2]), Format: tar.FormatPAX}
+		b = b[3:]
+		h.Name, h.Linkname = field(), field()
+		if size := field(); size != "" {
+			h.PAXRecords = map[string]string{sparseSize: size}
+		}
+		content := field()
+		if h.Typeflag == tar.TypeReg {
+			h.Size = int64(len(content))
+		}
+		if w.WriteHeader(&h) == nil && h.Typeflag == tar.TypeReg {
+			io.WriteString(w, content)
+		}
+	}
+	w.Close()
+	return out.Bytes()
+}
+
+// A deep tree costs what its entries cost, and not its depth each time; also on the
+// way up.
+func TestDeepTree(t *testing.T) {
+	const depth = 500
+	var entries []tar.Header
+	for i := range depth {
+		name := strings.Repeat("d/", i+1)
+		entries = append(entries, tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o500})
+	}
+	for i := range depth {
+		name := strings.Repeat("d/", depth-i) + "x"
+		entries = append(entries, tar.Header{Typeflag: tar.TypeReg, Name: name}, tar.Header{Typeflag: tar.TypeLink, Name: name + "y", Linkname: name})
+	}
+	root, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	before := openFiles(t)
+	x := newExtractor(root, "", 1)
+	st, err := x.extract(bytes.NewReader(stream(t, entries...)))
+	if err != nil || st.Files != 2*depth {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	if most := len(entries) + depth*depth/keepOpen + 2*depth; x.chain.opens > most {
+		t.Errorf("%d directories were opened for %d entries, want at most %d", x.chain.opens, len(entries), most)
+	}
+	if after := openFiles(t); after != before {
+		t.Errorf("%d files are open, and %d were before", after, before)
+	}
+	makeRemovable(root.Name())
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(fds)
+}
+
+// An earlier copy may have left links: nothing is written through them, also not to
+// what is below the output directory.
+func TestOutputDirectory(t *testing.T) {
+	dir := t.TempDir()
+	victim := filepath.Join(dir, "victim")
+	out, err := os.OpenRoot(mkdir(t, dir, "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	mkdir(t, dir, "victim")
+	first := stream(t, tar.Header{Typeflag: tar.TypeDir, Name: "data/"},
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "data/link", Linkname: victim},
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "data/up", Linkname: "../.."},
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "data/here", Linkname: ".."},
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "data/net.pcapng", Linkname: "../../victim/captured"},
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "data/report", Linkname: "../report"})
+	if _, err := Extract(bytes.NewReader(first), out, "", 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := out.WriteFile("report", []byte("unharmed"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"data/link", "data/link/below", "data/up/victim", "data/here", "data/here/below", "..", "../victim", victim, "data/../..", "report", "a\x1b[31m/../../b"} {
+		d, err := OpenDir(out, name)
+		if err == nil {
+			d.Close()
+			t.Errorf("%q was opened", name)
+		} else if strings.Contains(err.Error(), "\x1b") {
+			t.Errorf("an escape in %q", err)
+		}
+		if f, err := Create(out, name+"/file"); err == nil {
+			f.Close()
+			t.Errorf("a file was made in %q", name)
+		}
+	}
+	for _, name := range []string{"data/net.pcapng", "data/report", "new/below/file", "data/report"} {
+		f, err := Create(out, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteString(name); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		if got, err := out.ReadFile(name); err != nil || string(got) != name {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	d, err := OpenDir(out, "new/below")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if _, err := Extract(bytes.NewReader(stream(t, tar.Header{Typeflag: tar.TypeReg, Name: "owned"})), d, "", 1); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := out.ReadFile("new/below/owned"); err != nil || string(got) != "evil" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if got, err := out.ReadFile("report"); err != nil || string(got) != "unharmed" {
+		t.Errorf("the report has %q, %v", got, err)
+	}
+	if around, _ := os.ReadDir(victim); len(around) > 0 {
+		t.Errorf("written outside: %v", around)
+	}
+}
+
+func mkdir(t *testing.T, dir, name string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// The names in a stream do nothing to a terminal that shows an error.
+func TestNamesInErrors(t *testing.T) {
+	const name = "\x1b]0;title\a\n"
+	root, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	dir := tar.Header{Typeflag: tar.TypeDir, Name: name + "/"}
+	file := tar.Header{Typeflag: tar.TypeReg, Name: name}
+	for what, s := range map[string][]byte{
+		"a file on a directory":        stream(t, dir, file),
+		"a link on a directory":        stream(t, dir, tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: name}),
+		"a hard link on a directory":   stream(t, dir, tar.Header{Typeflag: tar.TypeReg, Name: "x"}, tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: "x"}),
+		"no directory above":           stream(t, tar.Header{Typeflag: tar.TypeReg, Name: name + "/x/y"}),
+		"a link to nothing":            stream(t, tar.Header{Typeflag: tar.TypeLink, Name: "z", Linkname: name}),
+		"a name that is too long":      stream(t, tar.Header{Typeflag: tar.TypeReg, Name: name + strings.Repeat("x", 300)}),
+		"a name that is no local path": stream(t, tar.Header{Typeflag: tar.TypeReg, Name: "../" + name}),
+	} {
+		_, err := Extract(bytes.NewReader(s), root, "", 1)
+		if err == nil || strings.ContainsAny(err.Error(), "\x1b\a\n") {
+			t.Errorf("%s: %q", what, err)
+		}
+	}
+}
+
+// A stream of empty files ends before the inodes do, and one without end at some
+// number of entries.
+func TestInodes(t *testing.T) {
+	root, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	var empty bytes.Buffer
+	if err := tar.NewWriter(&empty).WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "y", Mode: 0o644}); err != nil {
+		t.Fatal(err)
+	}
+	x := newExtractor(root, "", 1)
+	free := uint64(6_000)
+	x.statfs = func(_ int, st *syscall.Statfs_t) error {
+		free -= 256
+		*st = syscall.Statfs_t{Bsize: 4096, Bavail: 1 << 30, Files: 6_000, Ffree: free}
+		return nil
+	}
+	_, err = x.extract(&endless{empty.Bytes()})
+	var full *NoSpaceError
+	if !errors.As(err, &full) || !full.Inodes || full.Free < 300-256 || full.Free >= 300 {
+		t.Errorf("%d inodes are left: %v", free, err)
+	}
+	x = newExtractor(root, "", 1)
+	x.entries = maxEntries - 1
+	x.statfs = func(_ int, st *syscall.Statfs_t) error { // without a number of inodes
+		*st = syscall.Statfs_t{Bsize: 4096, Bavail: 1 << 30}
+		return nil
+	}
+	if st, err := x.extract(&endless{empty.Bytes()}); st.Files != 1 || err == nil || !strings.Contains(err.Error(), "entries") {
+		t.Errorf("%+v, %v", st, err)
+	}
 }
 
 func TestFilesWhoseSizeIsNotKnown(t *testing.T) {
