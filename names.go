@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/network"
 	"github.com/attest-vm/attest/internal/network/services"
 )
@@ -46,6 +47,7 @@ func networksOf(machines []*Machine) []int {
 func (l *Lab) services(n int) services.Config {
 	self := network.Services(n)
 	c := services.Config{MAC: self.MAC, IPv4: self.IPv4, IPv6: self.IPv6, Domain: domain, Names: map[string][]netip.Addr{}}
+	c.Warn = func(text string) { event.Warnf(l.ctx, "%s", text) }
 	for _, m := range l.addresses {
 		var here, elsewhere []netip.Addr
 		for _, i := range m.Interfaces {

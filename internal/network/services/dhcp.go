@@ -79,10 +79,11 @@ func (h *Host) configure4(resp *dhcpv4.DHCPv4, lease Lease) {
 }
 
 func (h *Host) send4(resp *dhcpv4.DHCPv4, dst netip.Addr, mac net.HardwareAddr) {
-	if len(mac) != 6 {
+	b := resp.ToBytes()
+	if len(mac) != 6 || len(b) > maxDatagram {
 		return
 	}
-	h.send(udp(h.config.MAC, mac, h.config.IPv4.Addr(), dst, portDHCP, portDHCPClient, resp.ToBytes()))
+	h.send(udp(h.config.MAC, mac, h.config.IPv4.Addr(), dst, portDHCP, portDHCPClient, b))
 }
 
 // dhcp6 does the same for IPv6 (RFC 8415). A client is its network card, whatever

@@ -189,6 +189,7 @@ func (h *Host) forward(f packet) {
 	select {
 	case h.slots <- struct{}{}:
 	default:
+		h.lost.Add(1)
 		return
 	}
 	f.payload, f.srcMAC = bytes.Clone(f.payload), bytes.Clone(f.srcMAC)

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,6 +29,8 @@ type Config struct {
 	// Forward answers DNS queries for other names, as messages. Without it there
 	// are no others (NXDOMAIN). It is called in a goroutine of its own.
 	Forward func(ctx context.Context, query []byte) ([]byte, error)
+	// Warn is told, by Close, how many answers were lost. Optional.
+	Warn func(text string)
 	// TCP takes frames to the host that are TCP, of which it knows nothing itself; they
 	// are valid during the call. Optional.
 	TCP func(frame []byte)
@@ -52,6 +55,10 @@ const (
 
 	// maxForwards is how many queries are forwarded at a time.
 	maxForwards = 64
+
+	// maxDatagram is the longest payload of UDP in an answer: what fits into a packet of
+	// Ethernet's usual length, with either IP.
+	maxDatagram = 1500 - header6 - headerUDP
 )
 
 // A Host is a machine's end of a port of a switch: what is written to it are
@@ -67,6 +74,7 @@ type Host struct {
 	reverse map[netip.Addr]string
 
 	replies  chan []byte
+	lost     atomic.Uint64 // replies, and queries that were not forwarded
 	forwards sync.WaitGroup
 	slots    chan struct{} // of forwards
 	ctx      context.Context
@@ -104,6 +112,9 @@ func (h *Host) Update(leases []Lease, names map[string][]netip.Addr) {
 func (h *Host) Close() error {
 	h.cancel()
 	h.forwards.Wait()
+	if n := h.lost.Swap(0); n > 0 && h.config.Warn != nil {
+		h.config.Warn(fmt.Sprintf("%v: %d answers were lost, as more was asked than it can answer at a time", h, n))
+	}
 	return nil
 }
 
@@ -132,13 +143,14 @@ func (h *Host) send(frame []byte) {
 	select {
 	case h.replies <- frame:
 	default:
+		h.lost.Add(1)
 	}
 }
 
 // receive answers a frame.
 func (h *Host) receive(frame []byte) {
 	f, ok := parse(frame)
-	if !ok || !h.isMine(f.dstMAC) {
+	if !ok || !h.isMine(f.dstMAC) || f.srcMAC[0]&1 == 1 { // answers would go to a group
 		return
 	}
 	switch {
@@ -189,8 +201,11 @@ func (h *Host) udp(f packet) {
 	}
 }
 
-// answer sends a datagram back to where one came from.
+// answer sends a datagram back to where one came from, if it has the length of one.
 func (h *Host) answer(f packet, payload []byte) {
+	if len(payload) > maxDatagram {
+		return
+	}
 	from := f.dst
 	if from.IsMulticast() || from == broadcast4 {
 		from = h.addressLike(f.src)

@@ -489,6 +489,47 @@ func TestRepliesAreBounded(t *testing.T) {
 	}
 }
 
+// Questions that are larger than the answers may be, or come from nobody in particular, have none.
+func TestExcess(t *testing.T) {
+	h := newHost(t, config())
+	solicit, _ := dhcpv6.NewSolicit(guestMAC)
+	for i := range 3000 { // a jumbo frame, whose answer would be longer than any
+		solicit.AddOption(&dhcpv6.OptIANA{IaId: [4]byte{byte(i), byte(i >> 8)}})
+	}
+	if m := exchange6(t, h, solicit); m != nil {
+		t.Errorf("an answer of %d bytes", len(m.ToBytes()))
+	}
+	discover, _ := dhcpv4.NewDiscovery(guestMAC)
+	discover.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionRelayAgentInformation, make([]byte, 3000)))
+	if _, m := exchange4(t, h, nobody4, discover); m != nil && len(m.ToBytes()) > maxDatagram {
+		t.Errorf("an offer of %d bytes", len(m.ToBytes()))
+	}
+	group := net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
+	if p := ask(t, h, icmp(group, hostMAC, guest4, host4, []byte{8, 0, 0, 0, 0, 7, 0, 1})); p != nil {
+		t.Errorf("everybody gets %+v", p)
+	}
+}
+
+// A flood of queries costs no memory, and what it costs others is told.
+func TestFloodIsTold(t *testing.T) {
+	c := config()
+	c.Forward = func(ctx context.Context, _ []byte) ([]byte, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	told := ""
+	c.Warn = func(text string) { told += text }
+	h := New(c)
+	q := append([]byte("\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07example\x03org\x00"), 0, 1, 0, 1)
+	for range maxForwards + 7 {
+		h.Write(udp(guestMAC, hostMAC, guest4, host4, 40000, portDNS, q))
+	}
+	h.Close()
+	if want := "services of 192.168.1.0/24: 7 answers were lost, as more was asked than it can answer at a time"; told != want {
+		t.Errorf("told %q, want %q", told, want)
+	}
+}
+
 // Whatever a guest sends: an answer is a whole frame from the host, and never
 // longer than Ethernet's usual ones.
 func FuzzHost(f *testing.F) {
@@ -520,7 +561,7 @@ func FuzzHost(f *testing.F) {
 		}
 		for len(h.replies) > 0 {
 			reply := <-h.replies
-			if p, ok := parse(reply); !ok || !bytes.Equal(p.srcMAC, hostMAC) || len(reply) > 9100 {
+			if p, ok := parse(reply); !ok || !bytes.Equal(p.srcMAC, hostMAC) || len(reply) > max(ether4+1500, len(data)+100) {
 				t.Fatalf("answered %x", reply)
 			}
 		}
