@@ -367,7 +367,7 @@ func (s *Store) blame(m mmdebstrap, t *transcript, code int) error {
 		}
 	}
 	if f := noSuite.FindStringSubmatch(all); f != nil && strings.Contains(all, "404  Not Found") {
-		return specErrorf("suite", "%s has no Debian release %q; give the code name of one, such as bookworm, or stable (%s names another mirror: archive.debian.org keeps old releases)", f[1], f[2], MirrorEnv)
+		return specErrorf("suite", "%s has no Debian release %q; give the code name of one, such as bookworm, or stable (%s names another mirror, such as an archive of old releases)", f[1], f[2], MirrorEnv)
 	}
 	e := &BuildError{Image: m.title, Phase: cmp.Or(t.phase, "mmdebstrap"), Output: output, Err: fmt.Errorf("mmdebstrap: exit code %d", code)}
 	if code == killedCode {

@@ -31,10 +31,10 @@ func TestBlame(t *testing.T) {
 			"run: image debian:bookworm+x: run[1] \"make install\" failed with exit code 2\n  make: *** No rule to make target 'install'."},
 		{"disk full", "dpkg: error processing archive x.deb (--unpack):\n cannot copy extracted data: failed to write (No space left on device)", "space: image cache "},
 		{"apt's count", "E: You don't have enough free space in /var/cache/apt/archives/.", "space: image cache "},
-		{"no network", "I: running apt-get update...\nErr:1 http://deb.debian.org/debian bookworm InRelease\n  Temporary failure resolving 'deb.debian.org'\nE: Failed to fetch http://deb.debian.org/debian/dists/bookworm/InRelease",
+		{"no network", "I: running apt-get update...\nErr:1 http://deb.example.org/debian bookworm InRelease\n  Temporary failure resolving 'deb.example.org'\nE: Failed to fetch http://deb.example.org/debian/dists/bookworm/InRelease",
 			"build: image debian:bookworm+x: fetching package lists failed: Debian's mirror cannot be reached: temporary failure resolving"},
-		{"no such release", "I: running apt-get update...\nErr:2 http://deb.debian.org/debian nosuch Release\n  404  Not Found [IP: 203.0.113.80 80]\nE: The repository 'http://deb.debian.org/debian nosuch Release' does not have a Release file.\nE: apt-get update --error-on=any failed",
-			"spec: image: suite: http://deb.debian.org/debian has no Debian release \"nosuch\"; give the code name of one"},
+		{"no such release", "I: running apt-get update...\nErr:2 http://deb.example.org/debian nosuch Release\n  404  Not Found [IP: 203.0.113.80 80]\nE: The repository 'http://deb.example.org/debian nosuch Release' does not have a Release file.\nE: apt-get update --error-on=any failed",
+			"spec: image: suite: http://deb.example.org/debian has no Debian release \"nosuch\"; give the code name of one"},
 		{"postinst", "attest: phase installing packages\ndpkg: error processing package x (--configure):\n installed x package post-installation script subprocess returned error exit status 1\nE: Sub-process /usr/bin/dpkg returned an error code (1)",
 			"build: image debian:bookworm+x: installing packages failed: dpkg: error processing package x"},
 		{"a crash", "perl: out of memory", "build: image debian:bookworm+x: mmdebstrap failed (mmdebstrap: exit code 9)\n  perl: out of memory"},
@@ -79,13 +79,13 @@ func kindOf(err error) string {
 func TestProgress(t *testing.T) {
 	s := openTest(t)
 	for line, want := range map[string]string{
-		"Get:12 http://deb.debian.org/debian bookworm/main amd64 nginx amd64 1.22.1-9 [527 kB]": "downloading nginx",
-		"Get:2 http://deb.debian.org/debian bookworm InRelease [151 kB]":                        "downloading package lists",
-		"Unpacking libc6:amd64 (2.36-9) ...":                                                    "unpacking libc6",
-		"Setting up nginx (1.22.1-9) ...":                                                       "setting up nginx",
-		"I: creating tarball...":                                                                "packing the image",
-		"attest: run 0":                                                                         "running make",
-		"Reading state information...":                                                          "",
+		"Get:12 http://deb.example.org/debian bookworm/main amd64 nginx amd64 1.22.1-9 [527 kB]": "downloading nginx",
+		"Get:2 http://deb.example.org/debian bookworm InRelease [151 kB]":                        "downloading package lists",
+		"Unpacking libc6:amd64 (2.36-9) ...":                                                     "unpacking libc6",
+		"Setting up nginx (1.22.1-9) ...":                                                        "setting up nginx",
+		"I: creating tarball...":                                                                 "packing the image",
+		"attest: run 0":                                                                          "running make",
+		"Reading state information...":                                                           "",
 	} {
 		var bus event.Bus
 		var got string

@@ -139,7 +139,7 @@ func egressOf(v sl.Value) ([]string, error) {
 		for x := range v.Elements() {
 			s, ok := sl.AsString(x)
 			if !ok {
-				return nil, usagef("machine: egress is a list of destinations such as [\"deb.debian.org\", \"10.0.0.0/8\"]; it has %s", operation.Describe(plain(x)))
+				return nil, usagef("machine: egress is a list of destinations such as [\"mirror.example.org\", \"10.0.0.0/8\"]; it has %s", operation.Describe(plain(x)))
 			}
 			out = append(out, s)
 		}
