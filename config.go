@@ -81,9 +81,10 @@ type MachineConfig struct {
 	// answer. 0: what BootTimeoutEnv says, or 5 minutes, more on a slow host.
 	BootTimeout time.Duration
 	// Egress is where the machine may connect to outside of the lab, which is
-	// nowhere unless it says so: "*" is everywhere; a name, an address or a range of
-	// addresses, each with or without a port, is there ("deb.debian.org:443",
-	// "10.0.0.0/8"); "host" is the loopback of this host.
+	// nowhere unless it says so: "*" is everywhere but this host and the metadata services
+	// of clouds; a name, an address or a range of addresses, each with or without a port,
+	// is there ("mirror.example.org:443", "10.0.0.0/8"); "host" is this host. docs/networks.md
+	// has what each opens.
 	Egress []string
 	// StartCommand starts the machine in place of an image: a line of shell that
 	// ends up in exec qemu… "$@", such as NixOS's run-NAME-vm (docs/foreign.md).

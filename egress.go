@@ -32,14 +32,21 @@ func (m *Machine) attachEgress(own network.Interface, attach attachment) error {
 	if err != nil {
 		return err
 	}
-	gateway, err := egress.New(egress.Config{Rules: rules, Report: m.reportEgress})
+	var guest []netip.Addr
+	for _, i := range m.address.Interfaces {
+		guest = append(guest, i.IPv4.Addr(), i.IPv6.Addr())
+	}
+	warn := func(text string) {
+		event.Publish(m.lab.ctx, event.Log{Machine: m.Name(), Level: "warning", Text: "egress: " + text})
+	}
+	gateway, err := egress.New(egress.Config{Rules: rules, Guest: guest, Report: m.reportEgress, Warn: warn})
 	if err != nil {
 		return err
 	}
 	names := services.New(services.Config{
 		MAC: egress.NameMAC, IPv4: egress.NameIPv4, IPv6: egress.NameIPv6,
 		Leases: []services.Lease{{MAC: own.MAC, Name: m.Name(), IPv4: own.IPv4, IPv6: own.IPv6}},
-		Router: egress.GatewayIPv4.Addr(), Forward: gateway.Resolve, TCP: gateway.NameServer,
+		Router: egress.GatewayIPv4.Addr(), Forward: gateway.Resolve, TCP: gateway.NameServer, Warn: warn,
 	})
 	ctx := m.lab.ctx
 	sw := network.New("outside", network.Options{})

@@ -239,7 +239,7 @@ type Egress struct {
 	Destination string        `json:"destination"`    // "192.0.2.1:443", or the name
 	Name        string        `json:"name,omitempty"` // by which the guest knows the destination
 	Allowed     bool          `json:"allowed"`
-	Error       string        `json:"error,omitempty"` // why an allowed one was not made, or broke
+	Error       string        `json:"error,omitempty"` // why an allowed one was not made, or broke; why one was refused that a rule seems to allow
 	Sent        uint64        `json:"sent"`            // by the guest, in bytes
 	Received    uint64        `json:"received"`
 	Duration    time.Duration `json:"duration"`

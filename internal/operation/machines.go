@@ -29,7 +29,7 @@ var machinesTable = []*Operation{
 			{Name: "backend", Type: String, Default: "", Named: true, Doc: "as with `machine(…)`, like all that follows"},
 			{Name: "memory", Type: Int, Default: 0, Named: true, Doc: "MiB"},
 			{Name: "cpus", Type: Int, Default: 0, Named: true, Doc: "how many processors"},
-			{Name: "egress", Type: Strings, Default: Absent, Named: true, Doc: "where it may connect to outside of the lab, see [networks.md](networks.md); nowhere unless given, `\"*\"` is everywhere"},
+			{Name: "egress", Type: Strings, Default: Absent, Named: true, Doc: "where it may connect to outside of the lab, see [networks.md](networks.md); nowhere unless given, `\"*\"` is everywhere but this host"},
 			{Name: "networks", Type: Ints, Default: Absent, Named: true, Doc: "the networks it is on; `[1]` unless given"},
 			{Name: "type", Type: String, Default: "", Named: true, Doc: "QEMU's machine type"},
 			{Name: "cmdline", Type: String, Default: "", Named: true, Doc: "more arguments for the kernel"},

@@ -772,7 +772,7 @@ func egressLog(e event.Egress) event.Log {
 	l := event.Log{Machine: e.Machine, Level: "info"}
 	switch {
 	case !e.Allowed:
-		l.Level, l.Text = "warning", "egress refused: "+to+"; the machine's egress= does not have it"
+		l.Level, l.Text = "warning", "egress refused: "+to+"; "+cmp.Or(e.Error, "the machine's egress= does not have it")
 	case e.Error != "":
 		l.Level, l.Text = "warning", fmt.Sprintf("egress: %s: %s", to, e.Error)
 	default:

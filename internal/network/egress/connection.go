@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,25 +26,57 @@ type target struct {
 	dial     string         // as the host has it
 	name     string         // by which the guest knows it
 	allowed  bool
+	why      string // it is not, though a rule has it
+}
+
+// connection is the target as it is reported.
+func (t target) connection() Connection {
+	return Connection{Protocol: t.protocol, Destination: t.dst.String(), Name: t.name, Allowed: t.allowed, Error: t.why}
 }
 
 // target holds a destination against the rules.
 func (g *Gateway) target(protocol string, id stack.TransportEndpointID) target {
 	addr, _ := netip.AddrFromSlice(id.LocalAddress.AsSlice())
 	t := target{protocol: protocol, dst: netip.AddrPortFrom(addr, id.LocalPort)}
-	g.mu.Lock()
-	names := slices.Clone(g.names[addr])
-	g.mu.Unlock()
 	t.dial = t.dst.String()
+	k := kindOf(addr)
 	switch {
-	case addr == g.config.IPv4.Addr() || addr == g.config.IPv6.Addr():
-		names = append(names, HostName)
+	case isGateway(addr):
+		k, t.name = loopback, HostName
 		t.dial = netip.AddrPortFrom(hostLoopback[addr.Is4()], t.dst.Port()).String()
-	case g.config.IPv4.Contains(addr) || g.config.IPv6.Contains(addr):
+	case GatewayIPv4.Contains(addr) || GatewayIPv6.Contains(addr):
 		return t // nobody lives there
 	}
-	t.name = strings.Join(names, ", ")
-	t.allowed = g.config.Rules.allows(t.dst, names)
+	now := g.now()
+	has := func(name string) bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.pins.has(name, addr, now)
+	}
+	if k != loopback {
+		g.mu.Lock()
+		t.name = strings.Join(g.pins.names(addr, now), ", ")
+		g.mu.Unlock()
+	}
+	t.allowed, t.why = g.config.Rules.decide(t.dst, k, has)
+	if k > private {
+		return t
+	}
+	asOwn, why := g.config.Rules.decide(t.dst, ofHost, has)
+	if asOwn == t.allowed {
+		return t // it does not matter whose address it is
+	}
+	for _, a := range append(embedded(addr), addr) {
+		local, err := g.isLocal(a)
+		if err != nil {
+			t.allowed, t.why = false, "cannot tell whether it is an address of this host: "+err.Error()
+			return t
+		}
+		if local {
+			t.allowed, t.why = asOwn, why
+			return t
+		}
+	}
 	return t
 }
 
@@ -53,17 +84,17 @@ func (g *Gateway) target(protocol string, id stack.TransportEndpointID) target {
 func (g *Gateway) tcp(r *tcp.ForwarderRequest) {
 	t := g.target("tcp", r.ID())
 	if t.dst == nameServer[t.dst.Addr().Is4()] {
-		if !g.start(func() { g.serveNames(r) }) {
+		if !g.start(g.askers, func() { g.serveNames(r) }) {
 			r.Complete(true)
 		}
 		return
 	}
 	if !t.allowed {
 		r.Complete(true)
-		g.refuse(t.protocol, t.dst.String(), t.name)
+		g.refuse(t.connection())
 		return
 	}
-	if !g.start(func() { g.connectTCP(t, r) }) {
+	if !g.start(g.places, func() { g.connectTCP(t, r) }) {
 		r.Complete(true)
 	}
 }
@@ -72,10 +103,10 @@ func (g *Gateway) tcp(r *tcp.ForwarderRequest) {
 // something that the guest shall see as if it were there itself.
 func (g *Gateway) connectTCP(t target, r *tcp.ForwarderRequest) {
 	start := time.Now()
-	done := Connection{Protocol: t.protocol, Destination: t.dst.String(), Name: t.name, Allowed: true}
+	done := t.connection()
 	defer func() {
 		done.Duration = time.Since(start)
-		g.config.Report(done)
+		g.done(done)
 	}()
 	outside, err := g.dial(g.ctx, "tcp", t.dial)
 	if err != nil {
@@ -135,45 +166,44 @@ func (g *Gateway) relay(inside *gonet.TCPConn, outside *net.TCPConn, ep tcpip.En
 	return sent, received, err
 }
 
-// prohibit tells the guest, as a firewall does, that the rules do not allow the flow that
-// a packet would begin (RFC 1812 5.2.7.1, RFC 4443 3.1). It is not so if they do.
-func (g *Gateway) prohibit(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+// udp is called with every packet that belongs to no flow.
+func (g *Gateway) udp(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	t := g.target("udp", id)
-	if t.allowed {
+	if !t.allowed {
+		g.refuse(t.connection())
+		g.prohibit(pkt)
+		return true
+	}
+	var queue waiter.Queue
+	ep, err := udp.NewForwarderRequest(g.stack, id, pkt).CreateEndpoint(&queue)
+	if err != nil {
 		return false
 	}
-	g.refuse(t.protocol, t.dst.String(), t.name)
+	inside := gonet.NewUDPConn(&queue, ep)
+	if !g.start(g.places, func() { g.flow(t, inside) }) {
+		inside.Close()
+	}
+	return true
+}
+
+// prohibit tells the guest, as a firewall does, that the rules do not allow the flow that
+// a packet would begin (RFC 1812 5.2.7.1, RFC 4443 3.1).
+func (g *Gateway) prohibit(pkt *stack.PacketBuffer) {
 	switch p := g.stack.NetworkProtocolInstance(pkt.NetworkProtocolNumber).(type) {
 	case stack.RejectIPv4WithHandler:
 		p.SendRejectionError(pkt, stack.RejectIPv4WithICMPAdminProhibited, true)
 	case stack.RejectIPv6WithHandler:
 		p.SendRejectionError(pkt, stack.RejectIPv6WithICMPAdminProhibited, true)
 	}
-	return true
-}
-
-// udp is called with the first packet of every flow.
-func (g *Gateway) udp(r *udp.ForwarderRequest) bool {
-	t := g.target("udp", r.ID())
-	var queue waiter.Queue
-	ep, err := r.CreateEndpoint(&queue)
-	if err != nil {
-		return false
-	}
-	inside := gonet.NewUDPConn(&queue, ep)
-	if !g.start(func() { g.flow(t, inside) }) {
-		inside.Close()
-	}
-	return true
 }
 
 // flow carries packets both ways until none has come for a while.
 func (g *Gateway) flow(t target, inside *gonet.UDPConn) {
 	start := time.Now()
-	done := Connection{Protocol: t.protocol, Destination: t.dst.String(), Name: t.name, Allowed: true}
+	done := t.connection()
 	defer func() {
 		done.Duration = time.Since(start)
-		g.config.Report(done)
+		g.done(done)
 	}()
 	defer inside.Close()
 	outside, err := g.dial(g.ctx, "udp", t.dial)

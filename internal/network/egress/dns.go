@@ -6,10 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
-	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -19,39 +16,212 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// askTimeout is how long one nameserver may take.
-const askTimeout = 5 * time.Second
+const (
+	// maxRecords is how many records of an answer the guest gets, and maxParsed how many
+	// are looked at for that.
+	maxRecords = 128
+	maxParsed  = 1024
+	// maxAliases is how many names an answer may go through to its addresses.
+	maxAliases = 16
+	// udpSize is how long an answer the host's nameservers may send in a packet
+	// (EDNS, RFC 6891): what fits into one of IPv6's smallest.
+	udpSize = 1232
+
+	// namesIdle is how long a guest may keep a connection to the name server without a
+	// question.
+	namesIdle = 30 * time.Second
+	// maxNamesConnections is how many such connections there are at a time.
+	maxNamesConnections = 16
+	// maxQuery is the longest query that is read over one. A name has 255 bytes.
+	maxQuery = 4096
+)
 
 // Resolve answers a DNS query of the guest's by asking the host's nameservers,
 // if the rules have the name. What it learns of the name lets connections to it
-// through.
+// through. The error is that the query is none.
+//
+// The query and the answer are both made anew: of the query its one question goes out,
+// and of the answer the records that belong to the question come in.
 func (g *Gateway) Resolve(ctx context.Context, query []byte) ([]byte, error) {
 	var p dnsmessage.Parser
-	header, err := p.Start(query)
+	h, err := p.Start(query)
 	if err != nil {
 		return nil, err
+	}
+	if h.Response {
+		return nil, errors.New("an answer to no question")
+	}
+	if h.OpCode != 0 {
+		return reply(h, nil, answer{code: dnsmessage.RCodeNotImplemented})
+	}
+	if count(query) != 1 {
+		return reply(h, nil, answer{code: dnsmessage.RCodeFormatError})
 	}
 	q, err := p.Question()
 	if err != nil {
 		return nil, err
 	}
-	name := strings.ToLower(strings.TrimSuffix(q.Name.String(), "."))
+	if q.Class != dnsmessage.ClassINET || isMeta(q.Type) {
+		return reply(h, &q, answer{code: dnsmessage.RCodeNotImplemented})
+	}
+	name := nameOf(q.Name)
 	if !g.config.Rules.allowsName(name) {
-		g.refuse("dns", name, "")
-		return failure(header, q, dnsmessage.RCodeRefused)
+		g.refuse(Connection{Protocol: "dns", Destination: quoted(name)})
+		return reply(h, &q, answer{code: dnsmessage.RCodeRefused})
 	}
-	answer, err := g.ask(ctx, query)
+	a, err := g.ask(ctx, q)
 	if err != nil {
-		g.config.Report(Connection{Protocol: "dns", Destination: name, Allowed: true, Error: err.Error()})
-		return failure(header, q, dnsmessage.RCodeServerFailure)
+		g.failed(Connection{Protocol: "dns", Destination: quoted(name), Allowed: true, Error: err.Error()})
+		return reply(h, &q, answer{code: dnsmessage.RCodeServerFailure})
 	}
-	g.learn(name, answer)
-	return answer, nil
+	g.learn(name, a)
+	return reply(h, &q, a)
 }
 
-// namesIdle is how long a guest may keep a connection to the name server without a
-// question.
-const namesIdle = 30 * time.Second
+// isMeta says whether a type is one that no record has (RFC 6895 3.1), such as a transfer of
+// a zone or all types at once.
+func isMeta(t dnsmessage.Type) bool {
+	return t == 0 || t == dnsmessage.TypeOPT || t >= 128 && t < 256
+}
+
+func nameOf(n dnsmessage.Name) string {
+	return strings.ToLower(strings.TrimSuffix(n.String(), "."))
+}
+
+// newQuery is a query with nothing in it but a question.
+func newQuery(id uint16, q dnsmessage.Question) ([]byte, error) {
+	var opt dnsmessage.ResourceHeader
+	if err := opt.SetEDNS0(udpSize, dnsmessage.RCodeSuccess, false); err != nil {
+		return nil, err
+	}
+	m := dnsmessage.Message{
+		Header:      dnsmessage.Header{ID: id, RecursionDesired: true},
+		Questions:   []dnsmessage.Question{q},
+		Additionals: []dnsmessage.Resource{{Header: opt, Body: &dnsmessage.OPTResource{}}},
+	}
+	return m.Pack()
+}
+
+// An answer is what is taken over from a nameserver's.
+type answer struct {
+	code      dnsmessage.RCode
+	truncated bool
+	records   []dnsmessage.Resource // aliases of the name that was asked for, and what was asked for of them
+}
+
+// parseAnswer takes from a message what answers a question. What is no answer to it is an
+// error.
+func parseAnswer(b []byte, id uint16, q dnsmessage.Question) (answer, error) {
+	var p dnsmessage.Parser
+	h, err := p.Start(b)
+	if err != nil {
+		return answer{}, err
+	}
+	if !h.Response || h.ID != id || h.OpCode != 0 {
+		return answer{}, errors.New("it is no answer to this query")
+	}
+	asked, err := p.Question()
+	if err != nil {
+		return answer{}, err
+	}
+	if count(b) != 1 || asked.Type != q.Type || asked.Class != q.Class || nameOf(asked.Name) != nameOf(q.Name) {
+		return answer{}, errors.New("it answers another question")
+	}
+	if err := p.SkipAllQuestions(); err != nil {
+		return answer{}, err
+	}
+	var all []dnsmessage.Resource
+	for {
+		r, err := p.Answer()
+		if err == dnsmessage.ErrSectionDone {
+			return answer{h.RCode, h.Truncated, belonging(all, q)}, nil
+		}
+		if err != nil {
+			return answer{}, err
+		}
+		if all = append(all, r); len(all) > maxParsed {
+			return answer{}, fmt.Errorf("it has more than %d records", maxParsed)
+		}
+	}
+}
+
+// count is the number of questions of a message that has a header (RFC 1035 4.1.1).
+func count(message []byte) uint16 { return binary.BigEndian.Uint16(message[4:]) }
+
+// belonging are the records that answer a question: the aliases from its name on, and the
+// records of its type that the last of them has.
+func belonging(all []dnsmessage.Resource, q dnsmessage.Question) (out []dnsmessage.Resource) {
+	aliases := map[string]dnsmessage.Resource{}
+	for _, r := range all {
+		if _, ok := r.Body.(*dnsmessage.CNAMEResource); ok && r.Header.Class == q.Class {
+			aliases[nameOf(r.Header.Name)] = r
+		}
+	}
+	name := nameOf(q.Name)
+	for range maxAliases {
+		alias, ok := aliases[name]
+		if !ok || q.Type == dnsmessage.TypeCNAME {
+			break
+		}
+		out = append(out, alias)
+		name = nameOf(alias.Body.(*dnsmessage.CNAMEResource).CNAME)
+	}
+	for _, r := range all {
+		if len(out) == maxRecords {
+			break
+		}
+		if r.Header.Type == q.Type && r.Header.Class == q.Class && nameOf(r.Header.Name) == name {
+			out = append(out, r)
+		}
+	}
+	for i := range out {
+		out[i].Header.TTL = min(out[i].Header.TTL, maxTTL)
+	}
+	return out
+}
+
+// addresses are the addresses in the records, with the time that they hold.
+func (a answer) addresses() map[netip.Addr]time.Duration {
+	out := map[netip.Addr]time.Duration{}
+	for _, r := range a.records {
+		holds := time.Duration(r.Header.TTL) * time.Second
+		switch body := r.Body.(type) {
+		case *dnsmessage.AResource:
+			out[netip.AddrFrom4(body.A)] = holds
+		case *dnsmessage.AAAAResource:
+			out[netip.AddrFrom16(body.AAAA)] = holds
+		}
+	}
+	return out
+}
+
+// learn remembers which addresses a name has.
+func (g *Gateway) learn(name string, a answer) {
+	now := g.now()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for addr, holds := range a.addresses() {
+		g.pins.learn(name, addr, now.Add(holds+pinGrace))
+	}
+}
+
+// reply is an answer as the guest gets it. Records that it cannot be written with are a failure
+// of the nameserver.
+func reply(h dnsmessage.Header, q *dnsmessage.Question, a answer) ([]byte, error) {
+	m := dnsmessage.Message{Header: dnsmessage.Header{
+		ID: h.ID, Response: true, OpCode: h.OpCode, RecursionDesired: h.RecursionDesired, RecursionAvailable: true,
+		RCode: a.code & 15, Truncated: a.truncated,
+	}, Answers: a.records}
+	if q != nil {
+		m.Questions = []dnsmessage.Question{*q}
+	}
+	b, err := m.Pack()
+	if err != nil || len(b) > maxMessage {
+		m.Answers, m.Truncated, m.RCode = nil, false, dnsmessage.RCodeServerFailure
+		return m.Pack()
+	}
+	return b, nil
+}
 
 // serveNames answers DNS queries over TCP, each behind its length (RFC 7766): what
 // did not fit into a packet is asked for again that way.
@@ -65,163 +235,27 @@ func (g *Gateway) serveNames(r *tcp.ForwarderRequest) {
 	conn := gonet.NewTCPConn(&queue, ep)
 	defer conn.Close()
 	defer context.AfterFunc(g.ctx, ep.Abort)()
-	for {
-		conn.SetDeadline(time.Now().Add(namesIdle))
-		query, err := readMessage(conn)
-		if err != nil {
-			return
-		}
-		answer, err := g.Resolve(g.ctx, query)
-		if err != nil {
-			return // it was no query
-		}
-		if err := writeMessage(conn, answer); err != nil {
-			return
-		}
+	for conn.SetDeadline(time.Now().Add(namesIdle)); g.answerOne(conn) == nil; conn.SetDeadline(time.Now().Add(namesIdle)) {
 	}
 }
 
-// writeMessage writes a DNS message as TCP carries it: after its length (RFC 1035
-// 4.2.2).
-func writeMessage(w io.Writer, m []byte) error {
-	_, err := w.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(m))), m...))
-	return err
-}
-
-func readMessage(r io.Reader) ([]byte, error) {
-	var length [2]byte
-	if _, err := io.ReadFull(r, length[:]); err != nil {
-		return nil, err
-	}
-	m := make([]byte, binary.BigEndian.Uint16(length[:]))
-	_, err := io.ReadFull(r, m)
-	return m, err
-}
-
-func failure(h dnsmessage.Header, q dnsmessage.Question, code dnsmessage.RCode) ([]byte, error) {
-	b := dnsmessage.NewBuilder(nil, dnsmessage.Header{ID: h.ID, Response: true, OpCode: h.OpCode, RecursionDesired: h.RecursionDesired, RecursionAvailable: true, RCode: code})
-	if err := b.StartQuestions(); err != nil {
-		return nil, err
-	}
-	if err := b.Question(q); err != nil {
-		return nil, err
-	}
-	return b.Finish()
-}
-
-// learn remembers which addresses a name of the rules has.
-func (g *Gateway) learn(name string, answer []byte) {
-	const most = 4096
-	var p dnsmessage.Parser
-	if _, err := p.Start(answer); err != nil || p.SkipAllQuestions() != nil {
-		return
-	}
-	for {
-		r, err := p.Answer()
-		if err != nil {
-			return
-		}
-		var addr netip.Addr
-		switch body := r.Body.(type) {
-		case *dnsmessage.AResource:
-			addr = netip.AddrFrom4(body.A)
-		case *dnsmessage.AAAAResource:
-			addr = netip.AddrFrom16(body.AAAA)
-		default:
-			continue
-		}
-		g.mu.Lock()
-		if len(g.names) < most && !slices.Contains(g.names[addr], name) {
-			g.names[addr] = append(g.names[addr], name)
-		}
-		g.mu.Unlock()
-	}
-}
-
-// ask asks the nameservers, one after the other.
-func (g *Gateway) ask(ctx context.Context, query []byte) ([]byte, error) {
-	servers := g.config.Nameservers
-	if servers == nil {
-		servers = hostNameservers()
-	}
-	var errs []error
-	for _, s := range servers {
-		answer, err := exchange(ctx, s, query)
-		if err == nil {
-			return answer, nil
-		}
-		errs = append(errs, err)
-	}
-	if len(errs) == 0 {
-		return nil, errors.New("the host has no nameserver (/etc/resolv.conf)")
-	}
-	return nil, errors.Join(errs...)
-}
-
-// exchange asks one nameserver, over TCP if the answer is too long for UDP.
-func exchange(ctx context.Context, server string, query []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	answer, err := exchangeOver(ctx, "udp", server, query)
-	const truncated = 0x02 // RFC 1035 4.1.1
-	if err == nil && answer[2]&truncated != 0 {
-		if long, err := exchangeOver(ctx, "tcp", server, query); err == nil {
-			return long, nil
-		}
-	}
-	return answer, err
-}
-
-func exchangeOver(ctx context.Context, network, server string, query []byte) ([]byte, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, network, server)
+// answerOne reads one query and answers it. The error is that the connection is of no more use.
+func (g *Gateway) answerOne(conn io.ReadWriter) error {
+	query, err := readMessage(conn, maxQuery)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	conn.SetDeadline(deadline)
-	if network == "tcp" {
-		if err := writeMessage(conn, query); err != nil {
-			return nil, err
-		}
-		answer, err := readMessage(conn)
-		if err != nil {
-			return nil, err
-		}
-		return checkAnswer(query, answer)
+	answer, err := g.Resolve(g.ctx, query)
+	if err != nil {
+		return err
 	}
-	if _, err := conn.Write(query); err != nil {
-		return nil, err
-	}
-	b := make([]byte, 64<<10)
-	for {
-		n, err := conn.Read(b)
-		if err != nil {
-			return nil, err
-		}
-		if answer, err := checkAnswer(query, b[:n]); err == nil {
-			return answer, nil
-		}
-	}
+	return writeMessage(conn, answer)
 }
 
-// checkAnswer refuses what is no answer to the query.
-func checkAnswer(query, answer []byte) ([]byte, error) {
-	if len(query) < 12 || len(answer) < 12 || query[0] != answer[0] || query[1] != answer[1] {
-		return nil, fmt.Errorf("%d bytes that are no answer", len(answer))
+// quoted is a name that a guest made up, for people to read.
+func quoted(name string) string {
+	if q := fmt.Sprintf("%+q", name); q != `"`+name+`"` {
+		return q
 	}
-	return answer, nil
-}
-
-// hostNameservers reads the host's resolv.conf(5).
-func hostNameservers() (servers []string) {
-	text, _ := os.ReadFile("/etc/resolv.conf")
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Fields(line)
-		if len(fields) >= 2 && fields[0] == "nameserver" {
-			servers = append(servers, net.JoinHostPort(fields[1], "53"))
-		}
-	}
-	return servers
+	return name
 }

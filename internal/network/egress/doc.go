@@ -11,4 +11,9 @@
 //
 // Nothing but TCP, UDP and the questions of DNS gets out, and what the rules refuse is
 // told so. Pings to anything but the gateway stay without an answer.
+//
+// The guest is hostile. The rules decide by the address of a packet, and by what that address
+// is (see kind). Names only open addresses that were in an answer to a query of the gateway's
+// own. Whatever is kept for a guest has a limit, and what is beyond it is counted.
+// docs/networks.md has the threat model.
 package egress

@@ -3,12 +3,17 @@ package egress
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -43,8 +48,10 @@ const (
 	nic = 1
 	mtu = 1500
 
-	// maxConnections is how many connections and flows a guest has at a time.
-	maxConnections = 2048
+	// maxConnections is how many connections and flows a guest has at a time. Each
+	// takes maxBuffer bytes at most in each direction.
+	maxConnections = 1024
+	maxBuffer      = 256 << 10
 	// maxFrames is how many frames wait for the guest before they are lost, as on
 	// any network.
 	maxFrames = 1024
@@ -58,10 +65,16 @@ const (
 // Config says what a gateway is for. The zero value lets nobody out.
 type Config struct {
 	Rules Rules
+	// Guest are the addresses of the machine, on this network and on others: packets from
+	// any other are dropped. Nil: the one of each family that it has on this network.
+	Guest []netip.Addr
 	// Report is told of every connection: of one that was allowed when it is over,
 	// of one that was refused at once, and only once for each destination. It is
-	// called from many goroutines. Optional.
+	// called from many goroutines. Of what a guest can have without end, it is told of
+	// the first ones. Optional.
 	Report func(Connection)
+	// Warn is told, by Close, how much was dropped and not reported. Optional.
+	Warn func(text string)
 	// Nameservers are asked for names, "127.0.0.1:53". Nil: the host's
 	// (resolv.conf(5)).
 	Nameservers []string
@@ -73,7 +86,7 @@ type Connection struct {
 	Destination string // "192.0.2.1:443", "[2001:db8::1]:53", or the name that was asked for
 	Name        string // by which the guest knows the destination, if it asked for one
 	Allowed     bool
-	Error       string // why an allowed connection was not made, or broke
+	Error       string // why an allowed connection was not made, or broke; why one is refused that a rule has
 	Sent        uint64 // by the guest, in bytes
 	Received    uint64
 	Duration    time.Duration
@@ -83,25 +96,27 @@ type Connection struct {
 // frames to it, what is read from it are its own. Each Read and each Write is
 // one frame.
 type Gateway struct {
-	config config
+	config Config
 	stack  *stack.Stack
 	link   *channel.Endpoint
 	ctx    context.Context // ends with Close
 	end    context.CancelFunc
 	dial   func(ctx context.Context, network, address string) (net.Conn, error)
 
+	isLocal func(netip.Addr) (bool, error)
+	now     func() time.Time
+
 	places  chan struct{}  // one for each connection
+	askers  chan struct{}  // one for each connection to the name server
 	running sync.WaitGroup // connections
+	dropped counts
 
-	mu      sync.Mutex
-	closed  bool
-	names   map[netip.Addr][]string // that were asked for and are in the rules
-	refused map[string]bool         // what was reported as refused
-}
-
-type config struct {
-	Config
-	IPv4, IPv6 netip.Prefix // the gateway's own
+	mu        sync.Mutex
+	closed    bool
+	pins      *pins
+	refused   map[string]bool                 // what was reported as refused
+	failures  int                             // that were reported
+	neighbors map[netip.Addr]net.HardwareAddr // of the guest's addresses that frames have come from
 }
 
 // New returns a gateway that works from now on.
@@ -109,13 +124,19 @@ func New(c Config) (*Gateway, error) {
 	if c.Report == nil {
 		c.Report = func(Connection) {}
 	}
-	g := &Gateway{
-		config: config{c, GatewayIPv4, GatewayIPv6},
-		link:   channel.New(maxFrames, mtu, tcpip.LinkAddress(gatewayMAC)),
-		places: make(chan struct{}, maxConnections),
-		names:  map[netip.Addr][]string{}, refused: map[string]bool{},
+	if c.Warn == nil {
+		c.Warn = func(string) {}
 	}
-	g.dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
+	if c.Guest == nil {
+		c.Guest = []netip.Addr{GuestIPv4.Addr(), GuestIPv6.Addr()}
+	}
+	g := &Gateway{
+		config: c,
+		link:   channel.New(maxFrames, mtu, tcpip.LinkAddress(gatewayMAC)),
+		dial:   (&net.Dialer{Timeout: dialTimeout, Control: noBroadcast}).DialContext, isLocal: isLocal, now: time.Now,
+		places: make(chan struct{}, maxConnections), askers: make(chan struct{}, maxNamesConnections),
+		pins: newPins(), refused: map[string]bool{}, neighbors: map[netip.Addr]net.HardwareAddr{},
+	}
 	g.ctx, g.end = context.WithCancel(context.Background())
 	g.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol, arp.NewProtocol},
@@ -132,7 +153,7 @@ func (g *Gateway) configure() tcpip.Error {
 	if err := g.stack.CreateNIC(nic, ethernet.New(g.link)); err != nil {
 		return err
 	}
-	for _, own := range []netip.Prefix{g.config.IPv4, g.config.IPv6} {
+	for _, own := range []netip.Prefix{GatewayIPv4, GatewayIPv6} {
 		protocol := ipv4.ProtocolNumber
 		if own.Addr().Is6() {
 			protocol = ipv6.ProtocolNumber
@@ -156,12 +177,17 @@ func (g *Gateway) configure() tcpip.Error {
 	if err := g.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &sack); err != nil {
 		return err
 	}
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: maxBuffer, Max: maxBuffer}
+	if err := g.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &receive); err != nil {
+		return err
+	}
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: maxBuffer, Max: maxBuffer}
+	if err := g.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &send); err != nil {
+		return err
+	}
 	const inFlight = 256 // connections that are being made
-	g.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(g.stack, 0, inFlight, g.tcp).HandlePacket)
-	flows := udp.NewForwarder(g.stack, g.udp)
-	g.stack.SetTransportProtocolHandler(udp.ProtocolNumber, func(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
-		return g.prohibit(id, pkt) || flows.HandlePacket(id, pkt)
-	})
+	g.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(g.stack, maxBuffer, inFlight, g.tcp).HandlePacket)
+	g.stack.SetTransportProtocolHandler(udp.ProtocolNumber, g.udp)
 	return nil
 }
 
@@ -171,6 +197,7 @@ func (g *Gateway) Write(f []byte) (int, error) {
 		return 0, io.ErrClosedPipe
 	}
 	if g.mine(f) {
+		g.meet(f)
 		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(f)})
 		g.link.InjectInbound(0, pkt)
 		pkt.DecRef()
@@ -181,21 +208,33 @@ func (g *Gateway) Write(f []byte) (int, error) {
 // NameServer takes a frame to the name server's address that is TCP: who serves
 // names there, and whatever else goes over UDP, has none.
 func (g *Gateway) NameServer(f []byte) {
-	const header, addresses4, addresses6 = 14, 12, 8
-	if len(f) < header+40 || g.ctx.Err() != nil {
+	if len(f) >= ethernetHeader {
+		f = bytes.Clone(f)
+		copy(f, gatewayMAC)
+		g.Write(f)
+	}
+}
+
+// meet notes where a packet comes from, if that is one of the guest's own addresses. The
+// answers go there without a question, which would tell the guest that the name server
+// is here, and which it does not answer for addresses of its other cards.
+func (g *Gateway) meet(f []byte) {
+	src := sourceOf(f)
+	mac := net.HardwareAddr(f[6:12])
+	if !slices.Contains(g.config.Guest, src) {
 		return
 	}
-	f = bytes.Clone(f)
-	copy(f, gatewayMAC)
-	// Answers are to go back without a question by whom it may be learned that the name
-	// server is here.
-	from := tcpip.LinkAddress(f[6:12])
-	if f[12] == 0x08 {
-		g.stack.AddStaticNeighbor(nic, ipv4.ProtocolNumber, tcpip.AddrFrom4Slice(f[header+addresses4:][:4]), from)
-	} else {
-		g.stack.AddStaticNeighbor(nic, ipv6.ProtocolNumber, tcpip.AddrFrom16Slice(f[header+addresses6:][:16]), from)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if bytes.Equal(g.neighbors[src], mac) {
+		return
 	}
-	g.Write(f)
+	g.neighbors[src] = bytes.Clone(mac)
+	protocol := ipv6.ProtocolNumber
+	if src.Is4() {
+		protocol = ipv4.ProtocolNumber
+	}
+	g.stack.AddStaticNeighbor(nic, protocol, tcpip.AddrFromSlice(src.AsSlice()), tcpip.LinkAddress(mac))
 }
 
 // Read waits for a frame to the guest.
@@ -213,43 +252,44 @@ func (g *Gateway) Read(b []byte) (int, error) {
 // Close ends all connections and waits until nothing is left of them.
 func (g *Gateway) Close() error {
 	g.mu.Lock()
+	again := g.closed
 	g.closed = true
 	g.mu.Unlock()
 	g.end()
 	g.running.Wait()
 	g.link.Close()
 	g.stack.Destroy()
+	if text := g.dropped.String(); text != "" && !again {
+		g.config.Warn(text)
+	}
 	return nil
 }
 
 // start runs fn in a goroutine that Close waits for, if there is a place.
-func (g *Gateway) start(fn func()) bool {
+func (g *Gateway) start(places chan struct{}, fn func()) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
 		return false
 	}
 	select {
-	case g.places <- struct{}{}:
+	case places <- struct{}{}:
 	default:
+		g.dropped.connections.Add(1)
 		return false
 	}
 	g.running.Go(func() {
-		defer func() { <-g.places }()
+		defer func() { <-places }()
 		fn()
 	})
 	return true
 }
 
-// refuse reports a destination that the rules do not allow.
-func (g *Gateway) refuse(protocol, destination, name string) {
-	const most = 1000 // a guest can try what it likes
-	key := protocol + " " + destination
-	g.mu.Lock()
-	known := g.refused[key] || len(g.refused) >= most
-	g.refused[key] = true
-	g.mu.Unlock()
-	if !known {
-		g.config.Report(Connection{Protocol: protocol, Destination: destination, Name: name})
-	}
+// noBroadcast has the kernel refuse what Go's sockets may do otherwise: to send to everybody
+// on a link.
+func noBroadcast(_, _ string, c syscall.RawConn) error {
+	var err error
+	return errors.Join(c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 0)
+	}), err)
 }

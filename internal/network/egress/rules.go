@@ -8,11 +8,12 @@ import (
 	"strings"
 )
 
-// HostName is the name that stands for the host's loopback in rules.
+// HostName is the name that stands for the host in rules: its loopback, which the guest
+// reaches at the gateway's addresses, and the addresses of its interfaces.
 const HostName = "host"
 
-// Everything is the rule that allows every destination but link-local ones,
-// where clouds keep the credentials of their machines.
+// Everything is the rule that allows every destination but the host itself, link-local
+// addresses and those at which clouds serve the credentials of their machines.
 const Everything = "*"
 
 // Rules say where a machine may connect to.
@@ -31,8 +32,8 @@ type rule struct {
 var hostPattern = regexp.MustCompile(`^([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?$`)
 
 // ParseRules reads destinations: "*" for everything; a name, an address or a
-// range of them ("10.0.0.0/8"), each with or without a port ("deb.debian.org:443",
-// "[2001:db8::]/32", "[2001:db8::1]:53"); "host" is the host's loopback.
+// range of them ("10.0.0.0/8"), each with or without a port ("mirror.example.org:443",
+// "[2001:db8::]/32", "[2001:db8::1]:53"); "host" is the host itself.
 func ParseRules(destinations []string) (Rules, error) {
 	var rs Rules
 	for _, d := range destinations {
@@ -42,7 +43,7 @@ func ParseRules(destinations []string) (Rules, error) {
 		}
 		r, err := parseRule(strings.ToLower(strings.TrimSuffix(d, ".")))
 		if err != nil {
-			return Rules{}, fmt.Errorf("%q is not a destination: %w; give a name, an address or a range such as 10.0.0.0/8, with or without a port (\"deb.debian.org:443\")", d, err)
+			return Rules{}, fmt.Errorf("%q is not a destination: %w; give a name, an address or a range such as 10.0.0.0/8, with or without a port (\"mirror.example.org:443\")", d, err)
 		}
 		rs.rules = append(rs.rules, r)
 	}
@@ -56,10 +57,11 @@ func parseRule(d string) (rule, error) {
 	}
 	bare := strings.NewReplacer("[", "", "]", "").Replace(host)
 	if p, err := netip.ParsePrefix(bare); err == nil {
-		return rule{prefix: p.Masked(), port: port}, nil
+		return rule{prefix: p.Masked(), port: port}, checkPrefix(p)
 	}
 	if a, err := netip.ParseAddr(bare); err == nil {
-		return rule{prefix: netip.PrefixFrom(a.WithZone(""), a.BitLen()), port: port}, nil
+		p := netip.PrefixFrom(a.WithZone(""), a.BitLen())
+		return rule{prefix: p, port: port}, checkPrefix(p)
 	}
 	switch {
 	case strings.Contains(host, "/"):
@@ -69,6 +71,22 @@ func parseRule(d string) (rule, error) {
 	}
 	return rule{name: host, port: port}, nil
 }
+
+// checkPrefix refuses addresses that no connection is ever made to, so that nobody looks for
+// the reason in a test.
+func checkPrefix(p netip.Prefix) error {
+	for _, n := range nowhere {
+		if n.Bits() <= p.Bits() && n.Overlaps(p) {
+			return fmt.Errorf("%v is not an address on a network; %q is this host", p, HostName)
+		}
+	}
+	if p.IsSingleIP() && isGateway(p.Addr()) {
+		return fmt.Errorf("%v stands for the loopback of this host, which is called %q", p.Addr(), HostName)
+	}
+	return nil
+}
+
+func isGateway(a netip.Addr) bool { return a == GatewayIPv4.Addr() || a == GatewayIPv6.Addr() }
 
 // splitPort takes the port off a destination; an IPv6 address has one only
 // behind brackets.
@@ -85,28 +103,38 @@ func splitPort(d string) (host string, port uint16, err error) {
 	return d[:i], uint16(n), nil
 }
 
-// allows says whether a connection may be made to an address that the guest
-// knows by these names.
-func (rs Rules) allows(dst netip.AddrPort, names []string) bool {
-	addr := dst.Addr().Unmap()
+// decide says whether a connection may be made to an address that has some of the
+// names of the rules, and why not if a rule has it nevertheless.
+func (rs Rules) decide(dst netip.AddrPort, k kind, has func(name string) bool) (allowed bool, why string) {
+	matched := rs.all
+	allowed = rs.all && k <= private
 	for _, r := range rs.rules {
 		if r.port != 0 && r.port != dst.Port() {
 			continue
 		}
-		if r.name == "" && r.prefix.Contains(addr) {
-			return true
-		}
-		for _, name := range names {
-			if r.name != "" && r.name == name {
-				return true
-			}
+		switch {
+		case r.name == HostName:
+			allowed = allowed || k == loopback || k == ofHost
+		case r.name != "" && has(r.name):
+			matched = true
+			allowed = allowed || k == public
+		case r.name == "" && r.prefix.Contains(dst.Addr()):
+			matched = true
+			allowed = allowed || k <= ofHost || k == restricted && r.prefix.IsSingleIP()
 		}
 	}
-	return rs.all && !addr.IsLinkLocalUnicast()
+	if allowed || !matched {
+		return allowed, ""
+	}
+	return false, k.why()
 }
 
-// allowsName says whether a name may be asked for.
+// allowsName says whether a name may be asked for. Nobody's answer says what
+// the name of this host is.
 func (rs Rules) allowsName(name string) bool {
+	if name == HostName {
+		return false
+	}
 	for _, r := range rs.rules {
 		if r.name == name {
 			return true
