@@ -18,6 +18,7 @@ import (
 	"github.com/attest-vm/attest/internal/cache"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/guest"
+	"github.com/attest-vm/attest/internal/printable"
 	"github.com/attest-vm/attest/internal/snapshot"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/wire"
@@ -390,7 +391,7 @@ func (r *run) awaitBooted(ctx context.Context, limit time.Duration) error {
 		Timeout: r.machine.lab.host.scale(attachTimeout)})
 	if err == nil {
 		for _, unit := range bytes.Fields(jobs.Stdout) {
-			late.Units = append(late.Units, printable(unit))
+			late.Units = append(late.Units, printable.Line(string(unit)))
 		}
 	}
 	return late
