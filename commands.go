@@ -1,15 +1,14 @@
 package attest
 
 import (
-	"bytes"
 	"context"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/attest-vm/attest/internal/console"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/guest"
-	"github.com/attest-vm/attest/internal/printable"
 )
 
 // defaultTimeout is the NixOS driver's limit for waits and execute.
@@ -72,7 +71,7 @@ func (m *Machine) expect(ctx context.Context, commands []string, want expectatio
 			out.WriteString(result.Stdout)
 			if err == nil && !want.met(result) {
 				err = &CommandError{Machine: m.Name(), Operation: want.operation, Command: command, Number: i + 1, Of: len(commands),
-					Result: result, Console: m.console.tail(commandConsoleTail)}
+					Result: result, Console: m.console.Tail(commandConsoleTail)}
 			}
 			return err
 		})
@@ -93,15 +92,15 @@ func (m *Machine) command(ctx context.Context, operation, command string, o opti
 		return Result{}, err
 	}
 	c := o.command(command)
-	var log *outputLog
+	var log *console.Output
 	if c.Stderr == nil {
-		log = newOutputLog(ctx, m.Name(), "stderr")
+		log = newOutput(ctx, guest.DefaultLimit, m.Name(), "stderr")
 		c.Stderr = log
 	}
 	res, err := r.guest.Run(ctx, c)
 	result := resultOf(res)
 	if log != nil {
-		result.Stderr = log.finish()
+		result.Stderr = log.Finish()
 	}
 	if o.detach {
 		result.ExitCode = -2
@@ -133,54 +132,12 @@ func resultOf(r guest.Result) Result {
 	}
 }
 
-// An outputLog keeps one stream of a command, up to guest.DefaultLimit, and
-// publishes it line by line while it arrives.
-type outputLog struct {
-	publish func(line string)
-	text    bytes.Buffer
-	line    []byte // the unfinished one
-}
-
-func newOutputLog(ctx context.Context, machine, stream string) *outputLog {
-	return &outputLog{publish: func(line string) {
+// newOutput keeps so many bytes of one stream of a command, and publishes it line by line while it
+// arrives.
+func newOutput(ctx context.Context, limit int, machine, stream string) *console.Output {
+	return console.NewOutput(limit, func(line string) {
 		event.Publish(ctx, event.Output{Machine: machine, Stream: stream, Data: line + "\n"})
-	}}
-}
-
-func (l *outputLog) Write(p []byte) (int, error) {
-	l.text.Write(p[:min(len(p), guest.DefaultLimit-l.text.Len())])
-	l.lines(p)
-	return len(p), nil
-}
-
-// lines publishes the lines that p completes.
-func (l *outputLog) lines(p []byte) {
-	for rest := p; len(rest) > 0; {
-		line, after, complete := bytes.Cut(rest, []byte("\n"))
-		l.line = append(l.line, line...)
-		if complete || len(l.line) >= maxConsoleLine {
-			l.publishLine()
-		}
-		rest = after
-	}
-}
-
-func (l *outputLog) publishLine() {
-	l.publish(printable.Line(string(l.line)))
-	l.line = l.line[:0]
-}
-
-// flush publishes an unfinished line: nothing follows.
-func (l *outputLog) flush() {
-	if len(l.line) > 0 {
-		l.publishLine()
-	}
-}
-
-// finish returns all that was kept.
-func (l *outputLog) finish() string {
-	l.flush()
-	return strings.ToValidUTF8(l.text.String(), "\uFFFD")
+	})
 }
 
 // Sleep waits for d of the guest's time.

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/attest-vm/attest/internal/console"
 	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/wire"
 )
@@ -120,7 +121,7 @@ func (w *wait) explain(outer, ctx context.Context, r *run, err error) error {
 		return we
 	}
 	if r != nil {
-		if errors.Is(err, errMachineGone) {
+		if errors.Is(err, console.ErrGone) {
 			<-r.over
 			err = r.down
 		}
@@ -132,7 +133,7 @@ func (w *wait) explain(outer, ctx context.Context, r *run, err error) error {
 // attach adds what helps to understand a failed wait: the end of the console,
 // and the units that failed, if the guest still answers quickly.
 func (w *wait) attach(ctx context.Context, r *run, we *WaitError) {
-	if tail := w.machine.console.tail(consoleTail); len(tail) > 0 {
+	if tail := w.machine.console.Tail(consoleTail); len(tail) > 0 {
 		we.Details = append(we.Details, Detail{Title: "last console lines of " + w.machine.Name(), Text: strings.Join(tail, "\n")})
 	}
 	if r == nil || r.awake(w.operation) != nil {
@@ -145,6 +146,9 @@ func (w *wait) attach(ctx context.Context, r *run, we *WaitError) {
 		we.Details = append([]Detail{{Title: "failed units", Text: text}}, we.Details...)
 	}
 }
+
+// consoleTail is how many lines of the console are shown with an error.
+const consoleTail = 30
 
 // attachTimeout limits the look at the guest after a failed wait.
 const attachTimeout = 3 * time.Second

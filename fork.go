@@ -145,7 +145,7 @@ func (m *Machine) adopt(s *machineState) error {
 	m.mu.Lock()
 	m.booted, m.ended, m.id = s.booted, s.down, s.id
 	m.mu.Unlock()
-	m.console.restore(s.console)
+	m.console.Restore(s.console)
 	var err error
 	if len(s.disk) > 0 {
 		err = os.Mkdir(m.disks(), 0o700)

@@ -7,10 +7,12 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/attest-vm/attest/internal/console"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/guest"
 )
@@ -123,7 +125,7 @@ func (j *Job) WaitForOutput(ctx context.Context, pattern string, opts ...Option)
 		switch {
 		case err == nil:
 			return j.run, nil
-		case !errors.Is(err, errMachineGone):
+		case !errors.Is(err, console.ErrGone):
 			return j.run, &WaitError{LastSeen: strings.TrimPrefix(lastLine(j.Stderr(), j.Stdout()), ": ")}
 		}
 		r, err := j.process.Wait()
@@ -149,7 +151,7 @@ func (j *Job) search(ctx context.Context, re *regexp.Regexp) (string, error) {
 	answers := make(chan found, len(streams))
 	for _, s := range streams {
 		go func() {
-			match, err := s.waitText(ctx, re, j.process.Done())
+			match, err := s.WaitText(ctx, re, j.process.Done())
 			answers <- found{match, err}
 		}()
 	}
@@ -185,33 +187,26 @@ func (j *Job) Kill(ctx context.Context, signals ...syscall.Signal) error {
 
 // A jobOutput is one stream of a job: its text for waits, its lines for the log.
 type jobOutput struct {
-	transcript
-	log *outputLog
+	console.Transcript
+	mu  sync.Mutex
+	log *console.Output
 }
 
 func newJobOutput(ctx context.Context, machine, stream string) *jobOutput {
-	return &jobOutput{newTranscript(), newOutputLog(ctx, machine, stream)}
+	return &jobOutput{Transcript: console.NewTranscript(), log: newOutput(ctx, 0, machine, stream)}
 }
 
 func (o *jobOutput) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	o.text = append(o.text, p...)
-	o.added()
-	o.mu.Unlock()
-	o.log.lines(p) // only the process writes
-	return len(p), nil
-}
-
-func (o *jobOutput) String() string {
+	o.Append(p)
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return strings.ToValidUTF8(string(o.text), "\uFFFD")
+	return o.log.Write(p)
 }
 
 // finish is String of a process that has ended.
 func (o *jobOutput) finish() string {
 	o.mu.Lock()
-	o.log.flush()
+	o.log.Finish()
 	o.mu.Unlock()
 	return o.String()
 }

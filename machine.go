@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/attest-vm/attest/internal/console"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/network"
 	"github.com/attest-vm/attest/internal/vmm"
@@ -22,7 +23,7 @@ type Machine struct {
 	backend vmm.Backend
 	address network.MachineAddresses
 	dir     string
-	console *console
+	console *console.Console
 	outside sync.WaitGroup // the ways out of the lab of its starts
 
 	snapshot    *vmm.State // that of its configuration, once it has begun with it
@@ -68,7 +69,7 @@ func (m *Machine) prepare() error {
 	if err != nil {
 		return &InfraError{m.Name(), "create the console log", err}
 	}
-	m.console = newConsole(log, func(line string) {
+	m.console = console.New(log, func(line string) {
 		event.Publish(m.lab.ctx, event.Console{Machine: m.Name(), Line: line})
 	})
 	return nil
@@ -97,10 +98,7 @@ func (m *Machine) close() error {
 	}
 	m.outside.Wait()
 	err = errors.Join(err, m.checkpoints.close())
-	if e := m.console.log.Close(); !errors.Is(e, os.ErrClosed) { // by an earlier Close
-		err = errors.Join(err, e)
-	}
-	return err
+	return errors.Join(err, m.console.Close())
 }
 
 // plan says what the machine's next start is made of. What cannot work is refused,

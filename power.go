@@ -146,7 +146,7 @@ func (m *Machine) KernelPanic(ctx context.Context, opts ...Option) error {
 				m.unask(r)
 			}
 		}
-		if err == nil && m.console.panicLine() == "" && r.vm.Exit().Reason != vmm.Panicked {
+		if err == nil && m.console.PanicLine() == "" && r.vm.Exit().Reason != vmm.Panicked {
 			return r, m.downError(w.operation, r.down) // it ended for another reason
 		}
 		if err != nil && context.Cause(ctx) == errWaitOver {
@@ -220,7 +220,7 @@ func (m *Machine) SwitchRoot(ctx context.Context, opts ...Option) error {
 }
 
 // ConsoleLog is what the serial console has said since the machine was started.
-func (m *Machine) ConsoleLog() string { return m.console.sinceBoot() }
+func (m *Machine) ConsoleLog() string { return m.console.SinceBoot() }
 
 // JoinAll waits until all machines that run have powered themselves off. There is
 // no limit but Timeout.

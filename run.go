@@ -223,7 +223,7 @@ func (r *run) powerOn(ctx context.Context, config vmm.Config) (err error) {
 		config.Restore, config.Paused = r.origin.state, r.origin.paused
 		how = event.FromSnapshot
 	} else {
-		m.console.begin()
+		m.console.Begin()
 	}
 	r.started = time.Now()
 	m.announce("starting", how, 0)
@@ -278,7 +278,7 @@ func (r *run) pump() {
 	defer close(r.pumped)
 	source := r.vm.Console()
 	defer source.Close()
-	r.machine.console.pump(source)
+	r.machine.console.Pump(source)
 }
 
 // greet gives the guest its identity; it runs whenever an agent answers, so at
@@ -345,7 +345,7 @@ func (r *run) awaitReady(ctx context.Context) error {
 		err := context.Cause(ctx)
 		return &BootError{
 			Machine: r.machine.Name(), Reason: fmt.Sprintf("no answer yet, and %v%s", err, r.backdoor.awaited()),
-			After: time.Since(r.started), Console: r.machine.console.tail(consoleTail), Err: err,
+			After: time.Since(r.started), Console: r.machine.console.Tail(consoleTail), Err: err,
 		}
 	}
 }
@@ -356,7 +356,7 @@ func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest
 	if m.lab.ctx.Err() != nil {
 		return context.Cause(m.lab.ctx)
 	}
-	boot := &BootError{Machine: m.Name(), After: time.Since(r.started), Console: m.console.tail(consoleTail)}
+	boot := &BootError{Machine: m.Name(), After: time.Since(r.started), Console: m.console.Tail(consoleTail)}
 	var down *DownError
 	var install *InstallError
 	switch {
@@ -365,7 +365,7 @@ func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest
 	case errors.As(err, &down) && down.Broken:
 		return down
 	case errors.As(err, &down):
-		boot.Reason, boot.final = down.Reason, m.console.panicLine() != "" || m.console.fatalLine() != ""
+		boot.Reason, boot.final = down.Reason, m.console.PanicLine() != "" || m.console.FatalLine() != ""
 	case ctx.Err() != nil && garbage != nil:
 		boot.Reason = fmt.Sprintf("within %v nothing came but this: %v", limit, garbage)
 	case ctx.Err() != nil:
@@ -523,8 +523,8 @@ func (r *run) panic(ctx context.Context, limit time.Duration) error {
 // awaitPanic waits until the kernel has said that it panics, or is gone.
 func (r *run) awaitPanic(ctx context.Context) bool {
 	for {
-		changed := r.machine.console.next()
-		if r.machine.console.panicLine() != "" {
+		changed := r.machine.console.Changed()
+		if r.machine.console.PanicLine() != "" {
 			return true
 		}
 		select {
@@ -591,7 +591,7 @@ func (r *run) watch() {
 	r.closers.close()
 	state := "stopped"
 	switch {
-	case m.console.panicLine() != "":
+	case m.console.PanicLine() != "":
 		state = "panicked"
 	case !r.asked && r.vm.Exit().Reason != vmm.PoweredOff:
 		state = "crashed"
@@ -608,8 +608,8 @@ func (r *run) watch() {
 func (r *run) awaitEnd() {
 	c := r.machine.console
 	for {
-		changed := c.next()
-		if c.panicLine() != "" || c.fatalLine() != "" {
+		changed := c.Changed()
+		if c.PanicLine() != "" || c.FatalLine() != "" {
 			select {
 			case <-r.vm.Done():
 			case <-time.After(panicGrace): // let it finish its last words
@@ -630,18 +630,18 @@ func (r *run) awaitEnd() {
 func (r *run) verdict() error {
 	m := r.machine
 	exit := r.vm.Exit()
-	down := &DownError{Machine: m.Name(), Reason: string(exit.Reason), Console: m.console.tail(consoleTail)}
+	down := &DownError{Machine: m.Name(), Reason: string(exit.Reason), Console: m.console.Tail(consoleTail)}
 	if exit.Detail != "" && exit.Reason == vmm.Broken {
 		down.Reason = exit.Detail
 	}
-	if fatal := m.console.fatalLine(); fatal != "" {
+	if fatal := m.console.FatalLine(); fatal != "" {
 		down.Reason = fatal
 	}
-	if panicked := m.console.panicLine(); panicked != "" {
+	if panicked := m.console.PanicLine(); panicked != "" {
 		down.Reason = panicked
 	}
 	down.Broken = exit.Reason == vmm.Broken || exit.Reason == vmm.Killed && !r.asked
-	if m.console.panicLine() != "" || m.console.fatalLine() != "" {
+	if m.console.PanicLine() != "" || m.console.FatalLine() != "" {
 		down.Broken = false
 	}
 	return down
@@ -649,7 +649,7 @@ func (r *run) verdict() error {
 
 // orderly says whether a run that is over ended as a guest ends it.
 func (r *run) orderly() bool {
-	if r.machine.console.panicLine() != "" {
+	if r.machine.console.PanicLine() != "" {
 		return false // a kernel that panics resets, too
 	}
 	reason := r.vm.Exit().Reason

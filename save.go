@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/attest-vm/attest/internal/cache"
+	"github.com/attest-vm/attest/internal/console"
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/snapshot"
 	"github.com/attest-vm/attest/internal/vmm"
@@ -154,7 +155,7 @@ func (m *Machine) save(ctx context.Context, s *machineState, dir string) error {
 			return err
 		}
 	}
-	return d.Finish(device, s.console.sinceBoot())
+	return d.Finish(device, s.console.SinceBoot())
 }
 
 // OpenLab goes on from a lab that was saved: OpenSnapshot and a Fork of it.
@@ -268,7 +269,7 @@ func openState(dir string) (*machineState, error) {
 	s := &machineState{
 		booted: true, disk: saved.Disks, id: extra.ID, state: saved.State,
 		agent: extra.Agent, allowReboot: extra.AllowReboot, macs: extra.MACs,
-		console: consoleOf(saved.Console), fits: saved.Check,
+		console: console.StateOf(saved.Console), fits: saved.Check,
 	}
 	if extra.Down != "" {
 		s.down = &DownError{Machine: filepath.Base(dir), Reason: extra.Down}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/attest-vm/attest/internal/console"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -30,7 +31,7 @@ type machineState struct {
 	booted  bool          // it was started at least once
 	down    error         // if it is off without having been asked to
 	disk    []vmm.Backing // what it had written, uppermost first; none if it was never started
-	console consoleState
+	console console.State
 	id      string // its /etc/machine-id
 	// fits says whether a state that was saved goes on from what is the case now;
 	// nil: it was captured here.
@@ -186,7 +187,7 @@ func (m *Machine) capture(ctx context.Context, r *run, dir string) (s *machineSt
 	m.mu.Lock()
 	s = &machineState{booted: m.booted, down: m.ended, id: m.id}
 	m.mu.Unlock()
-	s.console = m.console.save()
+	s.console = m.console.Save()
 	if r != nil {
 		s.state, err = save(ctx, r.vm.(vmm.Snapshotter))
 		if err != nil {

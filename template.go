@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest/internal/cache"
+	"github.com/attest-vm/attest/internal/console"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/printable"
@@ -214,7 +215,7 @@ func (m *Machine) beginning(ctx context.Context, p plan) (*origin, error) {
 	if t == nil || err != nil {
 		return nil, err
 	}
-	return &origin{state: t.state, slot: t, agent: t.agent}, m.adopt(&machineState{id: m.id, disk: t.disks, console: consoleOf(t.text)})
+	return &origin{state: t.state, slot: t, agent: t.agent}, m.adopt(&machineState{id: m.id, disk: t.disks, console: console.StateOf(t.text)})
 }
 
 // fits is all that must be the same for a saved machine to go on as this one.
@@ -288,7 +289,7 @@ func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, titl
 			defer lab.Close()
 			booted := lab.Machines()[0]
 			if err := booted.settle(silent); err != nil {
-				m.console.restore(booted.console.save()) // it says more than the error
+				m.console.Restore(booted.console.Save()) // it says more than the error
 				return err
 			}
 			p.say("saving")
@@ -417,7 +418,7 @@ func (m *Machine) saveTemplate(ctx context.Context, d *snapshot.Draft) error {
 	if d.Extra, err = json.Marshal(savedState{Agent: r.agentInstance(), Booted: true}); err != nil {
 		return err
 	}
-	return d.Finish(device, m.console.save().sinceBoot())
+	return d.Finish(device, m.console.Save().SinceBoot())
 }
 
 // errNotBooted is an entry of the cache that nobody has seen boot to the end:
@@ -446,7 +447,7 @@ func (m *Machine) templateInMemory(ctx context.Context, dir string) (*template, 
 		s.close()
 		return nil, err
 	}
-	return &template{state: s.state, disks: s.disk, text: s.console.sinceBoot(), agent: s.agent}, nil
+	return &template{state: s.state, disks: s.disk, text: s.console.SinceBoot(), agent: s.agent}, nil
 }
 
 // templateProgress reports that a template is made.

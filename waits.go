@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/attest-vm/attest/internal/console"
 	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/wire"
 )
@@ -195,12 +196,12 @@ func (m *Machine) WaitForConsoleText(ctx context.Context, pattern string, opts .
 		if r != nil {
 			over = r.over
 		}
-		_, err := m.console.waitText(ctx, re, over)
-		if errors.Is(err, errMachineGone) && r == nil {
+		_, err := m.console.WaitText(ctx, re, over)
+		if errors.Is(err, console.ErrGone) && r == nil {
 			return nil, m.downError(w.operation, down)
 		}
 		if err != nil && context.Cause(ctx) == errWaitOver {
-			err = &WaitError{LastSeen: strings.Join(m.console.tail(1), "")}
+			err = &WaitError{LastSeen: strings.Join(m.console.Tail(1), "")}
 		}
 		return r, err
 	})

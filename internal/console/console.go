@@ -1,7 +1,10 @@
-package attest
+// Package console keeps what a machine writes to its serial console, and what its
+// commands write: the end of it in memory, for waits and errors.
+package console
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,20 +18,18 @@ import (
 const (
 	// A line longer than this is cut into several: a guest may write for ever
 	// without a newline.
-	maxConsoleLine = 64 << 10
-	// Lines shown with an error.
-	consoleTail = 30
+	MaxLine = 64 << 10
 	// The log file of a machine: a guest may write for ever, and the state
 	// directory is often in memory.
-	maxConsoleLog = 64 << 20
+	maxLog = 64 << 20
 )
 
-// A console is what one machine wrote to its serial console since it was first
+// A Console is what one machine wrote to its serial console since it was first
 // started: a log file, and the end of it in memory.
-type console struct {
+type Console struct {
 	publish func(line string) // called for each line, in order
 
-	transcript       // complete lines and the unfinished one; its mu guards the rest, too
+	Transcript       // complete lines and the unfinished one; its mu guards the rest, too
 	boot       int64 // offset at which the current start began
 	line       int64 // offset at which the unfinished line begins
 	log        *os.File
@@ -37,12 +38,14 @@ type console struct {
 	fatal      string // the line with which attest's own init gave up, since boot
 }
 
-func newConsole(log *os.File, publish func(string)) *console {
-	return &console{log: log, publish: publish, transcript: newTranscript()}
+// New is an empty console. log, if there is one, gets what the guest writes, as it
+// is and up to a limit, and is closed by Close. publish is called for each line.
+func New(log *os.File, publish func(string)) *Console {
+	return &Console{log: log, publish: publish, Transcript: NewTranscript()}
 }
 
-// begin marks a new start of the machine.
-func (c *console) begin() {
+// Begin marks a new start of the machine.
+func (c *Console) Begin() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	end := c.end()
@@ -50,31 +53,32 @@ func (c *console) begin() {
 	c.panicked, c.fatal = "", ""
 }
 
-// A consoleState is a console at one moment. Its text is shared: what is in a
+// A State is a console at one moment. Its text is shared: what is in a
 // console's memory is added to, and never changed.
-type consoleState struct {
+type State struct {
 	text                       []byte
 	base, boot, consumed, line int64
 	panicked, fatal            string
 }
 
-func (c *console) save() consoleState {
+// Save is the console as it is now.
+func (c *Console) Save() State {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return consoleState{c.text[:len(c.text):len(c.text)], c.base, c.boot, c.consumed, c.line, c.panicked, c.fatal}
+	return State{c.text[:len(c.text):len(c.text)], c.base, c.boot, c.consumed, c.line, c.panicked, c.fatal}
 }
 
-// sinceBoot is the text since the start, as it came.
-func (s consoleState) sinceBoot() []byte { return s.text[s.boot-s.base:] }
+// SinceBoot is the text since the start, as it came.
+func (s State) SinceBoot() []byte { return s.text[s.boot-s.base:] }
 
-// consoleOf is a console that has said a text since the start.
-func consoleOf(text []byte) consoleState {
-	return consoleState{text: text[:len(text):len(text)], line: int64(len(text))}
+// StateOf is a console that has said a text since the start.
+func StateOf(text []byte) State {
+	return State{text: text[:len(text):len(text)], line: int64(len(text))}
 }
 
-// restore makes the console what it was. The log file of a new machine gets the
+// Restore makes the console what it was. The log file of a new machine gets the
 // text too; that of one that is taken back has all that ever happened.
-func (c *console) restore(s consoleState) {
+func (c *Console) Restore(s State) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.end() == 0 {
@@ -86,8 +90,8 @@ func (c *console) restore(s consoleState) {
 	c.changed = make(chan struct{})
 }
 
-// pump copies r until it ends.
-func (c *console) pump(r io.Reader) {
+// Pump copies r until it ends.
+func (c *Console) Pump(r io.Reader) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := r.Read(buf)
@@ -102,7 +106,7 @@ func (c *console) pump(r io.Reader) {
 }
 
 // finishLine ends the last line when nothing follows any more.
-func (c *console) finishLine() {
+func (c *Console) finishLine() {
 	c.mu.Lock()
 	unfinished := c.line < c.end()
 	c.mu.Unlock()
@@ -113,18 +117,18 @@ func (c *console) finishLine() {
 
 // write adds to the log file, up to its limit. A full disk must not stop the test:
 // the text is in memory. Called with mu held.
-func (c *console) write(p []byte) {
+func (c *Console) write(p []byte) {
 	if c.log == nil {
 		return
 	}
 	before := c.logged
 	c.logged += int64(len(p))
 	switch {
-	case c.logged <= maxConsoleLog:
+	case c.logged <= maxLog:
 		c.log.Write(p)
-	case before <= maxConsoleLog:
-		c.log.Write(p[:maxConsoleLog-before])
-		fmt.Fprintf(c.log, "\nattest: this log ends here, at its limit of %d MiB\n", maxConsoleLog>>20)
+	case before <= maxLog:
+		c.log.Write(p[:maxLog-before])
+		fmt.Fprintf(c.log, "\nattest: this log ends here, at its limit of %d MiB\n", maxLog>>20)
 	}
 }
 
@@ -134,7 +138,7 @@ var (
 	fatalLine = regexp.MustCompile(`attest-init: FATAL: .*`)
 )
 
-func (c *console) add(p []byte) {
+func (c *Console) add(p []byte) {
 	c.mu.Lock()
 	c.write(p)
 	var lines []string
@@ -144,7 +148,7 @@ func (c *console) add(p []byte) {
 		}
 		start := c.line - c.base
 		c.text = append(c.text, b)
-		if b == '\n' || int64(len(c.text))-start >= maxConsoleLine {
+		if b == '\n' || int64(len(c.text))-start >= MaxLine {
 			line := printable.Line(string(bytes.TrimRight(c.text[start:], "\n")))
 			lines = append(lines, line)
 			c.line = c.end()
@@ -167,15 +171,15 @@ func (c *console) add(p []byte) {
 	}
 }
 
-// Log is everything since the current start, as text.
-func (c *console) sinceBoot() string {
+// SinceBoot is everything since the current start, as text.
+func (c *Console) SinceBoot() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return strings.TrimSuffix(strings.ToValidUTF8(string(c.text[c.boot-c.base:]), "\uFFFD"), "\n")
 }
 
-// tail is the last n lines since the current start, those that say something.
-func (c *console) tail(n int) []string {
+// Tail is the last n lines since the current start, those that say something.
+func (c *Console) Tail(n int) []string {
 	c.mu.Lock()
 	text := c.text[c.boot-c.base:]
 	if limit := n * 4096; len(text) > limit {
@@ -198,14 +202,27 @@ func (c *console) tail(n int) []string {
 	return out
 }
 
-func (c *console) panicLine() string {
+// PanicLine is the line with which the guest's kernel has panicked since the
+// current start; empty if it has not.
+func (c *Console) PanicLine() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.panicked
 }
 
-func (c *console) fatalLine() string {
+// FatalLine is the line with which attest's own init has given up since the
+// current start; empty if it has not.
+func (c *Console) FatalLine() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.fatal
+}
+
+// Close closes the log.
+func (c *Console) Close() error {
+	err := c.log.Close()
+	if errors.Is(err, os.ErrClosed) { // by an earlier Close
+		return nil
+	}
+	return err
 }

@@ -1,4 +1,4 @@
-package attest
+package console
 
 import (
 	"bytes"
@@ -17,7 +17,7 @@ import (
 
 func TestConsoleLines(t *testing.T) {
 	var lines []string
-	c := newConsole(nil, func(l string) { lines = append(lines, l) })
+	c := New(nil, func(l string) { lines = append(lines, l) })
 	for _, piece := range []string{"first\r\nsec", "ond\n\n", "\x1b[32mgreen\x1b[0m \xff\x07bell\n", "unfinished"} {
 		c.add([]byte(piece))
 	}
@@ -27,65 +27,65 @@ func TestConsoleLines(t *testing.T) {
 	if diff := cmp.Diff(want, lines); diff != "" {
 		t.Errorf("published lines (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(want[2:], c.tail(2)); diff != "" {
+	if diff := cmp.Diff(want[2:], c.Tail(2)); diff != "" {
 		t.Errorf("tail (-want +got):\n%s", diff)
 	}
-	if got := c.sinceBoot(); !strings.HasPrefix(got, "first\nsecond\n\n") {
+	if got := c.SinceBoot(); !strings.HasPrefix(got, "first\nsecond\n\n") {
 		t.Errorf("log %q", got)
 	}
 }
 
 func TestConsoleStartsAnew(t *testing.T) {
-	c := newConsole(nil, func(string) {})
+	c := New(nil, func(string) {})
 	c.add([]byte("Kernel panic - not syncing: Attempted to kill init!\n"))
-	if c.panicLine() == "" {
+	if c.PanicLine() == "" {
 		t.Error("the panic was not seen")
 	}
-	c.begin()
+	c.Begin()
 	c.add([]byte("second boot\n"))
-	if c.panicLine() != "" || c.sinceBoot() != "second boot" {
-		t.Errorf("after a new start: panic %q, log %q", c.panicLine(), c.sinceBoot())
+	if c.PanicLine() != "" || c.SinceBoot() != "second boot" {
+		t.Errorf("after a new start: panic %q, log %q", c.PanicLine(), c.SinceBoot())
 	}
 }
 
 // A guest that floods its console costs a bounded amount of memory.
 func TestConsoleIsBounded(t *testing.T) {
 	n := 0
-	c := newConsole(nil, func(string) { n++ })
+	c := New(nil, func(string) { n++ })
 	for i := range 40 {
-		c.add([]byte(strings.Repeat("x", maxConsoleLine*8))) // without a newline
+		c.add([]byte(strings.Repeat("x", MaxLine*8))) // without a newline
 		c.add([]byte(fmt.Sprintf("\nline %d\n", i)))
 	}
-	if len(c.text) > 2*maxTranscript {
+	if len(c.text) > 2*maxText {
 		t.Errorf("%d bytes are kept", len(c.text))
 	}
-	if tail := c.tail(1); tail[0] != "line 39" {
+	if tail := c.Tail(1); tail[0] != "line 39" {
 		t.Errorf("the last line is %.40q", tail[0])
 	}
 }
 
 func TestWaitText(t *testing.T) {
-	wait := func(c *console, pattern string, gone <-chan struct{}) error {
+	wait := func(c *Console, pattern string, gone <-chan struct{}) error {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		_, err := c.waitText(ctx, regexp.MustCompile("(?m)"+pattern), gone)
+		_, err := c.WaitText(ctx, regexp.MustCompile("(?m)"+pattern), gone)
 		return err
 	}
 	never := make(chan struct{})
 	t.Run("each match is used once", func(t *testing.T) {
-		c := newConsole(nil, func(string) {})
+		c := New(nil, func(string) {})
 		c.add([]byte("one\ntwo\n"))
 		if err := errors.Join(wait(c, "^one$", never), wait(c, "two", never)); err != nil {
 			t.Fatal(err)
 		}
 		gone := make(chan struct{})
 		close(gone)
-		if err := wait(c, "one", gone); err != errMachineGone {
+		if err := wait(c, "one", gone); err != ErrGone {
 			t.Errorf("the first line matched again: %v", err)
 		}
 	})
 	t.Run("text that comes in pieces, and a prompt without newline", func(t *testing.T) {
-		c := newConsole(nil, func(string) {})
+		c := New(nil, func(string) {})
 		done := make(chan error)
 		go func() { done <- wait(c, "server login: $", never) }()
 		for _, piece := range []string{"ser", "ver lo", "gin: "} {
@@ -96,7 +96,7 @@ func TestWaitText(t *testing.T) {
 		}
 	})
 	t.Run("the last words of a machine count", func(t *testing.T) {
-		c := newConsole(nil, func(string) {})
+		c := New(nil, func(string) {})
 		gone := make(chan struct{})
 		done := make(chan error)
 		go func() { done <- wait(c, "Power down", gone) }()
@@ -116,10 +116,10 @@ func TestConsoleLogIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	c := newConsole(log, func(string) {})
+	c := New(log, func(string) {})
 	piece := bytes.Repeat([]byte("x"), 1<<20-1)
 	piece = append(piece, '\n')
-	for range maxConsoleLog>>20 + 3 {
+	for range maxLog>>20 + 3 {
 		c.mu.Lock()
 		c.write(piece)
 		c.mu.Unlock()
@@ -129,7 +129,7 @@ func TestConsoleLogIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(data) > maxConsoleLog+100 || !bytes.HasSuffix(data, []byte("x\n\nattest: this log ends here, at its limit of 64 MiB\n")) {
+	if len(data) > maxLog+100 || !bytes.HasSuffix(data, []byte("x\n\nattest: this log ends here, at its limit of 64 MiB\n")) {
 		t.Errorf("%d bytes, the end is %q", len(data), data[len(data)-80:])
 	}
 }

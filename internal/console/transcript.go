@@ -1,19 +1,20 @@
-package attest
+package console
 
 import (
 	"context"
 	"errors"
 	"regexp"
+	"strings"
 	"sync"
 )
 
-// maxTranscript is how much of a console or of a job's output stays in memory,
+// maxText is how much of a console or of a job's output stays in memory,
 // for waits and errors.
-const maxTranscript = 8 << 20
+const maxText = 8 << 20
 
-// A transcript is the end of what something has written, for those who wait for
+// A Transcript is the end of what something has written, for those who wait for
 // a text in it.
-type transcript struct {
+type Transcript struct {
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced when text is added
 	text     []byte        // from offset base on
@@ -21,15 +22,16 @@ type transcript struct {
 	consumed int64         // a wait looks from here on
 }
 
-func newTranscript() transcript { return transcript{changed: make(chan struct{})} }
+// NewTranscript is an empty transcript.
+func NewTranscript() Transcript { return Transcript{changed: make(chan struct{})} }
 
 // end is the offset at which new text is appended. Called with mu held.
-func (t *transcript) end() int64 { return t.base + int64(len(t.text)) }
+func (t *Transcript) end() int64 { return t.base + int64(len(t.text)) }
 
 // added drops what is too long ago and tells those who wait. Called with mu
 // held, after text was appended.
-func (t *transcript) added() {
-	if extra := len(t.text) - maxTranscript; extra > maxTranscript/4 {
+func (t *Transcript) added() {
+	if extra := len(t.text) - maxText; extra > maxText/4 {
 		t.text = append(t.text[:0:0], t.text[extra:]...)
 		t.base += int64(extra)
 		t.consumed = max(t.consumed, t.base)
@@ -38,8 +40,8 @@ func (t *transcript) added() {
 	t.changed = make(chan struct{})
 }
 
-// next returns a channel that is closed when more text arrives.
-func (t *transcript) next() <-chan struct{} {
+// Changed returns a channel that is closed when more text arrives.
+func (t *Transcript) Changed() <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.changed
@@ -48,12 +50,12 @@ func (t *transcript) next() <-chan struct{} {
 // searchOverlap is how far back a new search begins, so that a match which was
 // cut in two by the arrival of its text is found without searching everything
 // again for each line.
-const searchOverlap = maxConsoleLine
+const searchOverlap = MaxLine
 
-// waitText waits until re matches what was written since the last match, and
+// WaitText waits until re matches what was written since the last match, and
 // returns the match. Lines are separated by "\n"; an unfinished line (a prompt)
-// counts. When gone is closed nothing follows: errMachineGone.
-func (t *transcript) waitText(ctx context.Context, re *regexp.Regexp, gone <-chan struct{}) (string, error) {
+// counts. When gone is closed nothing follows: ErrGone.
+func (t *Transcript) WaitText(ctx context.Context, re *regexp.Regexp, gone <-chan struct{}) (string, error) {
 	searched := int64(0)
 	over := false
 	for {
@@ -69,7 +71,7 @@ func (t *transcript) waitText(ctx context.Context, re *regexp.Regexp, gone <-cha
 		changed := t.changed
 		t.mu.Unlock()
 		if over {
-			return "", errMachineGone
+			return "", ErrGone
 		}
 		select {
 		case <-changed:
@@ -81,5 +83,20 @@ func (t *transcript) waitText(ctx context.Context, re *regexp.Regexp, gone <-cha
 	}
 }
 
-// errMachineGone ends a wait for something of a machine that is off.
-var errMachineGone = errors.New("the machine is down")
+// ErrGone ends a wait for something of a machine that is off.
+var ErrGone = errors.New("the machine is down")
+
+// Append adds text.
+func (t *Transcript) Append(p []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.text = append(t.text, p...)
+	t.added()
+}
+
+// String is the text that is kept, as UTF-8.
+func (t *Transcript) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.ToValidUTF8(string(t.text), "\uFFFD")
+}
