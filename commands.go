@@ -128,7 +128,7 @@ func (o options) command(script string) guest.Command {
 func resultOf(r guest.Result) Result {
 	return Result{
 		ExitCode: r.ExitCode, Signal: r.Signal, Duration: r.Duration, TimedOut: r.TimedOut,
-		Stdout: strings.ToValidUTF8(string(r.Stdout), "\uFFFD"), Stderr: strings.ToValidUTF8(string(r.Stderr), "\uFFFD"),
+		Stdout: string(r.Stdout), Stderr: string(r.Stderr),
 	}
 }
 

@@ -269,7 +269,8 @@ type detailed interface {
 
 func setResult(f *event.Failure, r Result) {
 	code := r.ExitCode
-	f.ExitCode, f.Stdout, f.Stderr, f.Duration = &code, r.Stdout, r.Stderr, r.Duration
+	f.ExitCode, f.Duration = &code, r.Duration
+	f.Stdout, f.Stderr = strings.ToValidUTF8(r.Stdout, "\uFFFD"), strings.ToValidUTF8(r.Stderr, "\uFFFD")
 }
 
 func roundDuration(d time.Duration) time.Duration {
@@ -290,8 +291,8 @@ func plural(n int, one, many string) string {
 type Result struct {
 	ExitCode int    // 128+N after signal N; 124 after a timeout; -2 of a detached command
 	Signal   string // "SIGKILL", if one ended it
-	Stdout   string
-	Stderr   string
+	Stdout   string // byte for byte, up to 64 MiB: a command that writes more is ended, unless Stdout says where it goes
+	Stderr   string // likewise
 	Duration time.Duration
 	TimedOut bool
 }

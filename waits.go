@@ -64,9 +64,9 @@ func (m *Machine) waitUntil(ctx context.Context, operation, command string, succ
 // a sentence.
 func lastLine(texts ...string) string {
 	for _, t := range texts {
-		lines := strings.Split(strings.TrimSpace(t), "\n")
-		if last := lines[len(lines)-1]; last != "" {
-			return ": " + last
+		t = strings.TrimSpace(t)
+		if last := t[strings.LastIndex(t, "\n")+1:]; last != "" {
+			return ": " + strings.ToValidUTF8(last, "\uFFFD")
 		}
 	}
 	return ""

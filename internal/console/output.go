@@ -2,7 +2,6 @@ package console
 
 import (
 	"bytes"
-	"strings"
 
 	"github.com/attest-vm/attest/internal/printable"
 )
@@ -40,10 +39,10 @@ func (o *Output) publishLine() {
 }
 
 // Finish publishes an unfinished line, since nothing follows, and returns all that
-// was kept, as UTF-8.
+// was kept, byte for byte.
 func (o *Output) Finish() string {
 	if len(o.line) > 0 {
 		o.publishLine()
 	}
-	return strings.ToValidUTF8(o.text.String(), "\uFFFD")
+	return o.text.String()
 }

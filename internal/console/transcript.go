@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"regexp"
-	"strings"
 	"sync"
 )
 
@@ -94,9 +93,9 @@ func (t *Transcript) Append(p []byte) {
 	t.added()
 }
 
-// String is the text that is kept, as UTF-8.
+// String is the text that is kept, byte for byte.
 func (t *Transcript) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return strings.ToValidUTF8(string(t.text), "\uFFFD")
+	return string(t.text)
 }

@@ -3,8 +3,11 @@ package operation
 import (
 	"context"
 	"fmt"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
 )
 
 // A Runner runs operations on a lab. Front ends know a lab only by this, so
@@ -95,7 +98,30 @@ func (r runner) Invoke(ctx context.Context, object any, o *Operation, args Args)
 	case Handle:
 		t.object = object.Value
 	}
-	return o.call(ctx, t, args)
+	result, err := o.call(ctx, t, args)
+	switch r := result.(type) {
+	case string:
+		result = t.text(ctx, o, r)
+	case Result:
+		r.Output = t.text(ctx, o, r.Output)
+		result = r
+	}
+	return result, err
+}
+
+// text is what an operation returns as text. Front ends have strings of characters;
+// what is not UTF-8 is replaced, which must not go unnoticed.
+func (t target) text(ctx context.Context, o *Operation, s string) string {
+	if utf8.ValidString(s) {
+		return s
+	}
+	warning := event.Log{Level: "warning", Text: o.Name + ": the output is not UTF-8 text, and what is not is U+FFFD in the result; " +
+		"stdout_bytes and stderr_bytes of the result of execute have the bytes as they are"}
+	if t.machine != nil {
+		warning.Machine = t.machine.Name()
+	}
+	event.Publish(ctx, warning)
+	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
 // Error adds to an operation's error where it comes from; its text stays the same.

@@ -47,7 +47,7 @@ func (o *Operation) write(b *strings.Builder) {
 	}
 	fmt.Fprintf(b, "### `%s`\n\n%s\n\n", call, o.Doc)
 	if o.Result == Pair {
-		b.WriteString("The pair also has `.exit_code`, `.stdout`, `.stderr` and `.duration` (seconds).\n\n")
+		b.WriteString("The pair also has `.exit_code`, `.stdout` and `.stderr` as text, `.stdout_bytes` and `.stderr_bytes` byte for byte, and `.duration` (seconds).\n\n")
 	}
 	for _, p := range o.Params {
 		if p.Doc != "" {

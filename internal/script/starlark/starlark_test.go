@@ -419,7 +419,8 @@ def main():
     r = m.execute("x")
     assert_eq(r, (3, "out"))
     assert_eq(r[0], r.exit_code)
-    assert_eq([r.stdout, r.stderr, r.duration], ["out", "err", 1.5])
+    assert_eq([r.stdout, r.stderr, r.duration], ["out", "e\uFFFD", 1.5])
+    assert_eq([r.stdout_bytes, r.stderr_bytes], [b"out", b"e\xe9"])
     assert_eq(len(r), 2)
     assert_eq(r, m.execute("x"))
     assert_eq(m.is_up(), True)
@@ -431,7 +432,7 @@ def main():
 	lab := &fakeLab{answer: func(_ context.Context, _, op string, _ operation.Args) (any, error) {
 		switch op {
 		case "execute":
-			r := attest.Result{ExitCode: 3, Stdout: "out", Stderr: "err", Duration: 1500 * time.Millisecond}
+			r := attest.Result{ExitCode: 3, Stdout: "out", Stderr: "e\xe9", Duration: 1500 * time.Millisecond}
 			return operation.Result{Status: 3, Output: "out", Result: r}, nil
 		case "is_up":
 			return true, nil

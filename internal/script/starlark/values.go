@@ -163,7 +163,9 @@ func (r result) Hash() (uint32, error) { return r.tuple().Hash() }
 func (r result) Len() int              { return 2 }
 func (r result) Index(i int) sl.Value  { return r.tuple()[i] }
 func (r result) Iterate() sl.Iterator  { return r.tuple().Iterate() }
-func (r result) AttrNames() []string   { return []string{"duration", "exit_code", "stderr", "stdout"} }
+func (r result) AttrNames() []string {
+	return []string{"duration", "exit_code", "stderr", "stderr_bytes", "stdout", "stdout_bytes"}
+}
 
 func (r result) CompareSameType(op syntax.Token, y sl.Value, depth int) (bool, error) {
 	return r.tuple().CompareSameType(op, y.(result).tuple(), depth)
@@ -174,9 +176,13 @@ func (r result) Attr(name string) (sl.Value, error) {
 	case "exit_code":
 		return sl.MakeInt(r.ExitCode), nil
 	case "stdout":
-		return sl.String(r.Stdout), nil
+		return sl.String(strings.ToValidUTF8(r.Stdout, "\uFFFD")), nil
+	case "stdout_bytes":
+		return sl.Bytes(r.Stdout), nil
 	case "stderr":
-		return sl.String(r.Stderr), nil
+		return sl.String(strings.ToValidUTF8(r.Stderr, "\uFFFD")), nil
+	case "stderr_bytes":
+		return sl.Bytes(r.Stderr), nil
 	case "duration":
 		return sl.Float(r.Duration.Seconds()), nil
 	}
