@@ -11,7 +11,8 @@ import (
 type Capability = vmm.Capability
 
 // Supports says whether a machine of this configuration has a capability that
-// an operation needs: nil, or an *UnsupportedError. It starts nothing.
+// an operation needs: nil, or an *UnsupportedError. It starts nothing. Without a
+// Backend it is asked of the one that machines have where nobody says another.
 func (c MachineConfig) Supports(operation string, what Capability) error {
 	name := cmp.Or(c.Backend, "auto")
 	if name == "auto" {
@@ -28,6 +29,9 @@ func (c MachineConfig) Supports(operation string, what Capability) error {
 	unsupported := &UnsupportedError{Machine: c.Name, Operation: operation, Backend: name, Reason: reason}
 	for _, other := range vmm.Names() {
 		b, _ := vmm.Lookup(other)
+		if _, pretends := b.(vmm.Mocker); pretends {
+			continue // it cannot take the place of a machine
+		}
 		if ok, _ := c.offers(b, what); ok {
 			unsupported.Can = append(unsupported.Can, other)
 		}
@@ -41,7 +45,10 @@ func (c MachineConfig) offers(b vmm.Backend, what Capability) (ok bool, reason s
 		return false, ""
 	}
 	var boot vmm.Boot = &vmm.Hardware{Type: c.Type, Display: c.Display}
-	if c.StartCommand != "" {
+	switch _, pretends := b.(vmm.Mocker); {
+	case pretends:
+		boot = &vmm.Mock{Script: c.MockScript}
+	case c.StartCommand != "":
 		boot = &vmm.Command{Line: c.StartCommand}
 	}
 	return o.Offers(vmm.Config{Name: c.Name, Boot: boot}, what)

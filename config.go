@@ -2,6 +2,7 @@ package attest
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -94,6 +95,10 @@ type MachineConfig struct {
 	// AllowReboot lets the guest reboot by itself. Otherwise a guest that
 	// resets ends, as with the NixOS driver; Machine.Reboot works either way.
 	AllowReboot bool
+	// MockScript are the canned answers of a machine of the backend "mock", which
+	// needs no image (docs/mock.md): JSON. Empty, or an empty object: its commands
+	// are executed, in namespaces of this host.
+	MockScript json.RawMessage
 }
 
 // DefaultMemory is the memory of a machine whose configuration gives none, in MiB.
@@ -160,9 +165,12 @@ func (m *MachineConfig) normalize() error {
 		return bad("not a name for a machine: it is the host name too, so letters, digits, - and _, at most 63, beginning with a letter or a digit")
 	}
 	var err error
-	if m.StartCommand != "" {
+	switch {
+	case mocks(m.Backend):
+		err = m.normalizeMock(bad)
+	case m.StartCommand != "":
 		err = m.normalizeForeign()
-	} else {
+	default:
 		err = m.normalizeOwn(bad)
 	}
 	if err != nil {

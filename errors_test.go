@@ -88,7 +88,7 @@ func TestLabConfigErrors(t *testing.T) {
 		"negative CPUs":   {machine(func(m *MachineConfig) { m.CPUs = -1 }), `machine "a": cpus=-1 is out of range; 1 to 255`},
 		"network 0":       {machine(func(m *MachineConfig) { m.Networks = []int{0} }), `machine "a": network 0 is out of range; 1 to 255`},
 		"network twice":   {machine(func(m *MachineConfig) { m.Networks = []int{2, 2} }), `machine "a": it is on network 2 twice`},
-		"unknown backend": {machine(func(m *MachineConfig) { m.Backend = "vmware" }), `machine "a": unknown backend "vmware"; this attest has qemu`},
+		"unknown backend": {machine(func(m *MachineConfig) { m.Backend = "vmware" }), `machine "a": unknown backend "vmware"; this attest has mock, qemu`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := LabConfig{Machines: test.machines}.Check()

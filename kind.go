@@ -33,8 +33,11 @@ type kind interface {
 
 // kindOf is the kind of a machine by its configuration.
 func kindOf(m *Machine) kind {
-	if m.config.StartCommand != "" {
+	switch {
+	case m.config.StartCommand != "":
 		return &foreign{m}
+	case mocks(m.config.Backend):
+		return &mocked{own{m: m}}
 	}
 	return &own{m: m}
 }

@@ -41,15 +41,17 @@ type Lab struct {
 
 func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) {
 	config.Machines = slices.Clone(config.Machines)
+	for i := range config.Machines {
+		m := &config.Machines[i]
+		m.Backend = h.backendName(m.Backend)
+	}
 	if err := config.normalize(); err != nil {
 		return nil, err
 	}
 	l := &Lab{host: h, config: config, images: map[string]*image.Image{}}
 	l.network = newNetwork(l, config.Seed, config.network)
 	plan := make([]network.Machine, len(config.Machines))
-	for i := range config.Machines {
-		m := &config.Machines[i]
-		m.Backend = h.backendName(m.Backend)
+	for i, m := range config.Machines {
 		if _, err := m.lookupBackend(); err != nil {
 			return nil, err
 		}
@@ -262,10 +264,10 @@ func (l *Lab) CreateMachine(ctx context.Context, config MachineConfig) (*Machine
 }
 
 func (l *Lab) createMachine(ctx context.Context, config MachineConfig) (*Machine, error) {
+	config.Backend = l.host.backendName(config.Backend)
 	if err := config.normalize(); err != nil {
 		return nil, err
 	}
-	config.Backend = l.host.backendName(config.Backend)
 	b, err := config.lookupBackend()
 	if err != nil {
 		return nil, err

@@ -44,6 +44,7 @@ type Options struct {
 	// Machines that the file does not declare itself: they are variables of
 	// their names, with _ for what a variable cannot have.
 	Machines []attest.MachineConfig
+	Backend  string // of machines that name none; empty: attest's default
 }
 
 // A Session is a language that somebody types, statement by statement, on one lab.

@@ -61,7 +61,7 @@ func Begin(ctx context.Context, o Options) *Session {
 // called again. Its errors are those of script.NewSession.
 func (s *Session) Load(path string, machines []attest.MachineConfig) error {
 	o := s.options.Script
-	o.Machines = machines
+	o.Machines, o.Backend = machines, s.options.Host.Backend
 	language, err := script.NewSession(s.ctx, path, o, runner{s})
 	if err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/machineconfig"
 	"github.com/attest-vm/attest/internal/script"
+	"github.com/attest-vm/attest/internal/vmm/mock"
 )
 
 // A plan is what there is to run.
@@ -50,10 +51,21 @@ func (f *file) begins() need {
 // and translated code when guests are emulated.
 const vmmMemory = 128
 
+// mockBackend has no VMM, and mockMemory is what the processes of such a machine
+// take, in MiB.
+const (
+	mockBackend = "mock"
+	mockMemory  = 64
+)
+
 // need is what a lab of the file takes of the host.
 func (f *file) need() need {
 	var n need
 	for _, m := range f.script.Machines() {
+		if m.Backend == mockBackend {
+			n = n.plus(need{mockMemory, 0})
+			continue
+		}
 		n = n.plus(need{cmp.Or(m.Memory, attest.DefaultMemory) + vmmMemory, cmp.Or(m.CPUs, 1)})
 	}
 	return n
@@ -81,7 +93,7 @@ func (r *run) plan(ctx context.Context) (*plan, error) {
 		return nil, err
 	}
 	p := &plan{}
-	options := script.Options{Stdout: r.opts.stdout()}
+	options := script.Options{Stdout: r.opts.stdout(), Backend: r.opts.Host.Backend}
 	if options.Machines, p.timeout, err = configured(r.opts.MachineConfig); err != nil {
 		return nil, err
 	}
@@ -243,17 +255,21 @@ func configured(path string) ([]attest.MachineConfig, time.Duration, error) {
 // version has.
 func machinesOf(f *machineconfig.File) ([]attest.MachineConfig, error) {
 	var out []attest.MachineConfig
-	for _, m := range f.Machines {
+	for i, m := range f.Machines {
 		unsupported := func(what string) error {
 			return refusef(event.Unsupported, "machine configuration %s: machine %q: %s is not supported by this version", f.Path, m.Name, what)
 		}
-		switch {
-		case m.Image == nil && m.StartCommand == "":
+		if m.Backend != mockBackend && m.Image == nil && m.StartCommand == "" {
 			return nil, unsupported("backend " + m.Backend)
+		}
+		if len(m.MockScript) > 0 {
+			if _, err := mock.ParseScript(m.MockScript); err != nil {
+				return nil, refusef(event.Invalid, "machine configuration %s: machine %q: /machines/%d/script%v", f.Path, m.Name, i, err)
+			}
 		}
 		c := attest.MachineConfig{
 			Name: m.Name, Backend: m.Backend, StartCommand: m.StartCommand, Memory: m.Memory, CPUs: m.CPUs,
-			Networks: append([]int{}, m.VLANs...), AllowReboot: m.AllowReboot, Snapshot: m.SnapshotPath,
+			Networks: append([]int{}, m.VLANs...), AllowReboot: m.AllowReboot, Snapshot: m.SnapshotPath, MockScript: m.MockScript,
 		}
 		if m.Image != nil {
 			spec, err := image.ParseSpec(m.Image)

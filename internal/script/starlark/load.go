@@ -53,7 +53,7 @@ func Load(ctx context.Context, path string, opts script.Options) (*File, error) 
 }
 
 func newLoader(ctx context.Context, opts script.Options) *loader {
-	l := &loader{sources: sources{}, print: &printer{out: cmp.Or[io.Writer](opts.Stdout, io.Discard)}, ctx: ctx, modules: map[string]*module{}}
+	l := &loader{sources: sources{}, print: &printer{out: cmp.Or[io.Writer](opts.Stdout, io.Discard)}, ctx: ctx, backend: opts.Backend, modules: map[string]*module{}}
 	l.env = l.predeclared()
 	for _, c := range opts.Machines {
 		m := &machine{config: c}
@@ -88,6 +88,7 @@ type loader struct {
 	sources  sources
 	print    *printer
 	ctx      context.Context
+	backend  string // of machines that name none
 	env      sl.StringDict
 	modules  map[string]*module // by absolute path
 	order    []*module          // that were loaded, innermost first

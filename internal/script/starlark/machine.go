@@ -1,6 +1,7 @@
 package starlark
 
 import (
+	"cmp"
 	"fmt"
 	"sort"
 	"time"
@@ -91,12 +92,10 @@ func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl
 		return nil, err
 	}
 	c.BootTimeout = time.Duration(bootTimeout)
+	c.Backend = cmp.Or(c.Backend, l.backend)
 	c.Snapshot = th.relative(t)(c.Snapshot)
 	switch source := source.(type) {
 	case nil, sl.NoneType:
-		if c.StartCommand == "" {
-			return nil, usagef("machine: it has no image; give it one, such as image = debian()")
-		}
 		if c.Name == "" {
 			c.Name = attest.NameOfStartCommand(c.StartCommand) // otherwise its variable's
 		}

@@ -265,7 +265,7 @@ func TestLoadErrors(t *testing.T) {
 		{"two of one name", m + "n = machine(name = 'M', image = debian())\n" + main, `x.star:2:12: two machines are called "M": this one and that of x.star:1:12`},
 		{"no name", "l = [machine(image = debian())]\n" + main, "x.star:1:13: this machine has no name: give it name=, or assign it to a variable of its own"},
 		{"bad name", "_m = machine(image = debian())\n" + main, `x.star:1:13: machine "_m": not a name for a machine: it is the host name too, so letters, digits, - and _, at most 63, beginning with a letter or a digit`},
-		{"no image", "m = machine()\n" + main, "x.star:1:12: machine: it has no image; give it one, such as image = debian()"},
+		{"no image", "m = machine()\n" + main, `x.star:1:12: machine "m": it has no image; give it one, such as debian()`},
 		{"bad image", "m = machine(image = 'debian')\n" + main, `x.star:1:12: machine: image must be debian(…), rootfs(…) or disk(…), not the string "debian"`},
 		{"unknown backend", "m = machine(image = debian(), backend = 'vmware')\n" + main, `x.star:1:12: machine "m": unknown backend "vmware"; this attest has ` + backends()},
 		{"too little memory", "m = machine(image = debian(), memory = 1)\n" + main, `x.star:1:12: machine "m": memory=1 is out of range; it is in MiB, 64 to 1048576`},
