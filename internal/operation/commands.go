@@ -12,8 +12,8 @@ var commandsTable = []*Operation{
 		Name: "succeed", Subject: "Commands", Result: String,
 		Params: slices.Concat([]Param{{Name: "commands", Type: String, Variadic: true, Doc: "bash scripts, run one after the other"}, timeParam}, commandParams),
 		Doc: "Runs commands that must succeed, and returns what they wrote to standard output.\n\n" +
-			"Each runs in a fresh bash with `set -euo pipefail`, as root, in `/tmp`, and is over when it has ended and its standard output is closed. " +
-			"The first that ends with another exit code than 0 fails the test.",
+			"Each runs in a fresh bash with `set -euo pipefail`, as root, in `/tmp`. It is over when it has ended and its standard output is closed. " +
+			"The first command with a non-zero exit code fails the test.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return t.machine.SucceedAll(ctx, a.Strings("commands"), a.command()...)
 		},
@@ -34,8 +34,8 @@ var commandsTable = []*Operation{
 			{Name: "check_output", Type: Bool, Default: true, Doc: "False: only start the command; the result is `(-2, \"\")` at once"},
 			{Name: "timeout", Type: Duration, Default: waitLimit, Nullable: true, Doc: "the limit of the command; None or 0 for none"},
 		}, commandParams),
-		Doc: "Runs a command as `succeed` does and returns the pair of its exit code and standard output, whatever they are.\n\n" +
-			"The exit code is 128+N after signal N, and 124 when the time is over.",
+		Doc: "Runs a command as `succeed` does, and returns the pair of its exit code and standard output. A non-zero exit code is not a failure.\n\n" +
+			"The exit code is 128+N after signal N, and 124 after a timeout.",
 		call: execute,
 	},
 }

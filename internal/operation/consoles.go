@@ -13,21 +13,21 @@ import (
 
 var (
 	ttyParam   = Param{Name: "tty", Type: String, Doc: "a virtual terminal, `\"1\"` to `\"63\"`"}
-	delayParam = Param{Name: "delay", Type: Duration, Default: 10 * time.Millisecond, Doc: "how long a key is held down, and how long after it the next may follow"}
+	delayParam = Param{Name: "delay", Type: Duration, Default: 10 * time.Millisecond, Doc: "how long a key is held down, and the pause after it"}
 	regexDoc   = "a regular expression in Go's syntax; `^` and `$` match at lines"
 )
 
 var consolesTable = []*Operation{
 	{
 		Name: "get_console_log", Subject: "Consoles", Result: String,
-		Doc:  "Returns what the serial console has said since the machine was started.",
+		Doc:  "Returns the output of the serial console since the machine was started.",
 		call: func(_ context.Context, t target, _ Args) (any, error) { return t.machine.ConsoleLog(), nil },
 	},
 	{
 		Name: "send_console", Subject: "Consoles", Result: None, Needs: vmm.CanListen,
 		Params: []Param{{Name: "chars", Type: String, Doc: "what to type; `\"\\n\"` is the return key"}},
 		Doc: "Types on the serial console.\n\n" +
-			"It is the input of whatever reads `/dev/ttyS0` in the guest, which need not have booted. attest's own images have no login there: the console is a log.",
+			"The program that reads `/dev/ttyS0` in the guest gets the text. The guest need not have booted. attest's own images have no login there: the console is a log.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.SendConsole(ctx, a.String("chars"))
 		},
@@ -35,7 +35,7 @@ var consolesTable = []*Operation{
 	{
 		Name: "get_tty_text", Subject: "Consoles", Result: String,
 		Params: []Param{ttyParam},
-		Doc: "Returns what a virtual terminal shows now: all its lines, each padded with blanks to the width of the terminal.\n\n" +
+		Doc: "Returns the lines that a virtual terminal shows now, each padded with blanks to the width of the terminal.\n\n" +
 			"It needs no screen. Terminal 1 has a login in attest's own images.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return t.machine.TTYText(ctx, a.String("tty"))
@@ -44,8 +44,8 @@ var consolesTable = []*Operation{
 	{
 		Name: "wait_until_tty_matches", Subject: "Consoles", Result: None,
 		Params: []Param{ttyParam, {Name: "regexp", Type: String, Doc: regexDoc}, limitParam},
-		Doc: "Waits until what a virtual terminal shows, as `get_tty_text` returns it, matches.\n\n" +
-			"The kernel tells when the terminal changes. The error has what it shows, and a screenshot if the machine has a screen.",
+		Doc: "Waits until the text of a virtual terminal, as `get_tty_text` returns it, matches.\n\n" +
+			"The kernel notifies the wait when the terminal changes. The error has the terminal's text, and a screenshot if the machine has a screen.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.WaitUntilTTYMatches(ctx, a.String("tty"), a.String("regexp"), a.limit()...)
 		},
@@ -53,7 +53,7 @@ var consolesTable = []*Operation{
 	{
 		Name: "dump_tty_contents", Subject: "Consoles", Result: None,
 		Params: []Param{ttyParam},
-		Doc:    "Writes what a virtual terminal shows to the log of the run.",
+		Doc:    "Writes the text of a virtual terminal to the log of the run.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.DumpTTYContents(ctx, a.String("tty"))
 		},
@@ -61,8 +61,8 @@ var consolesTable = []*Operation{
 	{
 		Name: "send_monitor_command", Subject: "Consoles", Result: String, Needs: vmm.CanInteract,
 		Params: []Param{{Name: "command", Type: String, Doc: "a command of QEMU's monitor (HMP), such as `info status`"}},
-		Doc: "Runs a command of the virtual machine monitor's own and returns what it says.\n\n" +
-			"It works before the guest has booted and on a paused machine. attest does not know what such a command changes.",
+		Doc: "Runs a command of QEMU's monitor, and returns its output.\n\n" +
+			"It works before the guest has booted and on a paused machine. attest does not notice what the command changes.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return t.machine.SendMonitorCommand(ctx, a.String("command"))
 		},
@@ -70,12 +70,12 @@ var consolesTable = []*Operation{
 	{
 		Name: "wait_for_qmp_event", Subject: "Consoles", Result: AnyDict, Needs: vmm.CanTell,
 		Params: []Param{
-			{Name: "event_filter", Type: Filter, Doc: "the name of an event, a dict of what it must have (`{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": True}}`), or a function that is called with it and says whether it is the one"},
-			{Name: "timeout", Type: Duration, Default: 10 * time.Minute, Doc: "the limit of the wait; more than the default on a host without hardware virtualisation"},
+			{Name: "event_filter", Type: Filter, Doc: "the name of an event, a dict of fields that it must have (`{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": True}}`), or a function that gets an event and returns whether it matches"},
+			{Name: "timeout", Type: Duration, Default: 10 * time.Minute, Doc: "the limit of the wait; the default is longer on a host without hardware virtualisation"},
 		},
-		Doc: "Waits for an event of QEMU's and returns it: a dict with `event`, its name, `timestamp`, and mostly `data`.\n\n" +
-			"It looks at what came since the machine was started or since the last event that it returned; of those the last 1000 are kept. " +
-			"The end of the machine ends the wait. Events are in QEMU's reference of QMP: `STOP`, `RESUME`, `RESET`, `SHUTDOWN`, `POWERDOWN`, `GUEST_PANICKED`, …",
+		Doc: "Waits for a QMP event, and returns it: a dict with `event` (its name), `timestamp`, and usually `data`.\n\n" +
+			"It considers the events since the machine was started, or since the last event that it returned. The last 1000 of these are kept. " +
+			"The wait fails when the machine ends. QEMU's QMP reference lists the events: `STOP`, `RESUME`, `RESET`, `SHUTDOWN`, `POWERDOWN`, `GUEST_PANICKED`, …",
 		call: waitForQMPEvent,
 	},
 }
@@ -149,7 +149,7 @@ var keyboardTable = []*Operation{
 			{Name: "log", Type: Bool, Default: true, Doc: "False: keep it out of the log of the run"},
 		},
 		Doc: "Presses a key, or several at once, and releases them.\n\n" +
-			"Keys are called as in QEMU, or are the character that they type. See [keyboard.md](keyboard.md).",
+			"A key is named as in QEMU, or by the character that it types. See [keyboard.md](keyboard.md).",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			opts := a.delay()
 			if !a.Bool("log") {
@@ -162,7 +162,7 @@ var keyboardTable = []*Operation{
 		Name: "send_chars", Subject: "Keyboard", Result: None, Needs: vmm.CanType,
 		Params: []Param{{Name: "chars", Type: String, Doc: "the text; `\"\\n\"` is the return key"}, delayParam},
 		Doc: "Types a text on a keyboard with the US layout.\n\n" +
-			"Characters that such a keyboard does not have are an error, before the first key. See [keyboard.md](keyboard.md).",
+			"If the keyboard lacks a character, the operation fails before the first key. See [keyboard.md](keyboard.md).",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.SendChars(ctx, a.String("chars"), a.delay()...)
 		},
@@ -180,8 +180,8 @@ var screenTable = []*Operation{
 	{
 		Name: "screenshot", Subject: "Screen", Result: None, Needs: vmm.CanShow,
 		Params: []Param{{Name: "filename", Type: String, Doc: "where to write it, as PNG: below the output directory (`-o`) unless it has a slash; `.png` is added to a name without a dot"}},
-		Doc: "Writes what is on the machine's screen to a file.\n\n" +
-			"The machine needs one: `machine(display = True)`. It works before the guest has booted and on a paused machine.",
+		Doc: "Writes the machine's screen to a file.\n\n" +
+			"The machine needs a screen: `machine(display = True)`. It works before the guest has booted and on a paused machine.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.Screenshot(ctx, a.String("filename"))
 		},
@@ -190,14 +190,14 @@ var screenTable = []*Operation{
 		Name: "wait_for_x", Subject: "Screen", Result: None,
 		Params: []Param{limitParam},
 		Doc: "Waits until an X server in the guest takes connections on display `:0`.\n\n" +
-			"Nothing has to be installed for it. The cookie is that of the server's own `-auth` file.",
+			"It needs no program in the guest. It takes the cookie from the server's `-auth` file.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.WaitForX(ctx, a.limit()...)
 		},
 	},
 	{
 		Name: "get_window_names", Subject: "Screen", Result: List,
-		Doc: "Returns the titles of all windows of the X server on display `:0` that have one, the topmost first.",
+		Doc: "Returns the titles of all titled windows of the X server on display `:0`, the topmost first.",
 		call: func(ctx context.Context, t target, _ Args) (any, error) {
 			return t.machine.WindowNames(ctx)
 		},
@@ -206,7 +206,7 @@ var screenTable = []*Operation{
 		Name: "wait_for_window", Subject: "Screen", Result: None,
 		Params: []Param{{Name: "regexp", Type: String, Doc: "a regular expression in Go's syntax"}, limitParam},
 		Doc: "Waits until the X server on display `:0` has a window whose title matches.\n\n" +
-			"The error has the titles that there were, and a screenshot if the machine has a screen.",
+			"The error has the titles of all windows, and a screenshot if the machine has a screen.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.WaitForWindow(ctx, a.String("regexp"), a.limit()...)
 		},

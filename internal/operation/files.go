@@ -21,7 +21,7 @@ var filesTable = []*Operation{
 			{Name: "source", Type: String, Doc: "a file or a directory of the guest"},
 			{Name: "target_dir", Type: String, Default: "", Doc: "a directory below the output directory (`-o`); it is made if missing"},
 		},
-		Doc: "Copies a file or a directory tree from the guest to the host, with its own name.\n\n" +
+		Doc: "Copies a file or a directory tree from the guest to the host, under its own name.\n\n" +
 			"Nothing is written outside of that copy, whatever the guest sends. See [files.md](files.md).",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.CopyFromMachine(ctx, a.String("source"), a.String("target_dir"))
@@ -33,7 +33,7 @@ var filesTable = []*Operation{
 			{Name: "source", Type: String, Doc: "a file of the host; relative to the test file"},
 			{Name: "target", Type: String, Doc: "the name of the file in the guest"},
 		},
-		Doc: "Copies one file into the guest through a command of its shell, of any size. `copy_from_host` is faster and takes trees.",
+		Doc: "Copies one file of any size into the guest, through a command of its shell. `copy_from_host` is faster and takes trees.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.CopyFromHostViaShell(ctx, a.String("source"), a.String("target"))
 		},

@@ -19,7 +19,7 @@ var jobsTable = []*Operation{
 		Params: slices.Concat([]Param{commandParam, {Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the command; none unless given"}}, commandParams),
 		Doc: "Starts a command as `succeed` does, and returns while it runs.\n\n" +
 			"The job ends by itself, by its `kill`, or with its machine; it may outlive the test that started it. " +
-			"What it writes is in the log line by line as it comes.",
+			"Its output is in the log line by line as it comes.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			j, err := t.machine.Spawn(ctx, a.String("command"), a.command()...)
 			if err != nil {
@@ -31,7 +31,7 @@ var jobsTable = []*Operation{
 	{
 		Name: "wait", On: Job, Subject: "Jobs", Result: Pair,
 		Params: []Param{limitParam},
-		Doc:    "Waits until the job has ended and returns the pair of its exit code and standard output. When the time is over the test fails, and the job goes on.",
+		Doc:    "Waits until the job has ended and returns the pair of its exit code and standard output. After a timeout the test fails, and the job goes on.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return pair(t.job().Wait(ctx, a.limit()...))
 		},
@@ -40,7 +40,7 @@ var jobsTable = []*Operation{
 		Name: "wait_for_output", On: Job, Subject: "Jobs", Result: String,
 		Params: []Param{{Name: "regex", Type: String, Doc: "a regular expression in Go's syntax; `^` and `$` match at lines"}, limitParam},
 		Doc: "Waits until the job has written something that matches to standard output or standard error, and returns the match.\n\n" +
-			"It looks at what came since the last match. It fails at once when the job has ended without.",
+			"It considers the output since the last match. It fails at once when the job ends without a match.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return t.job().WaitForOutput(ctx, a.String("regex"), a.limit()...)
 		},
@@ -59,7 +59,7 @@ var jobsTable = []*Operation{
 	},
 	{
 		Name: "running", On: Job, Subject: "Jobs", Result: Bool, Property: true,
-		Doc:  "Says whether the job has not ended yet.",
+		Doc:  "Reports whether the job still runs.",
 		call: func(_ context.Context, t target, _ Args) (any, error) { return t.job().Running(), nil },
 	},
 	{

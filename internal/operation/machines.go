@@ -24,9 +24,9 @@ var machinesTable = []*Operation{
 		Name: "create_machine", On: Lab, Subject: "Machines", Result: Type(Machine.String()),
 		Params: []Param{
 			{Name: "start_command", Type: String, Default: Absent, Doc: "what starts it in place of an image, see [foreign.md](foreign.md)"},
-			{Name: "name", Type: String, Default: Absent, Named: true, Doc: "the machine's name and host name; it must be given unless there is a `start_command`, from whose end `run-NAME-vm` it is taken, and is `machine` otherwise"},
-			{Name: "image", Type: Image, Default: Absent, Named: true, Doc: "what it boots; it must be given unless there is a `start_command`"},
-			{Name: "backend", Type: String, Default: "", Named: true, Doc: "as with `machine(…)`, like all that follows"},
+			{Name: "name", Type: String, Default: Absent, Named: true, Doc: "the machine's name and host name. It is required without a `start_command`; with one the default is NAME if the command ends in `run-NAME-vm`, else `machine`"},
+			{Name: "image", Type: Image, Default: Absent, Named: true, Doc: "what it boots; required without a `start_command`"},
+			{Name: "backend", Type: String, Default: "", Named: true, Doc: "this and the following as with `machine(…)`"},
 			{Name: "memory", Type: Int, Default: 0, Named: true, Doc: "MiB"},
 			{Name: "cpus", Type: Int, Default: 0, Named: true, Doc: "how many processors"},
 			{Name: "egress", Type: Strings, Default: Absent, Named: true, Doc: "where it may connect to outside of the lab, see [networks.md](networks.md); nowhere unless given, `\"*\"` is everywhere but this host"},
@@ -42,7 +42,7 @@ var machinesTable = []*Operation{
 	},
 	{
 		Name: "serial_stdout_off", On: Lab, Subject: "Machines", Result: None,
-		Doc: "Hides what the machines say on their serial consoles from here on, where a run shows it while it goes on (`-v`). Reports and errors have it nevertheless.",
+		Doc: "Hides later output of the serial consoles where a run shows it (`-v`). Reports and errors still have it.",
 		call: func(ctx context.Context, t target, _ Args) (any, error) {
 			t.lab.SerialStdoutOff(ctx)
 			return nil, nil

@@ -29,11 +29,11 @@ var linksTable = []*Operation{
 }
 
 var (
-	cardsParam = Param{Name: "network", Type: Int, Default: Absent, Doc: "only the cable to the network of this number; all of them unless given"}
+	cardsParam = Param{Name: "network", Type: Int, Default: Absent, Doc: "only the cable to the network of this number; all cables unless given"}
 
-	onParam    = Param{Name: "m", Type: Machines, Doc: "who has the fault"}
+	onParam    = Param{Name: "m", Type: Machines, Doc: "the machines that have the fault"}
 	shareParam = Param{Name: "rate", Type: Float, Check: checkShare, Doc: "the share of frames, from 0 to 1"}
-	matchParam = Param{Name: "match", Type: String, Default: "", Named: true, Check: checkMatch, Doc: "only these protocols, with commas between: `tcp:5432`, `udp`, `tcp:6000-6010`, `icmp`, `arp`, `nd`, `ip`, `ip4`, `ip6`, `sctp`"}
+	matchParam = Param{Name: "match", Type: String, Default: "", Named: true, Check: checkMatch, Doc: "only these protocols, separated by commas: `tcp:5432`, `udp`, `tcp:6000-6010`, `icmp`, `arp`, `nd`, `ip`, `ip4`, `ip6`, `sctp`"}
 	atParam    = Param{Name: "network", Type: Int, Default: Absent, Named: true, Doc: "only on the network of this number; on all unless given"}
 	whileParam = Param{Name: "during", Type: Function, Default: Absent, Named: true, Doc: "the fault is healed when this function has returned"}
 )
@@ -60,8 +60,8 @@ func checkDirection(v any) error {
 // cable: those given and what every such fault has.
 func sideParams(own ...Param) []Param {
 	return append(append([]Param{onParam}, own...),
-		Param{Name: "peer", Type: Machines, Default: Absent, Named: true, Doc: "only what they have with these others"},
-		Param{Name: "direction", Type: String, Default: "both", Named: true, Check: checkDirection, Doc: "`in`, `out` or `both`, as `m` sees it; both are two directions, each with the fault"},
+		Param{Name: "peer", Type: Machines, Default: Absent, Named: true, Doc: "only traffic with these machines"},
+		Param{Name: "direction", Type: String, Default: "both", Named: true, Check: checkDirection, Doc: "`in`, `out` or `both`, as `m` sees it; with `both` each direction has the fault for itself"},
 		matchParam, atParam, whileParam)
 }
 
@@ -91,13 +91,13 @@ var networkTable = []*Operation{
 	{
 		Name: "isolate", On: Network, Subject: "Faults of the network", Result: faultResult,
 		Params: cutParams(onParam),
-		Doc:    "Cuts machines off from all others. Those of a list still reach each other.",
+		Doc:    "Cuts machines off from all others. Machines of a list still reach each other.",
 		call:   plainFault((*attest.Network).Isolate),
 	},
 	{
 		Name: "drop", On: Network, Subject: "Faults of the network", Result: faultResult,
 		Params: sideParams(shareParam,
-			Param{Name: "correlation", Type: Float, Default: 0.0, Named: true, Doc: "how much likelier a frame is lost when the one before was, from 0 to less than 1; the share of lost frames stays the same"}),
+			Param{Name: "correlation", Type: Float, Default: 0.0, Named: true, Doc: "how much likelier the loss of a frame is after another loss, from 0 to less than 1; the share of lost frames stays the same"}),
 		Doc: "Loses a share of the frames.",
 		call: fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, _ target, opts []attest.FaultOption) (*attest.Fault, error) {
 			return n.Drop(ctx, on, a.Float("rate"), append(opts, attest.Correlation(a.Float("correlation")))...)
@@ -106,11 +106,11 @@ var networkTable = []*Operation{
 	{
 		Name: "delay", On: Network, Subject: "Faults of the network", Result: faultResult,
 		Params: sideParams(
-			Param{Name: "mean", Type: Duration, Doc: "how long"},
-			Param{Name: "jitter", Type: Duration, Default: Absent, Doc: "how far it spreads around the mean"},
-			Param{Name: "distribution", Type: String, Default: "uniform", Doc: "how it spreads: `uniform` (the mean less the jitter to the mean and the jitter), `normal` or `exponential` (the jitter is the standard deviation)"}),
-		Doc: "Delivers frames later. They stay in their order, with jitter too; `reorder` changes it.\n\n" +
-			"Healing delivers what waits at once, before all that comes later.",
+			Param{Name: "mean", Type: Duration, Doc: "the mean delay"},
+			Param{Name: "jitter", Type: Duration, Default: Absent, Doc: "how far delays spread around the mean"},
+			Param{Name: "distribution", Type: String, Default: "uniform", Doc: "how delays spread: `uniform` (from the mean minus the jitter to the mean plus the jitter), `normal` or `exponential` (the jitter is the standard deviation)"}),
+		Doc: "Delivers frames later. They stay in their order, even with jitter; `reorder` changes the order.\n\n" +
+			"When the fault is healed, frames that wait are delivered at once, before all later ones.",
 		call: fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, _ target, opts []attest.FaultOption) (*attest.Fault, error) {
 			return n.Delay(ctx, on, a.Duration("mean"), append(opts, attest.Jitter(a.Duration("jitter")), attest.Distribution(a.String("distribution")))...)
 		}),
@@ -123,8 +123,8 @@ var networkTable = []*Operation{
 	},
 	{
 		Name: "reorder", On: Network, Subject: "Faults of the network", Result: faultResult,
-		Params: sideParams(shareParam, Param{Name: "gap", Type: Int, Default: 1, Doc: "how many frames go first"}),
-		Doc:    "Has a share of the frames overtaken by those that follow, or 100 ms late if none follow.",
+		Params: sideParams(shareParam, Param{Name: "gap", Type: Int, Default: 1, Doc: "how many frames overtake"}),
+		Doc:    "Lets later frames overtake a share of the frames. A frame that no other follows is delivered after 100 ms.",
 		call: fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, _ target, opts []attest.FaultOption) (*attest.Fault, error) {
 			return n.Reorder(ctx, on, a.Float("rate"), append(opts, attest.Gap(a.Int("gap")))...)
 		}),
@@ -133,7 +133,7 @@ var networkTable = []*Operation{
 		Name: "corrupt", On: Network, Subject: "Faults of the network", Result: faultResult,
 		Params: sideParams(shareParam),
 		Doc: "Flips one bit in a share of the frames, behind the Ethernet header.\n\n" +
-			"Checksums find it, so guests drop such packets of TCP, UDP and ICMP. ARP has none: `match` spares it.",
+			"Guests drop such packets of TCP, UDP and ICMP because of their checksums. ARP has no checksum; `match` excludes it.",
 		call: shareFault((*attest.Network).Corrupt),
 	},
 	{
@@ -141,7 +141,7 @@ var networkTable = []*Operation{
 		Params: sideParams(
 			Param{Name: "bits", Type: Int, Doc: "bits per second, in each direction"},
 			Param{Name: "queue", Type: Int, Default: 128 << 10, Doc: "bytes that wait; what does not fit is lost"},
-			Param{Name: "burst", Type: Int, Default: 0, Doc: "bytes that go at once after a pause"}),
+			Param{Name: "burst", Type: Int, Default: 0, Doc: "bytes that are sent at once after a pause"}),
 		Doc: "Limits the speed of the line.",
 		call: fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, _ target, opts []attest.FaultOption) (*attest.Fault, error) {
 			return n.Rate(ctx, on, int64(a.Int("bits")), append(opts, attest.Queue(a.Int("queue")), attest.Burst(a.Int("burst")))...)
@@ -150,19 +150,19 @@ var networkTable = []*Operation{
 	{
 		Name: "down", On: Network, Subject: "Faults of the network", Result: faultResult,
 		Params: sideParams(),
-		Doc:    "Loses every frame. The guest still sees a carrier; `machine.block` takes that, too.",
+		Doc:    "Loses every frame. The guest still sees a carrier; `machine.block` takes the carrier too.",
 		call:   plainFault((*attest.Network).Down),
 	},
 	{
 		Name: "flaky", On: Network, Subject: "Faults of the network", Result: faultResult,
 		Params: sideParams(),
-		Doc:    "Is a bad link: it loses a fifth of the frames, mostly several in a row.",
+		Doc:    "Makes a bad link: it loses a fifth of the frames, mostly several in a row.",
 		call:   plainFault((*attest.Network).Flaky),
 	},
 	{
 		Name: "majorities_ring", On: Network, Subject: "Faults of the network", Result: faultResult,
 		Params: cutParams(Param{Name: "m", Type: Machines, Doc: "at least three machines, in the order of the ring"}),
-		Doc:    "Lets every machine hear a majority of all, itself counted, and no two of them the same one.",
+		Doc:    "Lets every machine hear a majority of all machines, itself included. No two machines hear the same majority.",
 		call:   plainFault((*attest.Network).MajoritiesRing),
 	},
 	{
@@ -180,7 +180,7 @@ var networkTable = []*Operation{
 		Name: "capture", On: Network, Subject: "Faults of the network", Result: captureResult,
 		Params: []Param{{Name: "path", Type: String, Doc: "a file below the output directory (`-o`)"}},
 		Doc: "Writes all frames of all machines to a pcapng file, which Wireshark and tshark read, until the capture is stopped or the test ends.\n\n" +
-			"Each network card is an interface. Frames that a fault has lost have a comment, and there is one where each fault began and ended.",
+			"Each network card is an interface. A frame that a fault has lost has a comment. Comments also mark where each fault began and ended.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			c, err := t.lab.Network().Capture(ctx, a.String("path"))
 			if err != nil {
@@ -191,14 +191,14 @@ var networkTable = []*Operation{
 	},
 	{
 		Name: "heal", On: Fault, Subject: "Faults", Result: None,
-		Doc: "Ends the fault; it can be called more than once. What the fault holds back is delivered at once, before all that comes later.",
+		Doc: "Ends the fault. It can be called more than once. Frames that the fault holds back are delivered at once, before all later ones.",
 		call: func(ctx context.Context, t target, _ Args) (any, error) {
 			return nil, t.object.(*attest.Fault).Heal(ctx)
 		},
 	},
 	{
 		Name: "frames", On: Fault, Subject: "Faults", Result: Int, Property: true,
-		Doc:  "How many frames the fault was asked about: those of its machines, peers and match.",
+		Doc:  "How many frames the fault has selected, by its machines, peers and match.",
 		call: func(_ context.Context, t target, _ Args) (any, error) { return t.object.(*attest.Fault).Frames(), nil },
 	},
 	{
@@ -210,7 +210,7 @@ var networkTable = []*Operation{
 	},
 	{
 		Name: "stop", On: Capture, Subject: "Captures", Result: None,
-		Doc: "Ends the capture and returns when all of it is in the file.",
+		Doc: "Ends the capture, and returns when the file is complete.",
 		call: func(ctx context.Context, t target, _ Args) (any, error) {
 			return nil, t.object.(*attest.Capture).Stop(ctx)
 		},

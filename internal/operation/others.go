@@ -6,7 +6,7 @@ var othersTable = []*Operation{
 	{
 		Name: "sleep", Subject: "Others", Result: None,
 		Params: []Param{{Name: "secs", Type: Duration, Doc: "how long"}},
-		Doc:    "Waits for some of the guest's time. A wait for what the test really needs is faster and does not flake.",
+		Doc:    "Waits for some time on the guest's clock. A wait for a condition is faster and does not flake.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.Sleep(ctx, a.Duration("secs"))
 		},
@@ -23,7 +23,7 @@ var othersTable = []*Operation{
 	{
 		Name: "nested", Subject: "Others", Result: None,
 		Params: []Param{{Name: "msg", Type: String, Doc: "what the steps are about"}, {Name: "fn", Type: Function, Doc: "a function without arguments"}},
-		Doc:    "Calls a function; what it does is below one step in the log of the run.",
+		Doc:    "Calls a function. Its steps are below one step in the log of the run.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.Nested(ctx, a.String("msg"), func(ctx context.Context) error {
 				_, err := a.Func("fn")(ctx)

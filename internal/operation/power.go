@@ -44,8 +44,8 @@ var powerTable = []*Operation{
 	{
 		Name: "kernel_panic", Subject: "Power", Result: None,
 		Params: []Param{{Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the wait; 1 minute unless given"}},
-		Doc: "Makes the guest's kernel panic, and waits until the machine is off for it.\n\n" +
-			"The guest is asked for it (SysRq), and gets a non-maskable interrupt if it does not answer. `start` boots it again, from the disk as the panic left it.",
+		Doc: "Makes the guest's kernel panic, and waits until the machine is off.\n\n" +
+			"The agent triggers the panic (SysRq). A guest that does not answer gets a non-maskable interrupt. `start` boots it again, from the disk as the panic left it.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.KernelPanic(ctx, a.limit()...)
 		},
@@ -53,26 +53,26 @@ var powerTable = []*Operation{
 	{
 		Name: "pause", Subject: "Power", Result: None, Needs: vmm.CanPause,
 		Doc: "Stops the machine's processors, as if it had frozen, until `resume`.\n\n" +
-			"Waits that are under way go on, until their own limits. Operations that need the guest of a paused machine fail at once and say so. The guest's clocks stand still.",
+			"Waits in progress go on, until their own limits. Operations that need the guest of a paused machine fail at once. The guest's clocks stand still.",
 		call: func(ctx context.Context, t target, _ Args) (any, error) { return nil, t.machine.Pause(ctx) },
 	},
 	{
 		Name: "resume", Subject: "Power", Result: None, Needs: vmm.CanPause,
-		Doc:  "Lets a paused machine go on.",
+		Doc:  "Continues a paused machine.",
 		call: func(ctx context.Context, t target, _ Args) (any, error) { return nil, t.machine.Resume(ctx) },
 	},
 	{
 		Name: "switch_root", Subject: "Power", Result: None,
 		Params: []Param{limitParam},
 		Doc: "Leaves the initrd: waits for `initrd.target`, has systemd switch to the root file system, and waits until it has.\n\n" +
-			"It is for guests whose systemd runs in an initrd. attest's own images boot straight into their root; there it is refused.",
+			"It is for guests whose systemd runs in an initrd. attest's own images boot straight into their root, so the operation is refused there.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.SwitchRoot(ctx, a.limit()...)
 		},
 	},
 	{
 		Name: "is_up", Subject: "Power", Result: Bool,
-		Doc:  "Says whether the machine runs and its guest has answered.",
+		Doc:  "Reports whether the machine runs and its guest has answered.",
 		call: func(_ context.Context, t target, _ Args) (any, error) { return t.machine.IsUp(), nil },
 	},
 }

@@ -10,13 +10,13 @@ func Reference() string {
 	var b strings.Builder
 	b.WriteString(`# Operations
 
-What a test can ask of a machine, and of all machines at once. Names, arguments
-and meanings are those of the NixOS test driver. This page is generated from the
+The operations of machines, of the network, and of the objects that operations return. Names,
+arguments and meanings are the NixOS test driver's. This page is generated from the
 table in ` + "`internal/operation`" + `; ` + "`go test ./internal/operation -update`" + ` writes it.
 
 A duration is a number of seconds, or a string as Go reads it: ` + "`\"200ms\"`, `\"1m30s\"`" + `.
-A machine that is off starts with the first operation that needs it. Where an
-operation can fail, its failure ends the test.
+A machine that is off starts with the first operation that needs it. An operation
+that fails ends the test.
 
 `)
 	subject := ""

@@ -3,14 +3,14 @@ package operation
 import "context"
 
 var (
-	checkpointName = Param{Name: "name", Type: String, Doc: "what the state is called"}
+	checkpointName = Param{Name: "name", Type: String, Doc: "the name of the state"}
 
 	snapshotsTable = []*Operation{
 		{
 			Name: "snapshot_create", Subject: "Snapshots", Result: None,
 			Params: []Param{checkpointName},
-			Doc: "Keeps the state of this machine: memory, devices and disk. A second one of the same name replaces the first.\n\n" +
-				"The other machines do not stand still meanwhile; `checkpoint` is for all of them.",
+			Doc: "Keeps the state of this machine: memory, devices and disk. A second state of the same name replaces the first.\n\n" +
+				"The other machines keep running; `checkpoint` is for all machines.",
 			call: func(ctx context.Context, t target, a Args) (any, error) {
 				return nil, t.machine.SnapshotCreate(ctx, a.String("name"))
 			},
@@ -18,8 +18,8 @@ var (
 		{
 			Name: "snapshot_restore", Subject: "Snapshots", Result: None,
 			Params: []Param{checkpointName},
-			Doc: "Takes this machine back to where `snapshot_create` was. What its guest has done since is gone, on its disk too; its clock is set to the host's.\n\n" +
-				"Connections to other machines, which are not taken back, may not survive.",
+			Doc: "Restores the state that `snapshot_create` kept. Later changes of the guest are gone, on its disk too. Its clock is set to the host's.\n\n" +
+				"Connections to the other machines may not survive, because those are not restored.",
 			call: func(ctx context.Context, t target, a Args) (any, error) {
 				return nil, t.machine.SnapshotRestore(ctx, a.String("name"))
 			},
@@ -27,7 +27,7 @@ var (
 		{
 			Name: "checkpoint", On: Lab, Subject: "Snapshots", Result: None,
 			Params: []Param{checkpointName},
-			Doc:    "Keeps the state of all machines, of the same moment. A second one of the same name replaces the first.",
+			Doc:    "Keeps the state of all machines at one moment. A second state of the same name replaces the first.",
 			call: func(ctx context.Context, t target, a Args) (any, error) {
 				return nil, t.lab.Checkpoint(ctx, a.String("name"))
 			},
@@ -35,7 +35,7 @@ var (
 		{
 			Name: "restore", On: Lab, Subject: "Snapshots", Result: None,
 			Params: []Param{checkpointName},
-			Doc:    "Takes all machines back to where `checkpoint` was, also those that were off or have been turned off since. Connections between them go on.",
+			Doc:    "Restores the state that `checkpoint` kept, of all machines, whether they run or not. Connections between them go on.",
 			call: func(ctx context.Context, t target, a Args) (any, error) {
 				return nil, t.lab.Restore(ctx, a.String("name"))
 			},

@@ -15,7 +15,7 @@ var (
 	commandParam = Param{Name: "command", Type: String, Doc: "a bash script"}
 	// The first is for waits, which always have a limit; the second for
 	// commands, which may have none.
-	limitParam = Param{Name: "timeout", Type: Duration, Default: waitLimit, Doc: "the limit of the wait; more than the default on a host without hardware virtualisation"}
+	limitParam = Param{Name: "timeout", Type: Duration, Default: waitLimit, Doc: "the limit of the wait; the default is longer on a host without hardware virtualisation"}
 	timeParam  = Param{Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of each command; none unless given"}
 	unitParam  = Param{Name: "unit", Type: String, Doc: "a systemd unit, such as `nginx.service`"}
 	userParam  = Param{Name: "user", Type: String, Default: Absent, Doc: "ask the service manager of this user instead of the system's"}

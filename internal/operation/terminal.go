@@ -20,9 +20,9 @@ func WithTerminal(ctx context.Context, open TerminalOpener) context.Context {
 var terminalTable = []*Operation{
 	{
 		Name: "shell_interact", Aliases: []string{"shell"}, Subject: "By hand", Result: None,
-		Params: []Param{{Name: "user", Type: String, Default: Absent, Doc: "whose shell; root's unless given"}},
+		Params: []Param{{Name: "user", Type: String, Default: Absent, Doc: "the user of the shell; root unless given"}},
 		Doc: "Opens a login shell of the guest on your terminal, in `attest repl` and `attest debug`. It returns when the shell exits.\n\n" +
-			"Everything that is typed goes to the guest, Ctrl-C too; Ctrl-] leaves at once. A test that runs has no terminal: there it is an error.",
+			"Everything that is typed goes to the guest, Ctrl-C too; Ctrl-] leaves at once. In a running test, which has no terminal, it is an error.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			open, ok := ctx.Value(terminalKey{}).(TerminalOpener)
 			if !ok {

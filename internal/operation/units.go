@@ -11,8 +11,8 @@ var unitsTable = []*Operation{
 		Name: "wait_for_unit", Subject: "Units", Result: None,
 		Params: []Param{unitParam, userParam, limitParam},
 		Doc: "Waits until a systemd unit is active.\n\n" +
-			"It fails at once when that cannot happen any more: the unit has failed, does not exist, or is inactive with no job pending. " +
-			"A oneshot service that does not remain active has done what is waited for when it has ended well. See docs/waits.md.",
+			"It fails at once when the unit can no longer become active: it has failed, does not exist, or is inactive with no job pending. " +
+			"For a oneshot service that does not remain active the wait ends when the unit finishes successfully, and fails if it fails. See [waits.md](waits.md).",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.WaitForUnit(ctx, a.String("unit"), append(a.user(), a.limit()...)...)
 		},
@@ -28,7 +28,7 @@ var unitsTable = []*Operation{
 	{
 		Name: "get_unit_info", Subject: "Units", Result: Dict,
 		Params: []Param{unitParam, userParam},
-		Doc:    "Returns all properties of a unit that `systemctl show` says.",
+		Doc:    "Returns all properties of a unit that `systemctl show` prints.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return t.machine.UnitInfo(ctx, a.String("unit"), a.user()...)
 		},
@@ -36,7 +36,7 @@ var unitsTable = []*Operation{
 	{
 		Name: "get_unit_property", Subject: "Units", Result: String,
 		Params: []Param{unitParam, {Name: "property", Type: String, Doc: "its name, such as `ActiveState`"}, userParam},
-		Doc:    "Returns one property of a unit as `systemctl show` says it.",
+		Doc:    "Returns one property of a unit as `systemctl show` prints it.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return t.machine.UnitProperty(ctx, a.String("unit"), a.String("property"), a.user()...)
 		},
@@ -44,7 +44,7 @@ var unitsTable = []*Operation{
 	{
 		Name: "require_unit_state", Subject: "Units", Result: None,
 		Params: []Param{unitParam, {Name: "require_state", Type: String, Default: "active", Doc: "what `ActiveState` must be"}},
-		Doc:    "Fails the test unless a unit is in a state now.",
+		Doc:    "Fails the test unless the unit is in the required state now.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.RequireUnitState(ctx, a.String("unit"), a.String("require_state"))
 		},
@@ -69,11 +69,11 @@ var unitsTable = []*Operation{
 		Name: "journal", Subject: "Units", Result: String,
 		Params: []Param{
 			{Name: "unit", Type: String, Default: Absent, Doc: "a systemd unit; everything unless given"},
-			{Name: "lines", Type: Int, Default: Absent, Doc: "only so many, the last; all unless given"},
-			{Name: "since", Type: String, Default: Absent, Doc: "only what is newer, as `journalctl` reads a time: `-5min`, `today`"},
-			{Name: "user", Type: String, Default: Absent, Doc: "the unit is one of this user's service manager"},
+			{Name: "lines", Type: Int, Default: Absent, Doc: "only so many lines, the last ones; all unless given"},
+			{Name: "since", Type: String, Default: Absent, Doc: "only newer lines; a time as `journalctl` reads it: `-5min`, `today`"},
+			{Name: "user", Type: String, Default: Absent, Doc: "the unit belongs to this user's service manager"},
 		},
-		Doc: "Returns what the journal has of a unit.",
+		Doc: "Returns the journal of a unit.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			opts := a.user()
 			if a.Given("lines") {

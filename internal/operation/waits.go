@@ -44,7 +44,7 @@ var waitsTable = []*Operation{
 		Name: "wait_for_open_unix_socket", Subject: "Waits", Result: None,
 		Params: []Param{
 			{Name: "addr", Type: String, Doc: "the path of the socket in the guest"},
-			{Name: "is_datagram", Type: Bool, Default: false, Doc: "it is a datagram socket"},
+			{Name: "is_datagram", Type: Bool, Default: false, Doc: "True: a datagram socket"},
 			limitParam,
 		},
 		Doc: "Waits until something accepts connections, or datagrams, at a unix socket.",
@@ -59,7 +59,7 @@ var waitsTable = []*Operation{
 	{
 		Name: "wait_for_file", Subject: "Waits", Result: None,
 		Params: []Param{{Name: "filename", Type: String, Doc: "a path in the guest"}, limitParam},
-		Doc:    "Waits until a file, or anything else, exists at a path.",
+		Doc:    "Waits until a path exists, as a file or anything else.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.WaitForFile(ctx, a.String("filename"), a.limit()...)
 		},
@@ -68,8 +68,8 @@ var waitsTable = []*Operation{
 		Name: "wait_for_console_text", Subject: "Waits", Result: None,
 		Params: []Param{{Name: "regex", Type: String, Doc: "a regular expression in Go's syntax; `^` and `$` match at lines"},
 			{Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the wait; 15 minutes unless given"}},
-		Doc: "Waits until the serial console has said something that matches.\n\n" +
-			"It looks at what came since the machine was started or since the last match.",
+		Doc: "Waits until the output of the serial console matches.\n\n" +
+			"It considers the output since the machine was started, or since the last match.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.WaitForConsoleText(ctx, a.String("regex"), a.limit()...)
 		},
