@@ -130,6 +130,7 @@ func newReceiver(c *net.UnixConn) *receiver {
 func (r *receiver) Read(b []byte) (int, error) {
 	oob := make([]byte, unix.CmsgSpace(maxFiles*4))
 	n, oobn, _, _, err := r.conn.ReadMsgUnix(b, oob)
+	n = max(n, 0) // recvmsg's -1 comes with an error, and is not a count
 	if oobn == 0 {
 		return n, err
 	}
