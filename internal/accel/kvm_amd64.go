@@ -86,7 +86,7 @@ func kvmRate(ctx context.Context) (float64, error) {
 	copy(memory, probeLoop)
 	region := kvmMemoryRegion{guestPhysAddr: probeAddr, memorySize: uint64(len(memory)), userspaceAddr: uint64(uintptr(unsafe.Pointer(&memory[0])))}
 	if _, err := ioctl(vmFd, kvmSetUserMemoryRegion, unsafe.Pointer(&region)); err != nil {
-		return 0, fmt.Errorf("give it memory: %w", err)
+		return 0, fmt.Errorf("set the memory of the virtual machine: %w", err)
 	}
 	vcpu, err := ioctl(vmFd, kvmCreateVCPU, nil)
 	if err != nil {

@@ -10,5 +10,5 @@ import (
 
 // kvmRate knows the registers of x86 only.
 func kvmRate(context.Context) (float64, error) {
-	return 0, errors.New("attest cannot measure it on " + runtime.GOARCH + "; set " + Env + "=kvm to use it all the same")
+	return 0, errors.New("attest cannot measure KVM on " + runtime.GOARCH + "; set " + Env + "=kvm to use it anyway")
 }

@@ -150,7 +150,7 @@ func findModule(ctx context.Context) (goModule, error) {
 		return goModule{}, fmt.Errorf("go env: %w", err)
 	}
 	if env.GOMOD == "" || env.GOMOD == os.DevNull {
-		return goModule{}, fmt.Errorf("guests need the attest binary, and the working directory is in no Go module to build it from; install attest and set %s to its path", BinaryEnv)
+		return goModule{}, fmt.Errorf("guests need the attest binary, and the working directory is not in a Go module to build it from; install attest and set %s to its path", BinaryEnv)
 	}
 	if env.GOWORK == "off" {
 		env.GOWORK = ""

@@ -39,7 +39,7 @@ func TestGuestBinaryWithoutGo(t *testing.T) {
 func TestGuestBinaryOutsideOfModules(t *testing.T) {
 	t.Chdir(t.TempDir())
 	_, err := buildGuestBinary(t.Context(), t.TempDir(), &debug.BuildInfo{})
-	if err == nil || !strings.Contains(err.Error(), "no Go module") {
+	if err == nil || !strings.Contains(err.Error(), "not in a Go module") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -294,7 +294,7 @@ func (b *bench) testFatal(t *testing.T) {
 		"agent leaves a guest without init": {
 			Guest{Root: RootLayers, Layers: 1, Volatile: true, Init: "none", Args: []string{"test.agent=leave"}},
 			map[string]string{SerialLayer(0): root},
-			"the agent ended (exit code 4), so nobody can reach this guest",
+			"the agent ended (exit code 4): this guest can no longer be reached",
 		},
 		"init is not there": {
 			Guest{Root: RootLayers, Layers: 1, Volatile: true, Init: "/sbin/nowhere"},
@@ -304,7 +304,7 @@ func (b *bench) testFatal(t *testing.T) {
 		"disk is missing": {
 			Guest{Root: RootLayers, Layers: 2, Volatile: true},
 			map[string]string{SerialLayer(0): root},
-			"no disk with the serial attest-l1 appeared within 10s (disks there are: attest-l0)",
+			"no disk with the serial attest-l1 appeared within 10s (found: attest-l0)",
 		},
 		"writable disk is not formatted": {
 			Guest{Root: RootLayers, Layers: 1},
@@ -314,12 +314,12 @@ func (b *bench) testFatal(t *testing.T) {
 		"layer is nothing": {
 			Guest{Root: RootLayers, Layers: 1, Volatile: true},
 			map[string]string{SerialLayer(0): blank},
-			"holds nothing known, not a file system that a root can be on",
+			"holds nothing known, which cannot be a root file system",
 		},
 		"disk has no root": {
 			Guest{Root: RootDisk},
 			map[string]string{SerialDisk: blank},
-			"disk attest-disk: no root on it; what there is: /dev/vda unknown",
+			"disk attest-disk: no root file system on it; found: /dev/vda unknown",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

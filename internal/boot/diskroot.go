@@ -53,12 +53,12 @@ func mountDiskRoot(disk string) error {
 				continue
 			}
 			if err := unix.Mount(device, newRoot, fstype, 0, options); err != nil {
-				return fmt.Errorf("mount the root %s (%s) to be written to: %w", device, fstype, err)
+				return fmt.Errorf("mount the root %s (%s) read-write: %w", device, fstype, err)
 			}
 			return nil
 		}
 	}
-	return fmt.Errorf("disk %s: no root on it; what there is: %s; encrypted disks and LVM need the guest's own boot loader (an image without a kernel)",
+	return fmt.Errorf("disk %s: no root file system on it; found: %s; encrypted disks and LVM need the guest's own boot loader (an image without a kernel)",
 		SerialDisk, cmp.Or(strings.Join(seen, ", "), "nothing"))
 }
 

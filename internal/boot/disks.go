@@ -52,7 +52,7 @@ func missingDisksError(missing []string, disks map[string]string, waited time.Du
 	if len(disks) > 0 {
 		have = strings.Join(slices.Sorted(maps.Keys(disks)), ", ")
 	}
-	return fmt.Errorf("no disk with the serial %s appeared within %v (disks there are: %s); the VMM has to give it as virtio-blk with that serial, and the kernel needs virtio_blk with virtio_pci or virtio_mmio",
+	return fmt.Errorf("no disk with the serial %s appeared within %v (found: %s); the VMM must provide it as virtio-blk with that serial, and the kernel needs virtio_blk with virtio_pci or virtio_mmio",
 		strings.Join(missing, ", "), waited, have)
 }
 

@@ -130,7 +130,7 @@ func findInit(wanted string) (string, error) {
 		return "", nil
 	}
 	if err := executable(wanted); err != nil {
-		return "", fmt.Errorf("the init that was asked for: %w", err)
+		return "", fmt.Errorf("the requested init: %w", err)
 	}
 	return wanted, nil
 }

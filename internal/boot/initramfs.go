@@ -157,7 +157,7 @@ func (i Initramfs) writeModules(c *cpio.Writer) error {
 			continue
 		}
 		if _, ok := tree.paths[name]; !ok {
-			return fmt.Errorf("initramfs: the kernel of %s has no file system %s, which the image is made of; use another kernel", i.Modules, name)
+			return fmt.Errorf("initramfs: the kernel of %s does not support the file system %s of the image; use another kernel", i.Modules, name)
 		}
 		names := append(slices.Clone(filesystemModules[name]), name)
 		if err := writeModuleSet(c, tree, name, names); err != nil {

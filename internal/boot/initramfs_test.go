@@ -192,7 +192,7 @@ func TestInitramfsErrors(t *testing.T) {
 		"dynamic":        {Initramfs{Binary: "/bin/sh"}, "CGO_ENABLED=0"},
 		"no modules":     {Initramfs{Binary: binary, Modules: "/nowhere"}, "/nowhere"},
 		"no such file system": {
-			Initramfs{Binary: binary, Modules: kernelTree(t), Filesystems: []string{"btrfs"}}, "has no file system btrfs",
+			Initramfs{Binary: binary, Modules: kernelTree(t), Filesystems: []string{"btrfs"}}, "does not support the file system btrfs",
 		},
 	} {
 		cache := t.TempDir()

@@ -139,7 +139,7 @@ func (t *moduleTree) closure(names []string) ([]module, error) {
 		file, have := t.paths[name]
 		if state[name] == done || !have {
 			if !have && wantedBy != "" && !t.builtin[name] {
-				return fmt.Errorf("kernel modules in %s: %s depends on %s, which is not there", t.source, wantedBy, name)
+				return fmt.Errorf("kernel modules in %s: %s depends on %s, which does not exist", t.source, wantedBy, name)
 			}
 			return nil
 		}

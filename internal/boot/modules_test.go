@@ -108,7 +108,7 @@ func TestClosureErrors(t *testing.T) {
 	defer tree.close()
 	for name, want := range map[string]string{
 		"egg":    "depend on each other",
-		"lonely": "lonely depends on nobody, which is not there",
+		"lonely": "lonely depends on nobody, which does not exist",
 		"text":   "not a module",
 		"cut":    "cut.ko.gz",
 	} {

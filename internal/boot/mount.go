@@ -63,7 +63,7 @@ func mountAPI() error {
 
 func mountHint(fstype string, err error) string {
 	if errors.Is(err, unix.ENODEV) {
-		return fmt.Sprintf("; the kernel has no %s built in, and the initramfs no module of it: use a kernel that has it, or give its modules", fstype)
+		return fmt.Sprintf("; the kernel has no built-in %s, and the initramfs has no module for it: use a kernel that has one, or give its modules", fstype)
 	}
 	return ""
 }

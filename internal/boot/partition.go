@@ -131,7 +131,7 @@ func readGPT(r io.ReaderAt) ([]Partition, error) {
 	count := int64(binary.LittleEndian.Uint32(header[80:]))
 	size := int64(binary.LittleEndian.Uint32(header[84:]))
 	if size < 128 || size > 4096 || table < 2 || table > 1<<40 {
-		return nil, fmt.Errorf("partition table: GPT header makes no sense: entries of %d bytes at sector %d", size, table)
+		return nil, fmt.Errorf("partition table: invalid GPT header: entries of %d bytes at sector %d", size, table)
 	}
 	var parts []Partition
 	for i := range min(count, maxPartitions) {

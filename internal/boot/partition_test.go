@@ -152,7 +152,7 @@ func TestReadPartitionsErrors(t *testing.T) {
 	}{
 		"protective MBR alone":  {append(mbrSector(mbrEntry{0xee, 1, 1}), make([]byte, 512)...), "no GPT header"},
 		"cut off":               {mbrSector(mbrEntry{0xee, 1, 1}), "GPT header"},
-		"entries of 3 bytes":    {nonsense, "makes no sense"},
+		"entries of 3 bytes":    {nonsense, "invalid GPT header"},
 		"ends before its start": {backwards, "spans sectors"},
 		"chain to nowhere":      {mbrSector(mbrEntry{0x05, 8, 100}), "extended boot record at sector 8"},
 	} {

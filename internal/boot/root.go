@@ -117,7 +117,7 @@ func mountReadOnly(device, dir string) error {
 		return err
 	}
 	if !rootFilesystems[fstype] {
-		return fmt.Errorf("%s holds %s, not a file system that a root can be on", device, cmp.Or(fstype, "nothing known"))
+		return fmt.Errorf("%s holds %s, which cannot be a root file system", device, cmp.Or(fstype, "nothing known"))
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

@@ -85,7 +85,7 @@ func reap(agent *int) error {
 		case pid == *agent:
 			left, _ := processes()
 			if len(left) == 0 {
-				return fmt.Errorf("the agent ended (%s), so nobody can reach this guest any more", describeStatus(status))
+				return fmt.Errorf("the agent ended (%s): this guest can no longer be reached", describeStatus(status))
 			}
 			*agent = left[0]
 		}

@@ -143,7 +143,7 @@ func parseKey(key string) (Chord, error) {
 		if n, err := strconv.ParseUint(code, 16, 8); err == nil && n > 0 {
 			return Chord{name}, nil
 		}
-		return nil, fmt.Errorf("%s is not a scan code; those are 0x01 to 0xff", key)
+		return nil, fmt.Errorf("%s is not a scan code; want 0x01 to 0xff", key)
 	}
 	return nil, &UnknownKeyError{key}
 }
@@ -152,7 +152,7 @@ func parseKey(key string) (Chord, error) {
 type UnknownKeyError struct{ Key string }
 
 func (e *UnknownKeyError) Error() string {
-	return fmt.Sprintf("there is no key %q; keys are called as in QEMU: ret, spc, tab, esc, ctrl, alt, shift, meta_l, delete, up, f1, kp_1, …", e.Key)
+	return fmt.Sprintf("unknown key %q; keys are named as in QEMU: ret, spc, tab, esc, ctrl, alt, shift, meta_l, delete, up, f1, kp_1, …", e.Key)
 }
 
 // Names are all names that Parse knows.

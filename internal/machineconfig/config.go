@@ -101,7 +101,7 @@ func Parse(path string, data []byte) (*File, error) {
 		return nil, &Error{File: path, Reason: syntaxReason(data, err)}
 	}
 	if _, err := dec.Token(); err != io.EOF {
-		return nil, &Error{File: path, Reason: "something follows the JSON object"}
+		return nil, &Error{File: path, Reason: "unexpected data after the JSON object"}
 	}
 	f := &File{Path: path, GlobalTimeout: time.Hour}
 	r := reader{file: path}
@@ -115,7 +115,7 @@ func Parse(path string, data []byte) (*File, error) {
 	for i, v := range machines {
 		m := r.machine(fmt.Sprintf("/machines/%d", i), v, f.VLANs)
 		if r.err == nil && seen[m.Name] {
-			r.fail(fmt.Sprintf("/machines/%d/name", i), "there are two machines of this name")
+			r.fail(fmt.Sprintf("/machines/%d/name", i), "another machine has the same name")
 		}
 		seen[m.Name] = true
 		f.Machines = append(f.Machines, m)
@@ -150,7 +150,7 @@ func (r *reader) machine(at string, v any, vlans []int) Machine {
 	case o["name"] == nil:
 		r.fail(at, `"name" is missing`)
 	case !name.MatchString(m.Name):
-		r.fail(at+"/name", "not a name for a machine: letters, digits, - and _, beginning with a letter or a digit")
+		r.fail(at+"/name", "not a machine name: want letters, digits, - and _, beginning with a letter or a digit")
 	}
 	r.take(o, "backend", func(v any) { m.Backend = r.string(at+"/backend", v) })
 	keys, ok := backends[m.Backend]
@@ -158,9 +158,9 @@ func (r *reader) machine(at string, v any, vlans []int) Machine {
 	case r.err != nil:
 		return m
 	case o["backend"] == nil:
-		r.fail(at, `"backend" is missing; it is `+backendNames)
+		r.fail(at, `"backend" is missing; want `+backendNames)
 	case !ok:
-		r.fail(at+"/backend", fmt.Sprintf("unknown backend %q; it is %s", m.Backend, backendNames))
+		r.fail(at+"/backend", fmt.Sprintf("unknown backend %q; want %s", m.Backend, backendNames))
 	}
 	known := []string{"name", "backend", "vlans"}
 	r.take(o, "vlans", func(v any) { m.VLANs = r.vlans(at+"/vlans", v) })
@@ -185,11 +185,11 @@ func (r *reader) complete(at string, m Machine) {
 	case "qemu":
 		switch {
 		case (m.StartCommand == "") == (m.Image == nil):
-			r.fail(at, `either "start_command" or "image" must be given`)
+			r.fail(at, `want either "start_command" or "image"`)
 		case m.StartCommand != "" && m.Memory != 0:
-			r.fail(at+"/mem_size_mib", `the machine has a "start_command", which gives it its memory; leave one of the two out`)
+			r.fail(at+"/mem_size_mib", `"start_command" already determines the memory; leave one of the two out`)
 		case m.StartCommand != "" && m.CPUs != 0:
-			r.fail(at+"/vcpu_count", `the machine has a "start_command", which gives it its processors; leave one of the two out`)
+			r.fail(at+"/vcpu_count", `"start_command" already determines the processors; leave one of the two out`)
 		}
 	case "firecracker", "cloud-hypervisor":
 		if m.Image == nil && m.KernelImage == "" {

@@ -3,6 +3,8 @@ package machineconfig
 import (
 	"encoding/json"
 	"errors"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,22 +44,22 @@ func TestParseErrors(t *testing.T) {
 	}
 	for _, test := range []struct{ name, json, want string }{
 		{"syntax", "{\n \"machines\": [,]\n}", "machine configuration lab.json: not JSON: line 2, column 15: invalid character ',' looking for beginning of value"},
-		{"trailing", `{} {}`, "machine configuration lab.json: something follows the JSON object"},
+		{"trailing", `{} {}`, "machine configuration lab.json: unexpected data after the JSON object"},
 		{"no object", `[]`, "machine configuration lab.json: want an object, not an array"},
-		{"unknown top key", `{"machine": []}`, "machine configuration lab.json: /machine: unknown key; known here are global_timeout, machines, vlans"},
-		{"unknown key", qemu(`, "kernel_image_path": "x"`), `machine configuration lab.json: machine "a": /machines/0/kernel_image_path: unknown key; known here are allow_reboot, backend, image, mem_size_mib, name, snapshot_path, start_command, vcpu_count, vlans`},
-		{"pointer escapes", qemu(`, "a/b~c": 1`), `machine configuration lab.json: machine "a": /machines/0/a~1b~0c: unknown key; known here are allow_reboot, backend, image, mem_size_mib, name, snapshot_path, start_command, vcpu_count, vlans`},
+		{"unknown top key", `{"machine": []}`, "machine configuration lab.json: /machine: unknown key; known keys are global_timeout, machines, vlans"},
+		{"unknown key", qemu(`, "kernel_image_path": "x"`), `machine configuration lab.json: machine "a": /machines/0/kernel_image_path: unknown key; known keys are allow_reboot, backend, image, mem_size_mib, name, snapshot_path, start_command, vcpu_count, vlans`},
+		{"pointer escapes", qemu(`, "a/b~c": 1`), `machine configuration lab.json: machine "a": /machines/0/a~1b~0c: unknown key; known keys are allow_reboot, backend, image, mem_size_mib, name, snapshot_path, start_command, vcpu_count, vlans`},
 		{"wrong type", qemu(`, "vcpu_count": "2"`), `machine configuration lab.json: machine "a": /machines/0/vcpu_count: want a positive whole number, not the string "2"`},
 		{"boolean for a number", qemu(`, "mem_size_mib": true`), `machine configuration lab.json: machine "a": /machines/0/mem_size_mib: want a positive whole number, not the boolean true`},
 		{"fraction", qemu(`, "mem_size_mib": 1.5`), `machine configuration lab.json: machine "a": /machines/0/mem_size_mib: want a positive whole number, not the number 1.5`},
 		{"no name", `{"machines": [{"backend": "qemu"}]}`, `machine configuration lab.json: /machines/0: "name" is missing`},
-		{"bad name", `{"machines": [{"name": "-a", "backend": "qemu"}]}`, `machine configuration lab.json: machine "-a": /machines/0/name: not a name for a machine: letters, digits, - and _, beginning with a letter or a digit`},
-		{"no backend", `{"machines": [{"name": "a"}]}`, `machine configuration lab.json: machine "a": /machines/0: "backend" is missing; it is qemu, firecracker, cloud-hypervisor or mock`},
-		{"unknown backend", `{"machines": [{"name": "a", "backend": "vmware"}]}`, `machine configuration lab.json: machine "a": /machines/0/backend: unknown backend "vmware"; it is qemu, firecracker, cloud-hypervisor or mock`},
-		{"processors beside a start command", qemu(`, "vcpu_count": 1`), `machine configuration lab.json: machine "a": /machines/0/vcpu_count: the machine has a "start_command", which gives it its processors; leave one of the two out`},
-		{"neither", `{"machines": [{"name": "a", "backend": "qemu"}]}`, `machine configuration lab.json: machine "a": /machines/0: either "start_command" or "image" must be given`},
+		{"bad name", `{"machines": [{"name": "-a", "backend": "qemu"}]}`, `machine configuration lab.json: machine "-a": /machines/0/name: not a machine name: want letters, digits, - and _, beginning with a letter or a digit`},
+		{"no backend", `{"machines": [{"name": "a"}]}`, `machine configuration lab.json: machine "a": /machines/0: "backend" is missing; want qemu, firecracker, cloud-hypervisor or mock`},
+		{"unknown backend", `{"machines": [{"name": "a", "backend": "vmware"}]}`, `machine configuration lab.json: machine "a": /machines/0/backend: unknown backend "vmware"; want qemu, firecracker, cloud-hypervisor or mock`},
+		{"processors beside a start command", qemu(`, "vcpu_count": 1`), `machine configuration lab.json: machine "a": /machines/0/vcpu_count: "start_command" already determines the processors; leave one of the two out`},
+		{"neither", `{"machines": [{"name": "a", "backend": "qemu"}]}`, `machine configuration lab.json: machine "a": /machines/0: want either "start_command" or "image"`},
 		{"no kernel", `{"machines": [{"name": "a", "backend": "firecracker", "rootfs_path": "r"}]}`, `machine configuration lab.json: machine "a": /machines/0: "kernel_image_path" is missing (or "image")`},
-		{"twice", `{"machines": [{"name": "a", "backend": "mock"}, {"name": "a", "backend": "mock"}]}`, `machine configuration lab.json: machine "a": /machines/1/name: there are two machines of this name`},
+		{"twice", `{"machines": [{"name": "a", "backend": "mock"}, {"name": "a", "backend": "mock"}]}`, `machine configuration lab.json: machine "a": /machines/1/name: another machine has the same name`},
 		{"vlan", `{"vlans": [1, "x"]}`, `machine configuration lab.json: /vlans/1: want a positive whole number, not the string "x"`},
 		{"timeout", `{"global_timeout": -1}`, `machine configuration lab.json: /global_timeout: want a positive number of seconds, not the number -1`},
 		{"tap", `{"machines": [{"name": "a", "backend": "cloud-hypervisor", "kernel_image_path": "k", "rootfs_path": "r", "tap_interfaces": [["x"]]}]}`, `machine configuration lab.json: machine "a": /machines/0/tap_interfaces/0: want [interface, host device, MAC address]`},
@@ -72,6 +74,19 @@ func TestParseErrors(t *testing.T) {
 				t.Errorf("got\n  %s\nwant\n  %s", err, test.want)
 			}
 		})
+	}
+}
+
+// TestEveryKeyIsDocumented compares the keys with docs/machine-config.md.
+func TestEveryKeyIsDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/machine-config.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key := range readers {
+		if !strings.Contains(string(page), "`"+key+"`") {
+			t.Errorf("docs/machine-config.md lacks %s", key)
+		}
 	}
 }
 

@@ -35,7 +35,7 @@ func (r *reader) rest(at string, o map[string]any, known ...string) {
 	for _, key := range slices.Sorted(maps.Keys(o)) {
 		if !slices.Contains(known, key) {
 			slices.Sort(known)
-			r.fail(at+"/"+escape(key), "unknown key; known here are "+strings.Join(known, ", "))
+			r.fail(at+"/"+escape(key), "unknown key; known keys are "+strings.Join(known, ", "))
 		}
 	}
 }

@@ -102,11 +102,11 @@ func (b binder) checkCount(given int) error {
 		case p.Variadic:
 			return nil
 		case p.Named && given > i:
-			return b.errorf("it takes at most %d by position, not %d; give the others by name", i, given)
+			return b.errorf("takes at most %d positional arguments, not %d; give the others by name", i, given)
 		}
 	}
 	if given > len(b.Params) {
-		return b.errorf("it takes at most %d, not %d arguments", len(b.Params), given)
+		return b.errorf("takes at most %d arguments, not %d", len(b.Params), given)
 	}
 	return nil
 }

@@ -40,7 +40,7 @@ var (
 
 func checkShare(v any) error {
 	if f := v.(float64); !(f >= 0 && f <= 1) {
-		return fmt.Errorf("it is a share between 0 and 1 (a half is 0.5), not %v", f)
+		return fmt.Errorf("must be a share between 0 and 1 (one half is 0.5), not %v", f)
 	}
 	return nil
 }
@@ -52,7 +52,7 @@ func checkDirection(v any) error {
 	case attest.BothWays, attest.Incoming, attest.Outgoing:
 		return nil
 	default:
-		return fmt.Errorf("it is both, in or out, not %q", d)
+		return fmt.Errorf("must be both, in or out, not %q", d)
 	}
 }
 

@@ -177,7 +177,7 @@ func TestBindErrors(t *testing.T) {
 		want       string
 	}{
 		{"wait_for_unit", nil, nil, unit + "argument unit is missing"},
-		{"wait_for_unit", []any{"a", nil, int64(1), int64(2)}, nil, unit + "it takes at most 3, not 4 arguments"},
+		{"wait_for_unit", []any{"a", nil, int64(1), int64(2)}, nil, unit + "takes at most 3 arguments, not 4"},
 		{"wait_for_unit", []any{"a"}, []Named{{"timeuot", int64(1)}}, unit + `there is no argument "timeuot"; did you mean timeout?`},
 		{"wait_for_unit", []any{"a"}, []Named{{"xyz", int64(1)}}, unit + `there is no argument "xyz"`},
 		{"wait_for_unit", []any{"a"}, []Named{{"unit", "b"}}, unit + "argument unit is given twice"},
@@ -196,7 +196,7 @@ func TestBindErrors(t *testing.T) {
 		{"succeed", nil, []Named{{"commands", "true"}}, succeed + "*commands is given by position, without its name"},
 		{"wait_for_open_port", []any{"80"}, nil, port + `port must be an integer, not the string "80"`},
 		{"wait_for_open_port", []any{80.5}, nil, port + "port must be an integer, not the number 80.5"},
-		{"shutdown", []any{int64(1)}, nil, "shutdown(): it takes at most 0, not 1 arguments"},
+		{"shutdown", []any{int64(1)}, nil, "shutdown(): takes at most 0 arguments, not 1"},
 	}
 	for _, tt := range tests {
 		_, err := Find(Machine, tt.operation).Bind(tt.positional, tt.named)
@@ -264,7 +264,7 @@ func TestTypes(t *testing.T) {
 		}
 	}
 	_, err = o.Bind([]any{"a", "b"}, nil)
-	if want := call + "it takes at most 1 by position, not 2; give the others by name"; err == nil || err.Error() != want {
+	if want := call + "takes at most 1 positional arguments, not 2; give the others by name"; err == nil || err.Error() != want {
 		t.Errorf("got %v\nwant %s", err, want)
 	}
 }

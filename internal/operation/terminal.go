@@ -26,7 +26,7 @@ var terminalTable = []*Operation{
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			open, ok := ctx.Value(terminalKey{}).(TerminalOpener)
 			if !ok {
-				return nil, &attest.ConfigError{Subject: t.machine.Name() + ": shell_interact", Reason: "a test has no terminal; open the lab in attest repl, or keep that of a failed test (--keep) and open it with attest debug"}
+				return nil, &attest.ConfigError{Subject: t.machine.Name() + ": shell_interact", Reason: "a test has no terminal; open the lab in attest repl, or keep the lab of a failed test (--keep) and open it with attest debug"}
 			}
 			terminal, giveBack, err := open()
 			if err != nil {

@@ -84,7 +84,7 @@ func (*DamagedError) Status() event.Status { return event.Infra }
 type MismatchError struct{ Dir, What, Saved, Now string }
 
 func (e *MismatchError) Error() string {
-	return fmt.Sprintf("the snapshot in %s does not fit: it was made with another %s (%s, and now it is %s)", e.Dir, e.What, e.Saved, e.Now)
+	return fmt.Sprintf("the snapshot in %s does not fit: it was made with another %s (%s, now %s)", e.Dir, e.What, e.Saved, e.Now)
 }
 
 // Status says that it cannot be had here.

@@ -355,7 +355,7 @@ func TestUsage(t *testing.T) {
 		{"output directory", Options{OutDir: "a.star"}, event.Invalid, "output directory: mkdir a.star: not a directory"},
 		{"no machine configuration", Options{MachineConfig: "none.json"}, event.Invalid, "machine configuration: open none.json: no such file or directory"},
 		{"a backend of a later version", Options{MachineConfig: "fc.json"}, event.Unsupported, `machine configuration fc.json: machine "m": backend firecracker is not supported by this version`},
-		{"a start command with memory", Options{MachineConfig: "start.json"}, event.Invalid, `machine configuration start.json: machine "m": /machines/0/mem_size_mib: the machine has a "start_command", which gives it its memory; leave one of the two out`},
+		{"a start command with memory", Options{MachineConfig: "start.json"}, event.Invalid, `machine configuration start.json: machine "m": /machines/0/mem_size_mib: "start_command" already determines the memory; leave one of the two out`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			o := runFiles(t, t.Context(), tt.opts, &fakeHost{}, "a.star", "def main(): pass\n", "empty/x", "",

@@ -32,7 +32,7 @@ func killDescendants(timeout time.Duration) error {
 			killIf(pid, func() bool { return descendsFrom(pid, os.Getpid()) })
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("processes %v do not die", left)
+			return fmt.Errorf("processes %v survive SIGKILL", left)
 		}
 		time.Sleep(pause)
 	}
@@ -54,7 +54,7 @@ func killBelonging(dir string, timeout time.Duration) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("processes %v do not die", left)
+			return fmt.Errorf("processes %v survive SIGKILL", left)
 		}
 		time.Sleep(pause)
 	}

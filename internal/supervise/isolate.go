@@ -63,7 +63,7 @@ func startAsRoot(r *startRequest, attr *syscall.ProcAttr, namespaces uintptr) (i
 func isolate() int {
 	n, err := strconv.Atoi(os.Args[1])
 	if err != nil || len(os.Args) < 4 {
-		fmt.Fprintln(os.Stderr, isolateName+": this is not a program for people; it is started by attest")
+		fmt.Fprintln(os.Stderr, isolateName+": attest starts this program; it does nothing on its own")
 		return 127
 	}
 	files := make([]uintptr, n)

@@ -99,7 +99,7 @@ func copyPrivate(pid int, mapped, target *os.File) error {
 		return err
 	}
 	if !found {
-		return errors.New("the file is not mapped there")
+		return errors.New("the process does not map the file")
 	}
 	return nil
 }

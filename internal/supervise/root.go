@@ -111,9 +111,9 @@ func checkOwned(path string) error {
 	case !fi.IsDir():
 		return fmt.Errorf("%s is not a directory (%v)", path, fi.Mode())
 	case int(st.Uid) != os.Geteuid():
-		return fmt.Errorf("%s belongs to uid %d, not to us (%d)", path, st.Uid, os.Geteuid())
+		return fmt.Errorf("%s belongs to uid %d, not to uid %d", path, st.Uid, os.Geteuid())
 	case fi.Mode().Perm()&0o022 != 0:
-		return fmt.Errorf("%s can be written to by others (%v)", path, fi.Mode())
+		return fmt.Errorf("%s is writable by other users (%v)", path, fi.Mode())
 	}
 	return nil
 }

@@ -56,7 +56,7 @@ type incoming struct {
 
 func serve() error {
 	if len(os.Args) != 3 {
-		return errors.New("this is not a program for people; it is started by attest")
+		return errors.New("attest starts this program; it does nothing on its own")
 	}
 	// PR_SET_PDEATHSIG fires when the thread that forked ends (golang/go#27505).
 	// The main thread does not end before the process, and init runs on it.

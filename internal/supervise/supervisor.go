@@ -238,7 +238,7 @@ func (s *Supervisor) run() {
 	case werr != nil:
 		s.lost = fmt.Errorf("supervisor: %w%s", werr, s.log())
 	case errors.Is(err, io.EOF):
-		s.lost = errors.New("supervisor: it was asked to end" + s.log())
+		s.lost = errors.New("supervisor: terminated" + s.log())
 	default:
 		s.lost = fmt.Errorf("supervisor: %w%s", err, s.log())
 	}

@@ -51,7 +51,7 @@ func remedy(step string, err error, setting func(name string) string) string {
 	case step == namespaceStep && setting("kernel.unprivileged_userns_clone") == "0":
 		return "as root: sysctl -w kernel.unprivileged_userns_clone=1"
 	case step != openStep && refused && setting(apparmor) == "1":
-		return "AppArmor keeps user namespaces from those without a profile; as root: sysctl -w " + apparmor + "=0"
+		return "AppArmor forbids user namespaces to programs without a profile; as root: sysctl -w " + apparmor + "=0"
 	case step == namespaceStep:
 		return "user namespaces are forbidden here; in a container, start it with --security-opt seccomp=unconfined or --privileged"
 	case step == openStep && refused:

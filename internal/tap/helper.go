@@ -29,7 +29,7 @@ func init() {
 // helper is the process in the namespace until the program takes its place.
 func helper() error {
 	if len(os.Args) != 2 {
-		return errors.New("this is not a program for people; it is started by attest")
+		return errors.New("attest starts this program; it does nothing on its own")
 	}
 	control, err := strconv.Atoi(os.Args[1])
 	if err != nil {

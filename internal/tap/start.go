@@ -83,7 +83,7 @@ func Start(ctx context.Context, s *supervise.Supervisor, c supervise.Command, li
 	p.Kill()
 	<-p.Done()
 	if errors.Is(err, io.EOF) {
-		err = fmt.Errorf("it ended before it did anything: %v", p.Status())
+		err = fmt.Errorf("it ended before it reported anything: %v", p.Status())
 	}
 	if unavailable := (*UnavailableError)(nil); errors.As(err, &unavailable) {
 		return nil, nil, err
@@ -102,7 +102,7 @@ func command(conn *net.UnixConn, o order) (taps []*os.File, err error) {
 	}
 	taps, err = receive(conn)
 	if err == nil && len(taps) != len(o.Links) {
-		err = fmt.Errorf("%d TAPs came, want %d", len(taps), len(o.Links))
+		err = fmt.Errorf("got %d TAPs, want %d", len(taps), len(o.Links))
 	}
 	if err == nil {
 		// The end means that the program has taken the helper's place.

@@ -75,7 +75,7 @@ func (b *backend) Check(c vmm.Config) error {
 			return unsupported(fmt.Sprintf("disk format %q", d.Format), "want raw or qcow2")
 		}
 		if len(d.Serial) > maxSerial {
-			return unsupported(fmt.Sprintf("disk serial %q", d.Serial), fmt.Sprintf("it has %d bytes, and %d fit", len(d.Serial), maxSerial))
+			return unsupported(fmt.Sprintf("disk serial %q", d.Serial), fmt.Sprintf("it has %d bytes, and the limit is %d", len(d.Serial), maxSerial))
 		}
 	}
 	_, err := b.find()
@@ -150,7 +150,7 @@ func (b *backend) ask(path string) (installed, error) {
 	}
 	m := versionPattern.FindSubmatch(out)
 	if m == nil {
-		return p, fmt.Errorf("it does not say its version: %q (%v)", firstLine(out), err)
+		return p, fmt.Errorf("no version in the output of --version: %q (%v)", firstLine(out), err)
 	}
 	p.version = string(m[0][len("version "):])
 	p.sandbox = p.sandbox && hasSeccomp()

@@ -122,13 +122,13 @@ type hindrance struct {
 
 var hindrances = []hindrance{
 	{regexp.MustCompile(`(?m)^--?snapshot$`), "with -snapshot its disks are files without a name", false},
-	{regexp.MustCompile(`vhost-user|(?m)^--?object\n.*virtiofs`), "it has a vhost-user device (such as virtiofs), whose state is another program's", false},
-	{regexp.MustCompile(`vhost-vsock`), "it has a vhost-vsock device, whose CID only one machine of the host can have", false},
-	{regexp.MustCompile(`vfio|usb-host`), "it has a device of the host", false},
-	{regexp.MustCompile(`(?m)^--?tpmdev$`), "it has a TPM, whose state is another program's", false},
+	{regexp.MustCompile(`vhost-user|(?m)^--?object\n.*virtiofs`), "a vhost-user device (such as virtiofs) keeps its state in another program", false},
+	{regexp.MustCompile(`vhost-vsock`), "a vhost-vsock device has a CID that only one machine of the host can have", false},
+	{regexp.MustCompile(`vfio|usb-host`), "it uses a device of the host", false},
+	{regexp.MustCompile(`(?m)^--?tpmdev$`), "a TPM keeps its state in another program", false},
 	{regexp.MustCompile(`(?m)^--?rtc\n.*base=[0-9]`), "its clock is not the host's (-rtc base=)", false},
-	{regexp.MustCompile(`(?m)^--?(loadvm|incoming)$`), "it goes on from a state of its own (-loadvm, -incoming)", false},
-	{regexp.MustCompile(`(?m)^--?virtfs$|virtio-9p`), "it has a 9p file system, with which QEMU cannot save a guest that has it mounted; an image of the same files can be read instead (NixOS: virtualisation.useNixStoreImage)", true},
+	{regexp.MustCompile(`(?m)^--?(loadvm|incoming)$`), "it starts from a state of its own (-loadvm, -incoming)", false},
+	{regexp.MustCompile(`(?m)^--?virtfs$|virtio-9p`), "QEMU cannot save a guest that has mounted a 9p file system; use an image of the same files instead (NixOS: virtualisation.useNixStoreImage)", true},
 }
 
 // unsavable says what of a command line keeps a machine from being saved.
@@ -160,10 +160,10 @@ var protocols = regexp.MustCompile(`^(blkio|cloop|curl|ftps?|gluster|host_.*|htt
 func stateDisks(nodes []blockNode, dir string) (outside []string, reason string) {
 	for _, n := range nodes {
 		if protocols.MatchString(n.Driver) && !n.ReadOnly || n.Driver == "vvfat" {
-			return nil, fmt.Sprintf("its disk %s (%s) is no file", n.File, n.Driver)
+			return nil, fmt.Sprintf("disk %s (%s) is not a regular file", n.File, n.Driver)
 		}
 		if within(n.Image.Backing, dir) {
-			return nil, fmt.Sprintf("its disk %s names a file in the state directory by its absolute path (%s), which is another in each lab; make the image with a relative one", n.File, n.Image.Backing)
+			return nil, fmt.Sprintf("disk %s refers to a file in the state directory by its absolute path (%s), which differs in each lab; make the image with a relative path", n.File, n.Image.Backing)
 		}
 		if n.Driver != "file" {
 			continue
@@ -175,10 +175,10 @@ func stateDisks(nodes []blockNode, dir string) (outside []string, reason string)
 		path, err := filepath.EvalSymlinks(path)
 		switch {
 		case err != nil:
-			return nil, fmt.Sprintf("its disk %s is a file without a name (-snapshot?)", n.File)
+			return nil, fmt.Sprintf("disk %s is a file without a name (-snapshot?)", n.File)
 		case within(path, dir):
 		case !n.ReadOnly:
-			return nil, fmt.Sprintf("its disk %s is written to, and is not in the state directory ($NIX_DISK_IMAGE, $TMPDIR)", path)
+			return nil, fmt.Sprintf("disk %s is writable and not in the state directory ($NIX_DISK_IMAGE, $TMPDIR)", path)
 		default:
 			outside = append(outside, path)
 		}

@@ -120,10 +120,10 @@ func (s script) bootSavable(ctx context.Context, known examination, try bool) (m
 	case err != nil && ctx.Err() != nil:
 		return nil, "", err
 	case err != nil:
-		return nil, "its QEMU does not take a file as its memory: " + lastLine(err), nil
+		return nil, "its QEMU rejects a file as its memory: " + lastLine(err), nil
 	case m.seen.Print != known.Print:
 		was, is := firstDifference(known.Print, m.seen.Print)
-		return m, fmt.Sprintf("what it starts is not the same each time: %s, and then %s", was, is), nil
+		return m, fmt.Sprintf("it starts something else each time: %s, then %s", was, is), nil
 	}
 	if try {
 		if _, err := m.migrateOut(ctx); err != nil {
@@ -145,7 +145,7 @@ func (s script) restore(ctx context.Context) (*scripted, error) {
 		err = json.Unmarshal(head, &saved.scriptState)
 	}
 	if err != nil {
-		return nil, s.failed(time.Now(), fmt.Errorf("the saved state is not that of a start command: %w", err), nil)
+		return nil, s.failed(time.Now(), fmt.Errorf("the saved state does not come from a start command: %w", err), nil)
 	}
 	s.config.Restore = &vmm.State{Memory: s.config.Restore.Memory, Device: device}
 	start := time.Now()
@@ -156,7 +156,7 @@ func (s script) restore(ctx context.Context) (*scripted, error) {
 	if m.seen.Print != saved.Print {
 		was, is := firstDifference(saved.Print, m.seen.Print)
 		m.discard()
-		return nil, s.failed(start, fmt.Errorf("the start command starts something else than when the machine was saved: %s, and now %s", was, is), nil)
+		return nil, s.failed(start, fmt.Errorf("the start command has changed since the machine was saved: %s, now %s", was, is), nil)
 	}
 	m.seen.scriptState, m.seen.reason = saved.scriptState, ""
 	return m, s.proceed(ctx, m)
@@ -329,13 +329,13 @@ func (m *scripted) connect(ctx context.Context, conn net.Conn) (err error) {
 // endGrace is how long a process may take to end when its connections have.
 const endGrace = 5 * time.Second
 
-var errHungUp = errors.New("it has closed the descriptors that it inherited, by which attest talks to its QEMU; a program that starts others must hand them on (in Python: close_fds=False)")
+var errHungUp = errors.New("it closed the inherited descriptors through which attest talks to its QEMU; a wrapper must pass them on (in Python: close_fds=False)")
 
 func (m *scripted) endedEarly() error {
 	return fmt.Errorf("it ended (%v) before a QEMU with its arguments (\"$@\") answered", m.process.Status())
 }
 
-var errNoArguments = errors.New(`it does not give QEMU the arguments that it gets itself; it must end in exec qemu… "$@"`)
+var errNoArguments = errors.New(`it does not pass its arguments on to QEMU; it must end in exec qemu… "$@"`)
 
 // watchScript gives up when the command ends, or has started a QEMU to which
 // nobody will be connected.
@@ -434,7 +434,7 @@ func (m *scripted) unsavable(reason string) error {
 	if reason == "" {
 		return nil
 	}
-	return &vmm.UnsupportedError{Machine: m.name, Operation: "snapshot", Backend: "qemu", Reason: "what its start command starts cannot be saved: " + reason}
+	return &vmm.UnsupportedError{Machine: m.name, Operation: "snapshot", Backend: "qemu", Reason: "the machine of its start command cannot be saved: " + reason}
 }
 
 // Save saves the machine with what must be the same to restore it.

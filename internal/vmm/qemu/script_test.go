@@ -131,7 +131,7 @@ func TestScriptThatChanges(t *testing.T) {
 	}
 	_, _, err = begin(t, &backend{}, command, &s)
 	var start *vmm.StartError
-	if !errors.As(err, &start) || !strings.Contains(err.Error(), "starts something else than when the machine was saved") {
+	if !errors.As(err, &start) || !strings.Contains(err.Error(), "has changed since the machine was saved") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -146,13 +146,13 @@ func TestScriptsOfUnsavableMachines(t *testing.T) {
 	}{
 		"no exec":           {[]string{strings.TrimPrefix(tinyQEMU(t, ""), "exec "), "exit"}, "does not end in exec"},
 		"-snapshot":         {[]string{tinyQEMU(t, "-snapshot -drive if=virtio,format=raw,file="+outside)}, "-snapshot"},
-		"a disk elsewhere":  {[]string{tinyQEMU(t, "-drive if=virtio,format=raw,file="+outside)}, "is written to, and is not in the state directory"},
-		"another each time": {[]string{tinyQEMU(t, "-uuid $(cat /proc/sys/kernel/random/uuid)")}, "is not the same each time"},
+		"a disk elsewhere":  {[]string{tinyQEMU(t, "-drive if=virtio,format=raw,file="+outside)}, "is writable and not in the state directory"},
+		"another each time": {[]string{tinyQEMU(t, "-uuid $(cat /proc/sys/kernel/random/uuid)")}, "starts something else each time"},
 		"a device":          {[]string{"truncate -s 1M disk", tinyQEMU(t, "-drive if=none,id=d,format=raw,file=disk -device nvme,drive=d,serial=x")}, "QEMU cannot save it"},
-		"memory of its own": {[]string{tinyQEMU(t, "-object memory-backend-ram,id=own,size=16M -numa node,memdev=own")}, "does not take a file as its memory"},
+		"memory of its own": {[]string{tinyQEMU(t, "-object memory-backend-ram,id=own,size=16M -numa node,memdev=own")}, "rejects a file as its memory"},
 		"a clock":           {[]string{tinyQEMU(t, "-rtc base=2020-01-01")}, "its clock is not the host's"},
 		"an absolute path": {[]string{`[ -e disk ] || { truncate -s 1M base; qemu-img create -q -f qcow2 -F raw -b $PWD/base disk; }`, tinyQEMU(t, "-drive if=virtio,file=disk")},
-			"names a file in the state directory by its absolute path"},
+			"refers to a file in the state directory by its absolute path"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := &backend{}
@@ -301,12 +301,12 @@ func TestStateDisks(t *testing.T) {
 		"in it":              {node("file", inside, false, ""), "", ""},
 		"by a relative path": {node("file", "disk", false, ""), "", ""},
 		"outside, read":      {node("file", outside, true, ""), outside, ""},
-		"outside, written":   {node("file", outside, false, ""), "", "is written to"},
-		"by a link":          {node("file", "link", false, ""), "", "is written to"},
+		"outside, written":   {node("file", outside, false, ""), "", "is writable"},
+		"by a link":          {node("file", "link", false, ""), "", "is writable"},
 		"gone":               {node("file", filepath.Join(dir, "vl.x"), false, ""), "", "without a name"},
-		"a device":           {node("host_device", "/dev/sda", false, ""), "", "is no file"},
+		"a device":           {node("host_device", "/dev/sda", false, ""), "", "is not a regular file"},
 		"a cdrom":            {node("host_cdrom", "/dev/sr0", true, ""), "", ""},
-		"a directory":        {node("vvfat", "fat:x", true, ""), "", "is no file"},
+		"a directory":        {node("vvfat", "fat:x", true, ""), "", "is not a regular file"},
 		"an image":           {node("qcow2", inside, false, ""), "", ""},
 		"a relative backing": {node("qcow2", inside, false, "base"), "", ""},
 		"a backing in it":    {node("qcow2", inside, false, filepath.Join(dir, "base")), "", "absolute path"},

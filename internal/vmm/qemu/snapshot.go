@@ -248,7 +248,7 @@ func beforeDevices(stream, devices []byte) ([]byte, error) {
 	first := devices[:min(len(devices), 6+int(devices[5]))]
 	i := bytes.Index(stream, first)
 	if i < 0 || i != bytes.LastIndex(stream, first) {
-		return nil, fmt.Errorf("the devices are not to be found in a migration of %d bytes", len(stream))
+		return nil, fmt.Errorf("no device state found in a migration of %d bytes", len(stream))
 	}
 	return bytes.Clone(stream[:i]), nil
 }
@@ -261,7 +261,7 @@ func joinState(prefix, devices []byte) []byte {
 
 func splitState(state []byte) (prefix, devices []byte, err error) {
 	if len(state) < 4 || uint64(binary.BigEndian.Uint32(state))+4 > uint64(len(state)) {
-		return nil, nil, errors.New("the saved state of the devices is not one")
+		return nil, nil, errors.New("the saved device state is invalid")
 	}
 	n := binary.BigEndian.Uint32(state)
 	return state[4 : 4+n], state[4+n:], nil

@@ -227,7 +227,7 @@ func (c *Client) send(ctx context.Context, id uint64, command string, arguments 
 	}
 	if err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			err = fmt.Errorf("not taken: %w", context.Cause(ctx))
+			err = fmt.Errorf("QEMU does not read it: %w", context.Cause(ctx))
 		}
 		// Half a command must not be followed by another.
 		c.fail(err)
