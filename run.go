@@ -84,6 +84,13 @@ const bootTimeout = 5 * time.Minute
 // maxLastWords bounds how much later than its limit a wait ends whose guest hangs.
 const maxLastWords = 2 * time.Second
 
+// What a guest's agent may take on a fast host: beyond the limit of an operation that
+// it keeps itself, and for an answer that waits for nothing.
+const (
+	agentGrace    = 10 * time.Second
+	agentPatience = 2 * time.Minute
+)
+
 // panicGrace is how long a panicking kernel may go on talking.
 const panicGrace = 2 * time.Second
 
@@ -239,7 +246,11 @@ func (r *run) begin() error {
 	m := r.machine
 	announced := make(chan struct{}) // a guest that is restored may answer at once
 	r.guest = guest.New(m.Name(), r.vm.Dial, guest.Options{
-		LastWords: min(m.lab.host.scale(guest.LastWords), maxLastWords),
+		LastWords:    min(m.lab.host.scale(guest.LastWords), maxLastWords),
+		Grace:        m.lab.host.scale(agentGrace),
+		AgentTimeout: m.bootLimit(),
+		GreetTimeout: m.lab.host.scale(agentPatience),
+		Stall:        m.lab.host.scale(agentPatience),
 		Greet: func(ctx context.Context, info wire.Info) error {
 			<-announced
 			return r.greet(ctx, info)

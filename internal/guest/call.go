@@ -2,7 +2,6 @@ package guest
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -21,38 +20,75 @@ type call struct {
 	stream *wire.Stream
 	op     string
 	start  time.Time
+
+	// At most one of these is set before wait.
+	limit time.Duration // how long it may take
+	stall time.Duration // how long nothing of it may move
 }
 
 // open begins an operation as soon as the agent is ready.
 func (c *Client) open(ctx context.Context, op string, request any, body []byte) (*call, error) {
 	start := time.Now()
 	for {
-		s, err := c.ready(ctx)
+		s, err := c.ready(ctx, c.opt.AgentTimeout)
 		if err != nil {
 			return nil, err
 		}
 		s.begin()
 		stream, err := s.mux.Open(op, request, body)
 		if err == nil {
-			return &call{c, s, stream, op, start}, nil
+			return &call{c: c, s: s, stream: stream, op: op, start: start}, nil
 		}
 		s.finish()
-		c.mu.Lock()
-		replaced := c.session != s
-		c.mu.Unlock()
-		if !replaced { // the request itself is at fault
-			return nil, fmt.Errorf("%s: %w", c.name, err)
+		switch {
+		case s.ctx.Err() == nil: // the request itself is at fault
+			return nil, fmt.Errorf("%s: %s: %w", c.name, op, err)
+		case ctx.Err() != nil:
+			return nil, &WaitError{Machine: c.name, Operation: op, After: time.Since(start), Err: context.Cause(ctx)}
 		}
+		// The session has ended at this moment. There will be another one, or
+		// ready says why there is not.
 	}
+}
+
+// watch returns a channel that is closed when the guest has had the time that this
+// call may take.
+func (k *call) watch() (overdue <-chan struct{}, stop func()) {
+	if k.limit <= 0 && k.stall <= 0 {
+		return nil, func() {}
+	}
+	moved, at := k.stream.Moved(), k.c.clock()
+	since := func() time.Duration {
+		if n := k.stream.Moved(); k.stall > 0 && n != moved {
+			moved, at = n, k.c.clock()
+		}
+		return at
+	}
+	over := make(chan struct{})
+	return over, k.c.after(max(k.limit, k.stall), since, func() { close(over) })
+}
+
+// overdue is the error of a call whose result does not come.
+func (k *call) overdue() error {
+	k.s.mu.Lock()
+	defer k.s.mu.Unlock()
+	return &OverdueError{Machine: k.c.name, Operation: k.op, After: time.Since(k.start),
+		LastSeen: fmt.Sprintf("a %s frame, %v ago", k.s.last, time.Since(k.s.heard).Round(time.Millisecond))}
 }
 
 // wait waits for the outcome and decodes it into result, which may be nil. On
 // most errors result has what the guest knew, too.
 func (k *call) wait(ctx context.Context, result any) error {
 	defer k.s.finish()
+	late, stop := k.watch()
+	defer stop()
 	select {
 	case <-k.stream.Context().Done():
 		return k.ended(result)
+	case <-late:
+		err := k.overdue()
+		k.stream.Cancel(err)
+		return err
 	case <-ctx.Done():
 	}
 	err := &WaitError{Machine: k.c.name, Operation: k.op, After: time.Since(k.start), Err: context.Cause(ctx)}
@@ -95,29 +131,32 @@ func (k *call) outcome(result any) error {
 	if payload == nil { // Result was sent by nobody: cannot happen with an honest Mux
 		return &ProtocolError{Machine: k.c.name, Detail: k.op + ": no result"}
 	}
-	var reply struct {
-		Result json.RawMessage `json:"result"`
-		Error  *wire.Error     `json:"error"`
-	}
-	if err := json.Unmarshal(payload, &reply); err != nil {
+	failure, err := wire.DecodeReply(payload, result)
+	if err != nil {
 		return &ProtocolError{Machine: k.c.name, Detail: k.op + ": " + err.Error()}
 	}
-	if result != nil && len(reply.Result) > 0 {
-		if err := json.Unmarshal(reply.Result, result); err != nil {
-			return &ProtocolError{Machine: k.c.name, Detail: k.op + ": " + err.Error()}
-		}
-	}
-	if reply.Error != nil {
-		return &OpError{Machine: k.c.name, Operation: k.op, Kind: reply.Error.Kind, Message: reply.Error.Message}
+	if failure != nil {
+		return &OpError{Machine: k.c.name, Operation: k.op, Kind: failure.Kind, Message: failure.Message}
 	}
 	return nil
 }
 
-// call runs an operation that has no streams.
+// call runs an operation that has no streams. How long it takes is up to ctx.
 func (c *Client) call(ctx context.Context, op string, request, result any) error {
+	return c.callWithin(ctx, 0, op, request, result)
+}
+
+// prompt is call for an operation that waits for nothing: the agent itself must not
+// take too long for it.
+func (c *Client) prompt(ctx context.Context, op string, request, result any) error {
+	return c.callWithin(ctx, c.opt.Stall, op, request, result)
+}
+
+func (c *Client) callWithin(ctx context.Context, limit time.Duration, op string, request, result any) error {
 	k, err := c.open(ctx, op, request, nil)
 	if err != nil {
 		return err
 	}
+	k.limit = limit
 	return k.wait(ctx, result)
 }

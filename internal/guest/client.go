@@ -24,10 +24,43 @@ type Options struct {
 	// LastWords is how long an operation whose time is over waits for what the
 	// guest saw last. Default LastWords; an emulated guest needs more.
 	LastWords time.Duration
+	// Grace is how long an operation whose limit the guest keeps may take beyond
+	// that limit. Default 15 s: the guest may be slow, and ends a command gently.
+	Grace time.Duration
+	// AgentTimeout is how long an operation waits for an agent that answers, such
+	// as that of a guest that reboots. Default 5 min.
+	AgentTimeout time.Duration
+	// GreetTimeout is how long an agent that has made itself heard may take until
+	// it has answered and Greet has returned. Default 2 min.
+	GreetTimeout time.Duration
+	// Stall is how long a copy may stand still, without a byte of it that moves.
+	// It limits as well what an agent may take for an operation that waits for
+	// nothing, such as to set the clock. Default 5 min.
+	Stall time.Duration
 	// Greet is called when an agent has answered, first of all: nobody else gets
 	// through to it before Greet has returned nil. Calls with its context go to
 	// that agent. An error is what Ready returns, until another agent answers.
 	Greet func(ctx context.Context, info wire.Info) error
+}
+
+// setDefaults gives every limit that is not set its default.
+func (o *Options) setDefaults() {
+	for _, d := range []struct {
+		limit *time.Duration
+		value time.Duration
+	}{
+		{&o.PingAfter, 10 * time.Second},
+		{&o.PingTimeout, 60 * time.Second},
+		{&o.LastWords, LastWords},
+		{&o.Grace, 15 * time.Second},
+		{&o.AgentTimeout, 5 * time.Minute},
+		{&o.GreetTimeout, 2 * time.Minute},
+		{&o.Stall, 5 * time.Minute},
+	} {
+		if *d.limit <= 0 {
+			*d.limit = d.value
+		}
+	}
 }
 
 // A Client talks to the agent of one machine. Its methods can be called from any goroutine.
@@ -40,22 +73,48 @@ type Client struct {
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when the owner goroutine has ended
 
+	owned sync.WaitGroup // goroutines of sessions
+
 	mu      sync.Mutex
-	session *session      // nil: none yet
+	live    *session      // between its Welcome and whatever ends it; nil: none
+	session *session      // live, when Greet has agreed; what operations use
 	changed chan struct{} // closed and replaced when session or trouble changes
-	trouble error         // a *ProtocolError, or what Greet said, since the last session
-	held    bool          // by Hold
+	trouble error         // why there is no session, if that is known
+	lasting bool          // trouble stays until an agent answers; otherwise it is told once
+	signs   signs
+	held    bool // by Hold
+	heldAt  time.Time
+	heldFor time.Duration // in total, before heldAt
+}
+
+// signs are what has come from agents since there was a session that could be used.
+type signs struct {
+	announced, welcomed int
+	stop                func() // ends the limit of GreetTimeout; nil: there was no sign
+}
+
+func (s signs) String() string {
+	switch {
+	case s.welcomed > 0:
+		return fmt.Sprintf("an agent has answered %d times, and has not become ready", s.welcomed)
+	case s.announced > 0:
+		return fmt.Sprintf("an agent has announced itself %d times, and does not answer", s.announced)
+	}
+	return "the agent has not answered yet"
 }
 
 // A session is the time between one Welcome and whatever ends it.
 type session struct {
-	id   string
-	info wire.Info
-	mux  *wire.Mux
-	w    *wire.Writer
+	id     string
+	info   wire.Info
+	mux    *wire.Mux
+	w      *wire.Writer
+	ctx    context.Context // ends with the session, and its cause is why
+	cancel context.CancelCauseFunc
 
 	mu       sync.Mutex
 	heard    time.Time // when the last frame came
+	last     wire.Type // what it was
 	pinged   time.Time // when the ping left that has no answer; zero: none
 	pings    uint32
 	busy     int           // operations under way
@@ -67,15 +126,7 @@ var errClosed = errors.New("the machine is closed")
 // New returns a client of the machine called name. Its goroutine dials the
 // channel, again if it breaks, until Close. dial may block until its context ends.
 func New(name string, dial func(context.Context) (net.Conn, error), opt Options) *Client {
-	if opt.PingAfter <= 0 {
-		opt.PingAfter = 10 * time.Second
-	}
-	if opt.PingTimeout <= 0 {
-		opt.PingTimeout = 60 * time.Second
-	}
-	if opt.LastWords <= 0 {
-		opt.LastWords = LastWords
-	}
+	opt.setDefaults()
 	c := &Client{name: name, dial: dial, opt: opt, done: make(chan struct{}), changed: make(chan struct{})}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	go c.run()
@@ -101,25 +152,41 @@ func (c *Client) closedError() error {
 // Ready waits until the agent answers. Garbage on the channel fails it, too,
 // but not for good: a later call may succeed.
 func (c *Client) Ready(ctx context.Context) (wire.Info, error) {
-	s, err := c.ready(ctx)
+	s, err := c.ready(ctx, 0)
 	if err != nil {
 		return wire.Info{}, err
 	}
 	return s.info, nil
 }
 
-func (c *Client) ready(ctx context.Context) (*session, error) {
-	start := time.Now()
-	c.mu.Lock()
-	known := c.trouble
-	c.mu.Unlock()
+// ready waits until there is a session, at most for limit unless that is 0.
+func (c *Client) ready(ctx context.Context, limit time.Duration) (*session, error) {
 	if s, ok := ctx.Value(greeting{}).(*session); ok {
+		return s, context.Cause(s.ctx)
+	}
+	c.mu.Lock()
+	s, known := c.session, c.trouble
+	if c.lasting {
+		known = nil
+	}
+	c.mu.Unlock()
+	if s != nil && c.ctx.Err() == nil {
 		return s, nil
+	}
+	start := time.Now()
+	var over chan struct{}
+	if limit > 0 {
+		over = make(chan struct{})
+		begun := c.clock()
+		defer c.after(limit, func() time.Duration { return begun }, func() { close(over) })()
 	}
 	for {
 		c.mu.Lock()
-		s, trouble, changed := c.session, c.trouble, c.changed
+		s, trouble, changed, seen := c.session, c.trouble, c.changed, c.signs.String()
 		c.mu.Unlock()
+		if trouble != nil {
+			seen = trouble.Error()
+		}
 		switch {
 		case c.ctx.Err() != nil:
 			return nil, c.closedError()
@@ -131,15 +198,15 @@ func (c *Client) ready(ctx context.Context) (*session, error) {
 		select {
 		case <-changed:
 		case <-c.ctx.Done():
+		case <-over:
+			return nil, &OverdueError{Machine: c.name, Operation: awaitAgent, After: time.Since(start), LastSeen: seen}
 		case <-ctx.Done():
-			seen := "the agent has not answered yet"
-			if trouble != nil {
-				seen = trouble.Error()
-			}
-			return nil, &WaitError{Machine: c.name, Operation: "wait for the agent", After: time.Since(start), LastSeen: seen, Err: context.Cause(ctx)}
+			return nil, &WaitError{Machine: c.name, Operation: awaitAgent, After: time.Since(start), LastSeen: seen, Err: context.Cause(ctx)}
 		}
 	}
 }
+
+const awaitAgent = "wait for the agent"
 
 // ReadyAgain waits until another agent answers than the one that was before:
 // the guest has restarted.
@@ -162,38 +229,134 @@ func (c *Client) ReadyAgain(ctx context.Context, before wire.Info) (wire.Info, e
 }
 
 // Fail says why no agent answers: Ready fails with it, until one does.
-func (c *Client) Fail(err error) { c.set(nil, err) }
+func (c *Client) Fail(err error) { c.fail(err, true) }
+
+// fail notes why there is no session.
+func (c *Client) fail(err error, lasting bool) {
+	c.mu.Lock()
+	c.session, c.trouble, c.lasting = nil, err, lasting
+	c.notify()
+	c.mu.Unlock()
+}
+
+// notify wakes all who wait for a session. Called with mu held.
+func (c *Client) notify() {
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
 
 // greeting is the context key of the session that Greet is for.
 type greeting struct{}
 
 // greet lets others use a session when Greet agrees.
-func (c *Client) greet(ctx context.Context, s *session) {
+func (c *Client) greet(s *session) {
 	var err error
 	if c.opt.Greet != nil {
-		err = c.opt.Greet(context.WithValue(ctx, greeting{}, s), s.info)
+		err = c.opt.Greet(context.WithValue(s.ctx, greeting{}, s), s.info)
 	}
-	switch {
-	case ctx.Err() != nil: // the session is over
-	case err != nil:
-		c.set(nil, err)
-	default:
-		c.set(s, nil)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.live != s {
+		return // it has ended meanwhile
 	}
+	if c.signs.stop != nil {
+		c.signs.stop()
+	}
+	c.signs = signs{}
+	c.trouble, c.lasting = err, err != nil
+	if err == nil {
+		c.session = s
+	}
+	c.notify()
 }
 
-// set changes what ready sees.
-func (c *Client) set(s *session, trouble error) {
+// begin makes s the session that is live.
+func (c *Client) begin(s *session) {
 	c.mu.Lock()
-	c.session, c.trouble = s, trouble
-	close(c.changed)
-	c.changed = make(chan struct{})
+	c.live = s
 	c.mu.Unlock()
+	c.owned.Go(func() { c.watchdog(s) })
+	c.owned.Go(func() { c.greet(s) })
+}
+
+// end ends a session with err for everything under way. It waits for nobody.
+func (c *Client) end(s *session, err error) {
+	c.mu.Lock()
+	if c.live == s {
+		c.live, c.session = nil, nil
+		c.trouble, c.lasting = nil, false
+		c.notify()
+	}
+	c.mu.Unlock()
+	s.cancel(err)
+	s.mux.Close(err)
+}
+
+// sign notes that an agent has made itself heard that cannot be used yet. From the
+// first sign on it has GreetTimeout.
+func (c *Client) sign(note func(*signs)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	note(&c.signs)
+	if c.signs.stop != nil {
+		return
+	}
+	start := time.Now()
+	begun := c.clockLocked()
+	c.signs.stop = c.after(c.opt.GreetTimeout, func() time.Duration { return begun }, func() {
+		c.mu.Lock()
+		late := &OverdueError{Machine: c.name, Operation: awaitAgent, After: time.Since(start), LastSeen: c.signs.String()}
+		s, used := c.live, c.session != nil
+		c.signs = signs{}
+		c.mu.Unlock()
+		if used {
+			return // it became ready at the same moment
+		}
+		if s != nil {
+			c.end(s, late)
+		}
+		c.fail(late, true)
+	})
+}
+
+// clock is the client's own time: it stands still while the guest is held.
+func (c *Client) clock() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.clockLocked()
+}
+
+var epoch = time.Now()
+
+func (c *Client) clockLocked() time.Duration {
+	if c.held {
+		return c.heldAt.Sub(epoch) - c.heldFor
+	}
+	return time.Since(epoch) - c.heldFor
+}
+
+// after calls fn when the clock is d past what since returns then, unless stop is
+// called before.
+func (c *Client) after(d time.Duration, since func() time.Duration, fn func()) (stop func()) {
+	const patience = 50 * time.Millisecond // between two looks at a clock that stands still
+	var timer *time.Timer
+	made := make(chan struct{})
+	timer = time.AfterFunc(d, func() {
+		<-made
+		if left := since() + d - c.clock(); left > 0 {
+			timer.Reset(max(left, patience))
+			return
+		}
+		fn()
+	})
+	close(made)
+	return func() { timer.Stop() }
 }
 
 const (
 	minRedial = 10 * time.Millisecond
 	maxRedial = time.Second
+
 	// closeGrace is how long operations wait after the channel broke for Close
 	// to say the real cause: the end of the VMM closes the channel first.
 	closeGrace = time.Second
@@ -202,6 +365,7 @@ const (
 // run owns the channel.
 func (c *Client) run() {
 	defer close(c.done)
+	defer c.owned.Wait()
 	for pause := minRedial; c.ctx.Err() == nil; {
 		conn, err := c.dial(c.ctx)
 		if err == nil {
@@ -236,7 +400,7 @@ func (c *Client) serve(conn net.Conn) (heard bool) {
 		case errors.As(err, &bad):
 			trouble := &ProtocolError{Machine: c.name, Detail: bad.Reason}
 			l.end(trouble)
-			c.set(nil, trouble)
+			c.fail(trouble, false)
 			l.hello()
 		case err != nil:
 			l.lost(err)
@@ -252,7 +416,6 @@ type link struct {
 	dec   *wire.Decoder
 	id    string // of the session that Hello asked for
 	s     *session
-	stop  func() // ends the session's watchdog
 	heard bool
 }
 
@@ -272,14 +435,10 @@ func (l *link) sendHello() {
 
 // end ends the session, if there is one, with err for everything under way.
 func (l *link) end(err error) {
-	if l.s == nil {
-		return
+	if l.s != nil {
+		l.c.end(l.s, err)
+		l.s = nil
 	}
-	l.c.set(nil, nil)
-	l.s.mux.Close(err)
-	l.stop()
-	l.c.set(nil, nil) // Greet may have succeeded just before
-	l.s = nil
 }
 
 // lost ends the session of a channel that broke.
@@ -303,6 +462,7 @@ func (l *link) handle(f wire.Frame) error {
 	case wire.Preamble:
 		return nil
 	case wire.Announce:
+		l.c.sign(func(s *signs) { s.announced++ })
 		// A new agent; it may have read the last Hello, or it may not.
 		if l.s == nil {
 			l.sendHello()
@@ -316,6 +476,11 @@ func (l *link) handle(f wire.Frame) error {
 	}
 	if l.s == nil {
 		return nil // the rest of an earlier session
+	}
+	if l.s.ctx.Err() != nil { // it was given up
+		l.s = nil
+		l.hello()
+		return nil
 	}
 	if err := l.s.heardFrom(f); err != nil {
 		return err
@@ -345,27 +510,25 @@ func (l *link) welcome(f wire.Frame) error {
 		return nil // an answer to an earlier Hello, or a second one
 	}
 	if m.Version != wire.Version {
-		trouble := &ProtocolError{Machine: l.c.name, Detail: fmt.Sprintf(
-			"the agent in the guest speaks version %d of the protocol, this attest %d", m.Version, wire.Version)}
-		l.c.set(nil, trouble)
+		l.c.fail(&VersionError{Machine: l.c.name, Guest: m.Version}, true)
 		return nil
 	}
+	if err := m.Check(); err != nil {
+		return &wire.FormatError{Reason: "welcome: " + err.Error()}
+	}
 	l.heard = true
-	l.s = &session{id: m.Session, info: m.Info, w: l.w, mux: wire.NewMux(l.w, nil),
+	l.c.sign(func(s *signs) { s.welcomed++ })
+	ctx, cancel := context.WithCancelCause(l.c.ctx)
+	l.s = &session{id: m.Session, info: m.Info, w: l.w, mux: wire.NewMux(l.w, nil), ctx: ctx, cancel: cancel,
 		heard: time.Now(), activity: make(chan struct{}, 1)}
-	ctx, cancel := context.WithCancel(l.c.ctx)
-	var owned sync.WaitGroup
-	s := l.s
-	owned.Go(func() { l.c.watchdog(ctx, s) })
-	owned.Go(func() { l.c.greet(ctx, s) })
-	l.stop = func() { cancel(); owned.Wait() }
+	l.c.begin(l.s)
 	return nil
 }
 
 func (s *session) heardFrom(f wire.Frame) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.heard = time.Now()
+	s.heard, s.last = time.Now(), f.Type
 	if f.Type == wire.Pong {
 		if f.Stream == 0 || f.Stream > s.pings {
 			return &wire.FormatError{Reason: fmt.Sprintf("pong %d to ping %d", f.Stream, s.pings)}
@@ -396,7 +559,7 @@ func (s *session) finish() {
 // watchdog pings an agent that is silent while something is under way, and ends
 // what is under way when there is no answer. It does not end the session: an
 // agent that wakes up goes on, and a later operation finds out by itself.
-func (c *Client) watchdog(ctx context.Context, s *session) {
+func (c *Client) watchdog(s *session) {
 	for {
 		s.mu.Lock()
 		wait, idle := s.due(time.Now(), c.opt), s.busy == 0
@@ -408,13 +571,13 @@ func (c *Client) watchdog(ctx context.Context, s *session) {
 				s.heard, s.pinged = time.Now(), time.Time{}
 				s.mu.Unlock()
 				continue
-			case <-ctx.Done():
+			case <-s.ctx.Done():
 				return
 			}
 		}
 		select {
 		case <-time.After(wait):
-		case <-ctx.Done():
+		case <-s.ctx.Done():
 			return
 		}
 		c.check(s)
@@ -425,8 +588,14 @@ func (c *Client) watchdog(ctx context.Context, s *session) {
 // means nothing until Hold(false).
 func (c *Client) Hold(held bool) {
 	c.mu.Lock()
+	switch {
+	case held && !c.held:
+		c.heldAt = time.Now()
+	case !held && c.held:
+		c.heldFor += time.Since(c.heldAt)
+	}
 	c.held = held
-	s := c.session
+	s := c.live
 	c.mu.Unlock()
 	if s != nil {
 		s.mu.Lock()

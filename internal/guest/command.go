@@ -79,7 +79,15 @@ func (c *Client) Start(ctx context.Context, cmd Command) (*Process, error) {
 		return nil, err
 	}
 	var r wire.ExecResult
-	return c.start(ctx, wire.OpExec, cmd, &request, &request, &r, &r)
+	return c.start(ctx, wire.OpExec, cmd, &request, &request, c.beyond(cmd.Timeout), &r, &r)
+}
+
+// beyond is how long an operation may take whose limit the guest keeps; 0: it has none.
+func (c *Client) beyond(limit time.Duration) time.Duration {
+	if limit <= 0 {
+		return 0
+	}
+	return limit + c.opt.Grace
 }
 
 func (c *Client) execRequest(cmd Command) (wire.ExecRequest, error) {
@@ -93,8 +101,8 @@ func (c *Client) execRequest(cmd Command) (wire.ExecRequest, error) {
 }
 
 // start opens op. exec is the part of request that describes the command, r the
-// part of result that says how it ended.
-func (c *Client) start(ctx context.Context, op string, cmd Command, exec *wire.ExecRequest, request, result any, r *wire.ExecResult) (*Process, error) {
+// part of result that says how it ended; the host gives up after limit.
+func (c *Client) start(ctx context.Context, op string, cmd Command, exec *wire.ExecRequest, request any, limit time.Duration, result any, r *wire.ExecResult) (*Process, error) {
 	started := time.Now()
 	body := []byte(cmd.Script)
 	exec.Long = len(body) > maxInline || !wire.CanInline(body)
@@ -105,6 +113,7 @@ func (c *Client) start(ctx context.Context, op string, cmd Command, exec *wire.E
 	if err != nil {
 		return nil, err
 	}
+	k.limit = limit
 	p := &Process{call: k, started: started, done: make(chan struct{})}
 	go p.run(ctx, cmd, exec.Long, result, r)
 	return p, nil
@@ -256,7 +265,7 @@ func (c *Client) RunUntil(ctx context.Context, cmd Command, opt UntilOptions) (U
 		defer stop()
 	}
 	var r wire.UntilResult
-	p, err := c.start(ctx, wire.OpUntil, cmd, &request.Exec, &request, &r, &r.ExecResult)
+	p, err := c.start(ctx, wire.OpUntil, cmd, &request.Exec, &request, c.beyond(opt.Timeout), &r, &r.ExecResult)
 	if err != nil {
 		return UntilResult{}, err
 	}
@@ -282,5 +291,5 @@ func grace(ctx context.Context, lastWords time.Duration) (context.Context, func(
 // Warm returns when a warm shell waits for the next command, or when the guest
 // has none.
 func (c *Client) Warm(ctx context.Context) error {
-	return c.call(ctx, wire.OpWarm, struct{}{}, nil)
+	return c.prompt(ctx, wire.OpWarm, struct{}{}, nil)
 }

@@ -37,6 +37,7 @@ func (c *Client) CopyIn(ctx context.Context, src, dst string) (CopyResult, error
 	if err != nil {
 		return CopyResult{}, err
 	}
+	k.stall = c.opt.Stall
 	var local tarfs.Stats
 	sent := make(chan error, 1)
 	go func() {
@@ -74,6 +75,7 @@ func (c *Client) CopyOut(ctx context.Context, src, dir string) (CopyResult, erro
 	if err != nil {
 		return CopyResult{}, err
 	}
+	k.stall = c.opt.Stall
 	var local tarfs.Stats
 	received := make(chan error, 1)
 	go func() {

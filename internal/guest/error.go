@@ -19,6 +19,34 @@ func (e *ProtocolError) Error() string {
 	return fmt.Sprintf("%s: garbage on the guest channel: %s", e.Machine, e.Detail)
 }
 
+// VersionError is an agent of another build of attest, whose protocol this one does
+// not speak. The machine has to be started with an agent of this build.
+type VersionError struct {
+	Machine string
+	Guest   int // the agent's version of the protocol
+}
+
+func (e *VersionError) Error() string {
+	age := "an older"
+	if e.Guest > wire.Version {
+		age = "a newer"
+	}
+	return fmt.Sprintf("%s: the agent in the guest is of %s build of attest: it speaks version %d of the protocol, this build version %d", e.Machine, age, e.Guest, wire.Version)
+}
+
+// OverdueError is an agent that is there, and has not done what it was asked for
+// in the time that is enough for a guest that is merely slow.
+type OverdueError struct {
+	Machine   string
+	Operation string // wire.OpExec, …; never empty
+	After     time.Duration
+	LastSeen  string // of the agent
+}
+
+func (e *OverdueError) Error() string {
+	return fmt.Sprintf("%s: %s: the agent in the guest has not answered within %v (last seen: %s)", e.Machine, e.Operation, e.After.Round(time.Millisecond), e.LastSeen)
+}
+
 // UnresponsiveError is an agent that does not answer a ping: the guest hangs,
 // or the agent does. A guest that is merely slow answers.
 type UnresponsiveError struct {

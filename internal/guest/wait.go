@@ -74,7 +74,7 @@ func notYet(err error) error {
 
 // Identity makes the guest somebody; see wire.Identity.
 func (c *Client) Identity(ctx context.Context, id wire.Identity) error {
-	return c.call(ctx, wire.OpIdentity, id, nil)
+	return c.prompt(ctx, wire.OpIdentity, id, nil)
 }
 
 // maxClockError is how far a guest's clock may be off after SetClock.
@@ -88,7 +88,7 @@ func (c *Client) SetClock(ctx context.Context) error {
 	for range maxClockTries {
 		var r wire.ClockResult
 		sent := time.Now()
-		if err := c.call(ctx, wire.OpClock, wire.ClockRequest{Step: step}, &r); err != nil {
+		if err := c.prompt(ctx, wire.OpClock, wire.ClockRequest{Step: step}, &r); err != nil {
 			return err
 		}
 		unsure := time.Since(sent) / 2
@@ -107,28 +107,28 @@ const maxClockTries = 8
 
 // Sync writes all that the guest has not written yet to its disks.
 func (c *Client) Sync(ctx context.Context) error {
-	return c.call(ctx, wire.OpSync, struct{}{}, nil)
+	return c.prompt(ctx, wire.OpSync, struct{}{}, nil)
 }
 
 // Poweroff asks the guest's init system to turn the machine off, and does not
 // wait until it is. A guest whose init cannot be asked is turned off at once.
 func (c *Client) Poweroff(ctx context.Context) error {
-	return c.call(ctx, wire.OpPower, wire.PowerRequest{}, nil)
+	return c.prompt(ctx, wire.OpPower, wire.PowerRequest{}, nil)
 }
 
 // Reboot is Poweroff, and on again.
 func (c *Client) Reboot(ctx context.Context) error {
-	return c.call(ctx, wire.OpPower, wire.PowerRequest{Reboot: true}, nil)
+	return c.prompt(ctx, wire.OpPower, wire.PowerRequest{Reboot: true}, nil)
 }
 
 // Panic makes the guest's kernel panic, and does not wait until it has.
 func (c *Client) Panic(ctx context.Context) error {
-	return c.call(ctx, wire.OpPower, wire.PowerRequest{Panic: true}, nil)
+	return c.prompt(ctx, wire.OpPower, wire.PowerRequest{Panic: true}, nil)
 }
 
 // Echo returns when the agent has answered: the guest has had its turn.
 func (c *Client) Echo(ctx context.Context) error {
-	return c.call(ctx, wire.OpEcho, struct{}{}, nil)
+	return c.prompt(ctx, wire.OpEcho, struct{}{}, nil)
 }
 
 // WaitTTY waits until a virtual terminal shows something that matches pattern

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -63,6 +64,7 @@ type Stream struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when the result is there, or err
+	moved  atomic.Uint64 // how often something of it has moved
 
 	mu       sync.Mutex
 	in       [channels]inbox
@@ -219,6 +221,7 @@ func (m *Mux) Abort(err error) {
 }
 
 func (s *Stream) handle(f Frame) error {
+	s.moved.Add(1)
 	toAgent := f.Type == Cancel || f.Type == Signal
 	if toAgent != (s.mux.accept != nil) && (toAgent || f.Type == Result) {
 		return formatErrorf("%s frame from the wrong side", f.Type)
@@ -280,6 +283,10 @@ func (s *Stream) handle(f Frame) error {
 	wake(in.notify)
 	return nil
 }
+
+// Moved counts what has moved in either direction: one that does not grow is a
+// stream that stands still.
+func (s *Stream) Moved() uint64 { return s.moved.Load() }
 
 // Context ends when the operation is given up (Cancel), has its result, or the
 // session ends.
@@ -362,6 +369,7 @@ func (s *Stream) Read(channel int, p []byte) (int, error) {
 				in.parts = in.parts[1:]
 			}
 			s.consumed(channel, n)
+			s.moved.Add(1)
 			s.mu.Unlock()
 			return n, nil
 		case in.eof:
