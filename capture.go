@@ -3,7 +3,6 @@ package attest
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -31,14 +30,15 @@ func (n *Network) Capture(ctx context.Context, path string) (c *Capture, err err
 		if path == "" {
 			return &ConfigError{"network.capture", "it needs the name of a file"}
 		}
-		full := n.lab.outPath(path)
-		if filepath.IsAbs(path) {
-			full = path
+		name := path
+		if !filepath.IsAbs(name) {
+			name = place(ctx, "", name)
 		}
-		if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
-			return &InfraError{Action: "capture the network", Err: err}
+		f, path, err := n.lab.out.create(name, "network.capture")
+		if err != nil {
+			return fmt.Errorf("network.capture(%q): %w", name, err)
 		}
-		capture, err := n.fabric.Capture(full)
+		capture, err := n.fabric.Capture(f, path)
 		if err != nil {
 			return &InfraError{Action: "capture the network", Err: err}
 		}

@@ -36,26 +36,33 @@ func (m *Machine) CopyFromHost(ctx context.Context, source, target string) error
 
 // CopyFromMachine copies a file or a tree of the guest to the host, into
 // targetDir below LabConfig.OutDir, under its own name. Nothing is written outside
-// of that copy, whatever the guest sends.
+// of that copy, whatever the guest sends, and nothing through a symbolic link below
+// OutDir. Two copies of different things to one name are an error.
 func (m *Machine) CopyFromMachine(ctx context.Context, source, targetDir string) error {
 	args := strconv.Quote(source)
 	if targetDir != "" {
 		args += ", " + strconv.Quote(targetDir)
 	}
 	return step(ctx, m.Name(), "copy_from_machine", args, func(ctx context.Context) error {
-		dir := m.lab.outPath(targetDir)
-		if filepath.IsAbs(targetDir) {
-			dir = targetDir
-		}
 		r, err := m.use(ctx, "copy_from_machine")
 		if err != nil {
 			return err
 		}
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return &InfraError{m.Name(), "create the directory for copies", err}
+		dir := targetDir
+		if !filepath.IsAbs(dir) {
+			dir = place(ctx, m.Name(), dir)
 		}
-		copied, err := r.guest.CopyOut(ctx, source, dir)
+		name := filepath.Base(filepath.Clean(source))
+		root, path, err := m.lab.out.directory(dir, name, fmt.Sprintf("%s: copy of %s", m.Name(), source))
+		if err != nil {
+			return fmt.Errorf("%s: copy_from_machine(%s): %w", m.Name(), args, err)
+		}
+		defer root.Close()
+		copied, err := r.guest.CopyOut(ctx, source, root)
 		reportSkipped(ctx, m.Name(), copied)
+		if err == nil {
+			event.Publish(ctx, event.Artifact{Kind: "copy", Path: path})
+		}
 		return r.explainRefusal(ctx, "copy_from_machine", args, err)
 	})
 }

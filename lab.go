@@ -1,7 +1,6 @@
 package attest
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +24,7 @@ type Lab struct {
 	dir     string
 	scratch string // for the machines' disks
 	network *Network
+	out     output
 
 	mu        sync.Mutex // guards what CreateMachine changes
 	machines  []*Machine // in the order of LabConfig, and then of their creation
@@ -48,7 +48,7 @@ func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) 
 	if err := config.normalize(); err != nil {
 		return nil, err
 	}
-	l := &Lab{host: h, config: config, images: map[string]*image.Image{}}
+	l := &Lab{host: h, config: config, out: output{dir: config.OutDir}, images: map[string]*image.Image{}}
 	l.network = newNetwork(l, config.Seed, config.network)
 	plan := make([]network.Machine, len(config.Machines))
 	for i, m := range config.Machines {
@@ -214,7 +214,7 @@ func (l *Lab) Close() error {
 		wg.Go(func() { errs[i] = m.close() })
 	}
 	wg.Wait()
-	errs = append(errs, l.checkpoints.close(), l.network.close(l.ctx))
+	errs = append(errs, l.checkpoints.close(), l.network.close(l.ctx), l.out.close())
 	l.imagesMu.Lock()
 	for _, img := range l.images {
 		img.Release()
@@ -230,9 +230,6 @@ func (l *Lab) Close() error {
 }
 
 var errLabClosed = errors.New("the lab was closed")
-
-// outPath is where a file for the user goes.
-func (l *Lab) outPath(name string) string { return filepath.Join(cmp.Or(l.config.OutDir, "."), name) }
 
 // sourcePath is where a file of the user is.
 func (l *Lab) sourcePath(name string) string {

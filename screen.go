@@ -2,6 +2,7 @@ package attest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -173,9 +174,9 @@ func (m *Machine) WindowNames(ctx context.Context) ([]string, error) {
 	return names, err
 }
 
-// Screenshot writes what is on the machine's screen to a PNG file. A name without
-// a slash is in LabConfig.OutDir; one without a dot gets ".png". The guest need
-// not have booted, and the machine can be paused.
+// Screenshot writes what is on the machine's screen to a PNG file below
+// LabConfig.OutDir. A name without a dot gets ".png". The guest need not have booted,
+// and the machine can be paused.
 func (m *Machine) Screenshot(ctx context.Context, filename string) error {
 	args := strconv.Quote(filename)
 	return step(ctx, m.Name(), "screenshot", args, func(ctx context.Context) error {
@@ -186,8 +187,8 @@ func (m *Machine) Screenshot(ctx context.Context, filename string) error {
 		if !strings.Contains(filepath.Base(path), ".") {
 			path += ".png"
 		}
-		if !strings.Contains(path, "/") {
-			path = m.lab.outPath(path)
+		if !filepath.IsAbs(path) {
+			path = place(ctx, m.Name(), path)
 		}
 		return withVMM(ctx, m, "screenshot", vmm.CanShow, func(r *run, s vmm.Screener) error {
 			return r.screenshot(ctx, s, path)
@@ -209,14 +210,16 @@ func (r *run) screenshot(ctx context.Context, s vmm.Screener, path string) error
 		return r.whenGone(err)
 	}
 	data, err := os.ReadFile(shot.Name())
-	if err == nil {
-		err = os.MkdirAll(filepath.Dir(path), 0o755)
+	if err != nil {
+		return &InfraError{m.Name(), "read the screenshot", err}
 	}
+	f, path, err := m.lab.out.create(path, m.Name()+": screenshot")
 	if err == nil {
-		err = os.WriteFile(path, data, 0o644)
+		_, err = f.Write(data)
+		err = errors.Join(err, f.Close())
 	}
 	if err != nil {
-		return &InfraError{m.Name(), "write the screenshot", err}
+		return fmt.Errorf("%s: write the screenshot: %w", m.Name(), err)
 	}
 	event.Publish(ctx, event.Artifact{Kind: "screenshot", Path: path})
 	return nil
@@ -231,8 +234,8 @@ func (r *run) attachScreenshot(we *WaitError, operation string) {
 	}
 	ctx, cancel := context.WithTimeout(m.lab.ctx, m.lab.host.scale(attachTimeout))
 	defer cancel()
-	path := m.lab.outPath(fmt.Sprintf("%s-%s-%d.png", m.Name(), operation, stepCounter.Load()))
-	if r.screenshot(ctx, s, path) == nil {
-		we.Details = append(we.Details, Detail{Title: "screenshot of " + m.Name(), Text: path})
+	name := place(ctx, m.Name(), fmt.Sprintf("%s-%s-%d.png", m.Name(), operation, stepCounter.Load()))
+	if r.screenshot(ctx, s, name) == nil {
+		we.Details = append(we.Details, Detail{Title: "screenshot of " + m.Name(), Text: filepath.Join(m.lab.out.dir, name)})
 	}
 }

@@ -9,6 +9,8 @@ package event
 
 import (
 	"fmt"
+	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -27,6 +29,18 @@ type Scope struct {
 	Boot    string `json:"boot,omitempty"`    // "cold" or "warm" where each test runs both ways, see FileStarted
 	Step    uint64 `json:"step,omitempty"`    // the step that is under way, see StepStarted
 	Subtest string `json:"subtest,omitempty"` // names of the subtests that are open, joined by "/"
+}
+
+// Name is a name for files and directories that is different for every test of a
+// run: "web_test-test_serves".
+func (s Scope) Name() string {
+	file := strings.TrimSuffix(s.File, filepath.Ext(s.File))
+	file = strings.NewReplacer("/", "-", "..", "").Replace(filepath.ToSlash(filepath.Clean(file)))
+	name := strings.Trim(file, "-") + "-" + s.Test
+	if s.Boot != "" {
+		name += "-" + s.Boot
+	}
+	return name
 }
 
 // A Record is an event with its place in the run. Seq counts from 1 without

@@ -60,17 +60,9 @@ func (c *Client) CopyIn(ctx context.Context, src, dst string) (CopyResult, error
 // send without end.
 const reserve = 256 << 20
 
-// CopyOut copies a file or a tree of the guest into the host's directory dir,
-// which is made if it is missing, under its own name.
-func (c *Client) CopyOut(ctx context.Context, src, dir string) (CopyResult, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return CopyResult{}, fmt.Errorf("%s: copy %s: %w", c.name, src, err)
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return CopyResult{}, fmt.Errorf("%s: copy %s: %w", c.name, src, err)
-	}
-	defer root.Close()
+// CopyOut copies a file or a tree of the guest into a directory of the host, under
+// its own name.
+func (c *Client) CopyOut(ctx context.Context, src string, root *os.Root) (CopyResult, error) {
 	k, err := c.open(ctx, wire.OpGetTar, wire.CopyRequest{Path: []byte(src)}, nil)
 	if err != nil {
 		return CopyResult{}, err
@@ -85,7 +77,7 @@ func (c *Client) CopyOut(ctx context.Context, src, dir string) (CopyResult, erro
 			_, err = io.Copy(io.Discard, in)
 		}
 		if err != nil {
-			err = fmt.Errorf("%s: copy %s to %s: %w", c.name, src, dir, err)
+			err = fmt.Errorf("%s: copy %s to %s: %w", c.name, src, root.Name(), err)
 			k.stream.Cancel(err)
 		}
 		received <- err

@@ -93,7 +93,7 @@ func TestCopyThereAndBack(t *testing.T) {
 	if got := describe(t, filepath.Join(there, "made/on the way/copy")); got != want {
 		t.Errorf("in: got\n%.500s\nwant\n%.500s", got, want)
 	}
-	r, err = m.CopyOut(testContext(t), filepath.Join(there, "made/on the way/copy"), filepath.Join(back, "new"))
+	r, err = m.CopyOut(testContext(t), filepath.Join(there, "made/on the way/copy"), rootOf(t, filepath.Join(back, "new")))
 	if err != nil || len(r.Skipped) > 0 {
 		t.Fatalf("out: %+v, %v", r, err)
 	}
@@ -145,7 +145,7 @@ func TestCopySkipsWhatIsNoFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	dst := t.TempDir()
-	r, err := m.CopyOut(testContext(t), src, dst)
+	r, err := m.CopyOut(testContext(t), src, rootOf(t, dst))
 	if err != nil || len(r.Skipped) != 1 || r.Skipped[0] != `"d/fifo": a named pipe` {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -159,7 +159,7 @@ func TestCopyErrors(t *testing.T) {
 		want string
 	}{
 		{"from nowhere, in", func() error { _, err := m.CopyIn(testContext(t), "/nonexistent", "/tmp/x"); return err }, "m: copy to /tmp/x: stat /nonexistent: no such file"},
-		{"from nowhere, out", func() error { _, err := m.CopyOut(testContext(t), "/nonexistent", t.TempDir()); return err }, "m: get-tar: lstat /nonexistent: no such file"},
+		{"from nowhere, out", func() error { _, err := m.CopyOut(testContext(t), "/nonexistent", rootOf(t, t.TempDir())); return err }, "m: get-tar: lstat /nonexistent: no such file"},
 		{"below a file", func() error { _, err := m.CopyIn(testContext(t), "/etc/passwd", "/etc/passwd/x"); return err }, "m: put-tar: "},
 		{"relative", func() error { _, err := m.CopyIn(testContext(t), "/etc/passwd", "x"); return err }, `m: put-tar: "x" is not an absolute path`},
 	} {
@@ -167,4 +167,18 @@ func TestCopyErrors(t *testing.T) {
 			t.Errorf("%s: error %v, want %s…", tt.name, err, tt.want)
 		}
 	}
+}
+
+// rootOf opens a directory, which is made if it is missing.
+func rootOf(t testing.TB, dir string) *os.Root {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { root.Close() })
+	return root
 }

@@ -105,7 +105,7 @@ func TestOverdue(t *testing.T) {
 			return err
 		}, []string{"until: ", "last seen: a pong frame, "}},
 		{"a copy that stands still", func(a *scripted) { a.welcome(); answerPings(a) }, func(ctx context.Context, c *guest.Client) error {
-			_, err := c.CopyOut(ctx, "/x", t.TempDir())
+			_, err := c.CopyOut(ctx, "/x", rootOf(t, t.TempDir()))
 			return err
 		}, []string{"get-tar: "}},
 		{"never an identity", func(a *scripted) { a.welcome(); answerPings(a) }, func(ctx context.Context, c *guest.Client) error {
@@ -204,7 +204,7 @@ func FuzzClient(f *testing.F) {
 	for _, seed := range hostileAgents {
 		f.Add([]byte(seed))
 	}
-	dir := f.TempDir()
+	root := rootOf(f, f.TempDir())
 	f.Fuzz(func(t *testing.T, script []byte) {
 		host, theirs := socketpair(t)
 		var agent sync.WaitGroup
@@ -247,7 +247,7 @@ func FuzzClient(f *testing.F) {
 			}
 			return err
 		})
-		ask("copy", func() error { _, err := c.CopyOut(limited, "/x", dir); return err })
+		ask("copy", func() error { _, err := c.CopyOut(limited, "/x", root); return err })
 		ask("clock", func() error { return c.SetClock(limited) })
 		ask("port", func() error { _, err := c.WaitPort(ctx, "localhost", 80, true, false); return err })
 		ask("unit", func() error { _, err := c.WaitUnit(ctx, "x.service", "", false); return err })

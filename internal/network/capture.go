@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"os"
+	"io"
 	"slices"
 	"sync"
 	"time"
@@ -21,7 +21,8 @@ import (
 // whatever way the process ends; its last block may be cut off.
 type Capture struct {
 	fabric *Fabric
-	file   *os.File
+	file   io.WriteCloser
+	path   string
 
 	mu      sync.Mutex
 	ready   sync.Cond // there is something to write, or the end
@@ -53,13 +54,10 @@ const maxCaptureBytes = 32 << 20
 // notes is the interface of lines about the capture.
 const notes = 0
 
-// Capture begins to write to a file, which is made or emptied.
-func (f *Fabric) Capture(path string) (*Capture, error) {
-	file, err := os.Create(path)
-	if err != nil {
-		return nil, err
-	}
-	c := &Capture{fabric: f, file: file, ifaces: map[nicKey]int{{}: notes}, missed: map[int]uint64{}, done: make(chan struct{})}
+// Capture begins to write to a file, which is empty and the capture's from here on,
+// also on error. path is where it is.
+func (f *Fabric) Capture(file io.WriteCloser, path string) (*Capture, error) {
+	c := &Capture{fabric: f, file: file, path: path, ifaces: map[nicKey]int{{}: notes}, missed: map[int]uint64{}, done: make(chan struct{})}
 	c.ready.L = &c.mu
 	c.blocks.section()
 	c.blocks.iface(iface{name: "attest", about: "faults of the network", link: linkUpperPDU})
@@ -86,7 +84,7 @@ func (f *Fabric) Capture(path string) (*Capture, error) {
 }
 
 // Path is the file's name.
-func (c *Capture) Path() string { return c.file.Name() }
+func (c *Capture) Path() string { return c.path }
 
 // Missed is how many frames were not captured because the disk was too slow.
 func (c *Capture) Missed() uint64 {

@@ -40,7 +40,7 @@ func TestCaptureIsReadByTshark(t *testing.T) {
 	onBench(t, 3, func(b *bench) {
 		b.stations[2].Port.Close()
 		b.settle()
-		c, err := b.Capture(path)
+		c, err := b.Capture(emptyFile(t, path), path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,7 +93,7 @@ func TestCaptureIsReadByTshark(t *testing.T) {
 func TestCaptureOfFramesThatAreLostLater(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.pcapng")
 	onBench(t, 2, func(b *bench) {
-		c, err := b.Capture(path)
+		c, err := b.Capture(emptyFile(t, path), path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -122,7 +122,7 @@ func TestCaptureOfFramesThatAreLostLater(t *testing.T) {
 func TestCaptureCanBeReadAtAnyTime(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.pcapng")
 	b := NewFabric(1)
-	c, err := b.Capture(path)
+	c, err := b.Capture(emptyFile(t, path), path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,13 +200,19 @@ func TestCaptureDoesNotWait(t *testing.T) {
 	}
 }
 
-func TestCaptureOfNoFile(t *testing.T) {
+func TestCaptureOfClosedFabric(t *testing.T) {
 	f := NewFabric(1)
-	if _, err := f.Capture(filepath.Join(t.TempDir(), "no", "x")); !os.IsNotExist(err) {
-		t.Error(err)
-	}
 	f.Close()
-	if _, err := f.Capture(filepath.Join(t.TempDir(), "x")); err == nil {
+	if _, err := f.Capture(emptyFile(t, filepath.Join(t.TempDir(), "x")), "x"); err == nil {
 		t.Error("a capture of a closed fabric")
 	}
+}
+
+func emptyFile(t *testing.T, path string) *os.File {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
 }

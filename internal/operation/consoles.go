@@ -179,7 +179,7 @@ func (a Args) delay() []attest.Option {
 var screenTable = []*Operation{
 	{
 		Name: "screenshot", Subject: "Screen", Result: None, Needs: vmm.CanShow,
-		Params: []Param{{Name: "filename", Type: String, Doc: "where to write it, as PNG: below the output directory (`-o`) unless it has a slash; `.png` is added to a name without a dot"}},
+		Params: []Param{{Name: "filename", Type: String, Check: checkBelow, Doc: "where to write it, as PNG: below the directory `TEST/MACHINE` of the output directory (`-o`); `.png` is added to a name without a dot"}},
 		Doc: "Writes the machine's screen to a file.\n\n" +
 			"The machine needs a screen: `machine(display = True)`. It works before the guest has booted and on a paused machine.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {

@@ -1,6 +1,19 @@
 package operation
 
-import "context"
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+)
+
+// checkBelow refuses names of what is written that would lead out of the output
+// directory.
+func checkBelow(v any) error {
+	if name := v.(string); name != "" && !filepath.IsLocal(name) {
+		return fmt.Errorf("%q is not below the output directory; want a relative name without ..", name)
+	}
+	return nil
+}
 
 var filesTable = []*Operation{
 	{
@@ -19,9 +32,11 @@ var filesTable = []*Operation{
 		Name: "copy_from_machine", Aliases: []string{"copy_from_vm"}, Subject: "Files", Result: None,
 		Params: []Param{
 			{Name: "source", Type: String, Doc: "a file or a directory of the guest"},
-			{Name: "target_dir", Type: String, Default: "", Doc: "a directory below the output directory (`-o`); it is made if missing"},
+			{Name: "target_dir", Type: String, Default: "", Check: checkBelow, Doc: "a directory below that of the test and the machine; it is made if missing"},
 		},
 		Doc: "Copies a file or a directory tree from the guest to the host, under its own name.\n\n" +
+			"It goes to the directory `TEST/MACHINE` below the output directory (`-o`), so that tests and machines do not overwrite each other. " +
+			"Two different sources that go to one name are an error.\n\n" +
 			"Nothing is written outside of that copy, whatever the guest sends. See [files.md](files.md).",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.CopyFromMachine(ctx, a.String("source"), a.String("target_dir"))

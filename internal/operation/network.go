@@ -178,7 +178,7 @@ var networkTable = []*Operation{
 	},
 	{
 		Name: "capture", On: Network, Subject: "Faults of the network", Result: captureResult,
-		Params: []Param{{Name: "path", Type: String, Doc: "a file below the output directory (`-o`)"}},
+		Params: []Param{{Name: "path", Type: String, Check: checkBelow, Doc: "a file below the directory of the test in the output directory (`-o`)"}},
 		Doc: "Writes all frames of all machines to a pcapng file, which Wireshark and tshark read, until the capture is stopped or the test ends.\n\n" +
 			"Each network card is an interface. A frame that a fault has lost has a comment. Comments also mark where each fault began and ended.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {

@@ -77,7 +77,7 @@ func (p *pass) keep(ctx context.Context, lab operation.Runner, t script.Test, er
 }
 
 func (p *pass) save(ctx context.Context, lab operation.Saver, t script.Test, f *event.Failure) (string, error) {
-	dir := filepath.Join(p.suite.opts.OutDir, keptDir, fileName(event.ScopeOf(ctx)))
+	dir := filepath.Join(p.suite.opts.OutDir, keptDir, event.ScopeOf(ctx).Name())
 	if k, err := ReadKept(dir); err == nil && k != nil {
 		if err := os.RemoveAll(dir); err != nil { // of an earlier run
 			return "", err

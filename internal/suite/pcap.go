@@ -3,7 +3,6 @@ package suite
 import (
 	"context"
 	"path/filepath"
-	"strings"
 
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
@@ -39,18 +38,7 @@ func (p *pass) capture(ctx context.Context, lab operation.Runner) error {
 		return asInfra("name the capture", err)
 	}
 	if !isFile(path) {
-		path = filepath.Join(path, fileName(event.ScopeOf(ctx))+".pcapng")
+		path = filepath.Join(path, event.ScopeOf(ctx).Name()+".pcapng")
 	}
 	return c.Capture(ctx, path)
-}
-
-// fileName is different for every test of a run: "web_test-test_serves".
-func fileName(s event.Scope) string {
-	file := strings.TrimSuffix(s.File, filepath.Ext(s.File))
-	file = strings.NewReplacer("/", "-", "..", "").Replace(filepath.ToSlash(filepath.Clean(file)))
-	name := strings.Trim(file, "-") + "-" + s.Test
-	if s.Boot != "" {
-		name += "-" + s.Boot
-	}
-	return name
 }

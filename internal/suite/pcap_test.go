@@ -18,7 +18,7 @@ func TestPcapName(t *testing.T) {
 		{event.Scope{File: "../../x.star", Test: "main"}, "x-main"},
 		{event.Scope{File: "/abs/x.star", Test: "main"}, "abs-x-main"},
 	} {
-		if got := fileName(tt.scope); got != tt.want {
+		if got := tt.scope.Name(); got != tt.want {
 			t.Errorf("%+v: got %s, want %s", tt.scope, got, tt.want)
 		}
 	}

@@ -155,6 +155,11 @@ func TestCannedFiles(t *testing.T) {
 	s := startScript(t)
 	ctx := testContext(t)
 	here := t.TempDir()
+	root, err := os.OpenRoot(here)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
 	if err := os.WriteFile(filepath.Join(here, "in"), []byte("content"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +170,7 @@ func TestCannedFiles(t *testing.T) {
 		t.Error(err)
 	}
 	for from, want := range map[string]string{"/srv/deep/file": "content", "/etc/motd": "hello\n"} {
-		if _, err := s.client.CopyOut(ctx, from, here); err != nil {
+		if _, err := s.client.CopyOut(ctx, from, root); err != nil {
 			t.Error(err)
 		}
 		if got, err := os.ReadFile(filepath.Join(here, filepath.Base(from))); string(got) != want || err != nil {
