@@ -14,7 +14,9 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -23,6 +25,7 @@ import (
 	"github.com/attest-vm/attest/internal/agent"
 	"github.com/attest-vm/attest/internal/boot"
 	"github.com/attest-vm/attest/internal/printable"
+	"github.com/attest-vm/attest/internal/script"
 	_ "github.com/attest-vm/attest/internal/script/starlark" // registers the language
 )
 
@@ -37,6 +40,9 @@ func main() {
 	case agent.InstallArg0:
 		os.Exit(agent.Install(os.Args))
 	}
+	// Go's runtime ends a program that has no memory left, or crashed, with exit code 2,
+	// which is that of wrong usage here. By a signal it is neither.
+	debug.SetTraceback("crash")
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -46,6 +52,7 @@ func main() {
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := interruptible(context.Background(), stderr)
 	defer stop()
+	script.Exhausted = func(err error) { interruptionOf(ctx).giveUp(attest.StatusOf(err), err) }
 	root := newRoot(stdout, stderr)
 	root.SetArgs(args)
 	err := knownCommands(root, args)
@@ -81,13 +88,43 @@ type errInterrupted struct{ signal syscall.Signal }
 func (e errInterrupted) Error() string         { return "interrupted (" + unix.SignalName(e.signal) + ")" }
 func (e errInterrupted) Status() attest.Status { return attest.Interrupted }
 
+// lastResort is how long a command may take to end when it was told to. What it has
+// started does not outlive it: its supervisor ends that.
+const lastResort = 20 * time.Second
+
+// An interruption is what signals do to a command.
+type interruption struct {
+	interrupts chan error             // has a value for each SIGINT for which somebody waits
+	lastWords  atomic.Pointer[func()] // to be said when the command is given up; nil: nothing
+	stderr     io.Writer
+}
+
+// giveUp ends the program on the spot, with the exit code of a status. What is to
+// be said at the end has a moment for that.
+func (i *interruption) giveUp(status attest.Status, err error) {
+	say(i.stderr, err)
+	if say := i.lastWords.Load(); say != nil {
+		said := make(chan struct{})
+		go func() {
+			(*say)()
+			close(said)
+		}()
+		select {
+		case <-said:
+		case <-time.After(2 * time.Second):
+		}
+	}
+	os.Exit(status.ExitCode())
+}
+
 // interruptible returns a context that ends with the first SIGINT, SIGTERM or
-// SIGHUP. A second signal ends the program on the spot; the supervisor cleans
-// up after it then too. A SIGINT that somebody waits for (interrupts) is theirs.
+// SIGHUP. A second signal ends the program on the spot, and so does lastResort; the
+// supervisor cleans up after it then too. A SIGINT that somebody waits for
+// (interrupts) is theirs.
 func interruptible(ctx context.Context, stderr io.Writer) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	interrupts := make(chan error)
-	ctx = context.WithValue(ctx, interruptsKey{}, interrupts)
+	in := &interruption{interrupts: make(chan error), stderr: stderr}
+	ctx = context.WithValue(ctx, interruptionKey{}, in)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
@@ -95,7 +132,7 @@ func interruptible(ctx context.Context, stderr io.Writer) (context.Context, func
 			cause := errInterrupted{s.(syscall.Signal)}
 			if s == syscall.SIGINT {
 				select {
-				case interrupts <- cause:
+				case in.interrupts <- cause:
 					continue
 				default:
 				}
@@ -104,6 +141,9 @@ func interruptible(ctx context.Context, stderr io.Writer) (context.Context, func
 				os.Exit(attest.Interrupted.ExitCode())
 			}
 			cancel(cause)
+			time.AfterFunc(lastResort, func() {
+				in.giveUp(attest.Interrupted, fmt.Errorf("%w: still not ended %v later, so it is given up; what it has started is ended by its supervisor", cause, lastResort))
+			})
 		}
 	}()
 	return ctx, func() {
@@ -113,12 +153,10 @@ func interruptible(ctx context.Context, stderr io.Writer) (context.Context, func
 	}
 }
 
-type interruptsKey struct{}
+type interruptionKey struct{}
 
-// interrupts has a value for each SIGINT for which somebody waits.
-func interrupts(ctx context.Context) <-chan error {
-	c, _ := ctx.Value(interruptsKey{}).(chan error)
-	return c
+func interruptionOf(ctx context.Context) *interruption {
+	return ctx.Value(interruptionKey{}).(*interruption)
 }
 
 func newRoot(stdout, stderr io.Writer) *cobra.Command {

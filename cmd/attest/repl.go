@@ -104,7 +104,7 @@ func (c *conversation) talk(ctx context.Context) error {
 	}
 	worst, err := repl.Run(ctx, repl.Options{
 		Session: c.Session, In: os.Stdin, Out: os.Stdout, Err: os.Stderr, History: historyPath(),
-		Interrupts: interrupts(ctx), Hold: c.terminal.Hold,
+		Interrupts: interruptionOf(ctx).interrupts, Hold: c.terminal.Hold,
 		Explain: func(ctx context.Context, err error) (string, event.Status) {
 			f := suite.Failure(ctx, err)
 			return report.Explain(f, c.color), f.Status

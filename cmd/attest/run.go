@@ -105,7 +105,15 @@ func (f *runFlags) run(cmd *cobra.Command, files []string) error {
 	bus := &event.Bus{}
 	unsubscribe := bus.Subscribe(reports.Record)
 	f.Stdout = reports.Stdout()
+	interruption := interruptionOf(cmd.Context())
+	lastWords := func() {
+		unsubscribe()
+		reports.Close()
+	}
+	interruption.lastWords.Store(&lastWords)
+	f.GiveUp = func(err error) { interruption.giveUp(attest.StatusOf(err), err) }
 	summary, err := suite.Run(event.WithBus(cmd.Context(), bus), f.Options)
+	interruption.lastWords.Store(nil)
 	unsubscribe()
 	_, reportErr := reports.Close()
 	status := summary.Status

@@ -65,3 +65,7 @@ type Session interface {
 
 // A Statement is what Session.Read has read for Session.Run.
 type Statement any
+
+// Exhausted is called when scripts have so much memory that the process has to end
+// at once. The command replaces it by a way to end that says what happened.
+var Exhausted = func(err error) { panic(err) }

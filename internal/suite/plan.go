@@ -22,9 +22,8 @@ import (
 
 // A plan is what there is to run.
 type plan struct {
-	files   []*file
-	timeout time.Duration  // of the machine configuration
-	said    []event.Record // while the files were loaded
+	files []*file
+	said  []event.Record // while the files were loaded
 }
 
 // A file is one test file.
@@ -81,7 +80,7 @@ func (f *file) names() []string {
 
 // plan finds and loads all files. An error is one of usage, or that somebody
 // stopped it; what is wrong with a file is in the plan.
-func (r *run) plan(ctx context.Context) (*plan, error) {
+func (r *run) plan(ctx context.Context, machines []attest.MachineConfig) (*plan, error) {
 	if b := r.opts.Boot; b != "" && boots[b] == nil {
 		return nil, refusef(event.Invalid, "--boot=%s: want cold, warm or both", b)
 	}
@@ -93,10 +92,7 @@ func (r *run) plan(ctx context.Context) (*plan, error) {
 		return nil, err
 	}
 	p := &plan{}
-	options := script.Options{Stdout: r.opts.stdout(), Backend: r.opts.Host.Backend}
-	if options.Machines, p.timeout, err = configured(r.opts.MachineConfig); err != nil {
-		return nil, err
-	}
+	options := script.Options{Stdout: r.opts.stdout(), Machines: machines, Backend: r.opts.Host.Backend}
 	if r.opts.OutDir != "" {
 		if err := os.MkdirAll(r.opts.OutDir, 0o755); err != nil {
 			return nil, refusef(event.Invalid, "output directory: %v", err)
@@ -107,10 +103,12 @@ func (r *run) plan(ctx context.Context) (*plan, error) {
 	for _, path := range paths {
 		f := &file{path: path}
 		p.files = append(p.files, f)
-		ctx := event.WithScope(event.WithBus(ctx, &bus), event.Scope{File: path})
-		f.script, f.err = script.Load(ctx, path, options)
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+		if f.err = context.Cause(ctx); f.err == nil {
+			ctx := event.WithScope(event.WithBus(ctx, &bus), event.Scope{File: path})
+			f.script, f.err = script.Load(ctx, path, options)
+		}
+		if err := context.Cause(ctx); err != nil && !timedOut(err) {
+			return nil, err
 		}
 		switch {
 		case f.err != nil:

@@ -41,6 +41,9 @@ type Options struct {
 	Stdout        io.Writer         // where print writes; nil: standard output
 	Host          attest.HostConfig // how labs use this host
 	Open          Opener            // nil: OpenHost(Host)
+	// GiveUp is called when the run has not ended long after its time was over. It is
+	// to end the program. Nil: nothing is done.
+	GiveUp func(error)
 }
 
 // A Host makes labs. It is opened after all files were found to make sense.
@@ -172,7 +175,13 @@ type run struct {
 }
 
 func (r *run) run(ctx context.Context) error {
-	plan, err := r.plan(ctx)
+	machines, timeout, err := configured(r.opts.MachineConfig)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := r.limit(ctx, cmp.Or(r.opts.Timeout, timeout))
+	defer cancel()
+	plan, err := r.plan(ctx, machines)
 	if err != nil {
 		return err
 	}
@@ -187,8 +196,6 @@ func (r *run) run(ctx context.Context) error {
 	if err := plan.checkPcap(r.opts.Pcap, len(boots[r.opts.Boot])); err != nil {
 		return err
 	}
-	ctx, cancel := r.limit(ctx, plan)
-	defer cancel()
 	open := r.opts.Open
 	if open == nil {
 		open = OpenHost(r.opts.Host)
@@ -202,13 +209,25 @@ func (r *run) run(ctx context.Context) error {
 	return asInfra("clean up", r.host.Close())
 }
 
-// limit ends the run when its time is over.
-func (r *run) limit(ctx context.Context, p *plan) (context.Context, context.CancelFunc) {
-	limit := cmp.Or(r.opts.Timeout, p.timeout)
+// giveUpGrace is how long a run may take to clean up, beside what it keeps.
+const giveUpGrace = time.Minute
+
+// limit ends the run when its time is over, and gives it up when it has not ended
+// long after that.
+func (r *run) limit(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	if limit <= 0 {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeoutCause(ctx, limit, &TimeoutError{limit})
+	over := &TimeoutError{limit}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, over)
+	if r.opts.GiveUp == nil {
+		return ctx, cancel
+	}
+	last := time.AfterFunc(limit+keepLimit+giveUpGrace, func() { r.opts.GiveUp(over) })
+	return ctx, func() {
+		last.Stop()
+		cancel()
+	}
 }
 
 // announce publishes RunStarted, and after it what files said while they were
@@ -258,7 +277,11 @@ func (r *run) refuse(ctx context.Context, p *plan) {
 		ctx := event.WithScope(ctx, event.Scope{File: f.path})
 		done := event.FileFinished{Status: event.Skipped}
 		if f.err != nil {
-			done.Failure = failureOf(f.err, attest.StatusOf(f.err))
+			status := attest.StatusOf(f.err)
+			if timedOut(f.err) {
+				status = event.Invalid // what reads without end is to be mended
+			}
+			done.Failure = failureOf(f.err, status)
 			done.Status = done.Failure.Status
 			r.count(done.Status)
 		}

@@ -493,6 +493,22 @@ func TestTimeoutOfALoop(t *testing.T) {
 	o.expect(t, event.Failed, 1, "a.star:main failed", "a.star failed")
 }
 
+// Files are read in the run's time, too. One that does not come to its end is to be
+// mended; the files behind it were not read.
+func TestTimeoutWhileReading(t *testing.T) {
+	host := &fakeHost{}
+	o := runFiles(t, t.Context(), Options{Timeout: 100 * time.Millisecond}, host,
+		"good.star", "def main(): pass\n", "loop.star", "x = 0\nwhile True:\n    x = x + 1\n", "late.star", "def main(): pass\n")
+	o.expect(t, event.Invalid, 2, "good.star skipped", "loop.star invalid", "late.star invalid")
+	f := o.fails["loop.star"]
+	if f == nil || f.Message != "the run's time is over: its limit is 100ms" || f.Position.File != "loop.star" {
+		t.Errorf("got %+v", f)
+	}
+	if o.err != nil || len(host.labs) > 0 {
+		t.Errorf("%v, %d labs", o.err, len(host.labs))
+	}
+}
+
 func TestInterrupt(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)

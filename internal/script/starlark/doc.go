@@ -63,6 +63,12 @@
 // others are ended. The same holds for the function of a polling_condition and
 // for functions that are given to an operation, such as during=.
 //
+// # Limits
+//
+// An evaluation ends with its context, and with a *MemoryError when scripts have
+// more memory than MemoryEnv allows. One call of a built-in function that does not
+// end is left behind: a *StuckError.
+//
 // # Errors
 //
 // Load reports everything that can be known without a machine, misspelt

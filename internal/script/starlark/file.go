@@ -2,9 +2,9 @@ package starlark
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
-	"sync"
 
 	sl "go.starlark.net/starlark"
 
@@ -52,8 +52,15 @@ func (f *File) Call(ctx context.Context, lab operation.Runner, name string) erro
 	if !ok {
 		return fmt.Errorf("%s: there is no function %s", f.path, name)
 	}
-	th := &thread{sources: f.sources, lab: lab, print: f.print, interpreter: &sync.Mutex{}, ctx: ctx}
-	_, err := th.call(fn)
+	in := newInterpreter()
+	_, err := evaluate(ctx, in, func(ctx context.Context) (sl.Value, error) {
+		th := &thread{sources: f.sources, lab: lab, print: f.print, interpreter: in, ctx: ctx}
+		return th.call(fn)
+	})
+	var stuck *StuckError
+	if fn, ok := fn.(*sl.Function); ok && errors.As(err, &stuck) {
+		return f.sources.errorAt(positionOf(fn.Position()), err)
+	}
 	return err
 }
 

@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 
 	"go.starlark.net/resolve"
 	sl "go.starlark.net/starlark"
@@ -52,6 +51,26 @@ func Load(ctx context.Context, path string, opts script.Options) (*File, error) 
 	return newLoader(ctx, opts).file(path, (*File).choose)
 }
 
+// file loads a file and all that it loads, and checks them; choose finds what
+// in it is run.
+func (l *loader) file(path string, choose func(*File, *module) []*script.Error) (*File, error) {
+	in := newInterpreter()
+	in.loading = true
+	outer := l.ctx
+	f, err := evaluate(l.ctx, in, func(ctx context.Context) (*File, error) {
+		in.Lock() // until the end: no machine is waited for
+		defer in.Unlock()
+		l.ctx = ctx
+		return l.read(path, choose)
+	})
+	var stuck *StuckError
+	if errors.As(err, &stuck) {
+		return nil, &script.LoadError{Path: path, Errors: []*script.Error{{Position: event.Position{File: path}, Err: err}}}
+	}
+	l.ctx = outer
+	return f, err
+}
+
 func newLoader(ctx context.Context, opts script.Options) *loader {
 	l := &loader{sources: sources{}, print: &printer{out: cmp.Or[io.Writer](opts.Stdout, io.Discard)}, ctx: ctx, backend: opts.Backend, modules: map[string]*module{}}
 	l.env = l.predeclared()
@@ -63,9 +82,7 @@ func newLoader(ctx context.Context, opts script.Options) *loader {
 	return l
 }
 
-// file loads a file and all that it loads, and checks them; choose finds what
-// in it is run.
-func (l *loader) file(path string, choose func(*File, *module) []*script.Error) (*File, error) {
+func (l *loader) read(path string, choose func(*File, *module) []*script.Error) (*File, error) {
 	f := &File{path: path, sources: l.sources, print: l.print}
 	m, err := l.load(path)
 	if err != nil {
@@ -107,14 +124,14 @@ type module struct {
 
 // failed makes every error a *script.LoadError, except that somebody stopped it.
 func (l *loader) failed(path string, err error) error {
-	if l.ctx.Err() != nil {
-		return cause(l.ctx)
-	}
 	var load *script.LoadError
 	if !errors.As(err, &load) {
 		var one *script.Error
 		if !errors.As(err, &one) {
 			one = &script.Error{Position: event.Position{File: path}, Err: err}
+		}
+		if why := context.Cause(l.ctx); why != nil && errors.Is(err, why) && attest.StatusOf(why) != attest.Invalid {
+			return one // somebody stopped it, or the time was over: the file may be fine
 		}
 		load = &script.LoadError{Path: path, Errors: []*script.Error{one}}
 	}
@@ -164,7 +181,7 @@ func (l *loader) load(path string) (*module, error) {
 
 // run runs a file's top level.
 func (l *loader) run(m *module, program *sl.Program) error {
-	th := &thread{sources: l.sources, print: l.print, interpreter: &sync.Mutex{}, ctx: l.ctx}
+	th := &thread{sources: l.sources, print: l.print, interpreter: newInterpreter(), ctx: l.ctx}
 	th.load = l.loadFrom(m.path)
 	t, stop := th.start()
 	defer stop()

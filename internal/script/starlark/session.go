@@ -8,7 +8,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 
 	"go.starlark.net/resolve"
 	sl "go.starlark.net/starlark"
@@ -110,7 +109,7 @@ func (s *Session) Read(line func(first bool) (string, error)) (script.Statement,
 func (s *Session) thread(ctx context.Context) *thread {
 	return &thread{
 		sources: s.loader.sources, lab: s.lab, load: s.loader.loadFrom("."), print: s.loader.print,
-		session: s, interpreter: &sync.Mutex{}, ctx: ctx,
+		session: s, interpreter: newInterpreter(), ctx: ctx,
 	}
 }
 
@@ -118,25 +117,43 @@ func (s *Session) thread(ctx context.Context) *thread {
 // empty for None. Its errors are those of File.Call, and *LoadErrors.
 func (s *Session) Run(ctx context.Context, statement script.Statement) (string, error) {
 	in := statement.(*input)
-	th := s.thread(ctx)
-	v, err := th.run(func(t *sl.Thread) (sl.Value, error) {
-		if len(in.file.Stmts) == 1 {
-			if x, ok := in.file.Stmts[0].(*syntax.ExprStmt); ok {
-				return sl.EvalExprOptions(in.file.Options, t, x.X, s.globals)
+	type shown struct {
+		value sl.Value
+		text  string
+	}
+	lock := newInterpreter()
+	v, err := evaluate(ctx, lock, func(ctx context.Context) (shown, error) {
+		th := s.thread(ctx)
+		th.interpreter = lock
+		v, err := th.run(func(t *sl.Thread) (sl.Value, error) {
+			if len(in.file.Stmts) == 1 {
+				if x, ok := in.file.Stmts[0].(*syntax.ExprStmt); ok {
+					return sl.EvalExprOptions(in.file.Options, t, x.X, s.globals)
+				}
 			}
+			return sl.None, sl.ExecREPLChunk(in.file, t, s.globals)
+		})
+		if err != nil || v == sl.None {
+			return shown{}, err
 		}
-		return sl.None, sl.ExecREPLChunk(in.file, t, s.globals)
+		lock.Lock() // a value may take long to write, too
+		defer lock.Unlock()
+		return shown{v, v.String()}, nil
 	})
+	var stuck *StuckError
+	if errors.As(err, &stuck) {
+		return "", err // and leave what it may still use
+	}
 	s.nameMachines(in)
 	var unresolved resolve.ErrorList
 	if errors.As(err, &unresolved) {
 		return "", &script.LoadError{Path: in.name, Errors: s.loader.sources.parseErrors(unresolved, s.globals)}
 	}
-	if err != nil || v == sl.None {
+	if err != nil || v.value == nil {
 		return "", err
 	}
-	s.globals["_"] = v
-	return v.String(), nil
+	s.globals["_"] = v.value
+	return v.text, nil
 }
 
 // nameMachines gives machines the names of the variables to which a statement

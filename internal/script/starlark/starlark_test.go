@@ -566,7 +566,7 @@ def fails():
 		case "inner":
 			return "out", ctx.Err()
 		}
-		th := &thread{sources: f.sources, lab: lab, print: f.print, interpreter: &sync.Mutex{}, ctx: ctx}
+		th := &thread{sources: f.sources, lab: lab, print: f.print, interpreter: newInterpreter(), ctx: ctx}
 		st, stop := th.start()
 		defer stop()
 		v, err := th.callback(st, f.globals["called"].(sl.Callable))(ctx, map[string]any{"k": int64(1)}, []string{"x"})
@@ -819,7 +819,8 @@ func TestCancelWhileLoading(t *testing.T) {
 	stop := errors.New("somebody said stop")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(stop)
-	if _, err := Load(ctx, path, script.Options{}); err != stop {
+	var e *script.Error
+	if _, err := Load(ctx, path, script.Options{}); !errors.Is(err, stop) || !errors.As(err, &e) || e.Position.Line != 1 {
 		t.Errorf("got %v", err)
 	}
 }

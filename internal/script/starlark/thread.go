@@ -14,8 +14,7 @@ import (
 )
 
 // A thread is one Starlark thread: its Go side. All threads of one call share
-// the interpreter lock, so that Starlark code sees no concurrency except where
-// it waits.
+// the interpreter.
 type thread struct {
 	sources sources
 	lab     operation.Runner // nil while a file is loaded
@@ -23,7 +22,7 @@ type thread struct {
 	print   *printer
 	session *Session // nil unless a person types
 
-	interpreter *sync.Mutex     // held while Starlark code of this call runs
+	interpreter *interpreter    // held while Starlark code of this call runs
 	ctx         context.Context // of the operations; subtest changes it
 	caller      event.Position  // of the builtin that started this thread; zero in the first
 	fault       error           // why the thread was cancelled, unless ctx ended
