@@ -55,13 +55,14 @@ var types = func() map[string]reflect.Type {
 // Format are errors. What only a later version can have written is tolerated: an
 // event of an unknown type is an Unknown, and unknown fields are left out.
 type Decoder struct {
-	r    *bufio.Reader
-	line int
-	seq  uint64
+	r       *bufio.Reader
+	line    int
+	seq     uint64
+	maxLine int
 }
 
 // NewDecoder reads from r.
-func NewDecoder(r io.Reader) *Decoder { return &Decoder{r: bufio.NewReaderSize(r, 64<<10)} }
+func NewDecoder(r io.Reader) *Decoder { return &Decoder{r: bufio.NewReaderSize(r, 64<<10), maxLine: maxLine} }
 
 // Decode reads the next record. Its error is io.EOF at the end,
 // io.ErrUnexpectedEOF when the last line is not complete, as a run that was killed
@@ -89,8 +90,8 @@ func (d *Decoder) read() ([]byte, error) {
 		part, err := d.r.ReadSlice('\n')
 		line = append(line, part...)
 		switch {
-		case len(line) > maxLine:
-			return nil, &DecodeError{d.line, fmt.Sprintf("longer than %d MiB", maxLine>>20)}
+		case len(line) > d.maxLine:
+			return nil, &DecodeError{d.line, fmt.Sprintf("longer than %d MiB", d.maxLine>>20)}
 		case errors.Is(err, bufio.ErrBufferFull):
 			continue
 		case err == io.EOF && len(line) > 0:

@@ -54,8 +54,10 @@ const memoryEvery = 50 * time.Millisecond
 var evaluations = struct {
 	sync.Mutex
 	running map[*interpreter]bool
-	stop    chan struct{}
+	watch   *memoryWatch // while there are some
 }{running: map[*interpreter]bool{}}
+
+type memoryWatch struct{ stop, ended chan struct{} }
 
 // watchMemory ends an evaluation when there is too much memory in use. The watch
 // ends with what it returns.
@@ -64,28 +66,33 @@ func watchMemory(i *interpreter) (end func()) {
 	e.Lock()
 	defer e.Unlock()
 	if len(e.running) == 0 {
-		e.stop = make(chan struct{})
-		go watch(e.stop)
+		e.watch = &memoryWatch{make(chan struct{}), make(chan struct{})}
+		go e.watch.run(memoryLimit())
 	}
 	e.running[i] = true
+	w := e.watch
 	return func() {
 		e.Lock()
-		defer e.Unlock()
-		if delete(e.running, i); len(e.running) == 0 {
-			close(e.stop)
+		delete(e.running, i)
+		last := len(e.running) == 0
+		e.Unlock()
+		if last {
+			close(w.stop)
+			<-w.ended
 		}
 	}
 }
 
-func watch(stop <-chan struct{}) {
+func (w *memoryWatch) run(limit int64) {
+	defer close(w.ended)
 	ticker := time.NewTicker(memoryEvery)
 	defer ticker.Stop()
 	for {
 		select {
-		case <-stop:
+		case <-w.stop:
 			return
 		case <-ticker.C:
-			checkMemory(memoryLimit())
+			checkMemory(limit)
 		}
 	}
 }
