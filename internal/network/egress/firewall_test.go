@@ -572,9 +572,9 @@ func TestForgedAnswers(t *testing.T) {
 
 // Connections to the name server have places of their own.
 func TestNamesOverTCPAreBounded(t *testing.T) {
-	warned := make(chan string, 1)
+	var warned string
 	g := newGuest(t, nil, "", "*")
-	g.gateway.config.Warn = func(text string) { warned <- text }
+	g.gateway.config.Warn = func(text string) { warned = text }
 	for range maxNamesConnections {
 		conn, err := g.dial("10.0.2.3:53")
 		if err != nil {
@@ -593,7 +593,10 @@ func TestNamesOverTCPAreBounded(t *testing.T) {
 		t.Error("one more")
 	}
 	g.gateway.Close()
-	if text := <-warned; !strings.HasPrefix(text, "1 connections were dropped") {
-		t.Errorf("told %q", text)
+	if !strings.HasPrefix(warned, "1 connections were dropped") {
+		t.Errorf("told %q", warned)
+	}
+	if m, err := readMessage(strings.NewReader("\xff\xff"+strings.Repeat("x", maxMessage)), maxQuery); err == nil {
+		t.Errorf("a query of %d bytes", len(m))
 	}
 }
