@@ -55,9 +55,20 @@ type LabConfig struct {
 	// or nowhere.
 	KeepOnFailure string
 
+	// Networks says what is different about networks, by their numbers.
+	Networks map[int]NetworkConfig
+
 	created   []MachineConfig    // by CreateMachine, in this order
 	addresses *network.Addresses // of a larger lab; nil: of the lab's own machines
 	network   *networkState      // that the lab begins with, if it is a fork
+}
+
+// NetworkConfig is one network as plain data. By default it has a host that serves planned
+// addresses and names to guests that ask (docs/networks.md).
+type NetworkConfig struct {
+	NoDHCP bool `json:"no_dhcp,omitempty"` // neither DHCP nor DHCPv6, for a guest that serves it
+	NoDNS  bool `json:"no_dns,omitempty"`  // no names
+	NoRA   bool `json:"no_ra,omitempty"`   // no router advertisements
 }
 
 // MachineConfig is one machine as plain data.
@@ -119,6 +130,11 @@ func (c *LabConfig) normalize() error {
 	}
 	if err := c.chooseSeed(); err != nil {
 		return err
+	}
+	for n := range c.Networks {
+		if n < 1 || n > maxNetwork {
+			return &ConfigError{"lab", fmt.Sprintf("network %d is out of range; 1 to %d", n, maxNetwork)}
+		}
 	}
 	seen := map[string]bool{}
 	for i := range c.Machines {

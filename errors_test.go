@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 )
@@ -99,5 +100,23 @@ func TestLabConfigErrors(t *testing.T) {
 	}
 	if err := (LabConfig{Machines: machine(func(*MachineConfig) {})}).Check(); err != nil {
 		t.Errorf("a good one: %v", err)
+	}
+}
+
+func TestNetworksWithoutServices(t *testing.T) {
+	config := LabConfig{Networks: map[int]NetworkConfig{1: {NoDHCP: true}, 2: {NoDNS: true, NoRA: true}}}
+	if err := config.Check(); err != nil {
+		t.Fatal(err)
+	}
+	l := &Lab{config: config}
+	for n, want := range map[int]NetworkConfig{1: config.Networks[1], 2: config.Networks[2], 3: {}} {
+		if c := l.services(n); (NetworkConfig{c.NoDHCP, c.NoDNS, c.NoRA}) != want {
+			t.Errorf("network %d serves %+v, want %+v", n, c, want)
+		}
+	}
+	for _, n := range []int{0, 256} {
+		if err := (LabConfig{Networks: map[int]NetworkConfig{n: {}}}).Check(); err == nil || !strings.Contains(err.Error(), "out of range") {
+			t.Errorf("network %d: %v", n, err)
+		}
 	}
 }

@@ -47,6 +47,8 @@ func networksOf(machines []*Machine) []int {
 func (l *Lab) services(n int) services.Config {
 	self := network.Services(n)
 	c := services.Config{MAC: self.MAC, IPv4: self.IPv4, IPv6: self.IPv6, Domain: domain, Names: map[string][]netip.Addr{}}
+	own := l.config.Networks[n]
+	c.NoDHCP, c.NoDNS, c.NoRA = own.NoDHCP, own.NoDNS, own.NoRA
 	c.Warn = func(text string) { event.Warnf(l.ctx, "%s", text) }
 	for _, m := range l.addresses {
 		var here, elsewhere []netip.Addr

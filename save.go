@@ -23,6 +23,8 @@ type savedLab struct {
 	Name     string         `json:"name"`
 	Seed     int64          `json:"seed"`
 	Machines []savedMachine `json:"machines"`
+
+	Networks map[int]NetworkConfig `json:"networks,omitempty"`
 }
 
 const (
@@ -88,7 +90,7 @@ func (s *Snapshot) Save(ctx context.Context, dir string) (err error) {
 			err = &InfraError{Action: "save the lab: no space in " + dir, Err: err}
 		}
 	}()
-	lab := savedLab{Format: labFormat, Name: s.config.Name, Seed: s.config.Seed}
+	lab := savedLab{Format: labFormat, Name: s.config.Name, Seed: s.config.Seed, Networks: s.config.Networks}
 	for i, m := range l.Machines() {
 		saved := savedMachine{MachineConfig: m.config, Created: i >= len(s.config.Machines)}
 		if m.config.Image != nil {
@@ -193,7 +195,7 @@ func (h *Host) OpenSnapshot(ctx context.Context, dir string, config LabConfig) (
 	if config.Name == "" {
 		config.Name = saved.Name
 	}
-	config.Seed, config.Machines = saved.Seed, nil
+	config.Seed, config.Machines, config.Networks = saved.Seed, nil, saved.Networks
 	s := &Snapshot{host: h, machines: map[string]*machineState{}}
 	defer func() {
 		if err != nil {

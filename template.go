@@ -121,6 +121,11 @@ func (m *Machine) templateFits(p plan) map[string]string {
 	}
 	// What a service sees when it starts, it keeps.
 	fits["name or addresses"] = fmt.Sprintf("%s %v", m.Name(), m.address.Interfaces)
+	for _, n := range m.config.Networks {
+		if own, ok := m.lab.config.Networks[n]; ok {
+			fits[fmt.Sprint("services of network ", n)] = fmt.Sprintf("%+v", own)
+		}
+	}
 	fits["agent"] = p.agent
 	return fits
 }
@@ -314,7 +319,7 @@ func (m *Machine) templateLab(ctx context.Context) (*Lab, error) {
 	config := m.config
 	config.AllowReboot, config.Boot = false, BootCold
 	addresses := m.lab.plan()
-	return newLab(ctx, m.lab.host, LabConfig{Name: "template", Machines: []MachineConfig{config}, SourceDir: m.lab.config.SourceDir, addresses: &addresses})
+	return newLab(ctx, m.lab.host, LabConfig{Name: "template", Machines: []MachineConfig{config}, SourceDir: m.lab.config.SourceDir, Networks: m.lab.config.Networks, addresses: &addresses})
 }
 
 // settleLimit is how long a guest may take from its first answer to the end of its

@@ -23,7 +23,8 @@ func (h *Host) dhcp4(f packet) {
 	}
 	self := net.IP(h.config.IPv4.Addr().AsSlice())
 	if chosen := req.ServerIdentifier(); chosen != nil && !chosen.Equal(self) {
-		return // it takes another server's offer
+		h.giveWay(serviceDHCP, f) // it takes another server's offer
+		return
 	}
 	resp, err := dhcpv4.NewReplyFromRequest(req, dhcpv4.WithServerIP(self), dhcpv4.WithOption(dhcpv4.OptServerIdentifier(self)))
 	if err != nil {
@@ -32,6 +33,9 @@ func (h *Host) dhcp4(f packet) {
 	ip := net.IP(lease.IPv4.Addr().AsSlice())
 	switch req.MessageType() {
 	case dhcpv4.MessageTypeDiscover:
+		if h.others[serviceDHCP] {
+			return
+		}
 		resp.UpdateOption(dhcpv4.OptMessageType(dhcpv4.MessageTypeOffer))
 	case dhcpv4.MessageTypeRequest:
 		wanted := req.RequestedIPAddress()
@@ -39,6 +43,9 @@ func (h *Host) dhcp4(f packet) {
 			wanted = req.ClientIPAddr // renewing
 		}
 		if !wanted.Equal(ip) {
+			if h.others[serviceDHCP] {
+				return // the address may be one of theirs
+			}
 			resp.UpdateOption(dhcpv4.OptMessageType(dhcpv4.MessageTypeNak))
 			h.send4(resp, broadcast4, broadcastMAC)
 			return
@@ -67,7 +74,9 @@ var broadcastMAC = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 // configure4 adds what a guest needs beside its address.
 func (h *Host) configure4(resp *dhcpv4.DHCPv4, lease Lease) {
 	resp.UpdateOption(dhcpv4.OptSubnetMask(net.CIDRMask(lease.IPv4.Bits(), 32)))
-	resp.UpdateOption(dhcpv4.OptDNS(h.config.IPv4.Addr().AsSlice()))
+	if !h.config.NoDNS {
+		resp.UpdateOption(dhcpv4.OptDNS(h.config.IPv4.Addr().AsSlice()))
+	}
 	resp.UpdateOption(dhcpv4.OptHostName(lease.Name))
 	if h.config.Domain != "" {
 		resp.UpdateOption(dhcpv4.OptDomainName(h.config.Domain))
@@ -100,6 +109,10 @@ func (h *Host) dhcp6(f packet) {
 	}
 	self := &dhcpv6.DUIDLL{HWType: iana.HWTypeEthernet, LinkLayerAddr: h.config.MAC}
 	if chosen := req.Options.ServerID(); chosen != nil && !chosen.Equal(self) {
+		h.giveWay(serviceDHCP6, f)
+		return
+	}
+	if req.MessageType == dhcpv6.MessageTypeSolicit && h.others[serviceDHCP6] {
 		return
 	}
 	resp := reply6(req)
@@ -107,7 +120,9 @@ func (h *Host) dhcp6(f packet) {
 		return
 	}
 	resp.UpdateOption(dhcpv6.OptServerID(self))
-	resp.UpdateOption(dhcpv6.OptDNS(h.config.IPv6.Addr().AsSlice()))
+	if !h.config.NoDNS {
+		resp.UpdateOption(dhcpv6.OptDNS(h.config.IPv6.Addr().AsSlice()))
+	}
 	if h.config.Domain != "" {
 		resp.UpdateOption(dhcpv6.OptDomainSearchList(&rfc1035label.Labels{Labels: []string{h.config.Domain}}))
 	}

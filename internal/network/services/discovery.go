@@ -24,6 +24,8 @@ const (
 	optionSearch     = 31
 
 	forever = math.MaxUint32
+
+	managed = 0x80 // flag of router advertisements: addresses are to be had by DHCPv6
 )
 
 func (h *Host) icmp6(f packet) {
@@ -33,7 +35,9 @@ func (h *Host) icmp6(f packet) {
 	case f.hops != 255: // it came through a router, or pretends to
 	case kind == neighborSolicitation && len(f.payload) >= 24:
 		h.neighbor(f, netip.AddrFrom16([16]byte(f.payload[8:])))
-	case kind == routerSolicitation:
+	case kind == routerAdvertisement && len(f.payload) >= 6 && f.payload[5]&managed != 0 && !h.config.NoDHCP: // RFC 4861 4.2
+		h.giveWay(serviceDHCP6, f)
+	case kind == routerSolicitation && !h.config.NoRA:
 		h.advertise(f)
 	}
 }
@@ -62,8 +66,12 @@ func (h *Host) advertise(f packet) {
 	if f.src.IsUnspecified() {
 		dst, mac = allNodes, multicastMAC(allNodes)
 	}
-	const managed, other, onLink = 0x80, 0x40, 0x80
-	b := []byte{routerAdvertisement, 0, 0, 0, 0, managed | other}
+	const other, onLink = 0x40, 0x80
+	flags := byte(managed | other)
+	if h.config.NoDHCP || h.others[serviceDHCP6] {
+		flags = 0
+	}
+	b := []byte{routerAdvertisement, 0, 0, 0, 0, flags}
 	b = append(b, make([]byte, 10)...) // router lifetime 0, no other times
 	b = appendLink(b, optionSourceLink, h.config.MAC)
 
@@ -73,11 +81,12 @@ func (h *Host) advertise(f packet) {
 	b = append(b, 0, 0, 0, 0)
 	b = append(b, h.config.IPv6.Masked().Addr().AsSlice()...)
 
-	b = append(b, optionDNS, 3, 0, 0)
-	b = binary.BigEndian.AppendUint32(b, forever)
-	b = append(b, h.config.IPv6.Addr().AsSlice()...)
-
-	if h.config.Domain != "" {
+	if !h.config.NoDNS {
+		b = append(b, optionDNS, 3, 0, 0)
+		b = binary.BigEndian.AppendUint32(b, forever)
+		b = append(b, h.config.IPv6.Addr().AsSlice()...)
+	}
+	if h.config.Domain != "" && !h.config.NoDNS {
 		name := labels(h.config.Domain)
 		name = append(name, make([]byte, -len(name)&7)...)
 		b = append(b, optionSearch, byte(1+len(name)/8), 0, 0)

@@ -7,4 +7,7 @@
 // advertisements make nobody a router (lifetime 0) and no address (no autonomous
 // prefix), so a guest whose kernel solicits them by itself keeps exactly the
 // addresses and routes that it has.
+//
+// Each service can be left out. When another DHCP server of the network is heard, in what it or
+// one of its clients sends to everybody, new guests are left to that one.
 package services

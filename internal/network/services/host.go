@@ -29,7 +29,11 @@ type Config struct {
 	// Forward answers DNS queries for other names, as messages. Without it there
 	// are no others (NXDOMAIN). It is called in a goroutine of its own.
 	Forward func(ctx context.Context, query []byte) ([]byte, error)
-	// Warn is told, by Close, how many answers were lost. Optional.
+	// What is not served: DHCP of both versions, DNS, router advertisements.
+	NoDHCP, NoDNS, NoRA bool
+
+	// Warn is told of another server that the host gives way to, and, by Close, how many
+	// answers were lost. It must not call the host. Optional.
 	Warn func(text string)
 	// TCP takes frames to the host that are TCP, of which it knows nothing itself; they
 	// are valid during the call. Optional.
@@ -43,6 +47,12 @@ type Lease struct {
 	IPv4 netip.Prefix
 	IPv6 netip.Prefix
 }
+
+// Services that somebody else can have.
+const (
+	serviceDHCP  = "DHCP"
+	serviceDHCP6 = "DHCPv6"
+)
 
 const (
 	// leaseTime is longer than any test: a guest's clock may jump when it is
@@ -72,6 +82,7 @@ type Host struct {
 	leases  map[string]Lease // by MAC
 	names   map[string][]netip.Addr
 	reverse map[netip.Addr]string
+	others  map[string]bool // services that somebody else has, and is left
 
 	replies  chan []byte
 	lost     atomic.Uint64 // replies, and queries that were not forwarded
@@ -85,7 +96,7 @@ type Host struct {
 func New(c Config) *Host {
 	h := &Host{
 		config: c, linkLocal: linkLocal(c.MAC),
-		replies: make(chan []byte, maxReplies), slots: make(chan struct{}, maxForwards),
+		others: map[string]bool{}, replies: make(chan []byte, maxReplies), slots: make(chan struct{}, maxForwards),
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.Update(c.Leases, c.Names)
@@ -112,10 +123,24 @@ func (h *Host) Update(leases []Lease, names map[string][]netip.Addr) {
 func (h *Host) Close() error {
 	h.cancel()
 	h.forwards.Wait()
-	if n := h.lost.Swap(0); n > 0 && h.config.Warn != nil {
-		h.config.Warn(fmt.Sprintf("%v: %d answers were lost, as more was asked than it can answer at a time", h, n))
+	if n := h.lost.Swap(0); n > 0 {
+		h.warn(fmt.Sprintf("%v: %d answers were lost, as more was asked than it can answer at a time", h, n))
 	}
 	return nil
+}
+
+func (h *Host) warn(text string) {
+	if h.config.Warn != nil {
+		h.config.Warn(text)
+	}
+}
+
+// giveWay leaves a service to somebody else who has it: new guests are not answered any more.
+func (h *Host) giveWay(service string, f packet) {
+	if !h.others[service] {
+		h.others[service] = true
+		h.warn(fmt.Sprintf("%v: %s is somebody else's here, as %v (%v) has shown; new guests are left to them", h, service, f.src, f.srcMAC))
+	}
 }
 
 // Read waits for the next frame from the host.
@@ -193,11 +218,21 @@ func (h *Host) isFor(a netip.Addr) bool {
 func (h *Host) udp(f packet) {
 	switch f.dstPort {
 	case portDHCP:
-		h.dhcp4(f)
+		if !h.config.NoDHCP {
+			h.dhcp4(f)
+		}
+	case portDHCPClient: // a server's, to everybody
+		if f.srcPort == portDHCP && f.src.Is4() && !h.config.NoDHCP {
+			h.giveWay(serviceDHCP, f)
+		}
 	case portDHCP6:
-		h.dhcp6(f)
+		if !h.config.NoDHCP {
+			h.dhcp6(f)
+		}
 	case portDNS:
-		h.dns(f)
+		if !h.config.NoDNS {
+			h.dns(f)
+		}
 	}
 }
 

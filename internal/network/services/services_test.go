@@ -282,6 +282,7 @@ func TestDHCP6(t *testing.T) {
 	if m := exchange6(t, h, request); m != nil {
 		t.Errorf("it answers what another server is asked: %v", m)
 	}
+	h = newHost(t, config()) // that one gives way from now on
 	rapid, _ := dhcpv6.NewSolicit(guestMAC, dhcpv6.WithRapidCommit)
 	if m := exchange6(t, h, rapid); m == nil || m.MessageType != dhcpv6.MessageTypeReply || m.GetOneOption(dhcpv6.OptionRapidCommit) == nil {
 		t.Errorf("rapid commit: %v", m)
@@ -486,6 +487,103 @@ func TestRepliesAreBounded(t *testing.T) {
 	}
 	if len(h.replies) != maxReplies {
 		t.Errorf("%d answers wait", len(h.replies))
+	}
+}
+
+// solicitRouters asks for routers, as kernels do.
+func solicitRouters(t *testing.T, h *Host) *packet {
+	t.Helper()
+	b := []byte{routerSolicitation, 0, 0, 0, 0, 0, 0, 0}
+	f := icmp(guestMAC, multicastMAC(allRouters), guestLL, allRouters, b)
+	return ask(t, h, f)
+}
+
+func TestNotServed(t *testing.T) {
+	discover, _ := dhcpv4.NewDiscovery(guestMAC)
+	solicit, _ := dhcpv6.NewSolicit(guestMAC)
+	c := config()
+	c.NoDHCP = true
+	h := newHost(t, c)
+	if _, m := exchange4(t, h, nobody4, discover); m != nil {
+		t.Errorf("without DHCP: %v", m)
+	}
+	if m := exchange6(t, h, solicit); m != nil {
+		t.Errorf("without DHCP: %v", m)
+	}
+	if p := solicitRouters(t, h); p == nil || p.payload[5] != 0 {
+		t.Errorf("without DHCP, routers are %+v", p)
+	}
+	if _, answers := query(t, h, guest4, host4, "web.", dnsmessage.TypeA); len(answers) != 1 {
+		t.Errorf("without DHCP, names are %v", answers)
+	}
+	c = config()
+	c.NoDNS = true
+	h = newHost(t, c)
+	if _, m := exchange4(t, h, nobody4, discover); m == nil || len(m.DNS()) != 0 {
+		t.Errorf("without DNS: %v", m)
+	}
+	if m := exchange6(t, h, solicit); m == nil || len(m.Options.DNS()) != 0 {
+		t.Errorf("without DNS: %v", m)
+	}
+	if p := solicitRouters(t, h); p == nil || p.payload[5] != 0xc0 || bytes.Contains(p.payload, host6.AsSlice()) {
+		t.Errorf("without DNS, routers are %+v", p)
+	}
+	q := append([]byte("\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03web\x00"), 0, 1, 0, 1)
+	if p := ask(t, h, udp(guestMAC, hostMAC, guest4, host4, 40000, portDNS, q)); p != nil {
+		t.Errorf("without DNS: %+v", p)
+	}
+	c = config()
+	c.NoRA = true
+	if p := solicitRouters(t, newHost(t, c)); p != nil {
+		t.Errorf("without router advertisements: %+v", p)
+	}
+}
+
+// A host that hears of another server leaves new guests to it, and keeps those that it has.
+func TestGivesWay(t *testing.T) {
+	serverMAC, server4 := net.HardwareAddr{0x52, 0x54, 0, 0x12, 1, 9}, netip.MustParseAddr("192.168.1.9")
+	discover, _ := dhcpv4.NewDiscovery(guestMAC)
+	solicit, _ := dhcpv6.NewSolicit(guestMAC)
+	announcement, _ := dhcpv4.NewReplyFromRequest(discover)
+	for what, hear := range map[string]func(*Host, *dhcpv4.DHCPv4){
+		"a server's answer": func(h *Host, _ *dhcpv4.DHCPv4) {
+			h.Write(udp(serverMAC, broadcastMAC, server4, broadcast4, portDHCP, portDHCPClient, announcement.ToBytes()))
+		},
+		"a client's choice": func(h *Host, offer *dhcpv4.DHCPv4) {
+			other, _ := dhcpv4.NewRequestFromOffer(offer)
+			other.UpdateOption(dhcpv4.OptServerIdentifier(server4.AsSlice()))
+			h.Write(udp(guestMAC, broadcastMAC, nobody4, broadcast4, portDHCPClient, portDHCP, other.ToBytes()))
+		},
+	} {
+		var told []string
+		c := config()
+		c.Warn = func(text string) { told = append(told, text) }
+		h := newHost(t, c)
+		_, offer := exchange4(t, h, nobody4, discover)
+		hear(h, offer)
+		hear(h, offer)
+		if len(told) != 1 || !strings.Contains(told[0], "DHCP is somebody else's") {
+			t.Errorf("%s: told %q", what, told)
+		}
+		if _, m := exchange4(t, h, nobody4, discover); m != nil {
+			t.Errorf("%s: a new guest gets %v", what, m)
+		}
+		request, _ := dhcpv4.NewRequestFromOffer(offer)
+		if _, m := exchange4(t, h, nobody4, request); m == nil || m.MessageType() != dhcpv4.MessageTypeAck {
+			t.Errorf("%s: a guest with an offer gets %v", what, m)
+		}
+		request.Options.Del(dhcpv4.OptionServerIdentifier)
+		request.UpdateOption(dhcpv4.OptRequestedIPAddress(net.IP{192, 168, 1, 77}))
+		if _, m := exchange4(t, h, nobody4, request); m != nil {
+			t.Errorf("%s: a guest of the other server gets %v", what, m)
+		}
+		if m := exchange6(t, h, solicit); m == nil {
+			t.Errorf("%s: DHCPv6 is gone, too", what)
+		}
+		h.Write(icmp(serverMAC, multicastMAC(allNodes), linkLocal(serverMAC), allNodes, append([]byte{routerAdvertisement, 0, 0, 0, 64, managed}, make([]byte, 10)...)))
+		if m := exchange6(t, h, solicit); m != nil {
+			t.Errorf("%s: a new guest gets %v", what, m)
+		}
 	}
 }
 
