@@ -66,7 +66,7 @@ func Detect(ctx context.Context) (Probe, error) {
 	return p, nil
 }
 
-// EnvError is a value of Env that is no accelerator.
+// EnvError is a value of Env that is not an accelerator.
 type EnvError struct{ Value string }
 
 func (e *EnvError) Error() string {

@@ -40,7 +40,7 @@ func replaceSymlink(target, link string) error {
 // a second, and each build of attest makes its own.
 const (
 	keepUnused = 7 * 24 * time.Hour // what was not used for so long goes
-	keepNewest = 16                 // and all but so many,
+	keepNewest = 16                 // and all but the newest,
 	keepRecent = time.Hour          // unless they were used a moment ago
 )
 

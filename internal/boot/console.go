@@ -30,7 +30,7 @@ func openConsole() {
 func infof(format string, args ...any) {
 	f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
 	if err != nil {
-		return // a kernel without a log: nobody misses the line
+		return // a kernel without a log
 	}
 	defer f.Close()
 	fmt.Fprintf(f, "<6>"+consolePrefix+"%s\n", fmt.Sprintf(format, args...))
@@ -41,7 +41,7 @@ func warnf(format string, args ...any) {
 	fmt.Fprintln(console, consolePrefix+oneLine(fmt.Sprintf(format, args...)))
 }
 
-// fatal says why the guest cannot boot and powers it off. Power off, because
+// fatal prints why the guest cannot boot, and powers it off. Power off, because
 // it ends the VMM also where a reset would start the same boot once more.
 func fatal(err error) {
 	// On a line of its own, whatever was being written.

@@ -15,7 +15,7 @@ import (
 // file system's default one: Fedora's, and openSUSE's and Ubuntu's.
 var btrfsRoots = []string{"", "subvol=root", "subvol=@"}
 
-// mountDiskRoot finds the root on a disk that somebody else partitioned and
+// mountDiskRoot finds the root on a disk that was partitioned elsewhere and
 // mounts it at newRoot to be written to.
 func mountDiskRoot(disk string) error {
 	candidates, err := rootCandidates(disk)
@@ -110,7 +110,7 @@ func looksLikeRoot(device, fstype, options string) (bool, error) {
 	return hasRoot(probeDir), nil
 }
 
-// hasRoot says whether dir is a root. Lstat, because links in it may be absolute.
+// hasRoot reports whether dir is a root. Lstat, because links in it may be absolute.
 func hasRoot(dir string) bool {
 	for _, path := range append([]string{"/etc/os-release"}, usualInits...) {
 		if _, err := os.Lstat(dir + path); err == nil {

@@ -11,12 +11,12 @@
 //  1. mounts /proc, /sys, /dev, /run and loads the modules;
 //  2. waits for the disks, which it knows by their serials (SerialLayer, …),
 //     and mounts the root: read-only layers below a writable overlay, or a disk
-//     that somebody else partitioned;
+//     that was partitioned elsewhere;
 //  3. makes that root its own, and starts the agent in it: /proc/self/exe again,
 //     with argv[0] "@attest-agent". The "@" keeps systemd-shutdown from killing it
 //     (systemd.io/ROOT_STORAGE_DAEMONS), so the host hears a guest to its end;
 //  4. waits until the agent says on descriptor 3 that the host has given the
-//     guest its name and addresses, so that no service starts as somebody else;
+//     guest its name and addresses, so that no service starts with another identity;
 //  5. executes the guest's init, or stays as a small init where there is none.
 //
 // All that /init prints begins with "attest-init: ". When it cannot go on it

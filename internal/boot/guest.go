@@ -19,7 +19,7 @@ const (
 // SerialLayer is the serial of layer i of RootLayers; layer 0 is the lowest.
 func SerialLayer(i int) string { return "attest-l" + strconv.Itoa(i) }
 
-// FatalPrefix begins the console line that says why a guest could not boot.
+// FatalPrefix begins the console line with the reason why a guest could not boot.
 // The guest powers itself off after it.
 const FatalPrefix = "attest-init: FATAL: "
 
@@ -34,8 +34,8 @@ type Root string
 
 const (
 	RootLayers Root = "layers" // attest's own images: disks SerialLayer(0…n-1) below SerialWritable
-	RootImage  Root = "image"  // somebody's file system image: disk SerialImage below SerialWritable
-	RootDisk   Root = "disk"   // somebody's disk with partitions: disk SerialDisk, written to directly
+	RootImage  Root = "image"  // a file system image: disk SerialImage below SerialWritable
+	RootDisk   Root = "disk"   // a disk with partitions: disk SerialDisk, written to directly
 )
 
 // maxLayers is what fits the kernel's 4 KiB of mount options with room to spare.

@@ -42,7 +42,7 @@ const memoDir = "by-input"
 
 // Build returns the initramfs as a file in the user's cache, made if it is not
 // there yet. The file's name is the digest of its content. It is never modified;
-// whoever prunes the cache may remove it, and the next Build makes it again.
+// Prune may remove it, and the next Build makes it again.
 func (i Initramfs) Build(ctx context.Context) (string, error) {
 	dir, err := cacheDir("initramfs")
 	if err != nil {

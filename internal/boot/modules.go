@@ -124,7 +124,7 @@ func moduleName(file string) (name string, ok bool) {
 	return "", false
 }
 
-// closure is the named modules and all that they depend on, each after its
+// closure returns the named modules and their dependencies, each after its
 // dependencies. Names that the kernel has built in or does not have are left out.
 func (t *moduleTree) closure(names []string) ([]module, error) {
 	var out []module

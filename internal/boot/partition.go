@@ -33,7 +33,7 @@ const (
 )
 
 // ReadPartitions reads a GPT or MBR partition table of a disk with sectors of
-// 512 bytes. A disk without a table has no partitions, and that is no error.
+// 512 bytes. A disk without a table has no partitions, which is not an error.
 func ReadPartitions(r io.ReaderAt) ([]Partition, error) {
 	mbr := make([]byte, sectorSize)
 	if _, err := r.ReadAt(mbr, 0); errors.Is(err, io.EOF) {

@@ -38,7 +38,7 @@ var powerSignals = map[os.Signal]int{
 
 // stay is the init of a guest that has none: it reaps what others leave
 // behind, and ends the machine when it is told to. It returns only if the agent
-// ended and nobody follows it: then the guest cannot be reached any more.
+// ended and no other follows it: then the guest can no longer be reached.
 func stay(agent int) error {
 	signals := make(chan os.Signal, 64)
 	watched := []os.Signal{unix.SIGCHLD}

@@ -20,7 +20,7 @@ var emptyingTmp = regexp.MustCompile(`(?m)^D(!?[ \t]+/tmp[ \t])`)
 // emptyTmp does it in the root at dir, if the system there would.
 func emptyTmp(dir string) error {
 	if _, err := os.Lstat(filepath.Join(dir, "etc/tmpfiles.d", tmpfilesName)); err == nil {
-		return nil // /etc wins over /run: somebody has decided otherwise
+		return nil // /etc wins over /run: the image has its own setting
 	}
 	config, err := os.ReadFile(filepath.Join(dir, "usr/lib/tmpfiles.d", tmpfilesName))
 	if errors.Is(err, fs.ErrNotExist) {

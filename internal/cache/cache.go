@@ -1,10 +1,10 @@
 // Package cache is what the caches of images and of snapshots have in common:
-// directories that are made once, never modified, and removed when nobody uses
-// them, by any number of processes at once.
+// directories that are made once, never modified, and removed when they are no
+// longer used, by any number of processes at once.
 //
-// All locks are on open descriptors (flock(2)), so whatever way a process ends,
-// it holds none any more. An object is a directory; whoever uses it has a shared
-// lock on it (Lease), and only one that nobody uses can be removed (Remove). It
+// All locks are on open descriptors (flock(2)), so a process that has ended holds
+// none. An object is a directory. Each of its users has a shared
+// lock on it (Lease), and only an unused one can be removed (Remove). It
 // appears complete, by a rename (Publish), out of a scratch directory that
 // belongs to its maker (Scratch) and goes with it. If a maker's supervisor is killed
 // at the same time, the next sweep removes what they left.
@@ -31,7 +31,7 @@ type Lease struct{ f *os.File }
 // Release ends the lease.
 func (l *Lease) Release() { l.f.Close() }
 
-// Acquire takes a lease on an object; fs.ErrNotExist if there is none.
+// Acquire takes a lease on an object. If there is no such object it returns fs.ErrNotExist.
 func Acquire(dir string) (*Lease, error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -48,7 +48,7 @@ func Acquire(dir string) (*Lease, error) {
 	return &Lease{f}, nil
 }
 
-// Locked says whether anybody holds a lease on an object.
+// Locked reports whether a process holds a lease on an object.
 func Locked(dir string) bool {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -182,7 +182,7 @@ func Free(dir string) int64 {
 	return int64(st.Bavail) * st.Bsize
 }
 
-// NoSpace says whether an error is that of a full disk, or of a quota.
+// NoSpace reports whether err is caused by a full disk or a quota.
 func NoSpace(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }
@@ -212,7 +212,7 @@ func flock(f *os.File, how int) error {
 	}
 }
 
-// sameFile says whether name still leads to f.
+// sameFile reports whether name still refers to f.
 func sameFile(f *os.File, name string) bool {
 	a, err := f.Stat()
 	if err != nil {

@@ -60,7 +60,7 @@ func NewScratch(parent string, sup *supervise.Supervisor) (_ *Scratch, err error
 	return &Scratch{dir, f, sup}, nil
 }
 
-// Remove removes the directory with all that is in it.
+// Remove removes the directory and its contents.
 func (t *Scratch) Remove() error {
 	defer t.File.Close()
 	if err := supervise.RemoveTree(t.Dir); err != nil {
@@ -70,11 +70,11 @@ func (t *Scratch) Remove() error {
 	return nil
 }
 
-// Sweep removes the scratch directories in parent that belong to nobody any
-// more, and returns their paths.
+// Sweep removes the scratch directories in parent whose processes have ended,
+// and returns their paths.
 func Sweep(ctx context.Context, parent string) (removed []string, err error) {
 	if st, err := os.Lstat(parent); err != nil || st.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
-		return nil, err // /var/tmp is everybody's: what has our name may be another's
+		return nil, err // anybody can write to /var/tmp, so a directory of our name may be another user's
 	}
 	guard, err := os.OpenFile(parent, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {

@@ -57,7 +57,7 @@ var (
 	}
 )
 
-// character is the chord that types r; nil if there is none.
+// character returns the chord that types r, or nil.
 func character(r rune) Chord {
 	switch {
 	case r >= 'a' && r <= 'z', r >= '0' && r <= '9':

@@ -59,7 +59,7 @@ type Machine struct {
 	MockScript  json.RawMessage
 }
 
-// A TAP is an element of tap_interfaces: a device that somebody else made.
+// A TAP is an element of tap_interfaces: a device that exists already.
 type TAP struct{ Interface, HostDevice, MAC string }
 
 // Error is a configuration that makes no sense.

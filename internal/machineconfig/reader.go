@@ -30,7 +30,7 @@ func (r *reader) take(o map[string]any, key string, fn func(any)) {
 	}
 }
 
-// rest refuses the keys that nobody knows.
+// rest refuses unknown keys.
 func (r *reader) rest(at string, o map[string]any, known ...string) {
 	for _, key := range slices.Sorted(maps.Keys(o)) {
 		if !slices.Contains(known, key) {
@@ -139,7 +139,7 @@ func (r *reader) taps(at string, v any) []TAP {
 	return taps
 }
 
-// raw keeps a value as JSON for whoever knows its form.
+// raw keeps a value as JSON. Another package knows its form.
 func (r *reader) raw(v any) json.RawMessage {
 	data, err := json.Marshal(v)
 	if err != nil {

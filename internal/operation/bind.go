@@ -414,10 +414,10 @@ func (a Args) Handle(name string) Handle { return get[Handle](a, name) }
 // Func is the argument; nil if it is not given.
 func (a Args) Func(name string) Func { return get[Func](a, name) }
 
-// Given says whether the caller gave the argument, and not as None.
+// Given reports whether the caller gave the argument, and not as None.
 func (a Args) Given(name string) bool { return a.values[name] != nil }
 
-// None says whether the caller gave the argument as None.
+// None reports whether the caller gave the argument as None.
 func (a Args) None(name string) bool {
 	v, given := a.values[name]
 	return given && v == nil

@@ -40,8 +40,8 @@ var commandsTable = []*Operation{
 	},
 }
 
-// execute differs from the NixOS driver in one thing: a command whose output
-// nobody wants leaves the next command's answer alone.
+// execute differs from the NixOS driver in one thing: a command with
+// check_output=False does not disturb the result of the next command.
 func execute(ctx context.Context, t target, a Args) (any, error) {
 	opts := a.command()
 	if a.None("timeout") {

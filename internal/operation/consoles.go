@@ -127,7 +127,7 @@ func qmpMessage(e attest.QMPEvent) map[string]any {
 	return m
 }
 
-// contains says whether got has everything that want has; of lists all of it.
+// contains reports whether got has everything that want has. Lists must be equal.
 func contains(got, want any) bool {
 	w, ok := want.(map[string]any)
 	if !ok {

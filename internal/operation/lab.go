@@ -29,7 +29,7 @@ type Settler interface {
 	Settle(ctx context.Context) error
 }
 
-// A Snapshotter is a Runner whose lab others can go on from.
+// A Snapshotter is a Runner whose lab can be forked.
 type Snapshotter interface {
 	Snapshot(ctx context.Context) (Snapshot, error)
 }

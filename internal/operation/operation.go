@@ -152,7 +152,7 @@ type Result struct {
 	attest.Result
 }
 
-// Find returns the operation of this name or alias; nil if there is none.
+// Find returns the operation of this name or alias, or nil.
 func Find(on On, name string) *Operation {
 	for _, o := range table {
 		if o.On != on {

@@ -38,7 +38,7 @@ type Meta struct {
 	Format  int       `json:"format"`
 	Title   string    `json:"title"` // for people
 	Created time.Time `json:"created"`
-	// Fits is all that must be the same for the machine to be restored, by name:
+	// Fits is everything that must be the same for the machine to be restored, by name:
 	// the VMM, the image, …
 	Fits    map[string]string `json:"fits"`
 	Formats []string          `json:"disks,omitempty"` // of the disks, uppermost first: "raw" or "qcow2"
@@ -46,7 +46,7 @@ type Meta struct {
 	Files   map[string]stamp  `json:"files"`
 }
 
-// stamp is how a file is known to be what was written.
+// stamp identifies the contents of a file.
 type stamp struct {
 	Size   int64  `json:"size"`
 	SHA256 string `json:"sha256"` // of what is not a hole, with its places
@@ -70,24 +70,24 @@ func (s *Saved) Close() error {
 	return s.State.Memory.Close()
 }
 
-// A DamagedError is a saved machine that is not what was written.
+// A DamagedError is a saved machine whose files have changed since they were written.
 type DamagedError struct{ Dir, Reason string }
 
 func (e *DamagedError) Error() string {
 	return fmt.Sprintf("the snapshot in %s is damaged: %s", e.Dir, e.Reason)
 }
 
-// Status says that it is the host that is at fault.
+// Status is that of a fault of the host.
 func (*DamagedError) Status() event.Status { return event.Infra }
 
-// A MismatchError is a saved machine that does not fit what it shall go on as.
+// A MismatchError is a saved machine that differs from the machine to restore.
 type MismatchError struct{ Dir, What, Saved, Now string }
 
 func (e *MismatchError) Error() string {
 	return fmt.Sprintf("the snapshot in %s does not fit: it was made with another %s (%s, now %s)", e.Dir, e.What, e.Saved, e.Now)
 }
 
-// Status says that it cannot be had here.
+// Status is that of something that this host cannot do.
 func (*MismatchError) Status() event.Status { return event.Unsupported }
 
 // A Draft is a saved machine that is being written.
@@ -107,7 +107,7 @@ func NewDraft(dir string, m Meta) (*Draft, error) {
 	return &Draft{Meta: m, dir: dir, Memory: f}, nil
 }
 
-// DiskPath is where disk i is to be.
+// DiskPath returns the path for disk i.
 func (d *Draft) DiskPath(i int) string { return filepath.Join(d.dir, diskName(i)) }
 
 func diskName(i int) string { return fmt.Sprintf("disk%d", i) }
@@ -153,7 +153,7 @@ func (d *Draft) Finish(device, console []byte) error {
 	return nil
 }
 
-// stampOf looks at a file, and reads it if it is to be summed.
+// stampOf returns the stamp of a file, with its checksum if sum is set.
 func stampOf(path string, sum bool) (s stamp, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -218,7 +218,7 @@ func ReadMeta(dir string) (m Meta, err error) {
 	return m, nil
 }
 
-// Check says whether the machine fits what is the case now; a *MismatchError if not.
+// Check returns a *MismatchError if the machine differs from what is there now.
 func (s *Saved) Check(now map[string]string) error {
 	for _, what := range slices.Sorted(maps.Keys(now)) {
 		if s.Fits[what] != now[what] {
@@ -239,7 +239,7 @@ func difference(a, b string) (string, string) {
 	return as[i], bs[i]
 }
 
-// Open opens a saved machine, of which it says whether it is what was written.
+// Open opens a saved machine. Its error is a *DamagedError if the files have changed.
 func Open(dir string) (s *Saved, err error) {
 	m, err := ReadMeta(dir)
 	if err != nil {
@@ -319,7 +319,7 @@ func (s *Saved) verify() error {
 	return nil
 }
 
-// unverified says whether nobody has read all since the host was booted.
+// unverified reports whether the contents have not been read since the host was booted.
 func (s *Saved) unverified() bool {
 	boot, err := os.ReadFile(filepath.Join(s.Dir, checkedName))
 	return err != nil || string(boot) != bootID()

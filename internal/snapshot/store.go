@@ -79,14 +79,14 @@ func (e *Entry) Close() error {
 	return err
 }
 
-// Has says whether there is an entry, which may be damaged.
+// Has reports whether there is an entry. The entry may be damaged.
 func (s *Store) Has(fits map[string]string) bool {
 	_, err := os.Stat(filepath.Join(s.dir, Key(fits)))
 	return err == nil
 }
 
-// Get opens an entry; fs.ErrNotExist if there is none. One that is damaged is
-// removed, so that the next can be made, and is a *DamagedError.
+// Get opens an entry. Without an entry it returns fs.ErrNotExist. A damaged entry is
+// a *DamagedError, and is removed so that another can be made.
 func (s *Store) Get(fits map[string]string) (*Entry, error) {
 	dir := filepath.Join(s.dir, Key(fits))
 	lease, err := cache.Acquire(dir)
@@ -109,8 +109,8 @@ func (s *Store) Get(fits map[string]string) (*Entry, error) {
 	return &Entry{saved, lease}, nil
 }
 
-// Make makes an entry, unless another process does: then it waits for that, after
-// a call of waiting. fill fills the draft; nothing is left if it fails.
+// Make makes an entry. If another process is making it, Make calls waiting and
+// blocks until that process is done. fill fills the draft; if it fails nothing is left.
 func (s *Store) Make(ctx context.Context, fits map[string]string, title string, waiting func(pid string), fill func(*Draft) error) error {
 	key := Key(fits)
 	dir := filepath.Join(s.dir, key)
@@ -189,15 +189,15 @@ func (s *Store) List() ([]Info, error) {
 	return list, nil
 }
 
-// An InUseError is an entry that cannot be removed because somebody uses it.
+// An InUseError is an entry that cannot be removed because it is in use.
 type InUseError struct{ ID, Title string }
 
 func (e *InUseError) Error() string {
 	return fmt.Sprintf("snapshot %.12s (%s) is in use; end the runs that use it first", e.ID, e.Title)
 }
 
-// Remove removes an entry and returns how many bytes that freed; an *InUseError
-// if somebody has it.
+// Remove removes an entry and returns how many bytes that freed. An entry in use is
+// an *InUseError.
 func (s *Store) Remove(i Info) (freed int64, err error) {
 	freed, err = cache.Remove(filepath.Join(s.dir, i.ID), s.tmp, s.sup)
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -206,14 +206,14 @@ func (s *Store) Remove(i Info) (freed int64, err error) {
 	return freed, err
 }
 
-// PruneOptions say what to remove. The zero value removes all that is not in use.
+// PruneOptions say what to remove. The zero value removes everything that is not in use.
 type PruneOptions struct {
 	OlderThan time.Duration // only what was not used for this long
-	MaxSize   int64         // only, least recently used first, until what is left has at most so many bytes; 0: all
+	MaxSize   int64         // the least recently used, until at most so many bytes are left; 0: all
 	Keep      string        // not this one
 }
 
-// Prune removes entries that nobody uses.
+// Prune removes entries that are not in use.
 func (s *Store) Prune(ctx context.Context, o PruneOptions) (removed []Info, freed int64, err error) {
 	list, err := s.List()
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// killDescendants kills and reaps all that descends from this process, which
+// killDescendants kills and reaps all descendants of this process, which
 // is a subreaper: whatever loses its parent becomes a child of it.
 func killDescendants(timeout time.Duration) error {
 	deadline := time.Now().Add(timeout)
@@ -73,7 +73,7 @@ func killIf(pid int, ok func() bool) {
 	}
 }
 
-// belongs says whether the process was started with dir as its state
+// belongs reports whether the process was started with dir as its state
 // directory. A zombie has no environment, and so does not.
 func belongs(pid int, dir string) bool {
 	env, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "environ"))

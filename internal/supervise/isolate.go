@@ -43,7 +43,7 @@ func startNetworked(r *startRequest, attr *syscall.ProcAttr) (int, error) {
 		if !errors.Is(err, syscall.EPERM) {
 			return pid, err
 		}
-		// A root without CAP_SYS_ADMIN is like everybody else.
+		// A root without CAP_SYS_ADMIN needs a user namespace too.
 	}
 	return startAsRoot(r, attr, syscall.CLONE_NEWNET)
 }

@@ -23,18 +23,18 @@ type Command struct {
 	ExtraFiles            []*os.File // descriptors from 3 on
 
 	// Isolate gives the process a mount and a PID namespace of its own when
-	// the supervisor runs as root: when the process ends, all that it started
-	// and all that it mounted are gone with it. A process that dies of a
+	// the supervisor runs as root: when the process ends, everything that it started
+	// and mounted ends with it. A process that dies of a
 	// signal then has the exit code 128+n, as in a shell.
 	Isolate bool
 
-	// Whole has the end of the process be that of its process group, too: what it
-	// has started, as long as that has not left the group.
+	// Whole ends the whole process group when the process ends: its children too,
+	// unless they have left the group.
 	Whole bool
 
 	// Network gives the process a network namespace of its own, in which it is
-	// root: in a user namespace, unless the supervisor runs as a root who may do
-	// without. A host that forbids it is an *os.PathError.
+	// root. It is also in a user namespace, unless the supervisor runs as a root that
+	// needs none. On a host that forbids it, Start returns an *os.PathError.
 	Network bool
 
 	// Contained makes the process the first of a user, mount, PID, UTS, IPC and
@@ -102,7 +102,7 @@ type Status struct {
 	Lost     bool           // it was killed because the supervisor died
 }
 
-// Success says that the process exited with 0.
+// Success reports whether the process exited with 0.
 func (s Status) Success() bool { return s.ExitCode == 0 && s.Signal == 0 }
 
 func (s Status) String() string {
@@ -122,7 +122,7 @@ func (p *Process) Pid() int { return p.pid }
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Status is how the process ended; the zero Status as long as it runs.
+// Status returns how the process ended, or the zero Status while it runs.
 func (p *Process) Status() Status {
 	select {
 	case <-p.done:
@@ -132,8 +132,8 @@ func (p *Process) Status() Status {
 	}
 }
 
-// Wait waits for the end of the process. The error is ctx's, or what happened
-// to the supervisor if the process was lost with it.
+// Wait blocks until the process ends. The error is ctx's, or the supervisor's
+// if the process was lost with it.
 func (p *Process) Wait(ctx context.Context) (Status, error) {
 	select {
 	case <-p.done:
@@ -167,7 +167,7 @@ func (p *Process) Signal(sig syscall.Signal) error {
 	return nil
 }
 
-// Kill sends SIGKILL to the whole process group, and is content if the process
+// Kill sends SIGKILL to the whole process group. It is not an error if the process
 // has ended. It does not wait.
 func (p *Process) Kill() error {
 	if err := p.Signal(syscall.SIGKILL); !errors.Is(err, os.ErrProcessDone) {

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RemoveTree removes a directory with all that is in it. What is mounted below
+// RemoveTree removes a directory and its contents. What is mounted below
 // is detached and not touched. Directories that their owner cannot write to are
 // no obstacle, nor are files of subordinate uids, which a build in a user
 // namespace leaves.
@@ -70,7 +70,7 @@ func removeOwned(paths map[string]bool) (err error) {
 	return err
 }
 
-// RemoveUnlocked removes a lock file, unless somebody holds its lock.
+// RemoveUnlocked removes a lock file, unless its lock is held.
 func RemoveUnlocked(path string) (removed bool, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -94,8 +94,8 @@ func RemoveUnlocked(path string) (removed bool, err error) {
 	return true, os.Remove(path)
 }
 
-// detachBelow detaches every mount below dir, and fails if one stays: removing
-// what is behind a bind mount would be a disaster.
+// detachBelow detaches every mount below dir, and fails if one stays: to remove
+// the files behind a bind mount would be a disaster.
 func detachBelow(dir string) error {
 	dir, err := filepath.EvalSymlinks(dir)
 	if err != nil {

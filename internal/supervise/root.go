@@ -36,10 +36,10 @@ func (e *PathTooLongError) Error() string {
 		e.Path, e.Source, len(e.Path), e.Limit, maxSocketPath)
 }
 
-// Status says that the setting is the user's to change.
+// Status is that of a setting that the user has to change.
 func (*PathTooLongError) Status() event.Status { return event.Invalid }
 
-// NoParentError is a directory for temporary files that does not exist.
+// NoParentError is a state directory whose parent does not exist.
 type NoParentError struct {
 	Path, Parent string
 	Source       string // the environment variable that gave the path
@@ -49,7 +49,7 @@ func (e *NoParentError) Error() string {
 	return fmt.Sprintf("state directory %s (from %s): %s does not exist; make that directory, or set %s to one that exists", e.Path, e.Source, e.Parent, e.Source)
 }
 
-// Status says that the setting is the user's to change.
+// Status is that of a setting that the user has to change.
 func (*NoParentError) Status() event.Status { return event.Invalid }
 
 // StateRoot is the directory in which every run makes its own: $ATTEST_STATE_DIR,
@@ -86,7 +86,7 @@ func prepareRoot(path, source string) (string, error) {
 		}
 	}
 	// Mkdir, not MkdirAll, for the last element: it does not follow a symbolic
-	// link that somebody planted in /tmp.
+	// link that another user planted in /tmp.
 	err = os.Mkdir(path, 0o700)
 	if parent := filepath.Dir(path); errors.Is(err, os.ErrNotExist) {
 		return "", &NoParentError{Path: path, Parent: parent, Source: source}
@@ -100,7 +100,8 @@ func prepareRoot(path, source string) (string, error) {
 	return path, nil
 }
 
-// checkOwned refuses what is not a directory of ours that only we can write to.
+// checkOwned returns an error if path is not a directory of this user's, or if
+// others can write to it.
 func checkOwned(path string) error {
 	fi, err := os.Lstat(path)
 	if err != nil {

@@ -64,7 +64,7 @@ func serve() error {
 	s := &server{dir: os.Args[1], scratch: os.Args[2], children: map[int]uint64{}, whole: map[int]bool{}, copied: make(chan reply), owned: map[string]bool{}}
 	control := os.NewFile(3, "control")
 	unix.CloseOnExec(3)
-	// The locks on the directories, which end with this process.
+	// The locks on the directories. They end with this process.
 	locks := 1
 	if s.scratch != "" {
 		locks++
@@ -82,7 +82,7 @@ func serve() error {
 	if s.null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
 		return err
 	}
-	// What loses its parent, a daemon, becomes a child of ours instead of init's.
+	// A process that loses its parent, such as a daemon, becomes a child of ours instead of init's.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become a subreaper: %w", err)
 	}
@@ -95,7 +95,7 @@ func serve() error {
 	return errors.Join(left, removeDirs(s.dir, s.scratch))
 }
 
-// loop serves the client until it is gone, or until somebody asks to end.
+// loop serves the client until it is gone, or until SIGTERM.
 func (s *server) loop() {
 	// Caught, not ignored: children would inherit that a signal is ignored.
 	signals := make(chan os.Signal, 1)

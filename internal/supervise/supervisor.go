@@ -30,8 +30,8 @@ const (
 // Options say how to start a supervisor. The zero value works.
 type Options struct {
 	Root string // where the state directory is made; empty: StateRoot()
-	// Scratch is where a second directory is made, for what is large: a state
-	// directory is often in memory. Empty: there is none.
+	// Scratch is where a second directory is made, for large files: a state
+	// directory is often in memory. Empty: none is made.
 	Scratch string
 }
 
@@ -141,19 +141,19 @@ func Start(ctx context.Context, o Options) (_ *Supervisor, err error) {
 	return s, nil
 }
 
-// Dir is the state directory: short, mode 0700, gone after Close.
+// Dir returns the state directory: short, mode 0700, removed by Close.
 func (s *Supervisor) Dir() string { return s.dir }
 
-// Scratch is the second directory, gone after Close as well; empty if none was
-// asked for.
+// Scratch returns the second directory, also removed by Close. It is empty if
+// Options.Scratch is.
 func (s *Supervisor) Scratch() string { return s.scratch }
 
-// Done is closed when the supervisor process has ended, and with it all that it
-// started; after Close, or because somebody killed it.
+// Done is closed when the supervisor process has ended, and with it everything
+// that it started: after Close, or because it was killed.
 func (s *Supervisor) Done() <-chan struct{} { return s.done }
 
-// Keep says whether the directories stay when the supervisor ends. Kept ones
-// are left alone by Sweep; the first then has a link to the second.
+// Keep sets whether the directories stay when the supervisor ends. Sweep leaves kept
+// directories alone. The state directory then has a link to the second directory.
 func (s *Supervisor) Keep(keep bool) error {
 	if keep && s.scratch != "" {
 		if err := os.Symlink(s.scratch, filepath.Join(s.dir, "scratch")); err != nil && !errors.Is(err, os.ErrExist) {
@@ -212,8 +212,8 @@ func (s *Supervisor) close() error {
 	return nil
 }
 
-// run receives the supervisor's replies until it is gone, and then says so to
-// everyone who waits.
+// run receives the supervisor's replies until it is gone, and then fails every
+// process that is waited for.
 func (s *Supervisor) run() {
 	defer close(s.done)
 	in := newReceiver(s.conn)
@@ -374,9 +374,9 @@ func kept(dir string) bool {
 	return err == nil
 }
 
-// environ is env with the variable by which Sweep knows a process of ours. Of a variable
-// that is there twice the last one counts, as in os/exec; for the process itself it
-// would be the first.
+// environ returns env with the variable by which Sweep finds processes of ours. If a
+// variable is there twice the last one counts, as in os/exec; the process itself
+// would take the first.
 func environ(env []string, dir string) []string {
 	if env == nil {
 		env = os.Environ()

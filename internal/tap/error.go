@@ -8,11 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An UnavailableError is a host on which no namespace with a TAP can be made.
+// An UnavailableError is returned on a host where no namespace with a TAP can be made.
 type UnavailableError struct {
 	Step   string // what did not work: "open /dev/net/tun"
 	Err    error
-	Remedy string // what to do about it, as whoever may
+	Remedy string // how to fix it; most remedies need root
 }
 
 func (e *UnavailableError) Error() string {
@@ -40,7 +40,7 @@ func failed(step string, err error) error {
 	return &UnavailableError{step, err, remedy(step, err, sysctl)}
 }
 
-// remedy says what to do about an error, which in itself says little: the same
+// remedy returns how to fix an error. The error alone does not tell: the same
 // EPERM comes from half a dozen settings. setting reads a sysctl.
 func remedy(step string, err error, setting func(name string) string) string {
 	const apparmor = "kernel.apparmor_restrict_unprivileged_userns"

@@ -66,8 +66,8 @@ func helper() error {
 	return say(control, &UnavailableError{Step: execStep, Err: err})
 }
 
-// rawFD is the descriptor of a file that stays non-blocking: File.Fd would
-// change that for everybody who has it.
+// rawFD returns the descriptor of a file that stays non-blocking. File.Fd would
+// make it blocking for every process that shares it.
 func rawFD(f *os.File) (fd int, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {

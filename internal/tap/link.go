@@ -137,8 +137,8 @@ func setLink(name string, mtu int) (netlink.Link, error) {
 	return link, nil
 }
 
-// silence keeps the kernel from having a say: on a machine's link there is what
-// the machine sends, all of it and nothing else.
+// silence stops the kernel from adding or dropping frames: a machine's link carries
+// what the machine sends, all of it and nothing else.
 func silence(name string) error {
 	settings := []struct{ file, value string }{
 		// No router solicitations of the interface's own.

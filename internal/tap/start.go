@@ -29,8 +29,8 @@ type order struct {
 	Args  []string
 }
 
-// answer is what it says: the first with the descriptors of the TAPs, or that
-// it failed; a second one if the program does not start.
+// answer is the helper's reply: the descriptors of the TAPs come with the first, or a
+// failure. A second one follows if the program does not start.
 type answer struct {
 	Step   string        `json:",omitempty"` // that failed
 	Err    string        `json:",omitempty"` // where Errno says nothing
@@ -40,11 +40,11 @@ type answer struct {
 
 // Start starts a program in a network namespace of its own, as
 // supervise.Supervisor.Start does, and returns the TAPs that come out of it, in
-// the order of links. Whoever has a TAP closes it, and the namespace's last
-// traces with it, when the process has ended: a TAP itself does not tell.
+// the order of links. The caller closes the TAPs, and with them the namespace's last
+// traces, when the process has ended: a TAP itself does not report that.
 //
 // In the namespace the program is root, with no more rights outside than before.
-// On a host where that cannot be, the error is an *UnavailableError.
+// On a host that forbids it, the error is an *UnavailableError.
 func Start(ctx context.Context, s *supervise.Supervisor, c supervise.Command, links []Link) (_ *supervise.Process, taps []*os.File, err error) {
 	o := order{Links: links, Path: c.Path, Args: c.Args}
 	if !strings.Contains(o.Path, "/") && o.Path != "" {

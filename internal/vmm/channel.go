@@ -32,7 +32,7 @@ func Socketpair() (ours net.Conn, theirs *os.File, err error) {
 // the other: VM.Dial of a VMM whose transport has no connections.
 type Channel struct {
 	conn net.Conn
-	free chan struct{} // holds a token while nobody has it
+	free chan struct{} // holds a token while the socket is free
 	gone <-chan struct{}
 }
 
@@ -70,7 +70,7 @@ func (c *Channel) Dial(ctx context.Context) (net.Conn, error) {
 // A loan is the socket while one user has it. Close gives it back.
 type loan struct {
 	*Channel
-	users sync.WaitGroup // Reads and Writes under way
+	users sync.WaitGroup // Reads and Writes in progress
 
 	mu     sync.Mutex
 	closed bool
@@ -116,7 +116,7 @@ func (l *loan) Write(p []byte) (int, error) {
 	return l.result(l.conn.Write(p))
 }
 
-// Close interrupts what is under way and leaves the socket as it is.
+// Close interrupts Reads and Writes, and leaves the socket as it is.
 func (l *loan) Close() error {
 	l.mu.Lock()
 	if l.closed {

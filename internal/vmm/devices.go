@@ -25,7 +25,7 @@ const (
 
 // Offerer is a backend that knows what its machines can do before they exist.
 type Offerer interface {
-	// Offers says whether a machine of this configuration has the capability,
+	// Offers reports whether a machine of this configuration has the capability,
 	// and if not why, and what to do, if there is something to say.
 	Offers(Config, Capability) (ok bool, reason string)
 }
@@ -92,7 +92,7 @@ func (l *EventLog) Add(e Event) {
 	l.wake()
 }
 
-// End says that nothing follows any more.
+// End marks the end: no event follows.
 func (l *EventLog) End() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -107,12 +107,12 @@ func (l *EventLog) wake() {
 	}
 }
 
-// ErrNoMoreEvents is what Next returns behind the last event of a VMM that has ended.
+// ErrNoMoreEvents is returned by Next after the last event of a VMM that has ended.
 var ErrNoMoreEvents = errors.New("the VMM has ended")
 
-// Next waits for the event with the number n, which counts from 0, and returns
-// it with the number to ask for next. Events that are not kept any more are
-// left out.
+// Next blocks until event number n, counted from 0, and returns
+// it with the number to ask for next. It skips events that are no longer
+// kept.
 func (l *EventLog) Next(ctx context.Context, n int64) (Event, int64, error) {
 	for {
 		l.mu.Lock()

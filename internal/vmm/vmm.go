@@ -134,9 +134,9 @@ type Host struct {
 // A Backend makes machines of one kind.
 type Backend interface {
 	Name() string
-	// Check refuses a configuration that this backend cannot run, with an
-	// *UnsupportedError, or a host that lacks what it needs, with a
-	// *MissingError. It starts nothing.
+	// Check returns an *UnsupportedError if this backend cannot run the
+	// configuration, or a *MissingError if the host lacks what it needs. It
+	// starts nothing.
 	Check(Config) error
 	// Start starts the VMM and the guest in it, and returns as soon as the VMM
 	// runs. On error nothing is left.
@@ -152,7 +152,7 @@ type Mocker interface {
 // VM is one running machine. Methods can be called from any goroutine.
 type VM interface {
 	// Console is the serial console from the first byte on. It ends with
-	// io.EOF when the VMM is gone. There is one reader, who closes it.
+	// io.EOF when the VMM is gone. It has one reader, which closes it.
 	Console() io.ReadCloser
 	// Dial opens the byte stream to the agent in the guest. At most one is open
 	// at a time: closing it leaves the transport itself as it is, and a later
@@ -202,7 +202,7 @@ type Pauser interface {
 }
 
 // Snapshotter is a VM whose state can be saved. Between Pause and Resume the
-// files of its disks are as the state wants them: whoever saves copies them then.
+// files of its disks belong to the state: the caller copies them then.
 type Snapshotter interface {
 	Pauser
 	// Save writes the memory of a machine that is paused to an empty file, with
@@ -211,12 +211,12 @@ type Snapshotter interface {
 	Save(ctx context.Context, memory *os.File) (device []byte, err error)
 }
 
-// Backdoor is a VM whose guest comes without attest's agent, and offers a root
+// Backdoor is a VM whose guest has no agent of attest's, and offers a root
 // shell.
 type Backdoor interface {
 	// Shell is the console of that shell (the guest's /dev/hvc0), and upload a
 	// stream into the guest, where it is the virtio serial port UploadPort. Both
-	// end with the VMM and belong to the one who asked first.
+	// end with the VMM and belong to the first caller.
 	Backdoor() (shell, upload net.Conn)
 }
 
@@ -224,8 +224,8 @@ type Backdoor interface {
 // agent.
 const UploadPort = "org.attest.upload.0"
 
-// Doubtful is a Snapshotter that may turn out to be none: an *UnsupportedError
-// says why.
+// Doubtful is a Snapshotter that possibly cannot save its state. Then both methods
+// return an *UnsupportedError with the reason.
 type Doubtful interface {
 	CanSave(context.Context) error // now
 	WillSave() error               // once its guest has booted, as far as that can be known
@@ -239,8 +239,8 @@ type Fingerprinter interface {
 	Fingerprint(Host, Config) (string, error)
 }
 
-// Crasher ends the VMM in an orderly way without telling the guest (QEMU's
-// "quit"): caches of disk images reach their files.
+// Crasher ends the VMM in an orderly way, without telling the guest (QEMU's
+// "quit"). Caches of disk images reach their files.
 type Crasher interface{ Crash(context.Context) error }
 
 // LinkSetter pulls the cable of a NIC, or plugs it in.
@@ -318,7 +318,7 @@ func (e *MissingError) Error() string {
 // Status is Infra.
 func (*MissingError) Status() event.Status { return event.Infra }
 
-// StartError is a VMM that did not start; Output is what it said.
+// StartError is a VMM that did not start. Output is the end of its output.
 type StartError struct {
 	Machine, Backend string
 	After            time.Duration

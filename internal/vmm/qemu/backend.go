@@ -161,7 +161,7 @@ func (b *backend) ask(path string) (installed, error) {
 	return p, nil
 }
 
-// hasSeccomp says whether the kernel has filters, and lets us have some.
+// hasSeccomp reports whether the kernel has seccomp filters, and permits their use.
 func hasSeccomp() bool {
 	action := uint32(unix.SECCOMP_RET_KILL_THREAD)
 	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action)))

@@ -99,7 +99,7 @@ func (h invocation) command() command {
 	c.add("-machine", machine+",memory-backend=ram,suppress-vmdesc=on")
 	c.accelerator(h.accel)
 	c.add("-m", itoa(megabytes(h.hw)), "-smp", itoa(max(h.hw.CPUs, 1)))
-	c.add("-S") // until somebody listens to the events
+	c.add("-S") // until attest listens to the events
 	c.add("-action", "reboot="+onReset(h.config.AllowReboot))
 	c.socket("qmp", h.qmp)
 	c.add("-mon", "chardev=qmp,mode=control")

@@ -113,7 +113,7 @@ func normalise(argv []string, places map[string]string) []string {
 	return out
 }
 
-// A hindrance is something on a command line that keeps a machine from being saved.
+// A hindrance is something on a command line that prevents a snapshot.
 type hindrance struct {
 	pattern *regexp.Regexp
 	reason  string
@@ -131,7 +131,7 @@ var hindrances = []hindrance{
 	{regexp.MustCompile(`(?m)^--?virtfs$|virtio-9p`), "QEMU cannot save a guest that has mounted a 9p file system; use an image of the same files instead (NixOS: virtualisation.useNixStoreImage)", true},
 }
 
-// unsavable says what of a command line keeps a machine from being saved.
+// unsavable returns what of a command line prevents a snapshot.
 func unsavable(argv []string) (reason string, doubt bool) {
 	line := strings.Join(argv[min(1, len(argv)):], "\n")
 	for _, h := range hindrances {
@@ -228,11 +228,11 @@ func stamps(files []string) []string {
 
 const maxScript = 1 << 20
 
-// constant are the memories besides the guest's own to which nobody writes after
+// constant are the memories, besides the guest's own, that are not written to after
 // the firmware has run.
 var constant = regexp.MustCompile(`^(pc\.ram|attest-ram|pc\.bios|pc\.rom|/rom@\S+|\S+\.rom)$`)
 
-// sharesMemory looks at a table of QEMU's, whose first column has the memories' names.
+// sharesMemory reads a table of QEMU's. Its first column has the memories' names.
 func sharesMemory(blocks string) bool {
 	lines := strings.Split(strings.ReplaceAll(strings.TrimSpace(blocks), "\r", ""), "\n")
 	for _, line := range lines[1:] {

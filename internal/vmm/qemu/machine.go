@@ -220,7 +220,7 @@ func (m *machine) ended(ctx context.Context, err error) error {
 	return err
 }
 
-// endOfQEMU says whether the connection to the monitor ended because QEMU did.
+// endOfQEMU reports whether the connection to the monitor ended because QEMU did.
 func endOfQEMU(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }

@@ -19,14 +19,14 @@ import (
 	"github.com/attest-vm/attest/internal/vmm/qemu/qmp"
 )
 
-// A scripted machine is one whose QEMU somebody else's command starts, such as
-// the run-<name>-vm of NixOS. It ends in exec qemu… "$@", and by "$@" come the
-// monitor, the console and the channels, over descriptors as ever: what a shell
-// has inherited it hands on.
+// A scripted machine is started by a foreign command, such as
+// the run-<name>-vm of NixOS. The command ends in exec qemu… "$@". The arguments in "$@" are the
+// monitor, the console and the channels, over descriptors as usual: a shell
+// passes on what it has inherited.
 //
-// What such a machine is nobody has said, and its QEMU has to be asked. That is
-// also how it is known whether it can be saved, see examination: then it is
-// started a second time, with a file as its memory, which takes that memory's size.
+// attest does not know the configuration of such a machine and asks its QEMU. The
+// answer also tells whether it can be saved, see examination. If it can, it is
+// started a second time, with a file of the memory's size as its memory.
 type scripted struct {
 	*machine
 	config        vmm.Config
@@ -108,9 +108,9 @@ func (s script) boot(ctx context.Context) (*scripted, error) {
 	return m, s.proceed(ctx, m)
 }
 
-// bootSavable launches a machine with a file as its memory. If it cannot be saved
-// for all that, reason says why; it may be nil then. try is for one that nobody
-// has tried to save.
+// bootSavable launches a machine with a file as its memory. If it cannot be saved,
+// reason is not empty, and m may be nil. try is for a machine that was never
+// saved.
 func (s script) bootSavable(ctx context.Context, known examination, try bool) (m *scripted, reason string, err error) {
 	if known.hopeless() {
 		return nil, known.reason, nil
@@ -298,7 +298,7 @@ func hasVariable(env []string, name string) bool {
 	return false
 }
 
-// connect connects to the monitor, or says why there will be none.
+// connect connects to the monitor, or returns why that is impossible.
 func (m *scripted) connect(ctx context.Context, conn net.Conn) (err error) {
 	watching, cancel := context.WithCancelCause(ctx)
 	watched := make(chan struct{})
@@ -367,14 +367,14 @@ func arguments(pid int) []string {
 	return strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
 }
 
-// isQEMU says whether a process is a QEMU, and not a script of such a name.
+// isQEMU reports whether a process is a QEMU, and not a script of that name.
 func isQEMU(pid int) bool {
 	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 	base := filepath.Base(program)
 	return err == nil && (strings.Contains(base, "qemu-system") || strings.Contains(base, "qemu-kvm"))
 }
 
-// discard ends a machine that was launched, with all that belongs to it.
+// discard ends a machine that was launched, and everything that belongs to it.
 func (m *scripted) discard() {
 	m.abandon()
 	m.monitor.Close()

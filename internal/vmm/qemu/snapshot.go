@@ -29,7 +29,7 @@ import (
 // over a copy of the file (supervise.CopyPrivate), and the devices are written
 // by the command that Xen uses, which leaves the memory out.
 //
-// A machine with a screen is no such clone: the adapter's memory, which it draws
+// A machine with a screen is not such a clone: the adapter's memory, which it draws
 // in, is one of those below. It gets a copy of the memory as a file of its own.
 //
 // What that command leaves out too are the small memories that belong to
@@ -104,7 +104,7 @@ func newSaved(c vmm.Config, size int64, shared bool) (s saved, err error) {
 	return s, nil
 }
 
-// shares says whether the machine shares the memory that it goes on from.
+// shares reports whether the machine shares the memory that it goes on from.
 func shares(c vmm.Config, hw *vmm.Hardware) bool { return c.Restore != nil && !hw.Display }
 
 // load restores a QEMU that was started with -incoming defer.

@@ -26,7 +26,7 @@ type Version struct {
 	Package             string // the distribution's own version; may be empty
 }
 
-// AtLeast says whether v is at least major.minor.
+// AtLeast reports whether v is at least major.minor.
 func (v Version) AtLeast(major, minor int) bool {
 	return v.Major > major || v.Major == major && v.Minor >= minor
 }
@@ -122,7 +122,7 @@ func Connect(ctx context.Context, conn net.Conn, onEvent func(Event)) (*Client, 
 // Version is QEMU's version.
 func (c *Client) Version() Version { return c.version }
 
-// Done is closed when the connection is over; Err then says why.
+// Done is closed when the connection is over. Err then returns the reason.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
 // Err is why the connection is over, nil while it is not.
