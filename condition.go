@@ -14,6 +14,7 @@ type Condition struct {
 	Description string                      // for errors
 	Interval    time.Duration               // between two checks; 0: 2 s
 	Check       func(context.Context) error // nil: it holds
+	Lab         *Lab                        // to whose host's speed the default limit of Wait is scaled; nil: it is not
 }
 
 const conditionInterval = 2 * time.Second
@@ -84,11 +85,14 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-// Wait waits until the condition holds, at most 15 minutes unless Timeout is
-// given. A check that fails because a machine is down, or because of anything
+// Wait waits until the condition holds, at most 15 minutes, more on the slow host of
+// a Lab, unless Timeout is given. A check that fails because a machine is down, or because of anything
 // else than its own claim, ends the wait.
 func (c Condition) Wait(ctx context.Context, opts ...Option) error {
 	limit := defaultTimeout
+	if c.Lab != nil {
+		limit = c.Lab.Scale(limit)
+	}
 	if o := collect(opts); o.hasTimeout {
 		limit = o.timeout
 	}

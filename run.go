@@ -207,6 +207,9 @@ func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*
 	r.closers.add(plugs.close)
 	if err := r.powerOn(ctx, config); err != nil {
 		r.closers.close()
+		if m.lab.ctx.Err() != nil {
+			return nil, context.Cause(m.lab.ctx) // its networks are gone, which is no news
+		}
 		if from == nil || from.slot == nil || ctx.Err() != nil {
 			return nil, err
 		}
@@ -500,7 +503,8 @@ func (r *run) reboot(ctx context.Context) error {
 	if err := rebooter.AllowReboot(ctx, true); err != nil {
 		return fmt.Errorf("allow the guest to reset: %w", err)
 	}
-	if err := r.guest.Reboot(ctx); err != nil {
+	err = r.guest.Reboot(ctx)
+	if again := (*guest.RestartedError)(nil); err != nil && !errors.As(err, &again) { // quicker than its answer
 		return err
 	}
 	if _, err := r.guest.ReadyAgain(ctx, before); err != nil {

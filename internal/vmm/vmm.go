@@ -351,6 +351,13 @@ func Register(b Backend) {
 	registry[b.Name()] = b
 }
 
+// Unregister takes that back, for tests that have backends of their own.
+func Unregister(name string) {
+	registryMu.Lock()
+	defer registryMu.Unlock()
+	delete(registry, name)
+}
+
 // Lookup finds a registered backend.
 func Lookup(name string) (Backend, bool) {
 	registryMu.Lock()

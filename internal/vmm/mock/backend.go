@@ -32,6 +32,10 @@ type Options struct {
 	Starting func(context.Context, vmm.Config) (Faults, error)
 	// Started is called when the machine lives, before Start returns.
 	Started func(*Machine)
+	// Operating is called at the beginning of each operation that the host asks of
+	// a machine in this process, with its name (package wire). It may block; the
+	// context is the operation's.
+	Operating func(context.Context, *Machine, string)
 }
 
 // Faults are what goes wrong in one start of a machine.
@@ -148,7 +152,7 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if err := b.Check(config); err != nil {
 		return nil, err
 	}
-	m := &Machine{config: config, console: newConsole(), cards: map[string]*card{}, ends: make(chan vmm.Exit), done: make(chan struct{}), allowReboot: config.AllowReboot}
+	m := &Machine{config: config, console: newConsole(), cards: map[string]*card{}, operating: b.Operating, ends: make(chan vmm.Exit), done: make(chan struct{}), allowReboot: config.AllowReboot}
 	if b.Starting != nil {
 		if m.faults, err = b.Starting(ctx, config); err != nil {
 			return nil, err

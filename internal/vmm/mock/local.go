@@ -122,6 +122,12 @@ func (s *local) Info(i *wire.Info) {
 
 // Operate keeps from the host what is the system's.
 func (s *local) Operate(stream *wire.Stream, r wire.Request, next func(wire.Request) (any, error)) (any, error) {
+	if s.machine.operating != nil {
+		s.machine.operating(stream.Context(), s.machine, r.Op)
+		if err := stream.Context().Err(); err != nil {
+			return nil, err
+		}
+	}
 	if err := pause(stream.Context(), time.Duration(s.machine.faults.Delay)); err != nil {
 		return nil, err
 	}

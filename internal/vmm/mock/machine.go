@@ -15,15 +15,16 @@ import (
 // A Machine is one start of a machine. It has all that a VM can have; which part
 // of it callers get is decided by Options.Without. Its other methods are for tests.
 type Machine struct {
-	config  vmm.Config
-	faults  Faults
-	system  system
-	console *console
-	channel *vmm.Channel // the host's end of the stream to the agent
-	cards   map[string]*card
-	events  vmm.EventLog
-	still   gate // while the machine is paused
-	stuck   gate // while its guest hangs
+	config    vmm.Config
+	faults    Faults
+	operating func(context.Context, *Machine, string)
+	system    system
+	console   *console
+	channel   *vmm.Channel // the host's end of the stream to the agent
+	cards     map[string]*card
+	events    vmm.EventLog
+	still     gate // while the machine is paused
+	stuck     gate // while its guest hangs
 
 	ends chan vmm.Exit // the end of this boot; live receives
 	done chan struct{}

@@ -1,0 +1,243 @@
+package attest
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/vmm/mock"
+)
+
+func TestForkGoesOn(t *testing.T) {
+	s := newStage(t, mock.Options{})
+	l := s.lab(t, "a", "b")
+	a := l.Machine("a")
+	prints(t, a, "true", "")
+	s.started(t, 1).Say("something\n")
+	if err := a.WaitForConsoleText(limited(t), "something"); err != nil {
+		t.Fatal(err)
+	}
+	fork, err := l.Fork(s.context(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeLab(t, fork)
+	prints(t, fork.Machine("a"), "echo here", "here\n")
+	prints(t, a, "echo there", "there\n") // the original goes on
+	vm := s.started(t, 2)
+	if vm.Config().Restore == nil || vm.Identity().Hostname != "a" || s.starts() != 2 {
+		t.Errorf("the fork is %+v, %+v, of %d starts", vm.Config(), vm.Identity(), s.starts())
+	}
+	if text := fork.Machine("a").ConsoleLog(); !strings.Contains(text, "something") {
+		t.Errorf("its console said %q", text)
+	}
+	if fork.Machine("b").IsUp() {
+		t.Error("a machine that was never started is up")
+	}
+}
+
+// A save that fails is an error of the host's, and the lab goes on.
+func TestSaveFails(t *testing.T) {
+	s := newStage(t, mock.Options{Starting: func(_ context.Context, c vmm.Config) (mock.Faults, error) {
+		if c.Name == "b" {
+			return mock.Faults{SaveError: "no space"}, nil
+		}
+		return mock.Faults{}, nil
+	}})
+	l := s.lab(t, "a", "b")
+	for _, m := range l.Machines() {
+		prints(t, m, "true", "")
+	}
+	_, err := l.Snapshot(limited(t))
+	var infra *InfraError
+	if !errors.As(err, &infra) || infra.Machine != "b" || !strings.Contains(err.Error(), "no space") {
+		t.Errorf("got %v", err)
+	}
+	for _, m := range l.Machines() {
+		prints(t, m, "echo on", "on\n")
+	}
+}
+
+// A fork whose machine does not go on is no lab, and nothing of it is left.
+func TestForkFails(t *testing.T) {
+	s := newStage(t, mock.Options{Starting: func(_ context.Context, c vmm.Config) (mock.Faults, error) {
+		if c.Name == "b" {
+			return mock.Faults{RestoreError: "bad state"}, nil
+		}
+		return mock.Faults{}, nil
+	}})
+	l := s.lab(t, "a", "b")
+	for _, m := range l.Machines() {
+		prints(t, m, "true", "")
+	}
+	fork, err := l.Fork(s.context(t))
+	var start *vmm.StartError
+	if fork != nil && err == nil || !errors.As(err, &start) || start.Machine != "b" {
+		t.Errorf("got %v, %v", fork, err)
+	}
+	if s.starts() == 3 {
+		<-s.started(t, 3).Done()
+	}
+}
+
+// A machine that was restored dead is one that does not answer, after its limit.
+func TestRestoredDead(t *testing.T) {
+	s := newStage(t, faulty(mock.Faults{Dead: true}))
+	l := s.open(t, LabConfig{Machines: []MachineConfig{{Name: "a", Backend: s.backend, Boot: BootCold, BootTimeout: patience}}})
+	a := l.Machine("a")
+	prints(t, a, "true", "")
+	if err := a.SnapshotCreate(limited(t), "here"); err != nil {
+		t.Fatal(err)
+	}
+	a.config.BootTimeout = 50 * time.Millisecond
+	if err := a.SnapshotRestore(limited(t), "here"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := a.Succeed(limited(t), "true")
+	var boot *BootError
+	if !errors.As(err, &boot) || !strings.Contains(boot.Reason, "did not answer") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A machine that had ended by itself is as much down in a fork, also for who waits
+// for its console.
+func TestForkOfADownMachine(t *testing.T) {
+	s := newStage(t, mock.Options{})
+	l := s.lab(t, "a")
+	prints(t, l.Machine("a"), "true", "")
+	vm := s.started(t, 1)
+	vm.Say("last words\n")
+	vm.End(vmm.PoweredOff, "")
+	<-vm.Done()
+	s.awaitState(t, "a stopped")
+	fork, err := l.Fork(s.context(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeLab(t, fork)
+	a := fork.Machine("a")
+	if err := a.WaitForConsoleText(limited(t), "last words"); err != nil {
+		t.Errorf("what it had said: %v", err)
+	}
+	var down *DownError
+	if err := a.WaitForConsoleText(limited(t), "never"); !errors.As(err, &down) || down.Reason != "powered off" {
+		t.Errorf("what it will not say: %v", err)
+	}
+	if _, err := a.Succeed(limited(t), "true"); !errors.As(err, &down) {
+		t.Errorf("a command: %v", err)
+	}
+}
+
+// Checkpoints take the lab back, and what was under way ends.
+func TestCheckpoint(t *testing.T) {
+	s := newStage(t, mock.Options{})
+	l := s.lab(t, "a")
+	a := l.Machine("a")
+	ctx := limited(t)
+	prints(t, a, "true", "")
+	if err := l.Checkpoint(ctx, "before"); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Shutdown(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := l.Restore(ctx, "before"); err != nil {
+			t.Fatal(err)
+		}
+		prints(t, a, "echo back", "back\n")
+	}
+}
+
+// A warm start is restored from a machine that has booted before, and boots if
+// that does not go on.
+func TestTemplate(t *testing.T) {
+	var mu sync.Mutex
+	refuse := ""
+	s := newStage(t, mock.Options{Warm: true, Starting: func(context.Context, vmm.Config) (mock.Faults, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return mock.Faults{RestoreError: refuse}, nil
+	}})
+	config := LabConfig{Machines: []MachineConfig{{Name: "a", Backend: s.backend, Memory: minMemory}}}
+	ctx := event.WithBus(t.Context(), event.BusOf(s.context(t))) // no deadline: there is time to make one
+	open := func() *Machine {
+		l, err := testHost.NewLab(ctx, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		closeLab(t, l)
+		m := l.Machine("a")
+		if _, err := m.Succeed(ctx, "true"); err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	first := open() // makes it, and is restored from it
+	second := open()
+	if s.starts() != 3 {
+		t.Fatalf("%d starts, want one of the template and two restored", s.starts())
+	}
+	for n, m := range map[int]*Machine{2: first, 3: second} {
+		vm := s.started(t, n)
+		if id := vm.Identity(); vm.Config().Restore == nil || id.MachineID != m.id || id.Hostname != "a" {
+			t.Errorf("start %d is %+v, want machine-id %s", n, id, m.id)
+		}
+	}
+	mu.Lock()
+	refuse = "not today"
+	mu.Unlock()
+	open()
+	if vm := s.started(t, 4); vm.Config().Restore != nil {
+		t.Error("it was restored")
+	}
+	if !strings.Contains(s.warnings(), "a cannot start from its snapshot, so it boots") {
+		t.Errorf("warnings: %s", s.warnings())
+	}
+}
+
+// Machines can be created while others make the templates that they start from.
+func TestCreateMachineBesideWarmStart(t *testing.T) {
+	s := newStage(t, mock.Options{Warm: true})
+	ctx := event.WithBus(t.Context(), event.BusOf(s.context(t)))
+	l, err := testHost.NewLab(ctx, LabConfig{Machines: []MachineConfig{{Name: "a", Backend: s.backend, Memory: minMemory}, {Name: "b", Backend: s.backend, Memory: minMemory}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeLab(t, l)
+	var wg sync.WaitGroup
+	for _, m := range l.Machines() {
+		wg.Go(func() {
+			if _, err := m.Succeed(ctx, "true"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for _, name := range []string{"c", "d", "e"} {
+		wg.Go(func() {
+			m, err := l.CreateMachine(ctx, MachineConfig{Name: name, Backend: s.backend, Boot: BootCold})
+			if err == nil {
+				_, err = m.Succeed(ctx, "true")
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if got := len(l.Machines()); got != 5 {
+		t.Errorf("%d machines", got)
+	}
+	// All know all, whenever they have booted.
+	for n := range s.starts() {
+		if vm := s.started(t, n+1); vm.Exit().Reason == vmm.Running && len(vm.Identity().Hosts) != 5 {
+			t.Errorf("%s knows %v", vm.Config().Name, vm.Identity().Hosts)
+		}
+	}
+}
