@@ -342,12 +342,17 @@ type zstdReader struct {
 	f *os.File
 }
 
+// newZstdReader reads what createZstd writes, whose windows are small.
+func newZstdReader(r io.Reader) (*zstd.Decoder, error) {
+	return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20))
+}
+
 func openZstd(name string) (*zstdReader, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
-	d, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1))
+	d, err := newZstdReader(f)
 	if err != nil {
 		f.Close()
 		return nil, err

@@ -288,6 +288,35 @@ func TestRootfsFromTar(t *testing.T) {
 	}
 }
 
+// Names in an archive do nothing to a terminal that shows an error, and an archive
+// that is cut off between two of its entries is no root.
+func TestHostileTars(t *testing.T) {
+	s := openTest(t)
+	const name = "\x1b]0;title\a"
+	whole := makeTar(t, "dir .", "file a A")
+	for what, test := range map[string]struct {
+		data []byte
+		want string
+	}{
+		"a name that is too long": {makeTar(t, "file "+name+strings.Repeat("x", 256)+" A"), "invalid name"},
+		"a file as a directory":   {makeTar(t, "file "+name+" A", "file "+name+"/x A"), "not a directory"},
+		"a link to nothing":       {makeTar(t, "link x "+name), "hard link"},
+		"cut off":                 {whole[:2048], "cut off"},
+		"cut off in a file":       {whole[:len(whole)-1100], "cut off"},
+		"without an entry":        {whole[:0], "cut off"},
+	} {
+		path := filepath.Join(t.TempDir(), "root.tar")
+		if err := os.WriteFile(path, test.data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		_, err := s.Build(t.Context(), Rootfs{Path: path, Kernel: foreignKernel(t)})
+		var spec *SpecError
+		if !errors.As(err, &spec) || strings.ContainsAny(err.Error(), "\x1b\a") || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s (%d bytes): %q, want %s", what, len(test.data), err, test.want)
+		}
+	}
+}
+
 // A file system that somebody else made is used where it is.
 func TestRootfsImageInPlace(t *testing.T) {
 	s := openTest(t)

@@ -201,8 +201,8 @@ func FuzzProbeDisk(f *testing.F) {
 	f.Add([]byte(vmm.Qcow2Magic))
 	f.Add([]byte("x"))
 	f.Add(binary.BigEndian.AppendUint32([]byte(vmm.Qcow2Magic), 9))
+	name := filepath.Join(f.TempDir(), "disk")
 	f.Fuzz(func(t *testing.T, data []byte) {
-		name := filepath.Join(t.TempDir(), "disk")
 		if err := os.WriteFile(name, data, 0o600); err != nil {
 			t.Fatal(err)
 		}

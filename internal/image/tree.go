@@ -107,7 +107,7 @@ func writeNode(w *erofs.Writer, h *tar.Header) error {
 	case tar.TypeFifo:
 		return w.Node(name, a, erofs.FIFO, 0, 0)
 	}
-	return fmt.Errorf("%s: type %q is not supported", h.Name, h.Typeflag)
+	return fmt.Errorf("%q: type %q is not supported", h.Name, h.Typeflag)
 }
 
 // tree writes a tar stream into an erofs image and makes its index.
@@ -277,7 +277,7 @@ func (d *difference) link(name, target string, base node) error {
 		a.Xattrs[k] = string(b)
 	}
 	if n.Type != tar.TypeReg {
-		return fmt.Errorf("%s: hard link to %s, which is not a regular file", name, target)
+		return fmt.Errorf("%q: hard link to %q, which is not a regular file", name, target)
 	}
 	d.placed[name] = true
 	return d.w.File(name, a, n.Size, f)
@@ -308,7 +308,7 @@ func (d *difference) finish() error {
 			if p == "." {
 				continue
 			}
-			return fmt.Errorf("%s: a file without its directory", p)
+			return fmt.Errorf("%q: a file without its directory", p)
 		}
 		if err := d.w.Directory(p, attrOf(h)); err != nil {
 			return err

@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -14,12 +15,15 @@ import (
 	"time"
 
 	goerofs "github.com/erofs/go-erofs"
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // makeTar writes entries of the form "dir d/", "file name content",
 // "link name target", "symlink name target", "exec name content" (another mode),
 // "touch name content" (another time).
-func makeTar(t *testing.T, entries ...string) []byte {
+func makeTar(t testing.TB, entries ...string) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -233,16 +237,29 @@ func TestIndexSurvivesItsFile(t *testing.T) {
 	}
 }
 
-// A tar that ends early or is none is an error, whatever is in it.
+// memoryFile is a file in memory, for what is made thousands of times.
+func memoryFile(f *testing.F) *os.File {
+	file, err := vmm.MemoryFile("attest-fuzz")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { file.Close() })
+	return file
+}
+
+// A tar that ends early or is none is an error, whatever is in it. What is taken can
+// be read again.
 func FuzzTree(f *testing.F) {
 	f.Add([]byte("garbage"))
 	f.Add(bytes.Repeat([]byte{0}, 1024))
+	for _, entries := range [][]string{{"dir .", "file a A", "link b a", "symlink c a"}, {"file a/b/c A", "dir a", "exec a/b/c B"}, {"file .. A"}, {"symlink a /", "file a/b A"}} {
+		f.Add(makeTar(f, entries...))
+	}
+	out := memoryFile(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		out, err := os.Create(filepath.Join(t.TempDir(), "tree.erofs"))
-		if err != nil {
+		if err := empty(out); err != nil {
 			t.Fatal(err)
 		}
-		defer out.Close()
 		tr, err := newTree(out)
 		if err != nil {
 			t.Fatal(err)
@@ -253,8 +270,90 @@ func FuzzTree(f *testing.F) {
 		if err := tr.w.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := goerofs.Open(out); err != nil {
+		fsys, err := goerofs.Open(out)
+		if err != nil {
 			t.Fatal(fmt.Errorf("what was written cannot be read: %w", err))
+		}
+		if err := fs.WalkDir(fsys, ".", func(_ string, _ fs.DirEntry, err error) error { return err }); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func seekTo(f *os.File, offset int64) error {
+	_, err := f.Seek(offset, io.SeekStart)
+	return err
+}
+
+// An index that a disk has damaged gives errors and no crash. (The image has only its
+// own reader's word; attest reads what it has written, of the size that it had.)
+func FuzzIndex(f *testing.F) {
+	image := memoryFile(f)
+	tr, err := newTree(image)
+	if err == nil {
+		err = eachEntry(bytes.NewReader(makeTar(f, "dir .", "dir a", "file a/b content", "link c a/b", "symlink d a")), tr.add)
+	}
+	if err != nil {
+		f.Fatal(err)
+	}
+	var index bytes.Buffer
+	z, err := zstd.NewWriter(&index)
+	if err = errors.Join(err, tr.index.encode(z), z.Close()); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(index.Bytes())
+	f.Fuzz(func(t *testing.T, data []byte) {
+		z, err := newZstdReader(bytes.NewReader(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer z.Close()
+		x, err := decodeIndex(io.LimitReader(z, 1<<20))
+		if err != nil {
+			return
+		}
+		if err := empty(image); err != nil {
+			t.Fatal(err)
+		}
+		d, err := newDifference(x, nil, image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := eachEntry(bytes.NewReader(makeTar(t, "dir .", "dir a", "file a/b content")), d.add); err != nil {
+			t.Fatal(err)
+		}
+		d.finish() // whatever paths it has
+	})
+}
+
+func empty(f *os.File) error { return errors.Join(f.Truncate(0), seekTo(f, 0)) }
+
+// A record of an image that is damaged, or names parts that cannot be, is listed and
+// removed like others.
+func FuzzRecord(f *testing.F) {
+	f.Add([]byte(`{"id":"1","title":"x","spec":{},"parts":["base/b","layer"],"kernel":"kernel/k"}`))
+	f.Add([]byte(`{"parts":["","/","../..","image/k"]}`))
+	s, err := OpenStoreAt(f.TempDir(), nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	dir := filepath.Join(s.root, "image", "k")
+	f.Fuzz(func(t *testing.T, data []byte) {
+		err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, metaName), data, 0o644), markComplete(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, meta := range []any{&imageMeta{}, &layerMeta{}, &kernelMeta{}} {
+			if l, err := s.acquire("image/k", meta); err == nil {
+				l.release()
+			}
+		}
+		list, err := s.List(t.Context())
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		if _, err := s.Remove(t.Context(), list[0]); err != nil {
+			t.Fatal(err)
 		}
 	})
 }

@@ -99,12 +99,12 @@ func (w *Writer) Directory(name string, a Attr) error {
 func (w *Writer) File(name string, a Attr, size int64, r io.Reader) error {
 	n := &inode{attr: a, kind: Regular, size: size}
 	if size < 0 {
-		return fmt.Errorf("erofs: %s: negative size", name)
+		return fmt.Errorf("erofs: %q: negative size", name)
 	}
 	if size < inlineMax {
 		n.inline = make([]byte, size)
 		if _, err := io.ReadFull(r, n.inline); err != nil {
-			return fmt.Errorf("erofs: %s: %w", name, unexpected(err))
+			return fmt.Errorf("erofs: %q: %w", name, unexpected(err))
 		}
 		return w.add(name, n)
 	}
@@ -115,7 +115,7 @@ func (w *Writer) File(name string, a Attr, size int64, r io.Reader) error {
 		err = w.pad()
 	}
 	if err != nil {
-		return fmt.Errorf("erofs: %s: %w", name, unexpected(err))
+		return fmt.Errorf("erofs: %q: %w", name, unexpected(err))
 	}
 	return w.add(name, n)
 }
@@ -130,7 +130,7 @@ func unexpected(err error) error {
 // Symlink adds a symbolic link to target.
 func (w *Writer) Symlink(name string, a Attr, target string) error {
 	if target == "" || len(target) >= blockSize {
-		return fmt.Errorf("erofs: %s: target of %d bytes", name, len(target))
+		return fmt.Errorf("erofs: %q: target of %d bytes", name, len(target))
 	}
 	a.Mode = 0o777
 	return w.add(name, &inode{attr: a, kind: Symlink, size: int64(len(target)), inline: []byte(target)})
@@ -142,7 +142,7 @@ func (w *Writer) Node(name string, a Attr, kind Kind, major, minor uint32) error
 	switch kind {
 	case CharDev, BlockDev, FIFO, Socket:
 	default:
-		return fmt.Errorf("erofs: %s: kind %#o is not a node", name, kind)
+		return fmt.Errorf("erofs: %q: kind %#o is not a node", name, kind)
 	}
 	rdev := minor&0xff | major<<8 | (minor&^0xff)<<12
 	return w.add(name, &inode{attr: a, kind: kind, rdev: rdev})
@@ -156,10 +156,10 @@ func (w *Writer) Link(name, target string) error {
 	}
 	n, err := w.find(parts)
 	if err != nil {
-		return fmt.Errorf("erofs: %s: hard link to %s: %w", name, target, err)
+		return fmt.Errorf("erofs: %q: hard link to %q: %w", name, target, err)
 	}
 	if n.kind == Directory {
-		return fmt.Errorf("erofs: %s: hard link to directory %s", name, target)
+		return fmt.Errorf("erofs: %q: hard link to directory %q", name, target)
 	}
 	return w.add(name, n)
 }
@@ -207,7 +207,7 @@ func (w *Writer) add(name string, n *inode) error {
 			dir.children[p] = child
 		}
 		if child.kind != Directory {
-			return fmt.Errorf("erofs: %s: a parent is not a directory", name)
+			return fmt.Errorf("erofs: %q: a parent is not a directory", name)
 		}
 		dir = child
 	}
@@ -246,19 +246,19 @@ func (w *Writer) Undo(name string) error {
 	}
 	dir, err := w.find(parts[:len(parts)-1])
 	if err != nil {
-		return fmt.Errorf("erofs: undo of %s: %w", name, err)
+		return fmt.Errorf("erofs: undo of %q: %w", name, err)
 	}
 	last := parts[len(parts)-1]
 	n := dir.children[last]
 	if n == nil || n.kind != Regular {
-		return fmt.Errorf("erofs: undo of %s: not a file", name)
+		return fmt.Errorf("erofs: undo of %q: not a file", name)
 	}
 	delete(dir.children, last)
 	if n.inline != nil {
 		return nil
 	}
 	if alignUp(n.data+n.size, blockSize) != w.off {
-		return fmt.Errorf("erofs: undo of %s: not the last file", name)
+		return fmt.Errorf("erofs: undo of %q: not the last file", name)
 	}
 	if err := w.buf.Flush(); err != nil {
 		return err
