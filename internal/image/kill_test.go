@@ -24,8 +24,7 @@ import (
 const fakeBuild = `
 step() {
 	if [ "$1" = "$TEST_STEP" ]; then
-		echo here > "$TEST_AT"
-		sh -c 'read x < "$TEST_GO"'
+		sh -c 'echo here > "$TEST_AT"; read x < "$TEST_GO"'
 	fi
 }
 worker() {
@@ -52,7 +51,7 @@ exit $(cat "$TMPDIR/code" || echo 1)
 `
 
 const fakeScript = `
-[ "$TEST_STEP" != script ] || { echo here > "$TEST_AT"; sh -c 'read x < "$TEST_GO"'; }
+[ "$TEST_STEP" != script ] || sh -c 'echo here > "$TEST_AT"; read x < "$TEST_GO"'
 echo small > "$1/small"
 echo "$ATTEST_END" > "$1/attest-end"
 `
@@ -144,8 +143,9 @@ func TestKilledProcessOfABuild(t *testing.T) {
 			}
 			pids := k.processes()
 			more = i+1 < len(pids)
-			name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pids[i]))
-			if err := syscall.Kill(pids[i], syscall.SIGKILL); err != nil {
+			victim := pids[min(i, len(pids)-1)]
+			name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", victim))
+			if err := syscall.Kill(victim, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 			k.on.WriteString("\n") // what still waits goes on

@@ -124,11 +124,19 @@ func TestFailedBuildLeavesNothing(t *testing.T) {
 }
 
 // child is what another process does: "build ROOT" makes object base/k and says
-// "built" if it was the one; "loop ROOT" makes one object after the other until
-// it is killed.
+// "built" if it was the one; "supervised ROOT" does it below a supervisor; "loop ROOT"
+// makes one object after the other until it is killed.
 func child(job string) {
 	what, root, _ := strings.Cut(job, " ")
-	s, err := OpenStoreAt(root, nil)
+	var sup *supervise.Supervisor
+	var err error
+	if what == "supervised" {
+		if sup, err = supervise.Start(context.Background(), supervise.Options{}); err != nil {
+			panic(err)
+		}
+		what = "build"
+	}
+	s, err := OpenStoreAt(root, sup)
 	if err != nil {
 		panic(err)
 	}
@@ -279,6 +287,33 @@ func TestKilledBuilds(t *testing.T) {
 	}
 	if seen == 0 {
 		t.Error("no process came as far as an object")
+	}
+}
+
+// The scratch directory and the lock of a build go with its process, also when that
+// alone is killed.
+func TestKilledBuildLeavesNothing(t *testing.T) {
+	root := t.TempDir()
+	other := startChild(t, "supervised "+root)
+	other.expect(t, "building")
+	for _, dir := range []string{"tmp", "lock"} {
+		if entries, err := os.ReadDir(filepath.Join(root, dir)); len(entries) != 1 {
+			t.Errorf("%s during the build: %v, %v", dir, entries, err)
+		}
+	}
+	other.Process.Kill()
+	other.Wait()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute); ; <-tick.C {
+		tmp, _ := os.ReadDir(filepath.Join(root, "tmp"))
+		locks, _ := os.ReadDir(filepath.Join(root, "lock"))
+		if len(tmp)+len(locks) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("left: %v, %v", tmp, locks)
+		}
 	}
 }
 
