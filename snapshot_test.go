@@ -241,3 +241,76 @@ func TestCreateMachineBesideWarmStart(t *testing.T) {
 		}
 	}
 }
+
+// A machine whose boot does not end is not saved: it boots, with a warning that says
+// what is in the way, and the cache gets nothing.
+func TestNoTemplateOfAHalfBootedMachine(t *testing.T) {
+	defer func(limit time.Duration, booted, jobs string) {
+		settleLimit, bootedScript, jobsScript = limit, booted, jobs
+	}(settleLimit, bootedScript, jobsScript)
+	settleLimit, bootedScript = 100*time.Millisecond, "sleep 1000"
+	jobsScript = `printf '7 slow.service start running\n8 multi-user.target start waiting\n'`
+	s := newStage(t, mock.Options{Warm: true})
+	ctx := event.WithBus(t.Context(), event.BusOf(s.context(t))) // no deadline: there is time to make one
+	l, err := testHost.NewLab(ctx, LabConfig{Machines: []MachineConfig{{Name: "a", Backend: s.backend, Memory: minMemory}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeLab(t, l)
+	m := l.Machine("a")
+	if out, err := m.Succeed(ctx, "echo booted"); out != "booted\n" || err != nil {
+		t.Errorf("got %q, %v", out, err)
+	}
+	if said := s.warnings(); !strings.Contains(said, "its boot is not over, systemd is starting slow.service (") {
+		t.Errorf("warned of %q", said)
+	}
+	if s.started(t, 2).Config().Restore != nil {
+		t.Error("it did not boot")
+	}
+	p, err := m.plan(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if testHost.snapshots.Has(m.templateFits(p)) {
+		t.Error("it is in the cache")
+	}
+}
+
+// Machines of a lab that have never booted do so at once.
+func TestWarmUp(t *testing.T) {
+	var mu sync.Mutex
+	booting, most := 0, 0
+	var together sync.WaitGroup
+	together.Add(2)
+	s := newStage(t, mock.Options{Warm: true, Starting: func(context.Context, vmm.Config) (mock.Faults, error) {
+		mu.Lock()
+		booting++
+		most = max(most, booting)
+		mu.Unlock()
+		together.Done()
+		together.Wait() // neither goes on before the other one boots, too
+		mu.Lock()
+		booting--
+		mu.Unlock()
+		return mock.Faults{}, nil
+	}})
+	ctx := event.WithBus(t.Context(), event.BusOf(s.context(t)))
+	var config LabConfig
+	for _, name := range []string{"a", "b"} {
+		config.Machines = append(config.Machines, MachineConfig{Name: name, Backend: s.backend, Memory: minMemory})
+	}
+	l, err := testHost.NewLab(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeLab(t, l)
+	if err := l.WarmUp(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if most != 2 || s.starts() != 2 {
+		t.Errorf("%d starts, %d at once", s.starts(), most)
+	}
+	if err := l.WarmUp(ctx); err != nil || s.starts() != 2 {
+		t.Errorf("again: %d starts, %v", s.starts(), err)
+	}
+}

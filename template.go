@@ -152,7 +152,7 @@ func (l *Lab) WarmUp(ctx context.Context) error {
 	}
 	progress := &templateProgress{ctx: ctx, title: "machines that have booted once", start: time.Now()}
 	progress.say("0 of %d", len(cold))
-	turns := make(chan struct{}, runtime.NumCPU())
+	turns := make(chan struct{}, max(2, runtime.NumCPU()))
 	var booted atomic.Int32
 	err := each(cold, func(i int, m *Machine) error {
 		turns <- struct{}{}
@@ -324,7 +324,7 @@ func (m *Machine) templateLab(ctx context.Context) (*Lab, error) {
 
 // settleLimit is how long a guest may take from its first answer to the end of its
 // boot, scaled to the speed of the host.
-const settleLimit = 45 * time.Second
+var settleLimit = 45 * time.Second // tests have other ones, and no systemd
 
 // A StillBootingError is a guest whose boot is not over: what is saved of it would
 // be in the middle of its boot for ever.
@@ -376,13 +376,16 @@ func (m *Machine) settle(ctx context.Context) error {
 // bootedScript ends when systemd, if the guest's init is that, has started all
 // that its boot has to start. It asks again when the connection broke, as when
 // systemd executes itself anew.
-const bootedScript = `while :; do
+var bootedScript = `while :; do
 	case $(systemctl is-system-running --wait 2>/dev/null) in
 	running|degraded|maintenance|stopping|offline) exit 0 ;;
 	esac
 	[ -d /run/systemd/system ] || exit 0
 	sleep 0.1
 done`
+
+// jobsScript lists what systemd has to do: number, unit, what, and whether it does it.
+var jobsScript = "systemctl list-jobs --no-legend --plain"
 
 // awaitBooted waits for the end of the guest's boot.
 func (r *run) awaitBooted(ctx context.Context, limit time.Duration) error {
@@ -393,7 +396,7 @@ func (r *run) awaitBooted(ctx context.Context, limit time.Duration) error {
 	}
 	late := &StillBootingError{Machine: r.machine.Name(), After: time.Since(began)}
 	jobs, err := r.guest.Run(ctx, guest.Command{
-		Script:  `systemctl list-jobs --no-legend --plain | while read -r n unit kind state; do [ "$state" != running ] || echo "$unit"; done`,
+		Script:  jobsScript + ` | while read -r n unit kind state; do [ "$state" != running ] || echo "$unit"; done`,
 		Timeout: r.machine.lab.host.scale(attachTimeout)})
 	if err == nil {
 		for _, unit := range bytes.Fields(jobs.Stdout) {
