@@ -76,7 +76,7 @@ func newTestLab(t TB, ctx context.Context, cancel func(), lab *Lab, err error) *
 	l := &TestLab{Lab: lab, t: t, ctx: ctx}
 	t.Cleanup(func() {
 		l.keep()
-		err := lab.Network().Settle(ctx)
+		err := lab.Network().settle(ctx)
 		err = errors.Join(err, lab.Close(), shared.close())
 		cancel()
 		if err != nil {

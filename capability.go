@@ -6,14 +6,10 @@ import (
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
-// A Capability is something that not every machine can do, such as take
-// screenshots.
-type Capability = vmm.Capability
-
-// Supports says whether a machine of this configuration has a capability that
+// supports says whether a machine of this configuration has a capability that
 // an operation needs: nil, or an *UnsupportedError. It starts nothing. Without a
 // Backend it is asked of the one that machines have where nobody says another.
-func (c MachineConfig) Supports(operation string, what Capability) error {
+func (c MachineConfig) supports(operation string, what vmm.Capability) error {
 	name := cmp.Or(c.Backend, "auto")
 	if name == "auto" {
 		name = defaultBackend
@@ -39,7 +35,7 @@ func (c MachineConfig) Supports(operation string, what Capability) error {
 	return unsupported
 }
 
-func (c MachineConfig) offers(b vmm.Backend, what Capability) (ok bool, reason string) {
+func (c MachineConfig) offers(b vmm.Backend, what vmm.Capability) (ok bool, reason string) {
 	o, known := b.(vmm.Offerer)
 	if !known {
 		return false, ""

@@ -153,17 +153,6 @@ func (m *Machine) Log(ctx context.Context, text string) {
 	event.Publish(ctx, event.Log{Machine: m.Name(), Level: "info", Text: text})
 }
 
-// SerialStdoutOff keeps what the machines' consoles say out of what the run shows
-// while it goes on. Reports have it nevertheless.
-func (l *Lab) SerialStdoutOff(ctx context.Context) {
-	event.Publish(ctx, event.ConsoleShown{On: false})
-}
-
-// SerialStdoutOn takes SerialStdoutOff back.
-func (l *Lab) SerialStdoutOn(ctx context.Context) {
-	event.Publish(ctx, event.ConsoleShown{On: true})
-}
-
 // Nested runs fn as a step of its own in the run's log and in reports.
 func (m *Machine) Nested(ctx context.Context, text string, fn func(context.Context) error) error {
 	return step(ctx, m.Name(), "nested", strconv.Quote(text), fn)

@@ -13,27 +13,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/network"
 	"github.com/attest-vm/attest/internal/network/egress"
 	"github.com/attest-vm/attest/internal/vmm"
 )
-
-// Image is what a machine boots: Debian, Rootfs or Disk.
-type Image = image.Source
-
-// Debian is an image that attest builds itself from Debian packages.
-type Debian = image.Debian
-
-// Rootfs is a root filesystem that somebody else made: a directory, a tar
-// archive or a filesystem image. It is never modified.
-type Rootfs = image.Rootfs
-
-// File is a file to write into a Debian image.
-type File = image.File
-
-// Disk is a whole disk that somebody else made. It is never modified.
-type Disk = image.Disk
 
 // LabConfig is a lab as plain data: machines, and by their Networks the
 // networks between them. The zero value is a lab without machines.
@@ -112,9 +95,6 @@ type MachineConfig struct {
 	MockScript json.RawMessage
 }
 
-// DefaultMemory is the memory of a machine whose configuration gives none, in MiB.
-const DefaultMemory = 1024
-
 const (
 	minMemory  = 64
 	maxMemory  = 1 << 20
@@ -175,7 +155,7 @@ func (m *MachineConfig) normalize() error {
 		return &ConfigError{fmt.Sprintf("machine %q", m.Name), fmt.Sprintf(format, args...)}
 	}
 	if m.Name == "" && m.StartCommand != "" {
-		m.Name = cmp.Or(NameOfStartCommand(m.StartCommand), "machine")
+		m.Name = cmp.Or((&vmm.Command{Line: m.StartCommand}).MachineName(), "machine")
 	}
 	if !machineName.MatchString(m.Name) {
 		return bad("not a name for a machine: it is the host name too, so letters, digits, - and _, at most 63, beginning with a letter or a digit")
@@ -222,7 +202,7 @@ func (m *MachineConfig) normalizeOwn(bad func(string, ...any) error) error {
 		return bad("it has no image; give it one, such as debian()")
 	}
 	if m.Memory == 0 {
-		m.Memory = DefaultMemory
+		m.Memory = vmm.DefaultMemory
 	}
 	if m.Memory < minMemory || m.Memory > maxMemory {
 		return bad("memory=%d is out of range; it is in MiB, %d to %d", m.Memory, minMemory, maxMemory)
@@ -234,15 +214,6 @@ func (m *MachineConfig) normalizeOwn(bad func(string, ...any) error) error {
 		return bad("cpus=%d is out of range; 1 to %d", m.CPUs, maxCPUs)
 	}
 	return nil
-}
-
-// NameOfStartCommand is the name of a machine that has a start command and none of
-// its own: NAME where the command ends in run-NAME-vm, otherwise empty.
-func NameOfStartCommand(command string) string {
-	if found := scriptName.FindStringSubmatch(command); found != nil {
-		return found[1]
-	}
-	return ""
 }
 
 // normalizeForeign is normalize for a machine with a start command, which decides
@@ -262,9 +233,6 @@ func (m *MachineConfig) normalizeForeign() error {
 	}
 	return nil
 }
-
-// scriptName is how NixOS calls the script that starts a machine.
-var scriptName = regexp.MustCompile(`run-([^/\s]+)-vm$`)
 
 // defaultBackend is the cheapest that can do what tests need.
 const defaultBackend = "qemu"
@@ -293,9 +261,8 @@ func (b Boot) resolve() (Boot, error) {
 	return b, &ConfigError{"boot", fmt.Sprintf("%q is not a way to start machines; want %s or %s", string(b), BootWarm, BootCold)}
 }
 
-// Check refuses a configuration that no lab can be made of, with a
-// *ConfigError. It starts nothing and does not look at the host.
-func (c LabConfig) Check() error {
+// check refuses a configuration that no lab can be made of, with a *ConfigError.
+func (c LabConfig) check() error {
 	c.Machines = slices.Clone(c.Machines)
 	if err := c.normalize(); err != nil {
 		return err

@@ -9,42 +9,26 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest/internal/event"
-	"github.com/attest-vm/attest/internal/guest"
-	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // Status says what kind of end a test, a step or an error is. See StatusOf.
-type Status = event.Status
+type Status string
 
 // The kinds of ends. They are different things with different remedies, so
 // they are told apart in every report and in the exit code of attest run.
 const (
-	Passed      = event.Passed
-	Failed      = event.Failed      // the test's own claim did not hold
-	BootFailed  = event.BootFailed  // a guest did not come up
-	Infra       = event.Infra       // the host is broken: no VMM, no space, …
-	Unsupported = event.Unsupported // this backend or this host cannot do it
-	Invalid     = event.Invalid     // wrong usage, an invalid test file or configuration
-	Interrupted = event.Interrupted // somebody stopped the run
+	Passed      Status = "passed"
+	Failed      Status = "failed"      // the test's own claim did not hold
+	BootFailed  Status = "boot_failed" // a guest did not come up
+	Infra       Status = "infra"       // the host is broken: no VMM, no space, …
+	Unsupported Status = "unsupported" // this backend or this host cannot do it
+	Invalid     Status = "invalid"     // wrong usage, an invalid test file or configuration
+	Interrupted Status = "interrupted" // somebody stopped the run
 )
 
-// Detail is a titled block of text that belongs to a failure, such as the
+// A Detail is a titled block of text that belongs to a failure, such as the
 // journal of a unit.
-type Detail = event.Detail
-
-// Position is a place in a test file.
-type Position = event.Position
-
-// UnsupportedError is an operation or setting that a backend does not have. It
-// names the operation, the backend, and the backends that can.
-type UnsupportedError = vmm.UnsupportedError
-
-// MissingError is something that the host lacks, with what to do about it.
-type MissingError = vmm.MissingError
-
-// AgentError is attest's agent in a guest that was killed while an operation was
-// under way. The next operation works again.
-type AgentError = guest.AgentError
+type Detail struct{ Title, Text string }
 
 // A CommandError is a command that ended otherwise than the test demanded.
 type CommandError struct {
@@ -123,7 +107,8 @@ func (e *WaitError) Error() string {
 func (*WaitError) Status() Status { return Failed }
 
 func (e *WaitError) describe(f *event.Failure) {
-	f.Duration, f.Tries, f.LastSeen, f.Details = e.Elapsed, e.Tries, e.LastSeen, e.Details
+	f.Duration, f.Tries, f.LastSeen = e.Elapsed, e.Tries, e.LastSeen
+	setDetails(f, e.Details)
 	if e.Result != nil {
 		setResult(f, *e.Result)
 	}
@@ -212,14 +197,14 @@ func (*ConfigError) Status() Status { return Invalid }
 // themselves, by a method Status. An error without one is Failed, since it came
 // from the test, unless this host has run out of something.
 func StatusOf(err error) Status {
-	var kind interface{ Status() Status }
 	switch {
 	case err == nil:
 		return Passed
 	case errors.Is(err, context.Canceled):
 		return Interrupted
-	case errors.As(err, &kind):
-		return kind.Status()
+	}
+	if s, ok := statusIn(err); ok {
+		return s
 	}
 	for _, exhausted := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOSPC, syscall.EDQUOT} {
 		if errors.Is(err, exhausted) {
@@ -227,6 +212,26 @@ func StatusOf(err error) Status {
 		}
 	}
 	return Failed
+}
+
+// statusIn is what the first error of a tree that has a status says. Those of the
+// packages below say it in their own type.
+func statusIn(err error) (Status, bool) {
+	switch e := err.(type) {
+	case interface{ Status() Status }:
+		return e.Status(), true
+	case interface{ Status() event.Status }:
+		return Status(e.Status()), true
+	case interface{ Unwrap() error }:
+		return statusIn(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, e := range e.Unwrap() {
+			if s, ok := statusIn(e); ok {
+				return s, true
+			}
+		}
+	}
+	return "", false
 }
 
 // An InfraError is something that went wrong on the host, not in the test.
@@ -254,7 +259,7 @@ func failureOf(err error, machine, operation string) *event.Failure {
 	if err == nil {
 		return nil
 	}
-	f := &event.Failure{Status: StatusOf(err), Message: err.Error(), Machine: machine, Operation: operation}
+	f := &event.Failure{Status: event.Status(StatusOf(err)), Message: err.Error(), Machine: machine, Operation: operation}
 	if detailed := (detailed)(nil); errors.As(err, &detailed) {
 		detailed.describe(f)
 	}
@@ -271,6 +276,12 @@ func setResult(f *event.Failure, r Result) {
 	code := r.ExitCode
 	f.ExitCode, f.Duration = &code, r.Duration
 	f.Stdout, f.Stderr = strings.ToValidUTF8(r.Stdout, "\uFFFD"), strings.ToValidUTF8(r.Stderr, "\uFFFD")
+}
+
+func setDetails(f *event.Failure, details []Detail) {
+	for _, d := range details {
+		f.Details = append(f.Details, event.Detail(d))
+	}
 }
 
 func roundDuration(d time.Duration) time.Duration {
@@ -345,4 +356,4 @@ func (e *UnitError) Error() string {
 // Status is that of a test whose claim did not hold.
 func (*UnitError) Status() Status { return Failed }
 
-func (e *UnitError) describe(f *event.Failure) { f.Details = e.Details }
+func (e *UnitError) describe(f *event.Failure) { setDetails(f, e.Details) }

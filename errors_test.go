@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/attest-vm/attest/internal/guest"
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 func TestErrorTexts(t *testing.T) {
@@ -72,6 +76,44 @@ func TestStatusOf(t *testing.T) {
 	}
 }
 
+// Errors of the packages below are found as the types of this package, wherever in
+// an error they are, and read the same.
+func TestErrorsGoOutwardAsOwnTypes(t *testing.T) {
+	for _, below := range []error{
+		fmt.Errorf("outer: %w", &vmm.UnsupportedError{Machine: "m", Operation: "pause", Can: []string{"qemu"}}),
+		errors.Join(errors.New("other"), &vmm.UnsupportedError{Machine: "m", Operation: "pause", Can: []string{"qemu"}}),
+	} {
+		err := outward(below)
+		var ours *UnsupportedError
+		if !errors.As(err, &ours) || ours.Machine != "m" || ours.Can[0] != "qemu" || err.Error() != below.Error() || StatusOf(err) != StatusOf(below) {
+			t.Errorf("%v (%s) went out as %v (%s): %+v", below, StatusOf(below), err, StatusOf(err), ours)
+		}
+		if !errors.Is(err, below) || errors.As(err, new(*MissingError)) || outward(err) != err {
+			t.Errorf("%v: lost, changed twice, or taken for something else", err)
+		}
+	}
+	boot := &BootError{Err: &guest.InstallError{Machine: "m", Reason: "no room"}}
+	if ours := (*InstallError)(nil); !errors.As(outward(boot), &ours) || ours.Reason != "no room" || !errors.As(outward(boot), new(*BootError)) {
+		t.Errorf("%v: %+v", outward(boot), ours)
+	}
+	for _, err := range []error{nil, context.Canceled, &UnsupportedError{}, &CommandError{}} {
+		if outward(err) != err {
+			t.Errorf("%T was changed", err)
+		}
+	}
+}
+
+func TestImagesAreDataBothWays(t *testing.T) {
+	for _, img := range []Image{
+		Debian{}, Rootfs{Path: "r", Kernel: "k", Modules: "m"}, Disk{Path: "d", Format: "raw"},
+		Debian{Suite: "s", Packages: []string{"p"}, Run: []string{"l"}, Kernel: "k", Files: map[string]File{"/f": {Content: "c", Mode: 0o600}}},
+	} {
+		if got := imageOf(img.spec()); !reflect.DeepEqual(got, img) {
+			t.Errorf("%#v came back as %#v", img, got)
+		}
+	}
+}
+
 func TestLabConfigErrors(t *testing.T) {
 	machine := func(change func(*MachineConfig)) []MachineConfig {
 		m := MachineConfig{Name: "a", Image: Debian{}}
@@ -92,20 +134,20 @@ func TestLabConfigErrors(t *testing.T) {
 		"unknown backend": {machine(func(m *MachineConfig) { m.Backend = "vmware" }), `machine "a": unknown backend "vmware"; this attest has mock, qemu`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := LabConfig{Machines: test.machines}.Check()
+			err := LabConfig{Machines: test.machines}.check()
 			if err == nil || err.Error() != test.want || StatusOf(err) != Invalid {
 				t.Errorf("got  %v (%s)\nwant %s", err, StatusOf(err), test.want)
 			}
 		})
 	}
-	if err := (LabConfig{Machines: machine(func(*MachineConfig) {})}).Check(); err != nil {
+	if err := (LabConfig{Machines: machine(func(*MachineConfig) {})}).check(); err != nil {
 		t.Errorf("a good one: %v", err)
 	}
 }
 
 func TestNetworksWithoutServices(t *testing.T) {
 	config := LabConfig{Networks: map[int]NetworkConfig{1: {NoDHCP: true}, 2: {NoDNS: true, NoRA: true}}}
-	if err := config.Check(); err != nil {
+	if err := config.check(); err != nil {
 		t.Fatal(err)
 	}
 	l := &Lab{config: config}
@@ -115,7 +157,7 @@ func TestNetworksWithoutServices(t *testing.T) {
 		}
 	}
 	for _, n := range []int{0, 256} {
-		if err := (LabConfig{Networks: map[int]NetworkConfig{n: {}}}).Check(); err == nil || !strings.Contains(err.Error(), "out of range") {
+		if err := (LabConfig{Networks: map[int]NetworkConfig{n: {}}}).check(); err == nil || !strings.Contains(err.Error(), "out of range") {
 			t.Errorf("network %d: %v", n, err)
 		}
 	}

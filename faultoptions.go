@@ -59,12 +59,6 @@ func Direction(d FaultDirection) FaultOption { return func(o *faultOptions) { o.
 // "tcp:6000-6010,udp:53". A port is the source or the destination.
 func Match(protocols string) FaultOption { return func(o *faultOptions) { o.match = protocols } }
 
-// CheckMatch says why a text is none that [Match] understands.
-func CheckMatch(protocols string) error {
-	_, err := network.ParseMatch(protocols)
-	return err
-}
-
 // OnNetwork limits a fault to one of the lab's networks.
 func OnNetwork(number int) FaultOption { return func(o *faultOptions) { o.network = number } }
 

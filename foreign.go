@@ -173,10 +173,6 @@ func (b *backdoor) awaited() string {
 	return fmt.Sprintf("; %s; the last on the shell's console: %q", step, said)
 }
 
-// InstallError is a guest in which attest's agent cannot be started; it is the
-// cause of a BootError.
-type InstallError = guest.InstallError
-
 // guestDigest names the agent that guests get.
 func (h *Host) guestDigest(ctx context.Context) (string, error) {
 	path, err := h.guestBinary(ctx)

@@ -3,6 +3,8 @@ package attest
 import (
 	"strings"
 	"testing"
+
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 func TestNameOfStartCommand(t *testing.T) {
@@ -14,7 +16,7 @@ func TestNameOfStartCommand(t *testing.T) {
 		"./run-db-vm --fast":                      "",
 		"qemu.sh":                                 "",
 	} {
-		if got := NameOfStartCommand(command); got != want {
+		if got := (&vmm.Command{Line: command}).MachineName(); got != want {
 			t.Errorf("%s: got %q, want %q", command, got, want)
 		}
 	}
@@ -27,7 +29,7 @@ func TestStartCommandAlone(t *testing.T) {
 		"cmdline": {Cmdline: "quiet"}, "display": {Display: true}, "egress": {Egress: []string{"*"}},
 	} {
 		c.StartCommand = "/bin/run-box-vm"
-		err := LabConfig{Machines: []MachineConfig{c}}.Check()
+		err := LabConfig{Machines: []MachineConfig{c}}.check()
 		if err == nil || StatusOf(err) != Invalid || !strings.Contains(err.Error(), `machine "box": it has both start_command and `+setting+`;`) {
 			t.Errorf("%s: got %v", setting, err)
 		}

@@ -110,8 +110,8 @@ func (h *Host) StateDir() string { return h.supervisor.Dir() }
 // scratch is where machines have their disks, and snapshots.
 func (h *Host) scratch() string { return h.supervisor.Scratch() }
 
-// String says in one line how machines run here.
-func (h *Host) String() string {
+// speed says in one line how machines run here.
+func (h *Host) speed() string {
 	switch factor := h.probe.TimeoutFactor(); {
 	case h.probe.KVM:
 		return "KVM"

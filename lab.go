@@ -160,7 +160,7 @@ func (l *Lab) Prepare(ctx context.Context) error {
 			err = m.checkSnapshot(p)
 		}
 		if err != nil {
-			return err
+			return outward(err)
 		}
 	}
 	return nil
@@ -185,22 +185,23 @@ func (l *Lab) StartAll(ctx context.Context) error {
 }
 
 // image builds an image once for the lab.
-func (l *Lab) image(ctx context.Context, source Image) (*image.Image, error) {
+func (l *Lab) image(ctx context.Context, img Image) (*image.Image, error) {
 	l.imagesMu.Lock()
 	defer l.imagesMu.Unlock()
+	source := img.spec()
 	key, err := image.Key(source)
 	if err != nil {
 		return nil, err
 	}
-	if img := l.images[key]; img != nil {
-		return img, nil
+	if built := l.images[key]; built != nil {
+		return built, nil
 	}
-	img, err := l.host.images.Build(ctx, source)
+	built, err := l.host.images.Build(ctx, source)
 	if err != nil {
 		return nil, err
 	}
-	l.images[key] = img
-	return img, nil
+	l.images[key] = built
+	return built, nil
 }
 
 // Close ends all machines at once, as by pulling the plug, and removes what
@@ -243,7 +244,8 @@ func (l *Lab) sourcePath(name string) string {
 // networks. Machines start on first use. Nothing of the lab outlives ctx; its
 // events go to the bus of ctx.
 func (h *Host) NewLab(ctx context.Context, config LabConfig) (*Lab, error) {
-	return newLab(ctx, h, config)
+	l, err := newLab(ctx, h, config)
+	return l, outward(err)
 }
 
 // CreateMachine adds a machine to a lab whose machines may be running. It gets

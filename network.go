@@ -104,9 +104,9 @@ func (n *Network) Heal(ctx context.Context) error {
 	})
 }
 
-// Settle heals what a test has left broken, and says so, and ends its captures. It is
+// settle heals what a test has left broken, and says so, and ends its captures. It is
 // for the end of the test that ctx belongs to.
-func (n *Network) Settle(ctx context.Context) error {
+func (n *Network) settle(ctx context.Context) error {
 	test := event.ScopeOf(ctx).Test
 	n.endAll(ctx, "at the end of the test", func(f *Fault) bool { return f.test == test })
 	var errs []error

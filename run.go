@@ -372,7 +372,7 @@ func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest
 	}
 	boot := &BootError{Machine: m.Name(), After: time.Since(r.started), Console: m.console.Tail(consoleTail)}
 	var down *DownError
-	var install *InstallError
+	var install *guest.InstallError
 	switch {
 	case errors.As(err, &install):
 		boot.Reason, boot.Err = "attest's agent cannot run in it: "+install.Reason, install

@@ -69,7 +69,11 @@ func (l *Lab) Save(ctx context.Context, dir string) error {
 // to be the same. Nor are faults of the network.
 //
 // The directory of one machine in it is what MachineConfig.Snapshot takes.
-func (s *Snapshot) Save(ctx context.Context, dir string) (err error) {
+func (s *Snapshot) Save(ctx context.Context, dir string) error {
+	return outward(s.save(ctx, dir))
+}
+
+func (s *Snapshot) save(ctx context.Context, dir string) (err error) {
 	if names, err := os.ReadDir(dir); err == nil && len(names) > 0 {
 		return &ConfigError{"directory " + dir, "it is not empty; name another, or empty it"}
 	}
@@ -94,7 +98,7 @@ func (s *Snapshot) Save(ctx context.Context, dir string) (err error) {
 	for i, m := range l.Machines() {
 		saved := savedMachine{MachineConfig: m.config, Created: i >= len(s.config.Machines)}
 		if m.config.Image != nil {
-			saved.Image = image.SpecOf(m.config.Image)
+			saved.Image = image.SpecOf(m.config.Image.spec())
 		}
 		if state := s.machines[m.Name()]; state != nil && state.booted {
 			saved.Started = true
@@ -173,9 +177,14 @@ func (h *Host) OpenLab(ctx context.Context, dir string, config LabConfig) (*Lab,
 // OpenSnapshot opens a lab that was saved. Of config the directories count, and
 // the name if there is one; the machines are those that were saved. The directory
 // is not changed, and has to stay as long as the snapshot is open. What is damaged
-// or does not fit this host is an error that says what it is: a *DamagedError or
-// a *MismatchError, the latter when it is forked.
-func (h *Host) OpenSnapshot(ctx context.Context, dir string, config LabConfig) (_ *Snapshot, err error) {
+// or does not fit this host is an error that says what it is: a
+// *SnapshotDamagedError or a *SnapshotMismatchError, the latter when it is forked.
+func (h *Host) OpenSnapshot(ctx context.Context, dir string, config LabConfig) (*Snapshot, error) {
+	s, err := h.openSnapshot(dir, config)
+	return s, outward(err)
+}
+
+func (h *Host) openSnapshot(dir string, config LabConfig) (_ *Snapshot, err error) {
 	data, err := os.ReadFile(filepath.Join(dir, labFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, &ConfigError{"directory " + dir, "there is no saved lab in it (no " + labFile + ")"}
@@ -207,7 +216,7 @@ func (h *Host) OpenSnapshot(ctx context.Context, dir string, config LabConfig) (
 	}
 	for _, m := range saved.Machines {
 		if m.StartCommand == "" {
-			m.MachineConfig.Image = m.Image
+			m.MachineConfig.Image = imageOf(m.Image)
 		}
 		if m.Created {
 			config.created = append(config.created, m.MachineConfig)
@@ -278,10 +287,3 @@ func openState(dir string) (*machineState, error) {
 	}
 	return s, nil
 }
-
-// SnapshotDamagedError is a saved machine that is not what was written.
-type SnapshotDamagedError = snapshot.DamagedError
-
-// SnapshotMismatchError is a saved machine that does not fit this host, or what
-// it shall go on as.
-type SnapshotMismatchError = snapshot.MismatchError

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 var stepCounter atomic.Uint64
@@ -23,8 +24,8 @@ func step(ctx context.Context, machine, operation, args string, fn func(context.
 	outer := ctx
 	scope.Step = id
 	start := time.Now()
-	err := fn(event.WithScope(ctx, scope))
-	done := event.StepFinished{ID: id, Machine: machine, Status: StatusOf(err), Duration: time.Since(start)}
+	err := outward(fn(event.WithScope(ctx, scope)))
+	done := event.StepFinished{ID: id, Machine: machine, Status: event.Status(StatusOf(err)), Duration: time.Since(start)}
 	if err != nil {
 		done.Message = err.Error()
 		done.Failure = failureOf(err, machine, operation)
@@ -33,10 +34,6 @@ func step(ctx context.Context, machine, operation, args string, fn func(context.
 	event.Publish(outer, done)
 	return err
 }
-
-// FailureOf lays out an error for a report: its kind, the machine, the
-// operation and the command, what they said, and the end of the console.
-func FailureOf(err error) *event.Failure { return failureOf(err, "", "") }
 
 // A wait is one operation that waits: its name and arguments for the report,
 // and its one deadline in wall-clock time.
@@ -99,8 +96,8 @@ func (o options) once() bool { return o.hasTimeout && o.timeout <= 0 }
 // withVMM gives fn the VMM of a machine as one that has a capability. A machine
 // that lacks it is refused before it is started; one that is off is started, but
 // its guest need not have answered.
-func withVMM[V any](ctx context.Context, m *Machine, operation string, what Capability, fn func(*run, V) error) error {
-	if err := m.config.Supports(operation, what); err != nil {
+func withVMM[V any](ctx context.Context, m *Machine, operation string, what vmm.Capability, fn func(*run, V) error) error {
+	if err := m.config.supports(operation, what); err != nil {
 		return err
 	}
 	r, err := m.powered(ctx, operation)

@@ -3,13 +3,14 @@ package attest
 import (
 	"context"
 	"io"
+	"sync"
 
 	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/wire"
 )
 
 // TerminalSize is the size of a terminal in cells.
-type TerminalSize = wire.TerminalSize
+type TerminalSize struct{ Rows, Columns uint16 }
 
 // A Terminal is where a person works with a shell of a guest.
 type Terminal struct {
@@ -40,12 +41,38 @@ func (m *Machine) Shell(ctx context.Context, t Terminal, opts ...Option) (int, e
 				Stdin: t.Input, Stdout: t.Output, Stderr: t.Output,
 			})
 		} else {
+			resizes, stop := t.resizes()
+			defer stop()
 			res, err = r.guest.Terminal(ctx, guest.Terminal{
-				Input: t.Input, Output: t.Output, Type: t.Type, User: o.user, Size: t.Size, Resizes: t.Resizes,
+				Input: t.Input, Output: t.Output, Type: t.Type, User: o.user, Size: wire.TerminalSize(t.Size), Resizes: resizes,
 			})
 		}
 		code = res.ExitCode
 		return r.explain(ctx, "shell_interact", err)
 	})
 	return code, err
+}
+
+// resizes are the changes of the size as the guest channel takes them, until stop.
+func (t Terminal) resizes() (_ <-chan wire.TerminalSize, stop func()) {
+	sizes, over := make(chan wire.TerminalSize), make(chan struct{})
+	var carrier sync.WaitGroup
+	carrier.Go(func() {
+		for {
+			select {
+			case size, more := <-t.Resizes:
+				if !more {
+					return
+				}
+				select {
+				case sizes <- wire.TerminalSize(size):
+				case <-over:
+					return
+				}
+			case <-over:
+				return
+			}
+		}
+	})
+	return sizes, func() { close(over); carrier.Wait() }
 }

@@ -16,12 +16,6 @@ func (l *TestLab) JoinAll(opts ...Option) {
 	check(l.t, l.Lab.JoinAll(l.ctx, opts...))
 }
 
-// SerialStdoutOff hides what the machines say on their serial consoles.
-func (l *TestLab) SerialStdoutOff() { l.Lab.SerialStdoutOff(l.ctx) }
-
-// SerialStdoutOn shows it again.
-func (l *TestLab) SerialStdoutOn() { l.Lab.SerialStdoutOn(l.ctx) }
-
 // CopyFromHostViaShell copies one file into the guest by a command.
 func (m *TestMachine) CopyFromHostViaShell(source, target string) {
 	m.t.Helper()

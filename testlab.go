@@ -80,9 +80,9 @@ func check(t TB, err error) {
 
 // explainError is an error with all that belongs to it, for a test's log.
 func explainError(err error) string {
-	f := FailureOf(err)
+	f := failureOf(err, "", "")
 	var b strings.Builder
-	switch f.Status {
+	switch Status(f.Status) {
 	case BootFailed:
 		b.WriteString("guest did not boot: ")
 	case Infra:

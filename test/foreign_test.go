@@ -14,6 +14,7 @@ import (
 	"github.com/cavaliergopher/cpio"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/boot"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/image"
@@ -91,7 +92,7 @@ func newForeignGuest(t *testing.T) foreignGuest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	img, err := store.Build(t.Context(), foreignImage)
+	img, err := store.Build(t.Context(), access.Spec(foreignImage))
 	if err != nil {
 		t.Fatal(err)
 	}

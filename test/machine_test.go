@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/access"
 )
 
 // Images that the examples use, too.
@@ -57,7 +58,7 @@ func (m tried) succeed(script string, opts ...attest.Option) string {
 	m.t.Helper()
 	out, err := m.Succeed(m.t.Context(), script, opts...)
 	if err != nil {
-		m.t.Fatalf("%v\n%s", err, attest.FailureOf(err).Stderr)
+		m.t.Fatalf("%v\n%s", err, access.Failure(err).Stderr)
 	}
 	return out
 }

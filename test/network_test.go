@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/event"
 )
 
@@ -351,7 +352,7 @@ func (n faulty) during(t *testing.T) {
 	}
 	n.expectReach(t, "a-b a-c")
 	begun(t)(n.Isolate(ctx, n.a))
-	if err := n.Settle(ctx); err != nil {
+	if err := access.Settle(ctx, n.Network); err != nil {
 		t.Error(err)
 	}
 	want := []string{

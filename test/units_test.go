@@ -203,7 +203,7 @@ func testUnitState(t *testing.T, m tried) {
 	}
 	err = m.RequireUnitState(ctx, "state.service", "active")
 	want := `client: require_unit_state: expected unit "state.service" to be in state "active" but it is in state "inactive"`
-	if e := errorAs[*attest.UnitError](t, err); err.Error() != want || attest.StatusOf(err) != attest.Failed || len(attest.FailureOf(e).Details) == 0 {
+	if e := errorAs[*attest.UnitError](t, err); err.Error() != want || attest.StatusOf(err) != attest.Failed || len(e.Details) == 0 {
 		t.Errorf("got %v, %+v", err, e)
 	}
 	if err := m.RequireUnitState(ctx, "state.service", "inactive"); err != nil {

@@ -10,8 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/accel"
+	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/tap"
@@ -47,7 +47,7 @@ func newDoctor() *cobra.Command {
 				c.print(cmd.OutOrStdout())
 			}
 			if !c.Usable {
-				return exitCode(attest.Infra.ExitCode())
+				return exitCode(event.Infra.ExitCode())
 			}
 			return nil
 		},

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/report"
@@ -68,7 +69,7 @@ func sourcesOf(ctx context.Context, files []string) ([]image.Source, error) {
 		}
 		for _, m := range file.Machines() {
 			if m.Image != nil { // not of one with a start command
-				sources = append(sources, m.Image)
+				sources = append(sources, access.Spec(m.Image))
 			}
 		}
 	}

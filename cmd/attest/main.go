@@ -24,6 +24,7 @@ import (
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/agent"
 	"github.com/attest-vm/attest/internal/boot"
+	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/printable"
 	"github.com/attest-vm/attest/internal/script"
 	_ "github.com/attest-vm/attest/internal/script/starlark" // registers the language
@@ -52,7 +53,7 @@ func main() {
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := interruptible(context.Background(), stderr)
 	defer stop()
-	script.Exhausted = func(err error) { interruptionOf(ctx).giveUp(attest.StatusOf(err), err) }
+	script.Exhausted = func(err error) { interruptionOf(ctx).giveUp(event.Status(attest.StatusOf(err)), err) }
 	root := newRoot(stdout, stderr)
 	root.SetArgs(args)
 	err := knownCommands(root, args)
@@ -62,14 +63,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 	var code exitCode
 	switch {
 	case err == nil:
-		return attest.Passed.ExitCode()
+		return event.Passed.ExitCode()
 	case errors.As(err, &code):
 		return int(code)
 	}
 	say(stderr, err)
-	status := attest.StatusOf(err)
-	if status == attest.Failed {
-		status = attest.Invalid
+	status := event.Status(attest.StatusOf(err))
+	if status == event.Failed {
+		status = event.Invalid
 	}
 	return status.ExitCode()
 }
@@ -101,7 +102,7 @@ type interruption struct {
 
 // giveUp ends the program on the spot, with the exit code of a status. What is to
 // be said at the end has a moment for that.
-func (i *interruption) giveUp(status attest.Status, err error) {
+func (i *interruption) giveUp(status event.Status, err error) {
 	say(i.stderr, err)
 	if say := i.lastWords.Load(); say != nil {
 		said := make(chan struct{})
@@ -138,11 +139,11 @@ func interruptible(ctx context.Context, stderr io.Writer) (context.Context, func
 				}
 			}
 			if ctx.Err() != nil {
-				os.Exit(attest.Interrupted.ExitCode())
+				os.Exit(event.Interrupted.ExitCode())
 			}
 			cancel(cause)
 			time.AfterFunc(lastResort, func() {
-				in.giveUp(attest.Interrupted, fmt.Errorf("%w: still not ended %v later, so it is given up; what it has started is ended by its supervisor", cause, lastResort))
+				in.giveUp(event.Interrupted, fmt.Errorf("%w: still not ended %v later, so it is given up; what it has started is ended by its supervisor", cause, lastResort))
 			})
 		}
 	}()

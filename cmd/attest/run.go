@@ -111,7 +111,7 @@ func (f *runFlags) run(cmd *cobra.Command, files []string) error {
 		reports.Close()
 	}
 	interruption.lastWords.Store(&lastWords)
-	f.GiveUp = func(err error) { interruption.giveUp(attest.StatusOf(err), err) }
+	f.GiveUp = func(err error) { interruption.giveUp(event.Status(attest.StatusOf(err)), err) }
 	summary, err := suite.Run(event.WithBus(cmd.Context(), bus), f.Options)
 	interruption.lastWords.Store(nil)
 	unsubscribe()

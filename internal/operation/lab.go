@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/event"
 )
 
@@ -65,7 +66,7 @@ func (r runner) Capture(ctx context.Context, path string) error {
 	return err
 }
 
-func (r runner) Settle(ctx context.Context) error { return r.Network().Settle(ctx) }
+func (r runner) Settle(ctx context.Context) error { return access.Settle(ctx, r.Network()) }
 
 func (r runner) Snapshot(ctx context.Context) (Snapshot, error) {
 	s, err := r.Lab.Snapshot(ctx)

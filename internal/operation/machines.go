@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
 )
 
 var machinesTable = []*Operation{
@@ -44,7 +45,7 @@ var machinesTable = []*Operation{
 		Name: "serial_stdout_off", On: Lab, Subject: "Machines", Result: None,
 		Doc: "Hides later output of the serial consoles where a run shows it (`-v`). Reports and errors still have it.",
 		call: func(ctx context.Context, t target, _ Args) (any, error) {
-			t.lab.SerialStdoutOff(ctx)
+			event.Publish(ctx, event.ConsoleShown{On: false})
 			return nil, nil
 		},
 	},
@@ -52,7 +53,7 @@ var machinesTable = []*Operation{
 		Name: "serial_stdout_on", On: Lab, Subject: "Machines", Result: None,
 		Doc: "Shows the serial consoles again after `serial_stdout_off`.",
 		call: func(ctx context.Context, t target, _ Args) (any, error) {
-			t.lab.SerialStdoutOn(ctx)
+			event.Publish(ctx, event.ConsoleShown{On: true})
 			return nil, nil
 		},
 	},

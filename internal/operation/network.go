@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/network"
 )
 
 // linksTable is what the network is for one machine.
@@ -45,7 +46,10 @@ func checkShare(v any) error {
 	return nil
 }
 
-func checkMatch(v any) error { return attest.CheckMatch(v.(string)) }
+func checkMatch(v any) error {
+	_, err := network.ParseMatch(v.(string))
+	return err
+}
 
 func checkDirection(v any) error {
 	switch d := attest.FaultDirection(v.(string)); d {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // On is what an operation belongs to: a kind of object.
@@ -112,8 +113,8 @@ type Operation struct {
 	// Property is an operation without parameters that says something at once;
 	// front ends offer it as an attribute.
 	Property bool
-	Needs    attest.Capability // of the machine; most operations need none
-	Doc      string            // the first sentence says what it does; what follows may be several paragraphs
+	Needs    vmm.Capability // of the machine; most operations need none
+	Doc      string         // the first sentence says what it does; what follows may be several paragraphs
 
 	call func(context.Context, target, Args) (any, error)
 }

@@ -9,7 +9,6 @@ import (
 	"sync"
 
 	"github.com/attest-vm/attest"
-	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
 )
 
@@ -79,9 +78,9 @@ func of(path string) (Language, error) {
 		endings = append(endings, l.Ending)
 	}
 	if filepath.Ext(path) == ".py" {
-		return Language{}, &UnknownError{path, fmt.Sprintf("Python test scripts are not supported by this version; write a %s file", strings.Join(endings, " or ")), event.Unsupported}
+		return Language{}, &UnknownError{path, fmt.Sprintf("Python test scripts are not supported by this version; write a %s file", strings.Join(endings, " or ")), attest.Unsupported}
 	}
-	return Language{}, &UnknownError{path, "not a test file: its name must end in " + strings.Join(endings, " or "), event.Invalid}
+	return Language{}, &UnknownError{path, "not a test file: its name must end in " + strings.Join(endings, " or "), attest.Invalid}
 }
 
 // Load reads a test file in the language of its ending.
@@ -104,7 +103,7 @@ func NewSession(ctx context.Context, path string, opts Options, lab operation.Ru
 		}
 	}
 	if l.NewSession == nil {
-		return nil, &UnknownError{path, l.Name + " cannot be typed", event.Unsupported}
+		return nil, &UnknownError{path, l.Name + " cannot be typed", attest.Unsupported}
 	}
 	return l.NewSession(ctx, path, opts, lab)
 }

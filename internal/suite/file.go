@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
 	"github.com/attest-vm/attest/internal/script"
@@ -177,7 +178,7 @@ func (p *pass) snapshot(ctx context.Context, lab operation.Runner) (operation.Sn
 	switch {
 	case err == nil:
 		return state, nil
-	case attest.StatusOf(err) != event.Unsupported:
+	case attest.StatusOf(err) != attest.Unsupported:
 		return nil, asInfra("take a snapshot for the tests to begin from", err)
 	case p.file.script.HasSetup():
 		event.Warnf(ctx, "%v; so setup runs again for each test", err)
@@ -374,7 +375,7 @@ func classify(ctx context.Context, err error) event.Status {
 	case err == nil:
 		return event.Passed
 	case ctx.Err() == nil:
-		return attest.StatusOf(err)
+		return event.Status(attest.StatusOf(err))
 	case timedOut(context.Cause(ctx)):
 		return outOfTime(err)
 	}
@@ -413,7 +414,7 @@ func failureOf(err error, status event.Status) *event.Failure {
 	if err == nil {
 		return nil
 	}
-	f := attest.FailureOf(err)
+	f := access.Failure(err)
 	f.Status = status
 	var load *script.LoadError
 	var at *script.Error

@@ -13,10 +13,12 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/machineconfig"
 	"github.com/attest-vm/attest/internal/script"
+	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/vmm/mock"
 )
 
@@ -65,7 +67,7 @@ func (f *file) need() need {
 			n = n.plus(need{mockMemory, 0})
 			continue
 		}
-		n = n.plus(need{cmp.Or(m.Memory, attest.DefaultMemory) + vmmMemory, cmp.Or(m.CPUs, 1)})
+		n = n.plus(need{cmp.Or(m.Memory, vmm.DefaultMemory) + vmmMemory, cmp.Or(m.CPUs, 1)})
 	}
 	return n
 }
@@ -274,9 +276,9 @@ func machinesOf(f *machineconfig.File) ([]attest.MachineConfig, error) {
 			if err != nil {
 				return nil, refusef(event.Invalid, "machine configuration %s: machine %q: %v", f.Path, m.Name, err)
 			}
-			c.Image = spec
+			c.Image = access.Image(spec).(attest.Image)
 		}
-		if err := (attest.LabConfig{Machines: []attest.MachineConfig{c}}).Check(); err != nil {
+		if err := access.Check(attest.LabConfig{Machines: []attest.MachineConfig{c}}); err != nil {
 			return nil, refusef(event.Invalid, "machine configuration %s: %v", f.Path, err)
 		}
 		out = append(out, c)
@@ -286,7 +288,7 @@ func machinesOf(f *machineconfig.File) ([]attest.MachineConfig, error) {
 
 // asInvalid makes an error that has no kind of its own one of usage.
 func asInvalid(err error) error {
-	if attest.StatusOf(err) == event.Failed {
+	if attest.StatusOf(err) == attest.Failed {
 		return refusef(event.Invalid, "%v", err)
 	}
 	return err

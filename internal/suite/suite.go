@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/operation"
@@ -77,6 +78,8 @@ func OpenHost(config attest.HostConfig) Opener {
 }
 
 type realHost struct{ *attest.Host }
+
+func (h realHost) String() string { return access.Speed(h.Host) }
 
 // NewLab also builds the images and boots each machine that has never booted: a
 // package that does not exist is a failure of the file, not of the test that happens
@@ -152,7 +155,7 @@ func Run(ctx context.Context, opts Options) (Summary, error) {
 	}
 	r := &run{opts: opts, started: time.Now(), counts: map[event.Status]int{}, status: event.Skipped}
 	if err := r.run(ctx); err != nil {
-		r.status = event.Worst(r.status, attest.StatusOf(err))
+		r.status = event.Worst(r.status, event.Status(attest.StatusOf(err)))
 		if ctx.Err() != nil {
 			r.status = event.Interrupted
 		}
@@ -277,7 +280,7 @@ func (r *run) refuse(ctx context.Context, p *plan) {
 		ctx := event.WithScope(ctx, event.Scope{File: f.path})
 		done := event.FileFinished{Status: event.Skipped}
 		if f.err != nil {
-			status := attest.StatusOf(f.err)
+			status := event.Status(attest.StatusOf(f.err))
 			if timedOut(f.err) {
 				status = event.Invalid // what reads without end is to be mended
 			}
@@ -364,7 +367,7 @@ func (r *run) shuffled(tests []script.Test) []script.Test {
 // asInfra makes an error that has no kind of its own one of the host: no test
 // has run when it happens.
 func asInfra(action string, err error) error {
-	if attest.StatusOf(err) == event.Failed {
+	if attest.StatusOf(err) == attest.Failed {
 		return &attest.InfraError{Action: action, Err: err}
 	}
 	return err

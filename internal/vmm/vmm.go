@@ -14,6 +14,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -68,6 +69,18 @@ type Mock struct {
 	Memory int             // MiB of what is saved of it; nothing needs it
 	Script json.RawMessage // canned answers; empty or "{}": commands are executed
 }
+
+// MachineName is the name of a machine that has none of its own: NAME where the
+// line ends in run-NAME-vm, as NixOS calls the script that starts a machine;
+// otherwise empty.
+func (c *Command) MachineName() string {
+	if found := scriptName.FindStringSubmatch(c.Line); found != nil {
+		return found[1]
+	}
+	return ""
+}
+
+var scriptName = regexp.MustCompile(`run-([^/\s]+)-vm$`)
 
 func (*Hardware) boot() {}
 func (*Command) boot()  {}
@@ -219,6 +232,9 @@ type Backdoor interface {
 	// end with the VMM and belong to the first caller.
 	Backdoor() (shell, upload net.Conn)
 }
+
+// DefaultMemory is the memory of a machine whose configuration gives none, in MiB.
+const DefaultMemory = 1024
 
 // UploadPort is the name of the virtio serial port by which the guest gets its
 // agent.

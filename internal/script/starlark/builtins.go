@@ -79,10 +79,10 @@ func subtest(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.
 	event.Publish(th.ctx, event.SubtestStarted{Name: name})
 	start := time.Now()
 	v, err := sl.Call(t, fn, nil, nil)
-	done := event.SubtestFinished{Name: name, Status: attest.StatusOf(err), Duration: time.Since(start)}
+	done := event.SubtestFinished{Name: name, Status: event.Status(attest.StatusOf(err)), Duration: time.Since(start)}
 	if err != nil {
 		e := th.explain(err)
-		done.Status, done.Message = attest.StatusOf(e), e.Err.Error()
+		done.Status, done.Message = event.Status(attest.StatusOf(e)), e.Err.Error()
 	}
 	event.Publish(th.ctx, done)
 	return v, err

@@ -5,6 +5,7 @@ import (
 	sl "go.starlark.net/starlark"
 	"go.starlark.net/syntax"
 
+	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/operation"
 	"github.com/attest-vm/attest/internal/script"
 )
@@ -157,7 +158,7 @@ func (c checker) supported(call *syntax.DotExpr) error {
 	if !ok || o == nil || o.Needs == "" {
 		return nil
 	}
-	return m.config.Supports(o.Name, o.Needs)
+	return access.Supports(m.config, o.Name, o.Needs)
 }
 
 // operation checks an operation's name and, if it is called, the arguments.

@@ -9,6 +9,7 @@ import (
 	sl "go.starlark.net/starlark"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/access"
 	guestimage "github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/operation"
 )
@@ -41,7 +42,7 @@ func (i *image) Attr(name string) (sl.Value, error) {
 
 // newImage checks a source and keeps a copy of the arguments as attributes.
 func newImage(b *sl.Builtin, source attest.Image, attrs sl.StringDict) (sl.Value, error) {
-	key, err := guestimage.Key(source)
+	key, err := guestimage.Key(access.Spec(source))
 	if err != nil {
 		return nil, usagef("%s: %v", b.Name(), err)
 	}
@@ -148,7 +149,7 @@ func stringList(b *sl.Builtin, name string, v sl.Value) ([]string, error) {
 
 // imageFiles reads {path: content}, where content is a string or has the
 // fields content or source, and mode.
-func imageFiles(b *sl.Builtin, v sl.Value, rel func(string) string) (map[string]guestimage.File, error) {
+func imageFiles(b *sl.Builtin, v sl.Value, rel func(string) string) (map[string]attest.File, error) {
 	if v == nil || v == sl.None {
 		return nil, nil
 	}
@@ -156,7 +157,7 @@ func imageFiles(b *sl.Builtin, v sl.Value, rel func(string) string) (map[string]
 	if !ok {
 		return nil, usagef("%s: files must be a dict of paths and contents, not %s", b.Name(), operation.Describe(plain(v)))
 	}
-	out := map[string]guestimage.File{}
+	out := map[string]attest.File{}
 	for k, v := range dict.Entries() {
 		path, ok := sl.AsString(k)
 		if !ok {
@@ -173,9 +174,9 @@ func imageFiles(b *sl.Builtin, v sl.Value, rel func(string) string) (map[string]
 
 var fileFields = []string{"content", "source", "mode"}
 
-func imageFile(v sl.Value, rel func(string) string) (f guestimage.File, err error) {
+func imageFile(v sl.Value, rel func(string) string) (f attest.File, err error) {
 	if s, ok := sl.AsString(v); ok {
-		return guestimage.File{Content: s}, nil
+		return attest.File{Content: s}, nil
 	}
 	fields, err := fieldsOf(v)
 	if err != nil {

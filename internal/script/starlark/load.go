@@ -16,6 +16,7 @@ import (
 	"go.starlark.net/syntax"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
 	"github.com/attest-vm/attest/internal/script"
@@ -226,7 +227,7 @@ func (l *loader) checkMachines(f *File) []*script.Error {
 		f.machines = append(f.machines, c)
 		key := strings.ToLower(c.Name)
 		other := byName[key]
-		switch err := (attest.LabConfig{Machines: []attest.MachineConfig{c}}).Check(); {
+		switch err := access.Check(attest.LabConfig{Machines: []attest.MachineConfig{c}}); {
 		case c.Name == "":
 			errs = append(errs, l.sources.errorAt(m.declared, usagef("this machine has no name: give it name=, or assign it to a variable of its own")))
 		case other != nil && other.declared.Line == 0:

@@ -12,6 +12,7 @@ import (
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // A machine is what machine(…) returns: a name for a guest. The guest itself
@@ -97,7 +98,7 @@ func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl
 	switch source := source.(type) {
 	case nil, sl.NoneType:
 		if c.Name == "" {
-			c.Name = attest.NameOfStartCommand(c.StartCommand) // otherwise its variable's
+			c.Name = (&vmm.Command{Line: c.StartCommand}).MachineName() // otherwise its variable's
 		}
 	case *image:
 		c.Image = source.source

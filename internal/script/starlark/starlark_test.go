@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
 	"github.com/attest-vm/attest/internal/script"
@@ -307,7 +308,7 @@ func TestLoadErrors(t *testing.T) {
 }
 
 func backends() string {
-	err := attest.LabConfig{Machines: []attest.MachineConfig{{Name: "m", Image: attest.Debian{}, Backend: "vmware"}}}.Check()
+	err := access.Check(attest.LabConfig{Machines: []attest.MachineConfig{{Name: "m", Image: attest.Debian{}, Backend: "vmware"}}})
 	_, list, _ := strings.Cut(err.Error(), "has ")
 	return list
 }

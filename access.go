@@ -1,0 +1,23 @@
+package attest
+
+import (
+	"context"
+
+	"github.com/attest-vm/attest/internal/access"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+// What attest's own front ends need and nobody else does is not exported.
+func init() {
+	access.Spec = func(img any) image.Spec { return img.(Image).spec() }
+	access.Image = func(s image.Spec) any { return imageOf(s) }
+	access.Check = func(c any) error { return c.(LabConfig).check() }
+	access.Supports = func(c any, operation string, what vmm.Capability) error {
+		return c.(MachineConfig).supports(operation, what)
+	}
+	access.Failure = func(err error) *event.Failure { return failureOf(err, "", "") }
+	access.Settle = func(ctx context.Context, n any) error { return n.(*Network).settle(ctx) }
+	access.Speed = func(h any) string { return h.(*Host).speed() }
+}

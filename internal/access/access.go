@@ -1,0 +1,36 @@
+// Package access is the way of attest's own front ends to what package attest
+// does not export, since nobody else needs it.
+//
+// Package attest sets the variables when it is initialised. It cannot be imported
+// here, so its types are any: the comment of each variable names the one that it
+// takes.
+package access
+
+import (
+	"context"
+
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+var (
+	// Spec is an attest.Image as plain data.
+	Spec func(img any) image.Spec
+	// Image is the attest.Image of a valid specification.
+	Image func(image.Spec) (img any)
+	// Check refuses an attest.LabConfig that no lab can be made of, with an
+	// *attest.ConfigError. It starts nothing and does not look at the host.
+	Check func(labConfig any) error
+	// Supports reports whether a machine of an attest.MachineConfig has a capability
+	// that an operation needs: nil, or an *attest.UnsupportedError. It starts nothing.
+	Supports func(machineConfig any, operation string, what vmm.Capability) error
+	// Failure lays out an error for a report: its kind, the machine, the operation
+	// and the command, what they said, and the end of the console.
+	Failure func(error) *event.Failure
+	// Settle heals the faults in an *attest.Network that the test of ctx has left in
+	// force, says so, and ends the captures of the test.
+	Settle func(ctx context.Context, network any) error
+	// Speed says in one line how machines run on an *attest.Host.
+	Speed func(host any) string
+)
