@@ -18,7 +18,7 @@ const defaultTimeout = 15 * time.Minute
 // /tmp, and waits for its end and for the end of its standard output. That a
 // command fails is not an error of Execute. It is ended after Timeout, or
 // after 15 minutes.
-func (m *Machine) Execute(ctx context.Context, command string, opts ...Option) (Result, error) {
+func (m *Machine) Execute(ctx context.Context, command string, opts ...CommandOption) (Result, error) {
 	var result Result
 	err := step(ctx, m.Name(), "execute", strconv.Quote(command), func(ctx context.Context) (err error) {
 		o := collect(opts)
@@ -29,26 +29,39 @@ func (m *Machine) Execute(ctx context.Context, command string, opts ...Option) (
 	return result, err
 }
 
+// Detach starts a command as Execute does and returns as soon as it runs: nobody
+// learns what it writes or how it ends. [Machine.Spawn] is for those that a test has
+// to do with later.
+func (m *Machine) Detach(ctx context.Context, command string, opts ...CommandOption) error {
+	return step(ctx, m.Name(), "execute", strconv.Quote(command), func(ctx context.Context) error {
+		o := collect(opts)
+		o.timeout, o.hasTimeout = o.limit(m.lab.host, defaultTimeout), true
+		o.detach = true
+		_, err := m.command(ctx, "execute", command, o)
+		return err
+	})
+}
+
 // Succeed runs a command as Execute does, with no time limit unless Timeout is
 // given, and returns its standard output. A non-zero exit code is a
 // *CommandError.
-func (m *Machine) Succeed(ctx context.Context, command string, opts ...Option) (string, error) {
+func (m *Machine) Succeed(ctx context.Context, command string, opts ...CommandOption) (string, error) {
 	return m.expect(ctx, []string{command}, succeeds, opts)
 }
 
 // SucceedAll is Succeed for several commands, one after the other, up to the
 // first that fails. It returns what all of them wrote to standard output.
-func (m *Machine) SucceedAll(ctx context.Context, commands []string, opts ...Option) (string, error) {
+func (m *Machine) SucceedAll(ctx context.Context, commands []string, opts ...CommandOption) (string, error) {
 	return m.expect(ctx, commands, succeeds, opts)
 }
 
 // Fail is Succeed for a command that must have a non-zero exit code.
-func (m *Machine) Fail(ctx context.Context, command string, opts ...Option) (string, error) {
+func (m *Machine) Fail(ctx context.Context, command string, opts ...CommandOption) (string, error) {
 	return m.expect(ctx, []string{command}, fails, opts)
 }
 
 // FailAll is SucceedAll for commands that must all fail.
-func (m *Machine) FailAll(ctx context.Context, commands []string, opts ...Option) (string, error) {
+func (m *Machine) FailAll(ctx context.Context, commands []string, opts ...CommandOption) (string, error) {
 	return m.expect(ctx, commands, fails, opts)
 }
 
@@ -63,7 +76,7 @@ var (
 	fails    = expectation{"fail", func(r Result) bool { return r.ExitCode != 0 }}
 )
 
-func (m *Machine) expect(ctx context.Context, commands []string, want expectation, opts []Option) (string, error) {
+func (m *Machine) expect(ctx context.Context, commands []string, want expectation, opts []CommandOption) (string, error) {
 	var out strings.Builder
 	for i, command := range commands {
 		err := step(ctx, m.Name(), want.operation, strconv.Quote(command), func(ctx context.Context) error {
@@ -101,9 +114,6 @@ func (m *Machine) command(ctx context.Context, operation, command string, o opti
 	result := resultOf(res)
 	if log != nil {
 		result.Stderr = log.Finish()
-	}
-	if o.detach {
-		result.ExitCode = -2
 	}
 	if err != nil {
 		return result, r.explain(ctx, operation, err)

@@ -88,7 +88,7 @@ func ended(ctx context.Context, err error) error {
 // Wait waits until the condition holds, at most 15 minutes, more on the slow host of
 // a Lab, unless Timeout is given. A check that fails because a machine is down, or because of anything
 // else than its own claim, ends the wait.
-func (c Condition) Wait(ctx context.Context, opts ...Option) error {
+func (c Condition) Wait(ctx context.Context, opts ...WaitOption) error {
 	limit := defaultTimeout
 	if c.Lab != nil {
 		limit = c.Lab.Scale(limit)

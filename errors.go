@@ -300,7 +300,7 @@ func plural(n int, one, many string) string {
 
 // A Result is how a command ended and what it said.
 type Result struct {
-	ExitCode int    // 128+N after signal N; 124 after a timeout; -2 of a detached command
+	ExitCode int    // 128+N after signal N; 124 after a timeout
 	Signal   string // "SIGKILL", if one ended it
 	Stdout   string // byte for byte, up to 64 MiB: a command that writes more is ended, unless Stdout says where it goes
 	Stderr   string // likewise

@@ -13,27 +13,27 @@ import (
 )
 
 // Drop loses a share of the frames, from 0 to 1; see [Correlation].
-func (n *Network) Drop(ctx context.Context, on Machines, rate float64, opts ...FaultOption) (*Fault, error) {
+func (n *Network) Drop(ctx context.Context, on Machines, rate float64, opts ...DropOption) (*Fault, error) {
 	o := collectFault(opts)
 	return n.onSide(ctx, "drop", on, network.Drop{Rate: rate, Correlation: o.correlation}, o,
 		argument("rate", rate), argument("correlation", o.correlation))
 }
 
 // Delay delivers frames later, in their order; see [Jitter].
-func (n *Network) Delay(ctx context.Context, on Machines, mean time.Duration, opts ...FaultOption) (*Fault, error) {
+func (n *Network) Delay(ctx context.Context, on Machines, mean time.Duration, opts ...DelayOption) (*Fault, error) {
 	o := collectFault(opts)
 	return n.onSide(ctx, "delay", on, network.Delay{Mean: mean, Jitter: o.jitter, Distribution: o.distribution}, o,
 		argument("mean", mean), argument("jitter", o.jitter), argument("distribution", o.distribution))
 }
 
 // Duplicate delivers a share of the frames twice.
-func (n *Network) Duplicate(ctx context.Context, on Machines, rate float64, opts ...FaultOption) (*Fault, error) {
+func (n *Network) Duplicate(ctx context.Context, on Machines, rate float64, opts ...SideOption) (*Fault, error) {
 	return n.onSide(ctx, "duplicate", on, network.Duplicate{Rate: rate}, collectFault(opts), argument("rate", rate))
 }
 
 // Reorder has a share of the frames overtaken by those that follow; see [Gap]. A
 // frame that nothing follows goes on after 100 ms.
-func (n *Network) Reorder(ctx context.Context, on Machines, rate float64, opts ...FaultOption) (*Fault, error) {
+func (n *Network) Reorder(ctx context.Context, on Machines, rate float64, opts ...ReorderOption) (*Fault, error) {
 	o := collectFault(opts)
 	return n.onSide(ctx, "reorder", on, network.Reorder{Rate: rate, Gap: o.gap}, o, argument("rate", rate), argument("gap", o.gap))
 }
@@ -41,12 +41,12 @@ func (n *Network) Reorder(ctx context.Context, on Machines, rate float64, opts .
 // Corrupt flips one bit in a share of the frames, behind the Ethernet header.
 // Checksums find it: a guest drops such a packet of TCP, UDP or ICMP. ARP has
 // none.
-func (n *Network) Corrupt(ctx context.Context, on Machines, rate float64, opts ...FaultOption) (*Fault, error) {
+func (n *Network) Corrupt(ctx context.Context, on Machines, rate float64, opts ...SideOption) (*Fault, error) {
 	return n.onSide(ctx, "corrupt", on, network.Corrupt{Rate: rate}, collectFault(opts), argument("rate", rate))
 }
 
 // Rate limits each direction to so many bits per second; see [Queue].
-func (n *Network) Rate(ctx context.Context, on Machines, bits int64, opts ...FaultOption) (*Fault, error) {
+func (n *Network) Rate(ctx context.Context, on Machines, bits int64, opts ...RateOption) (*Fault, error) {
 	o := collectFault(opts)
 	return n.onSide(ctx, "rate", on, network.Rate{Bits: bits, Queue: o.queue, Burst: o.burst}, o,
 		argument("bits", bits), argument("queue", o.queue), argument("burst", o.burst))
@@ -54,18 +54,18 @@ func (n *Network) Rate(ctx context.Context, on Machines, bits int64, opts ...Fau
 
 // Down loses every frame. The guest's network card keeps its carrier;
 // [Machine.Block] takes that, too.
-func (n *Network) Down(ctx context.Context, on Machines, opts ...FaultOption) (*Fault, error) {
+func (n *Network) Down(ctx context.Context, on Machines, opts ...SideOption) (*Fault, error) {
 	return n.onSide(ctx, "down", on, network.Down{}, collectFault(opts))
 }
 
 // Flaky is a bad link: it loses a fifth of the frames, mostly several in a row.
-func (n *Network) Flaky(ctx context.Context, on Machines, opts ...FaultOption) (*Fault, error) {
+func (n *Network) Flaky(ctx context.Context, on Machines, opts ...SideOption) (*Fault, error) {
 	return n.onSide(ctx, "flaky", on, network.Drop{Rate: 0.2, Correlation: 0.75}, collectFault(opts))
 }
 
 // Partition lets no frame through from a to b and from b to a, or with [OneWay]
 // from a to b only. Machines of one side reach each other.
-func (n *Network) Partition(ctx context.Context, a, b Machines, opts ...FaultOption) (*Fault, error) {
+func (n *Network) Partition(ctx context.Context, a, b Machines, opts ...PartitionOption) (*Fault, error) {
 	o := collectFault(opts)
 	left, right := a.machineNames(), b.machineNames()
 	flows := network.Both(network.These(left...), network.These(right...))

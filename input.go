@@ -19,7 +19,7 @@ const keyDelay = 10 * time.Millisecond
 // the machine's keyboard. Keys are called as in QEMU ("ret", "spc", "f1", …), or
 // are the character that they type on a US keyboard. Delay is 10 ms unless given.
 // The guest need not have booted.
-func (m *Machine) SendKey(ctx context.Context, key string, opts ...Option) error {
+func (m *Machine) SendKey(ctx context.Context, key string, opts ...KeyOption) error {
 	chord, err := keyboard.Parse(key)
 	if err != nil {
 		return &ConfigError{m.Name(), fmt.Sprintf("send_key: %v", err)}
@@ -29,7 +29,7 @@ func (m *Machine) SendKey(ctx context.Context, key string, opts ...Option) error
 
 // SendChars types a text on the machine's keyboard, as on one with the US layout.
 // If it has characters that cannot be typed, none is. Delay is 10 ms unless given.
-func (m *Machine) SendChars(ctx context.Context, text string, opts ...Option) error {
+func (m *Machine) SendChars(ctx context.Context, text string, opts ...KeyOption) error {
 	chords, err := keyboard.Text(text)
 	if err != nil {
 		return &ConfigError{m.Name(), fmt.Sprintf("send_chars: %v", err)}

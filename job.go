@@ -32,7 +32,7 @@ type Job struct {
 // limits the command itself; none unless given. What it writes is in the log as
 // it comes, and the end of it is kept, 8 MiB of each stream; with Stdout or
 // Stderr it goes there instead. ctx limits the start only.
-func (m *Machine) Spawn(ctx context.Context, command string, opts ...Option) (*Job, error) {
+func (m *Machine) Spawn(ctx context.Context, command string, opts ...CommandOption) (*Job, error) {
 	j := &Job{machine: m, command: command}
 	err := step(ctx, m.Name(), "spawn", strconv.Quote(command), func(ctx context.Context) error {
 		r, err := m.use(ctx, "spawn")
@@ -41,7 +41,6 @@ func (m *Machine) Spawn(ctx context.Context, command string, opts ...Option) (*J
 		}
 		j.run = r
 		o := collect(opts)
-		o.detach = false
 		c := o.command(command)
 		// What the job says belongs to the test that started it, after this step too.
 		log := event.WithScope(m.lab.ctx, event.ScopeOf(ctx))
@@ -89,7 +88,7 @@ func (j *Job) Stderr() string { return j.stderr.String() }
 // Wait waits until the job has ended, as Execute does: that it failed is not an
 // error. Timeout limits the wait, 15 minutes unless given, and not the job,
 // which goes on.
-func (j *Job) Wait(ctx context.Context, opts ...Option) (Result, error) {
+func (j *Job) Wait(ctx context.Context, opts ...WaitOption) (Result, error) {
 	var result Result
 	w := j.machine.newWait("job.wait", strconv.Quote(j.command), collect(opts), defaultTimeout)
 	err := w.do(ctx, func(ctx context.Context) (*run, error) {
@@ -113,7 +112,7 @@ func (j *Job) Wait(ctx context.Context, opts ...Option) (Result, error) {
 // lines) matches what the job has written to standard output or standard error
 // since the last match in that stream, and returns the match. It fails at once
 // when the job has ended without.
-func (j *Job) WaitForOutput(ctx context.Context, pattern string, opts ...Option) (string, error) {
+func (j *Job) WaitForOutput(ctx context.Context, pattern string, opts ...WaitOption) (string, error) {
 	re, err := regexp.Compile("(?m)" + pattern)
 	if err != nil {
 		return "", &ConfigError{j.machine.Name(), fmt.Sprintf("wait_for_output: not a regular expression: %v", err)}

@@ -47,12 +47,12 @@ type QMPEvent struct {
 // It looks at what came since the machine was started or since the last event
 // that was returned; of those the last 1000 are kept. The limit is 10 minutes
 // unless given.
-func (m *Machine) WaitForQMPEvent(ctx context.Context, match func(QMPEvent) bool, opts ...Option) (QMPEvent, error) {
+func (m *Machine) WaitForQMPEvent(ctx context.Context, match func(QMPEvent) bool, opts ...WaitOption) (QMPEvent, error) {
 	return m.waitForQMPEvent(ctx, "", match, collect(opts))
 }
 
 // WaitForQMPEventNamed is WaitForQMPEvent for the next event of a name.
-func (m *Machine) WaitForQMPEventNamed(ctx context.Context, name string, opts ...Option) (QMPEvent, error) {
+func (m *Machine) WaitForQMPEventNamed(ctx context.Context, name string, opts ...WaitOption) (QMPEvent, error) {
 	return m.waitForQMPEvent(ctx, strconv.Quote(name), func(e QMPEvent) bool { return e.Name == name }, collect(opts))
 }
 

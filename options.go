@@ -6,97 +6,183 @@ import (
 	"time"
 )
 
-// An Option changes one operation. An option that an operation has no use for
-// is ignored by it.
-type Option func(*options)
+// Each operation names the options that it takes by a type, so that an option that
+// would do nothing does not compile. An option that several kinds of operations take
+// has a type that is an option of each kind. A nil option is none.
 
-type options struct {
-	timeout    time.Duration
-	hasTimeout bool
-	user       string
-	address    string
-	stdin      func() io.Reader // nil: nothing
-	stdout     io.Writer
-	stderr     io.Writer
-	env        map[string]string
-	dir        string
-	detach     bool
-	delay      time.Duration
-	hasDelay   bool
-	unlogged   bool
-	datagram   bool
-	lines      int
-	since      string
+// A CommandOption is an option of whatever runs a command that the test gives:
+// [Timeout], [User], [Stdin], [Input], [Stdout], [Stderr], [Env] and [Dir].
+type CommandOption interface {
+	set(*options)
+	forCommand()
 }
 
-func collect(opts []Option) options {
+// A WaitOption is an option of whatever takes a while: [Timeout].
+type WaitOption interface {
+	CommandOption
+	UnitOption
+	PortOption
+	SocketOption
+	JournalOption
+	forWait()
+}
+
+// A UnitOption is an option of operations about a systemd unit: [Timeout] and [User].
+type UnitOption interface {
+	set(*options)
+	forUnit()
+}
+
+// A PortOption is an option of waits for a port: [Timeout] and [Address].
+type PortOption interface {
+	set(*options)
+	forPort()
+}
+
+// A SocketOption is an option of waits for a unix socket: [Timeout] and [Datagram].
+type SocketOption interface {
+	set(*options)
+	forSocket()
+}
+
+// A JournalOption is an option of [Machine.Journal]: [Timeout], [User], [Lines] and
+// [Since].
+type JournalOption interface {
+	set(*options)
+	forJournal()
+}
+
+// A ShellOption is an option of [Machine.Shell]: [User].
+type ShellOption interface {
+	set(*options)
+	forShell()
+}
+
+// A UserOption is what [User] returns.
+type UserOption interface {
+	CommandOption
+	UnitOption
+	JournalOption
+	ShellOption
+}
+
+// A KeyOption is an option of what types on a keyboard: [Delay] and [Unlogged].
+type KeyOption interface {
+	set(*options)
+	forKey()
+}
+
+// A StartOption is an option of [Machine.Start]: [AllowReboot].
+type StartOption interface {
+	set(*options)
+	forStart()
+}
+
+// option is each of them; the functions that make one return the right type.
+type option func(*options)
+
+func (fn option) set(o *options) { fn(o) }
+
+func (option) forCommand() {}
+func (option) forWait()    {}
+func (option) forUnit()    {}
+func (option) forPort()    {}
+func (option) forSocket()  {}
+func (option) forJournal() {}
+func (option) forShell()   {}
+func (option) forKey()     {}
+func (option) forStart()   {}
+
+type options struct {
+	timeout     time.Duration
+	hasTimeout  bool
+	user        string
+	address     string
+	stdin       func() io.Reader // nil: nothing
+	stdout      io.Writer
+	stderr      io.Writer
+	env         map[string]string
+	dir         string
+	detach      bool
+	delay       time.Duration
+	hasDelay    bool
+	unlogged    bool
+	datagram    bool
+	lines       int
+	since       string
+	allowReboot bool
+}
+
+func collect[O interface{ set(*options) }](opts []O) options {
 	var o options
 	for _, opt := range opts {
-		opt(&o)
+		if any(opt) != nil {
+			opt.set(&o)
+		}
 	}
 	return o
 }
 
 // Timeout limits an operation to d of wall-clock time. For a command the guest
 // ends it then (SIGTERM, and SIGKILL a second later), with exit code 124.
-func Timeout(d time.Duration) Option {
-	return func(o *options) { o.timeout, o.hasTimeout = d, true }
+func Timeout(d time.Duration) WaitOption {
+	return option(func(o *options) { o.timeout, o.hasTimeout = d, true })
 }
 
 // User runs a command as this user, or asks this user's service manager.
-func User(name string) Option { return func(o *options) { o.user = name } }
+func User(name string) UserOption { return option(func(o *options) { o.user = name }) }
 
 // Address is where to look for a port; "localhost" unless given.
-func Address(addr string) Option { return func(o *options) { o.address = addr } }
+func Address(addr string) PortOption { return option(func(o *options) { o.address = addr }) }
 
 // Stdin is what a command reads; nothing unless given. Of several commands the
 // first takes what it reads.
-func Stdin(r io.Reader) Option {
-	return func(o *options) { o.stdin = func() io.Reader { return r } }
+func Stdin(r io.Reader) CommandOption {
+	return option(func(o *options) { o.stdin = func() io.Reader { return r } })
 }
 
 // Input is what each of several commands reads from its beginning to its end,
 // and each attempt of a command that is repeated.
-func Input(data []byte) Option {
-	return func(o *options) { o.stdin = func() io.Reader { return bytes.NewReader(data) } }
+func Input(data []byte) CommandOption {
+	return option(func(o *options) { o.stdin = func() io.Reader { return bytes.NewReader(data) } })
 }
 
 // Stdout receives a command's standard output as it arrives, instead of the Result.
-func Stdout(w io.Writer) Option { return func(o *options) { o.stdout = w } }
+func Stdout(w io.Writer) CommandOption { return option(func(o *options) { o.stdout = w }) }
 
 // Stderr receives a command's standard error as it arrives, instead of the Result.
-func Stderr(w io.Writer) Option { return func(o *options) { o.stderr = w } }
+func Stderr(w io.Writer) CommandOption { return option(func(o *options) { o.stderr = w }) }
 
 // Env adds a variable to a command's environment.
-func Env(name, value string) Option {
-	return func(o *options) {
+func Env(name, value string) CommandOption {
+	return option(func(o *options) {
 		if o.env == nil {
 			o.env = map[string]string{}
 		}
 		o.env[name] = value
-	}
+	})
 }
 
 // Dir is the directory in which a command runs; /tmp unless given.
-func Dir(path string) Option { return func(o *options) { o.dir = path } }
-
-// Detach returns as soon as the command runs, without its output or exit code.
-func Detach() Option { return func(o *options) { o.detach = true } }
+func Dir(path string) CommandOption { return option(func(o *options) { o.dir = path }) }
 
 // Delay is how long a key is held down, and how long after it the next may follow.
-func Delay(d time.Duration) Option {
-	return func(o *options) { o.delay, o.hasDelay = d, true }
+func Delay(d time.Duration) KeyOption {
+	return option(func(o *options) { o.delay, o.hasDelay = d, true })
 }
 
 // Unlogged keeps a key out of the log of the run and of reports.
-func Unlogged() Option { return func(o *options) { o.unlogged = true } }
+func Unlogged() KeyOption { return option(func(o *options) { o.unlogged = true }) }
 
 // Datagram makes a wait for a unix socket one for a datagram socket.
-func Datagram() Option { return func(o *options) { o.datagram = true } }
+func Datagram() SocketOption { return option(func(o *options) { o.datagram = true }) }
 
 // Lines limits a journal to its last n lines.
-func Lines(n int) Option { return func(o *options) { o.lines = n } }
+func Lines(n int) JournalOption { return option(func(o *options) { o.lines = n }) }
 
 // Since limits a journal to what is newer, as journalctl reads a time: "-5min",
 // "today", "2026-01-02 12:00".
-func Since(time string) Option { return func(o *options) { o.since = time } }
+func Since(time string) JournalOption { return option(func(o *options) { o.since = time }) }
+
+// AllowReboot lets the guest reboot by itself. Otherwise one that resets ends.
+func AllowReboot() StartOption { return option(func(o *options) { o.allowReboot = true }) }

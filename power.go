@@ -33,7 +33,7 @@ func (m *Machine) IsUp() bool {
 
 // Shutdown powers the guest off in an orderly way and waits until it is off.
 // A machine that is off stays off.
-func (m *Machine) Shutdown(ctx context.Context, opts ...Option) error {
+func (m *Machine) Shutdown(ctx context.Context, opts ...WaitOption) error {
 	return m.powerOff(ctx, "shutdown", collect(opts), func(ctx context.Context, r *run) error {
 		if err := r.awaitReady(ctx); err != nil {
 			return err
@@ -47,7 +47,7 @@ func (m *Machine) Shutdown(ctx context.Context, opts ...Option) error {
 }
 
 // WaitForShutdown waits until the guest has powered itself off.
-func (m *Machine) WaitForShutdown(ctx context.Context, opts ...Option) error {
+func (m *Machine) WaitForShutdown(ctx context.Context, opts ...WaitOption) error {
 	return m.powerOff(ctx, "wait_for_shutdown", collect(opts), nil)
 }
 
@@ -92,7 +92,7 @@ func (m *Machine) Crash(ctx context.Context) error {
 }
 
 // Reboot restarts the guest in an orderly way and waits until it answers again.
-func (m *Machine) Reboot(ctx context.Context, opts ...Option) error {
+func (m *Machine) Reboot(ctx context.Context, opts ...WaitOption) error {
 	return m.newWait("reboot", "", collect(opts), rebootTimeout).do(ctx, func(ctx context.Context) (*run, error) {
 		r, err := m.use(ctx, "reboot")
 		if err == nil {
@@ -137,7 +137,7 @@ const panicTimeout = time.Minute
 // for it. The agent asks for it by SysRq; when it does not answer the machine
 // gets an NMI, on which attest's guests panic. The next start boots from the disk
 // as the panic left it.
-func (m *Machine) KernelPanic(ctx context.Context, opts ...Option) error {
+func (m *Machine) KernelPanic(ctx context.Context, opts ...WaitOption) error {
 	w := m.newWait("kernel_panic", "", collect(opts), panicTimeout)
 	return w.do(ctx, func(ctx context.Context) (*run, error) {
 		r, err := m.use(ctx, w.operation)
@@ -164,7 +164,7 @@ const initrdMark = "/etc/initrd-release"
 // the root file system, and waits until it has. It is for guests whose init is a
 // systemd that stays in an initrd until somebody asks; attest's own images boot
 // straight into their root.
-func (m *Machine) SwitchRoot(ctx context.Context, opts ...Option) error {
+func (m *Machine) SwitchRoot(ctx context.Context, opts ...WaitOption) error {
 	return m.wait(ctx, "switch_root", "", collect(opts), func(ctx context.Context, r *run) error {
 		test, err := r.guest.Run(ctx, guest.Command{Argv: []string{"test", "-e", initrdMark}})
 		if err != nil {
@@ -224,7 +224,7 @@ func (m *Machine) ConsoleLog() string { return m.console.SinceBoot() }
 
 // JoinAll waits until all machines that run have powered themselves off. There is
 // no limit but Timeout.
-func (l *Lab) JoinAll(ctx context.Context, opts ...Option) error {
+func (l *Lab) JoinAll(ctx context.Context, opts ...WaitOption) error {
 	return step(ctx, "", "join_all", "", func(ctx context.Context) error {
 		o := collect(opts)
 		if !o.hasTimeout {

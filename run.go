@@ -94,21 +94,13 @@ const (
 // panicGrace is how long a panicking kernel may go on talking.
 const panicGrace = 2 * time.Second
 
-// StartOptions change a start.
-type StartOptions struct {
-	// AllowReboot lets the guest reboot by itself in this run.
-	AllowReboot bool
-}
-
 // Start starts the machine if it is not running. It returns when the VMM runs;
 // it does not wait for the guest. A missing image is built.
-func (m *Machine) Start(ctx context.Context, opts ...StartOptions) error {
+func (m *Machine) Start(ctx context.Context, opts ...StartOption) error {
 	args := ""
 	allow := m.config.AllowReboot
-	for _, o := range opts {
-		if o.AllowReboot {
-			args, allow = "allow_reboot=True", true
-		}
+	if collect(opts).allowReboot {
+		args, allow = "allow_reboot=True", true
 	}
 	return step(ctx, m.Name(), "start", args, func(ctx context.Context) error {
 		_, err := m.start(ctx, allow)

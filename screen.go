@@ -76,7 +76,7 @@ func trimScreen(text string) string {
 
 // WaitUntilTTYMatches waits until what a virtual terminal shows, as TTYText
 // gives it, matches a regular expression (Go's syntax, ^ and $ match at lines).
-func (m *Machine) WaitUntilTTYMatches(ctx context.Context, tty, pattern string, opts ...Option) error {
+func (m *Machine) WaitUntilTTYMatches(ctx context.Context, tty, pattern string, opts ...WaitOption) error {
 	const operation = "wait_until_tty_matches"
 	args := fmt.Sprintf("%q, %q", tty, pattern)
 	n, err := m.ttyNumber(operation, args, tty)
@@ -126,20 +126,20 @@ func (m *Machine) checkPattern(operation, pattern string) error {
 }
 
 // WaitForX waits until the guest's X server takes connections on display :0.
-func (m *Machine) WaitForX(ctx context.Context, opts ...Option) error {
+func (m *Machine) WaitForX(ctx context.Context, opts ...WaitOption) error {
 	return m.waitX(ctx, "wait_for_x", "", wire.WindowRequest{}, opts)
 }
 
 // WaitForWindow waits until the X server of display :0 has a window whose title
 // matches a regular expression.
-func (m *Machine) WaitForWindow(ctx context.Context, pattern string, opts ...Option) error {
+func (m *Machine) WaitForWindow(ctx context.Context, pattern string, opts ...WaitOption) error {
 	if err := m.checkPattern("wait_for_window", pattern); err != nil {
 		return err
 	}
 	return m.waitX(ctx, "wait_for_window", strconv.Quote(pattern), wire.WindowRequest{Pattern: cmpOrAny(pattern)}, opts)
 }
 
-func (m *Machine) waitX(ctx context.Context, operation, args string, q wire.WindowRequest, opts []Option) error {
+func (m *Machine) waitX(ctx context.Context, operation, args string, q wire.WindowRequest, opts []WaitOption) error {
 	return m.wait(ctx, operation, args, collect(opts), func(ctx context.Context, r *run) error {
 		state, err := r.guest.WaitX(ctx, q)
 		if err == nil || context.Cause(ctx) != errWaitOver {

@@ -26,7 +26,7 @@ type Terminal struct {
 // Shell runs a login shell of the guest, as root or as the user given, on a
 // terminal, and returns its exit code. It ends when the shell exits, and hangs
 // up when Input or ctx ends.
-func (m *Machine) Shell(ctx context.Context, t Terminal, opts ...Option) (int, error) {
+func (m *Machine) Shell(ctx context.Context, t Terminal, opts ...ShellOption) (int, error) {
 	o := collect(opts)
 	code := 0
 	err := step(ctx, m.Name(), "shell_interact", "", func(ctx context.Context) error {

@@ -11,7 +11,7 @@ func (l *TestLab) CreateMachine(config MachineConfig) *TestMachine {
 }
 
 // JoinAll waits until all machines that run have powered themselves off.
-func (l *TestLab) JoinAll(opts ...Option) {
+func (l *TestLab) JoinAll(opts ...WaitOption) {
 	l.t.Helper()
 	check(l.t, l.Lab.JoinAll(l.ctx, opts...))
 }
@@ -23,7 +23,7 @@ func (m *TestMachine) CopyFromHostViaShell(source, target string) {
 }
 
 // KernelPanic makes the guest's kernel panic and waits for the end of the machine.
-func (m *TestMachine) KernelPanic(opts ...Option) {
+func (m *TestMachine) KernelPanic(opts ...WaitOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.KernelPanic(m.ctx, opts...))
 }
@@ -41,7 +41,7 @@ func (m *TestMachine) Resume() {
 }
 
 // SwitchRoot leaves the initrd.
-func (m *TestMachine) SwitchRoot(opts ...Option) {
+func (m *TestMachine) SwitchRoot(opts ...WaitOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.SwitchRoot(m.ctx, opts...))
 }
@@ -61,7 +61,7 @@ func (m *TestMachine) TTYText(tty string) string {
 }
 
 // WaitUntilTTYMatches waits until a virtual terminal shows something.
-func (m *TestMachine) WaitUntilTTYMatches(tty, pattern string, opts ...Option) {
+func (m *TestMachine) WaitUntilTTYMatches(tty, pattern string, opts ...WaitOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.WaitUntilTTYMatches(m.ctx, tty, pattern, opts...))
 }
@@ -81,7 +81,7 @@ func (m *TestMachine) SendMonitorCommand(command string) string {
 }
 
 // WaitForQMPEvent waits for an event of QEMU's.
-func (m *TestMachine) WaitForQMPEvent(match func(QMPEvent) bool, opts ...Option) QMPEvent {
+func (m *TestMachine) WaitForQMPEvent(match func(QMPEvent) bool, opts ...WaitOption) QMPEvent {
 	m.t.Helper()
 	e, err := m.Machine.WaitForQMPEvent(m.ctx, match, opts...)
 	check(m.t, err)
@@ -89,7 +89,7 @@ func (m *TestMachine) WaitForQMPEvent(match func(QMPEvent) bool, opts ...Option)
 }
 
 // WaitForQMPEventNamed waits for the next event of a name.
-func (m *TestMachine) WaitForQMPEventNamed(name string, opts ...Option) QMPEvent {
+func (m *TestMachine) WaitForQMPEventNamed(name string, opts ...WaitOption) QMPEvent {
 	m.t.Helper()
 	e, err := m.Machine.WaitForQMPEventNamed(m.ctx, name, opts...)
 	check(m.t, err)
@@ -97,13 +97,13 @@ func (m *TestMachine) WaitForQMPEventNamed(name string, opts ...Option) QMPEvent
 }
 
 // SendKey presses a key or a chord.
-func (m *TestMachine) SendKey(key string, opts ...Option) {
+func (m *TestMachine) SendKey(key string, opts ...KeyOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.SendKey(m.ctx, key, opts...))
 }
 
 // SendChars types a text on the keyboard.
-func (m *TestMachine) SendChars(text string, opts ...Option) {
+func (m *TestMachine) SendChars(text string, opts ...KeyOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.SendChars(m.ctx, text, opts...))
 }
@@ -115,13 +115,13 @@ func (m *TestMachine) Screenshot(filename string) {
 }
 
 // WaitForX waits until an X server takes connections.
-func (m *TestMachine) WaitForX(opts ...Option) {
+func (m *TestMachine) WaitForX(opts ...WaitOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.WaitForX(m.ctx, opts...))
 }
 
 // WaitForWindow waits until a window's title matches.
-func (m *TestMachine) WaitForWindow(pattern string, opts ...Option) {
+func (m *TestMachine) WaitForWindow(pattern string, opts ...WaitOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.WaitForWindow(m.ctx, pattern, opts...))
 }

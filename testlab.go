@@ -106,21 +106,27 @@ func explainError(err error) string {
 }
 
 // Start starts the machine without waiting for its guest.
-func (m *TestMachine) Start(opts ...StartOptions) {
+func (m *TestMachine) Start(opts ...StartOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.Start(m.ctx, opts...))
 }
 
 // Execute runs a command; that it fails does not end the test.
-func (m *TestMachine) Execute(command string, opts ...Option) Result {
+func (m *TestMachine) Execute(command string, opts ...CommandOption) Result {
 	m.t.Helper()
 	r, err := m.Machine.Execute(m.ctx, command, opts...)
 	check(m.t, err)
 	return r
 }
 
+// Detach starts a command and returns as soon as it runs.
+func (m *TestMachine) Detach(command string, opts ...CommandOption) {
+	m.t.Helper()
+	check(m.t, m.Machine.Detach(m.ctx, command, opts...))
+}
+
 // Succeed runs a command that must succeed, and returns its standard output.
-func (m *TestMachine) Succeed(command string, opts ...Option) string {
+func (m *TestMachine) Succeed(command string, opts ...CommandOption) string {
 	m.t.Helper()
 	out, err := m.Machine.Succeed(m.ctx, command, opts...)
 	check(m.t, err)
@@ -128,7 +134,7 @@ func (m *TestMachine) Succeed(command string, opts ...Option) string {
 }
 
 // SucceedAll runs commands that must all succeed, one after the other.
-func (m *TestMachine) SucceedAll(commands []string, opts ...Option) string {
+func (m *TestMachine) SucceedAll(commands []string, opts ...CommandOption) string {
 	m.t.Helper()
 	out, err := m.Machine.SucceedAll(m.ctx, commands, opts...)
 	check(m.t, err)
@@ -136,7 +142,7 @@ func (m *TestMachine) SucceedAll(commands []string, opts ...Option) string {
 }
 
 // FailAll runs commands that must all fail, one after the other.
-func (m *TestMachine) FailAll(commands []string, opts ...Option) string {
+func (m *TestMachine) FailAll(commands []string, opts ...CommandOption) string {
 	m.t.Helper()
 	out, err := m.Machine.FailAll(m.ctx, commands, opts...)
 	check(m.t, err)
@@ -144,7 +150,7 @@ func (m *TestMachine) FailAll(commands []string, opts ...Option) string {
 }
 
 // Spawn starts a command and returns while it runs.
-func (m *TestMachine) Spawn(command string, opts ...Option) *TestJob {
+func (m *TestMachine) Spawn(command string, opts ...CommandOption) *TestJob {
 	m.t.Helper()
 	j, err := m.Machine.Spawn(m.ctx, command, opts...)
 	check(m.t, err)
@@ -152,7 +158,7 @@ func (m *TestMachine) Spawn(command string, opts ...Option) *TestJob {
 }
 
 // Fail runs a command that must fail, and returns its standard output.
-func (m *TestMachine) Fail(command string, opts ...Option) string {
+func (m *TestMachine) Fail(command string, opts ...CommandOption) string {
 	m.t.Helper()
 	out, err := m.Machine.Fail(m.ctx, command, opts...)
 	check(m.t, err)
@@ -160,7 +166,7 @@ func (m *TestMachine) Fail(command string, opts ...Option) string {
 }
 
 // WaitUntilSucceeds repeats a command until it succeeds.
-func (m *TestMachine) WaitUntilSucceeds(command string, opts ...Option) string {
+func (m *TestMachine) WaitUntilSucceeds(command string, opts ...CommandOption) string {
 	m.t.Helper()
 	out, err := m.Machine.WaitUntilSucceeds(m.ctx, command, opts...)
 	check(m.t, err)
@@ -168,7 +174,7 @@ func (m *TestMachine) WaitUntilSucceeds(command string, opts ...Option) string {
 }
 
 // WaitUntilFails repeats a command until it fails.
-func (m *TestMachine) WaitUntilFails(command string, opts ...Option) string {
+func (m *TestMachine) WaitUntilFails(command string, opts ...CommandOption) string {
 	m.t.Helper()
 	out, err := m.Machine.WaitUntilFails(m.ctx, command, opts...)
 	check(m.t, err)
@@ -176,43 +182,43 @@ func (m *TestMachine) WaitUntilFails(command string, opts ...Option) string {
 }
 
 // WaitForUnit waits until a systemd unit is active.
-func (m *TestMachine) WaitForUnit(unit string, opts ...Option) {
+func (m *TestMachine) WaitForUnit(unit string, opts ...UnitOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.WaitForUnit(m.ctx, unit, opts...))
 }
 
 // WaitForOpenPort waits until a TCP port accepts connections.
-func (m *TestMachine) WaitForOpenPort(port int, opts ...Option) {
+func (m *TestMachine) WaitForOpenPort(port int, opts ...PortOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.WaitForOpenPort(m.ctx, port, opts...))
 }
 
 // WaitForClosedPort waits until a TCP port accepts no connections.
-func (m *TestMachine) WaitForClosedPort(port int, opts ...Option) {
+func (m *TestMachine) WaitForClosedPort(port int, opts ...PortOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.WaitForClosedPort(m.ctx, port, opts...))
 }
 
 // WaitForOpenUnixSocket waits until a unix socket accepts connections.
-func (m *TestMachine) WaitForOpenUnixSocket(path string, opts ...Option) {
+func (m *TestMachine) WaitForOpenUnixSocket(path string, opts ...SocketOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.WaitForOpenUnixSocket(m.ctx, path, opts...))
 }
 
 // WaitForFile waits until a path exists.
-func (m *TestMachine) WaitForFile(path string, opts ...Option) {
+func (m *TestMachine) WaitForFile(path string, opts ...WaitOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.WaitForFile(m.ctx, path, opts...))
 }
 
 // WaitForConsoleText waits until the serial console says something.
-func (m *TestMachine) WaitForConsoleText(pattern string, opts ...Option) {
+func (m *TestMachine) WaitForConsoleText(pattern string, opts ...WaitOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.WaitForConsoleText(m.ctx, pattern, opts...))
 }
 
 // Systemctl runs systemctl; that it fails does not end the test.
-func (m *TestMachine) Systemctl(args string, opts ...Option) Result {
+func (m *TestMachine) Systemctl(args string, opts ...UnitOption) Result {
 	m.t.Helper()
 	r, err := m.Machine.Systemctl(m.ctx, args, opts...)
 	check(m.t, err)
@@ -220,7 +226,7 @@ func (m *TestMachine) Systemctl(args string, opts ...Option) Result {
 }
 
 // UnitInfo is every property of a unit.
-func (m *TestMachine) UnitInfo(unit string, opts ...Option) map[string]string {
+func (m *TestMachine) UnitInfo(unit string, opts ...UnitOption) map[string]string {
 	m.t.Helper()
 	info, err := m.Machine.UnitInfo(m.ctx, unit, opts...)
 	check(m.t, err)
@@ -228,7 +234,7 @@ func (m *TestMachine) UnitInfo(unit string, opts ...Option) map[string]string {
 }
 
 // UnitProperty is one property of a unit.
-func (m *TestMachine) UnitProperty(unit, property string, opts ...Option) string {
+func (m *TestMachine) UnitProperty(unit, property string, opts ...UnitOption) string {
 	m.t.Helper()
 	value, err := m.Machine.UnitProperty(m.ctx, unit, property, opts...)
 	check(m.t, err)
@@ -236,13 +242,13 @@ func (m *TestMachine) UnitProperty(unit, property string, opts ...Option) string
 }
 
 // RequireUnitState ends the test unless a unit is in a state now.
-func (m *TestMachine) RequireUnitState(unit, state string, opts ...Option) {
+func (m *TestMachine) RequireUnitState(unit, state string, opts ...UnitOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.RequireUnitState(m.ctx, unit, state, opts...))
 }
 
 // StartJob starts a unit; that it fails does not end the test.
-func (m *TestMachine) StartJob(unit string, opts ...Option) Result {
+func (m *TestMachine) StartJob(unit string, opts ...UnitOption) Result {
 	m.t.Helper()
 	r, err := m.Machine.StartJob(m.ctx, unit, opts...)
 	check(m.t, err)
@@ -250,7 +256,7 @@ func (m *TestMachine) StartJob(unit string, opts ...Option) Result {
 }
 
 // StopJob stops a unit; that it fails does not end the test.
-func (m *TestMachine) StopJob(unit string, opts ...Option) Result {
+func (m *TestMachine) StopJob(unit string, opts ...UnitOption) Result {
 	m.t.Helper()
 	r, err := m.Machine.StopJob(m.ctx, unit, opts...)
 	check(m.t, err)
@@ -258,7 +264,7 @@ func (m *TestMachine) StopJob(unit string, opts ...Option) Result {
 }
 
 // Journal is what the journal has of a unit.
-func (m *TestMachine) Journal(unit string, opts ...Option) string {
+func (m *TestMachine) Journal(unit string, opts ...JournalOption) string {
 	m.t.Helper()
 	text, err := m.Machine.Journal(m.ctx, unit, opts...)
 	check(m.t, err)
@@ -278,13 +284,13 @@ func (m *TestMachine) CopyFromMachine(source, targetDir string) {
 }
 
 // Shutdown powers the guest off and waits for that.
-func (m *TestMachine) Shutdown(opts ...Option) {
+func (m *TestMachine) Shutdown(opts ...WaitOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.Shutdown(m.ctx, opts...))
 }
 
 // WaitForShutdown waits until the guest powers itself off.
-func (m *TestMachine) WaitForShutdown(opts ...Option) {
+func (m *TestMachine) WaitForShutdown(opts ...WaitOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.WaitForShutdown(m.ctx, opts...))
 }
@@ -296,7 +302,7 @@ func (m *TestMachine) Crash() {
 }
 
 // Reboot restarts the guest and waits until it answers again.
-func (m *TestMachine) Reboot(opts ...Option) {
+func (m *TestMachine) Reboot(opts ...WaitOption) {
 	m.t.Helper()
 	check(m.t, m.Machine.Reboot(m.ctx, opts...))
 }
@@ -339,7 +345,7 @@ type TestJob struct {
 }
 
 // Wait waits until the job has ended; that it failed does not end the test.
-func (j *TestJob) Wait(opts ...Option) Result {
+func (j *TestJob) Wait(opts ...WaitOption) Result {
 	j.t.Helper()
 	r, err := j.Job.Wait(j.ctx, opts...)
 	check(j.t, err)
@@ -347,7 +353,7 @@ func (j *TestJob) Wait(opts ...Option) Result {
 }
 
 // WaitForOutput waits until the job writes something that matches.
-func (j *TestJob) WaitForOutput(pattern string, opts ...Option) string {
+func (j *TestJob) WaitForOutput(pattern string, opts ...WaitOption) string {
 	j.t.Helper()
 	match, err := j.Job.WaitForOutput(j.ctx, pattern, opts...)
 	check(j.t, err)

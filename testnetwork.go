@@ -42,55 +42,55 @@ func (n *TestNetwork) Heal() {
 }
 
 // Drop loses a share of the frames, from 0 to 1.
-func (n *TestNetwork) Drop(on Machines, rate float64, opts ...FaultOption) *TestFault {
+func (n *TestNetwork) Drop(on Machines, rate float64, opts ...DropOption) *TestFault {
 	n.t.Helper()
 	return n.fault(n.Network.Drop(n.ctx, on, rate, opts...))
 }
 
 // Delay delivers frames later, in their order.
-func (n *TestNetwork) Delay(on Machines, mean time.Duration, opts ...FaultOption) *TestFault {
+func (n *TestNetwork) Delay(on Machines, mean time.Duration, opts ...DelayOption) *TestFault {
 	n.t.Helper()
 	return n.fault(n.Network.Delay(n.ctx, on, mean, opts...))
 }
 
 // Duplicate delivers a share of the frames twice.
-func (n *TestNetwork) Duplicate(on Machines, rate float64, opts ...FaultOption) *TestFault {
+func (n *TestNetwork) Duplicate(on Machines, rate float64, opts ...SideOption) *TestFault {
 	n.t.Helper()
 	return n.fault(n.Network.Duplicate(n.ctx, on, rate, opts...))
 }
 
 // Reorder has a share of the frames overtaken by those that follow.
-func (n *TestNetwork) Reorder(on Machines, rate float64, opts ...FaultOption) *TestFault {
+func (n *TestNetwork) Reorder(on Machines, rate float64, opts ...ReorderOption) *TestFault {
 	n.t.Helper()
 	return n.fault(n.Network.Reorder(n.ctx, on, rate, opts...))
 }
 
 // Corrupt flips one bit in a share of the frames.
-func (n *TestNetwork) Corrupt(on Machines, rate float64, opts ...FaultOption) *TestFault {
+func (n *TestNetwork) Corrupt(on Machines, rate float64, opts ...SideOption) *TestFault {
 	n.t.Helper()
 	return n.fault(n.Network.Corrupt(n.ctx, on, rate, opts...))
 }
 
 // Rate limits each direction to so many bits per second.
-func (n *TestNetwork) Rate(on Machines, bits int64, opts ...FaultOption) *TestFault {
+func (n *TestNetwork) Rate(on Machines, bits int64, opts ...RateOption) *TestFault {
 	n.t.Helper()
 	return n.fault(n.Network.Rate(n.ctx, on, bits, opts...))
 }
 
 // Down loses every frame.
-func (n *TestNetwork) Down(on Machines, opts ...FaultOption) *TestFault {
+func (n *TestNetwork) Down(on Machines, opts ...SideOption) *TestFault {
 	n.t.Helper()
 	return n.fault(n.Network.Down(n.ctx, on, opts...))
 }
 
 // Flaky is a bad link.
-func (n *TestNetwork) Flaky(on Machines, opts ...FaultOption) *TestFault {
+func (n *TestNetwork) Flaky(on Machines, opts ...SideOption) *TestFault {
 	n.t.Helper()
 	return n.fault(n.Network.Flaky(n.ctx, on, opts...))
 }
 
 // Partition lets no frame through between a and b.
-func (n *TestNetwork) Partition(a, b Machines, opts ...FaultOption) *TestFault {
+func (n *TestNetwork) Partition(a, b Machines, opts ...PartitionOption) *TestFault {
 	n.t.Helper()
 	return n.fault(n.Network.Partition(n.ctx, a, b, opts...))
 }

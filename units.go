@@ -9,7 +9,7 @@ import (
 
 // Systemctl runs systemctl with these arguments, of the system or, with User,
 // of a user's service manager. That it fails is not an error.
-func (m *Machine) Systemctl(ctx context.Context, args string, opts ...Option) (Result, error) {
+func (m *Machine) Systemctl(ctx context.Context, args string, opts ...UnitOption) (Result, error) {
 	var result Result
 	err := step(ctx, m.Name(), "systemctl", strconv.Quote(args), func(ctx context.Context) (err error) {
 		result, err = m.systemctl(ctx, "systemctl", args, opts)
@@ -19,7 +19,7 @@ func (m *Machine) Systemctl(ctx context.Context, args string, opts ...Option) (R
 }
 
 // systemctl runs systemctl on behalf of an operation. args are words of a shell.
-func (m *Machine) systemctl(ctx context.Context, operation, args string, opts []Option) (Result, error) {
+func (m *Machine) systemctl(ctx context.Context, operation, args string, opts []UnitOption) (Result, error) {
 	o := collect(opts)
 	o.timeout, o.hasTimeout = o.limit(m.lab.host, defaultTimeout), true
 	command := "systemctl " + args
@@ -34,16 +34,16 @@ func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''
 
 // StartJob starts a unit and waits until systemctl has ended, which is when the
 // unit runs or has failed to. That it fails is not an error.
-func (m *Machine) StartJob(ctx context.Context, unit string, opts ...Option) (Result, error) {
+func (m *Machine) StartJob(ctx context.Context, unit string, opts ...UnitOption) (Result, error) {
 	return m.job(ctx, "start", unit, opts)
 }
 
 // StopJob is StartJob for stopping a unit.
-func (m *Machine) StopJob(ctx context.Context, unit string, opts ...Option) (Result, error) {
+func (m *Machine) StopJob(ctx context.Context, unit string, opts ...UnitOption) (Result, error) {
 	return m.job(ctx, "stop", unit, opts)
 }
 
-func (m *Machine) job(ctx context.Context, verb, unit string, opts []Option) (Result, error) {
+func (m *Machine) job(ctx context.Context, verb, unit string, opts []UnitOption) (Result, error) {
 	var result Result
 	err := step(ctx, m.Name(), verb+"_job", strconv.Quote(unit), func(ctx context.Context) (err error) {
 		result, err = m.systemctl(ctx, verb+"_job", verb+" "+shellQuote(unit), opts)
@@ -53,7 +53,7 @@ func (m *Machine) job(ctx context.Context, verb, unit string, opts []Option) (Re
 }
 
 // UnitInfo is every property of a unit that systemctl show says, by name.
-func (m *Machine) UnitInfo(ctx context.Context, unit string, opts ...Option) (map[string]string, error) {
+func (m *Machine) UnitInfo(ctx context.Context, unit string, opts ...UnitOption) (map[string]string, error) {
 	info := map[string]string{}
 	err := step(ctx, m.Name(), "get_unit_info", strconv.Quote(unit), func(ctx context.Context) error {
 		text, err := m.showUnit(ctx, "get_unit_info", unit, "", opts)
@@ -79,7 +79,7 @@ func propertyName(s string) bool {
 
 // UnitProperty is one property of a unit, such as "ActiveState", as systemctl
 // show says it.
-func (m *Machine) UnitProperty(ctx context.Context, unit, property string, opts ...Option) (string, error) {
+func (m *Machine) UnitProperty(ctx context.Context, unit, property string, opts ...UnitOption) (string, error) {
 	var value string
 	args := strconv.Quote(unit) + ", " + strconv.Quote(property)
 	err := step(ctx, m.Name(), "get_unit_property", args, func(ctx context.Context) (err error) {
@@ -89,7 +89,7 @@ func (m *Machine) UnitProperty(ctx context.Context, unit, property string, opts 
 	return value, err
 }
 
-func (m *Machine) unitProperty(ctx context.Context, operation, unit, property string, opts []Option) (string, error) {
+func (m *Machine) unitProperty(ctx context.Context, operation, unit, property string, opts []UnitOption) (string, error) {
 	text, err := m.showUnit(ctx, operation, unit, property, opts)
 	if err != nil {
 		return "", err
@@ -103,7 +103,7 @@ func (m *Machine) unitProperty(ctx context.Context, operation, unit, property st
 }
 
 // showUnit is what systemctl show says of a unit, or of one property.
-func (m *Machine) showUnit(ctx context.Context, operation, unit, property string, opts []Option) (string, error) {
+func (m *Machine) showUnit(ctx context.Context, operation, unit, property string, opts []UnitOption) (string, error) {
 	args, what := "--no-pager show "+shellQuote(unit), "info"
 	if property != "" {
 		args += " --property=" + shellQuote(property)
@@ -123,7 +123,7 @@ func (m *Machine) showUnit(ctx context.Context, operation, unit, property string
 }
 
 // RequireUnitState looks once whether a unit is in a state, "active" as a rule.
-func (m *Machine) RequireUnitState(ctx context.Context, unit, state string, opts ...Option) error {
+func (m *Machine) RequireUnitState(ctx context.Context, unit, state string, opts ...UnitOption) error {
 	args := strconv.Quote(unit) + ", " + strconv.Quote(state)
 	return step(ctx, m.Name(), "require_unit_state", args, func(ctx context.Context) error {
 		got, err := m.unitProperty(ctx, "require_unit_state", unit, "ActiveState", opts)
@@ -144,7 +144,7 @@ func (m *Machine) RequireUnitState(ctx context.Context, unit, state string, opts
 // Journal is what the journal has of a unit, or of everything if unit is empty:
 // all, or with Lines the last lines, or with Since what is newer. With User it
 // is a unit of that user's service manager.
-func (m *Machine) Journal(ctx context.Context, unit string, opts ...Option) (string, error) {
+func (m *Machine) Journal(ctx context.Context, unit string, opts ...JournalOption) (string, error) {
 	o := collect(opts)
 	command := "journalctl --no-pager --quiet"
 	var args []string

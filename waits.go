@@ -16,16 +16,16 @@ import (
 
 // WaitUntilSucceeds runs a command again and again, at first after 10 ms and
 // then up to 250 ms apart, until it succeeds, and returns its output.
-func (m *Machine) WaitUntilSucceeds(ctx context.Context, command string, opts ...Option) (string, error) {
+func (m *Machine) WaitUntilSucceeds(ctx context.Context, command string, opts ...CommandOption) (string, error) {
 	return m.waitUntil(ctx, "wait_until_succeeds", command, true, opts)
 }
 
 // WaitUntilFails is WaitUntilSucceeds for a command that is to fail.
-func (m *Machine) WaitUntilFails(ctx context.Context, command string, opts ...Option) (string, error) {
+func (m *Machine) WaitUntilFails(ctx context.Context, command string, opts ...CommandOption) (string, error) {
 	return m.waitUntil(ctx, "wait_until_fails", command, false, opts)
 }
 
-func (m *Machine) waitUntil(ctx context.Context, operation, command string, success bool, opts []Option) (string, error) {
+func (m *Machine) waitUntil(ctx context.Context, operation, command string, success bool, opts []CommandOption) (string, error) {
 	o := collect(opts)
 	var out string
 	err := m.wait(ctx, operation, strconv.Quote(command), o, func(ctx context.Context, r *run) error {
@@ -74,7 +74,7 @@ func lastLine(texts ...string) string {
 
 // WaitForUnit waits until a systemd unit is active. It fails at once when the
 // unit has failed, does not exist, or is inactive with nothing pending.
-func (m *Machine) WaitForUnit(ctx context.Context, unit string, opts ...Option) error {
+func (m *Machine) WaitForUnit(ctx context.Context, unit string, opts ...UnitOption) error {
 	o := collect(opts)
 	return m.wait(ctx, "wait_for_unit", strconv.Quote(unit), o, func(ctx context.Context, r *run) error {
 		state, err := r.guest.WaitUnit(ctx, unit, o.user, o.once())
@@ -124,16 +124,16 @@ func (r *run) unitJournal(unit, user string) string {
 
 // WaitForOpenPort waits until something in the guest accepts TCP connections
 // at a port of Address, localhost unless given.
-func (m *Machine) WaitForOpenPort(ctx context.Context, port int, opts ...Option) error {
+func (m *Machine) WaitForOpenPort(ctx context.Context, port int, opts ...PortOption) error {
 	return m.waitForPort(ctx, "wait_for_open_port", port, true, opts)
 }
 
 // WaitForClosedPort waits until nothing accepts connections there.
-func (m *Machine) WaitForClosedPort(ctx context.Context, port int, opts ...Option) error {
+func (m *Machine) WaitForClosedPort(ctx context.Context, port int, opts ...PortOption) error {
 	return m.waitForPort(ctx, "wait_for_closed_port", port, false, opts)
 }
 
-func (m *Machine) waitForPort(ctx context.Context, operation string, port int, open bool, opts []Option) error {
+func (m *Machine) waitForPort(ctx context.Context, operation string, port int, open bool, opts []PortOption) error {
 	o := collect(opts)
 	args := strconv.Itoa(port)
 	if o.address == "" {
@@ -152,7 +152,7 @@ func (m *Machine) waitForPort(ctx context.Context, operation string, port int, o
 
 // WaitForOpenUnixSocket waits until a unix socket in the guest accepts
 // connections, or with Datagram datagrams.
-func (m *Machine) WaitForOpenUnixSocket(ctx context.Context, path string, opts ...Option) error {
+func (m *Machine) WaitForOpenUnixSocket(ctx context.Context, path string, opts ...SocketOption) error {
 	o := collect(opts)
 	args := strconv.Quote(path)
 	if o.datagram {
@@ -165,7 +165,7 @@ func (m *Machine) WaitForOpenUnixSocket(ctx context.Context, path string, opts .
 }
 
 // WaitForFile waits until a path exists in the guest.
-func (m *Machine) WaitForFile(ctx context.Context, path string, opts ...Option) error {
+func (m *Machine) WaitForFile(ctx context.Context, path string, opts ...WaitOption) error {
 	o := collect(opts)
 	return m.wait(ctx, "wait_for_file", strconv.Quote(path), o, func(ctx context.Context, r *run) error {
 		seen, err := r.guest.WaitFile(ctx, path, o.once())
@@ -176,7 +176,7 @@ func (m *Machine) WaitForFile(ctx context.Context, path string, opts ...Option) 
 // WaitForConsoleText waits until a regular expression (Go's syntax, ^ and $
 // match at lines) matches what the serial console has said since the last
 // match, or since the machine was started.
-func (m *Machine) WaitForConsoleText(ctx context.Context, pattern string, opts ...Option) error {
+func (m *Machine) WaitForConsoleText(ctx context.Context, pattern string, opts ...WaitOption) error {
 	re, err := regexp.Compile("(?m)" + pattern)
 	if err != nil {
 		return &ConfigError{m.Name(), fmt.Sprintf("wait_for_console_text: not a regular expression: %v", err)}

@@ -85,7 +85,7 @@ func testCommands(t *testing.T, m tried) {
 
 // All operations that run a command take the same options.
 func testSurroundings(t *testing.T, m tried) {
-	opts := []attest.Option{attest.Input([]byte("from the host\n")), attest.Dir("/usr"), attest.Env("COLOR", "blue"), attest.User("nobody")}
+	opts := []attest.CommandOption{attest.Input([]byte("from the host\n")), attest.Dir("/usr"), attest.Env("COLOR", "blue"), attest.User("nobody")}
 	const script, want = "cat; pwd; echo $COLOR; whoami", "from the host\n/usr\nblue\nnobody\n"
 	ctx := t.Context()
 	for name, run := range map[string]func() (string, error){
@@ -116,7 +116,7 @@ func testSurroundings(t *testing.T, m tried) {
 		t.Errorf("got %q", got)
 	}
 	for _, tt := range []struct {
-		opt  attest.Option
+		opt  attest.CommandOption
 		want string
 	}{
 		{attest.User("nobody-at-all"), `no user "nobody-at-all"`},
@@ -165,9 +165,8 @@ func testBackground(t *testing.T, m tried) {
 	if got := m.succeed("sleep 99999 >/dev/null 2>&1 & echo $!"); m.execute("kill "+got).ExitCode != 0 {
 		t.Errorf("sleep in the background, process %s, has ended", got)
 	}
-	r := m.execute("touch /tmp/detached; sleep 99999", attest.Detach())
-	if r.ExitCode != -2 || r.Stdout != "" {
-		t.Errorf("detached: %+v", r)
+	if err := m.Detach(t.Context(), "touch /tmp/detached; sleep 99999"); err != nil {
+		t.Error(err)
 	}
 	m.succeed("until test -e /tmp/detached; do sleep 0.05; done; pkill -f '^sleep 99999'")
 }

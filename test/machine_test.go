@@ -54,7 +54,7 @@ type tried struct {
 	t *testing.T
 }
 
-func (m tried) succeed(script string, opts ...attest.Option) string {
+func (m tried) succeed(script string, opts ...attest.CommandOption) string {
 	m.t.Helper()
 	out, err := m.Succeed(m.t.Context(), script, opts...)
 	if err != nil {
@@ -63,7 +63,7 @@ func (m tried) succeed(script string, opts ...attest.Option) string {
 	return out
 }
 
-func (m tried) execute(script string, opts ...attest.Option) attest.Result {
+func (m tried) execute(script string, opts ...attest.CommandOption) attest.Result {
 	m.t.Helper()
 	r, err := m.Execute(m.t.Context(), script, opts...)
 	if err != nil {
@@ -240,8 +240,7 @@ func TestPower(t *testing.T) {
 			return nil
 		}, "^Kernel panic - not syncing: sysrq triggered crash"},
 		{"poweroff", func() error {
-			_, err := m.Machine.Execute(ctx, "systemctl poweroff --force", attest.Detach())
-			return err
+			return m.Machine.Detach(ctx, "systemctl poweroff --force")
 		}, "^powered off"},
 		{"crash", func() error { return m.Machine.Crash(ctx) }, "."},
 	} {

@@ -35,7 +35,7 @@ func TestKernelPanic(t *testing.T) {
 	if got := m.Succeed("cat /root/kept"); got != "kept\n" {
 		t.Errorf("after the panic: %q", got)
 	}
-	m.Execute("sleep 0.5; kill -STOP $(pgrep -o -f '^@')", attest.Detach())
+	m.Detach("sleep 0.5; kill -STOP $(pgrep -o -f '^@')")
 	if err := m.Machine.WaitForFile(ctx, "/never", attest.Timeout(5*time.Second)); err == nil {
 		t.Error("a file that is not there")
 	}
@@ -53,10 +53,10 @@ func TestReboots(t *testing.T) {
 	lab := attest.New(t, attest.MachineConfig{Name: "m", Image: attest.Debian{}, Memory: 256, Networks: []int{}})
 	m := lab.Machine("m")
 	const bootID = "cat /proc/sys/kernel/random/boot_id"
-	m.Start(attest.StartOptions{AllowReboot: true})
+	m.Start(attest.AllowReboot())
 	before := m.Succeed(bootID)
 	m.WaitForUnit("multi-user.target")
-	m.Execute("systemctl reboot", attest.Detach())
+	m.Detach("systemctl reboot")
 	for after := before; after == before; { // commands fail while it goes down
 		if r, err := m.Machine.Execute(ctx, bootID); err == nil && r.ExitCode == 0 {
 			after = r.Stdout
@@ -81,7 +81,7 @@ func TestReboots(t *testing.T) {
 	}
 	m.Succeed("true")
 	m.WaitForUnit("multi-user.target")
-	m.Execute("systemctl poweroff", attest.Detach())
+	m.Detach("systemctl poweroff")
 	lab.JoinAll()
 }
 

@@ -16,7 +16,7 @@ import (
 func testPorts(t *testing.T, m tried) {
 	ctx := t.Context()
 	m.succeed("systemd-run --unit=listener systemd-socket-activate --accept --inetd -l '[::]:4444' cat")
-	for _, opts := range [][]attest.Option{nil, {attest.Address("127.0.0.1")}, {attest.Address("::1")}, {attest.Address("client")}} {
+	for _, opts := range [][]attest.PortOption{nil, {attest.Address("127.0.0.1")}, {attest.Address("::1")}, {attest.Address("client")}} {
 		if err := m.WaitForOpenPort(ctx, 4444, opts...); err != nil {
 			t.Error(err)
 		}
@@ -99,10 +99,10 @@ func testUnixSockets(t *testing.T, m tried) {
 	ctx := t.Context()
 	for _, tt := range []struct {
 		flags string
-		opts  []attest.Option
+		opts  []attest.SocketOption
 	}{
 		{"", nil},
-		{"--datagram", []attest.Option{attest.Datagram()}},
+		{"--datagram", []attest.SocketOption{attest.Datagram()}},
 	} {
 		waited := make(chan error, 1)
 		go func() { waited <- m.WaitForOpenUnixSocket(ctx, "/run/late.sock", tt.opts...) }()
@@ -196,7 +196,9 @@ func testCondition(t *testing.T, m tried) {
 	if e := errorAs[*attest.WaitError](t, err); e.Tries != 1 || !strings.Contains(e.LastSeen, "test -e /tmp/condition") {
 		t.Errorf("got %+v", e)
 	}
-	m.execute("sleep 0.2; touch /tmp/condition", attest.Detach())
+	if err := m.Detach(ctx, "sleep 0.2; touch /tmp/condition"); err != nil {
+		t.Fatal(err)
+	}
 	if err := there.Wait(ctx); err != nil {
 		t.Fatal(err)
 	}

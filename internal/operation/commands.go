@@ -47,19 +47,19 @@ func execute(ctx context.Context, t target, a Args) (any, error) {
 	if a.None("timeout") {
 		opts = append(opts, attest.Timeout(0))
 	}
-	started := !a.Bool("check_output")
-	if started {
-		opts = append(opts, attest.Detach())
+	command := a.String("command")
+	if !a.Bool("check_output") {
+		if err := t.machine.Detach(ctx, command, opts...); err != nil {
+			return nil, err
+		}
+		return Result{Status: -2, Result: attest.Result{ExitCode: -2}}, nil
 	}
-	r, err := t.machine.Execute(ctx, a.String("command"), opts...)
+	r, err := t.machine.Execute(ctx, command, opts...)
 	if err != nil {
 		return nil, err
 	}
 	result := Result{r.ExitCode, r.Stdout, r}
-	switch {
-	case started:
-		result.Status, result.Output = -2, ""
-	case !a.Bool("check_return"):
+	if !a.Bool("check_return") {
 		result.Status = -1
 	}
 	return result, nil

@@ -47,7 +47,7 @@ var consolesTable = []*Operation{
 		Doc: "Waits until the text of a virtual terminal, as `get_tty_text` returns it, matches.\n\n" +
 			"The kernel notifies the wait when the terminal changes. The error has the terminal's text, and a screenshot if the machine has a screen.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.WaitUntilTTYMatches(ctx, a.String("tty"), a.String("regexp"), a.limit()...)
+			return nil, t.machine.WaitUntilTTYMatches(ctx, a.String("tty"), a.String("regexp"), a.limit())
 		},
 	},
 	{
@@ -82,7 +82,7 @@ var consolesTable = []*Operation{
 
 func waitForQMPEvent(ctx context.Context, t target, a Args) (any, error) {
 	if name, ok := a.values["event_filter"].(string); ok {
-		e, err := t.machine.WaitForQMPEventNamed(ctx, name, a.limit()...)
+		e, err := t.machine.WaitForQMPEventNamed(ctx, name, a.limit())
 		return qmpMessage(e), err
 	}
 	var failed error // of the function
@@ -90,7 +90,7 @@ func waitForQMPEvent(ctx context.Context, t target, a Args) (any, error) {
 		var ok bool
 		ok, failed = a.likes(ctx, "event_filter", qmpMessage(e))
 		return ok || failed != nil
-	}, a.limit()...)
+	}, a.limit())
 	if failed != nil {
 		err = failed
 	}
@@ -151,7 +151,7 @@ var keyboardTable = []*Operation{
 		Doc: "Presses a key, or several at once, and releases them.\n\n" +
 			"A key is named as in QEMU, or by the character that it types. See [keyboard.md](keyboard.md).",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			opts := a.delay()
+			opts := []attest.KeyOption{a.delay()}
 			if !a.Bool("log") {
 				opts = append(opts, attest.Unlogged())
 			}
@@ -164,16 +164,16 @@ var keyboardTable = []*Operation{
 		Doc: "Types a text on a keyboard with the US layout.\n\n" +
 			"If the keyboard lacks a character, the operation fails before the first key. See [keyboard.md](keyboard.md).",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.SendChars(ctx, a.String("chars"), a.delay()...)
+			return nil, t.machine.SendChars(ctx, a.String("chars"), a.delay())
 		},
 	},
 }
 
-func (a Args) delay() []attest.Option {
+func (a Args) delay() attest.KeyOption {
 	if !a.Given("delay") {
 		return nil
 	}
-	return []attest.Option{attest.Delay(a.Duration("delay"))}
+	return attest.Delay(a.Duration("delay"))
 }
 
 var screenTable = []*Operation{
@@ -192,7 +192,7 @@ var screenTable = []*Operation{
 		Doc: "Waits until an X server in the guest takes connections on display `:0`.\n\n" +
 			"It needs no program in the guest. It takes the cookie from the server's `-auth` file.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.WaitForX(ctx, a.limit()...)
+			return nil, t.machine.WaitForX(ctx, a.limit())
 		},
 	},
 	{
@@ -208,7 +208,7 @@ var screenTable = []*Operation{
 		Doc: "Waits until the X server on display `:0` has a window whose title matches.\n\n" +
 			"The error has the titles of all windows, and a screenshot if the machine has a screen.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.WaitForWindow(ctx, a.String("regexp"), a.limit()...)
+			return nil, t.machine.WaitForWindow(ctx, a.String("regexp"), a.limit())
 		},
 	},
 }

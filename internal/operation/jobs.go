@@ -33,7 +33,7 @@ var jobsTable = []*Operation{
 		Params: []Param{limitParam},
 		Doc:    "Waits until the job has ended and returns the pair of its exit code and standard output. After a timeout the test fails, and the job goes on.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return pair(t.job().Wait(ctx, a.limit()...))
+			return pair(t.job().Wait(ctx, a.limit()))
 		},
 	},
 	{
@@ -42,7 +42,7 @@ var jobsTable = []*Operation{
 		Doc: "Waits until the job has written something that matches to standard output or standard error, and returns the match.\n\n" +
 			"It considers the output since the last match. It fails at once when the job ends without a match.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return t.job().WaitForOutput(ctx, a.String("regex"), a.limit()...)
+			return t.job().WaitForOutput(ctx, a.String("regex"), a.limit())
 		},
 	},
 	{

@@ -18,7 +18,7 @@ var machinesTable = []*Operation{
 		Params: []Param{{Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the wait; none unless given"}},
 		Doc:    "Waits until all machines that run have powered themselves off, without asking them to.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.lab.JoinAll(ctx, a.limit()...)
+			return nil, t.lab.JoinAll(ctx, a.limit())
 		},
 	},
 	{

@@ -81,7 +81,7 @@ var networkTable = []*Operation{
 			Param{Name: "b", Type: Machines, Doc: "the other side"},
 			Param{Name: "oneway", Type: Bool, Default: false, Doc: "lose only what `a` sends to `b`"}),
 		Doc: "Lets no frame through between two sides. Machines of one side reach each other.",
-		call: fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, t target, opts []attest.FaultOption) (*attest.Fault, error) {
+		call: fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, t target, opts []attest.PartitionOption) (*attest.Fault, error) {
 			b, err := a.group(t, "b")
 			if err != nil {
 				return nil, err
@@ -103,7 +103,7 @@ var networkTable = []*Operation{
 		Params: sideParams(shareParam,
 			Param{Name: "correlation", Type: Float, Default: 0.0, Named: true, Doc: "how much likelier the loss of a frame is after another loss, from 0 to less than 1; the share of lost frames stays the same"}),
 		Doc: "Loses a share of the frames.",
-		call: fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, _ target, opts []attest.FaultOption) (*attest.Fault, error) {
+		call: fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, _ target, opts []attest.DropOption) (*attest.Fault, error) {
 			return n.Drop(ctx, on, a.Float("rate"), append(opts, attest.Correlation(a.Float("correlation")))...)
 		}),
 	},
@@ -115,7 +115,7 @@ var networkTable = []*Operation{
 			Param{Name: "distribution", Type: String, Default: "uniform", Doc: "how delays spread: `uniform` (from the mean minus the jitter to the mean plus the jitter), `normal` or `exponential` (the jitter is the standard deviation)"}),
 		Doc: "Delivers frames later. They stay in their order, even with jitter; `reorder` changes the order.\n\n" +
 			"When the fault is healed, frames that wait are delivered at once, before all later ones.",
-		call: fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, _ target, opts []attest.FaultOption) (*attest.Fault, error) {
+		call: fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, _ target, opts []attest.DelayOption) (*attest.Fault, error) {
 			return n.Delay(ctx, on, a.Duration("mean"), append(opts, attest.Jitter(a.Duration("jitter")), attest.Distribution(a.String("distribution")))...)
 		}),
 	},
@@ -129,7 +129,7 @@ var networkTable = []*Operation{
 		Name: "reorder", On: Network, Subject: "Faults of the network", Result: faultResult,
 		Params: sideParams(shareParam, Param{Name: "gap", Type: Int, Default: 1, Doc: "how many frames overtake"}),
 		Doc:    "Lets later frames overtake a share of the frames. A frame that no other follows is delivered after 100 ms.",
-		call: fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, _ target, opts []attest.FaultOption) (*attest.Fault, error) {
+		call: fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, _ target, opts []attest.ReorderOption) (*attest.Fault, error) {
 			return n.Reorder(ctx, on, a.Float("rate"), append(opts, attest.Gap(a.Int("gap")))...)
 		}),
 	},
@@ -147,7 +147,7 @@ var networkTable = []*Operation{
 			Param{Name: "queue", Type: Int, Default: 128 << 10, Doc: "bytes that wait; what does not fit is lost"},
 			Param{Name: "burst", Type: Int, Default: 0, Doc: "bytes that are sent at once after a pause"}),
 		Doc: "Limits the speed of the line.",
-		call: fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, _ target, opts []attest.FaultOption) (*attest.Fault, error) {
+		call: fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, _ target, opts []attest.RateOption) (*attest.Fault, error) {
 			return n.Rate(ctx, on, int64(a.Int("bits")), append(opts, attest.Queue(a.Int("queue")), attest.Burst(a.Int("burst")))...)
 		}),
 	},
@@ -227,16 +227,21 @@ const (
 )
 
 // fault makes an operation of what begins a fault.
-func fault(begin func(*attest.Network, context.Context, attest.Machines, Args, target, []attest.FaultOption) (*attest.Fault, error)) func(context.Context, target, Args) (any, error) {
+// O is the kind of the options that it takes.
+func fault[O any](begin func(*attest.Network, context.Context, attest.Machines, Args, target, []O) (*attest.Fault, error)) func(context.Context, target, Args) (any, error) {
 	return func(ctx context.Context, t target, a Args) (any, error) {
 		name := a.operation.Params[0].Name
 		on, err := a.group(t, name)
 		if err != nil {
 			return nil, err
 		}
-		opts, err := a.faultOptions(t)
+		given, err := a.faultOptions(t)
 		if err != nil {
 			return nil, err
+		}
+		opts := make([]O, len(given))
+		for i, o := range given {
+			opts[i] = o.(O) // as the parameters of the operation say
 		}
 		f, err := begin(t.lab.Network(), ctx, on, a, t, opts)
 		if err != nil {
@@ -246,14 +251,14 @@ func fault(begin func(*attest.Network, context.Context, attest.Machines, Args, t
 	}
 }
 
-func plainFault(begin func(*attest.Network, context.Context, attest.Machines, ...attest.FaultOption) (*attest.Fault, error)) func(context.Context, target, Args) (any, error) {
-	return fault(func(n *attest.Network, ctx context.Context, on attest.Machines, _ Args, _ target, opts []attest.FaultOption) (*attest.Fault, error) {
+func plainFault[O any](begin func(*attest.Network, context.Context, attest.Machines, ...O) (*attest.Fault, error)) func(context.Context, target, Args) (any, error) {
+	return fault(func(n *attest.Network, ctx context.Context, on attest.Machines, _ Args, _ target, opts []O) (*attest.Fault, error) {
 		return begin(n, ctx, on, opts...)
 	})
 }
 
-func shareFault(begin func(*attest.Network, context.Context, attest.Machines, float64, ...attest.FaultOption) (*attest.Fault, error)) func(context.Context, target, Args) (any, error) {
-	return fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, _ target, opts []attest.FaultOption) (*attest.Fault, error) {
+func shareFault(begin func(*attest.Network, context.Context, attest.Machines, float64, ...attest.SideOption) (*attest.Fault, error)) func(context.Context, target, Args) (any, error) {
+	return fault(func(n *attest.Network, ctx context.Context, on attest.Machines, a Args, _ target, opts []attest.SideOption) (*attest.Fault, error) {
 		return begin(n, ctx, on, a.Float("rate"), opts...)
 	})
 }
@@ -277,8 +282,8 @@ func (a Args) networks() []int {
 }
 
 // faultOptions are what the arguments stand for that many faults have.
-func (a Args) faultOptions(t target) ([]attest.FaultOption, error) {
-	opts := []attest.FaultOption{attest.Match(a.String("match"))}
+func (a Args) faultOptions(t target) ([]any, error) {
+	opts := []any{attest.Match(a.String("match"))}
 	if a.Given("network") {
 		opts = append(opts, attest.OnNetwork(a.Int("network")))
 	}

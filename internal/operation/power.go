@@ -14,7 +14,10 @@ var powerTable = []*Operation{
 		Doc: "Starts the machine if it is off. It does not wait for the guest to boot; the next operation does.\n\n" +
 			"A machine that was never started also starts with its first operation.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.Start(ctx, attest.StartOptions{AllowReboot: a.Bool("allow_reboot")})
+			if a.Bool("allow_reboot") {
+				return nil, t.machine.Start(ctx, attest.AllowReboot())
+			}
+			return nil, t.machine.Start(ctx)
 		},
 	},
 	{
@@ -27,7 +30,7 @@ var powerTable = []*Operation{
 		Params: []Param{{Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the wait; 5 minutes unless given"}},
 		Doc:    "Waits until the guest has powered itself off, without asking it to.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.WaitForShutdown(ctx, a.limit()...)
+			return nil, t.machine.WaitForShutdown(ctx, a.limit())
 		},
 	},
 	{
@@ -47,7 +50,7 @@ var powerTable = []*Operation{
 		Doc: "Makes the guest's kernel panic, and waits until the machine is off.\n\n" +
 			"The agent triggers the panic (SysRq). A guest that does not answer gets a non-maskable interrupt. `start` boots it again, from the disk as the panic left it.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.KernelPanic(ctx, a.limit()...)
+			return nil, t.machine.KernelPanic(ctx, a.limit())
 		},
 	},
 	{
@@ -67,7 +70,7 @@ var powerTable = []*Operation{
 		Doc: "Leaves the initrd: waits for `initrd.target`, has systemd switch to the root file system, and waits until it has.\n\n" +
 			"It is for guests whose systemd runs in an initrd. attest's own images boot straight into their root, so the operation is refused there.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.SwitchRoot(ctx, a.limit()...)
+			return nil, t.machine.SwitchRoot(ctx, a.limit())
 		},
 	},
 	{

@@ -35,8 +35,8 @@ var commandParams = []Param{
 var table = slices.Concat(commandsTable, jobsTable, unitsTable, waitsTable, filesTable, powerTable, consolesTable, terminalTable, keyboardTable, screenTable, othersTable, snapshotsTable, machinesTable, portsTable, linksTable, networkTable)
 
 // command are the options that commandParams and timeout stand for.
-func (a Args) command() []attest.Option {
-	opts := append(a.limit(), a.user()...)
+func (a Args) command() []attest.CommandOption {
+	opts := []attest.CommandOption{a.limit(), a.user()}
 	if a.Given("stdin") {
 		opts = append(opts, attest.Input(a.Bytes("stdin")))
 	}
@@ -49,25 +49,26 @@ func (a Args) command() []attest.Option {
 	return opts
 }
 
-// limit, user and address are the options that the arguments of these names stand for.
+// limit, user and address are the options that the arguments of these names stand
+// for; nil, which is none, if they are not given.
 
-func (a Args) limit() []attest.Option {
+func (a Args) limit() attest.WaitOption {
 	if !a.Given("timeout") {
 		return nil
 	}
-	return []attest.Option{attest.Timeout(a.Duration("timeout"))}
+	return attest.Timeout(a.Duration("timeout"))
 }
 
-func (a Args) user() []attest.Option {
+func (a Args) user() attest.UserOption {
 	if !a.Given("user") {
 		return nil
 	}
-	return []attest.Option{attest.User(a.String("user"))}
+	return attest.User(a.String("user"))
 }
 
-func (a Args) address() []attest.Option {
+func (a Args) address() attest.PortOption {
 	if !a.Given("addr") {
 		return nil
 	}
-	return []attest.Option{attest.Address(a.String("addr"))}
+	return attest.Address(a.String("addr"))
 }

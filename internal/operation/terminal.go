@@ -33,7 +33,7 @@ var terminalTable = []*Operation{
 				return nil, err
 			}
 			defer giveBack()
-			_, err = t.machine.Shell(ctx, terminal, a.user()...)
+			_, err = t.machine.Shell(ctx, terminal, a.user())
 			return nil, err
 		},
 	},

@@ -14,7 +14,7 @@ var unitsTable = []*Operation{
 			"It fails at once when the unit can no longer become active: it has failed, does not exist, or is inactive with no job pending. " +
 			"For a oneshot service that does not remain active the wait ends when the unit finishes successfully, and fails if it fails. See [waits.md](waits.md).",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.WaitForUnit(ctx, a.String("unit"), append(a.user(), a.limit()...)...)
+			return nil, t.machine.WaitForUnit(ctx, a.String("unit"), a.user(), a.limit())
 		},
 	},
 	{
@@ -22,7 +22,7 @@ var unitsTable = []*Operation{
 		Params: []Param{{Name: "q", Type: String, Doc: "arguments, such as `restart nginx.service`"}, userParam},
 		Doc:    "Runs `systemctl` and returns the pair of its exit code and standard output.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return pair(t.machine.Systemctl(ctx, a.String("q"), a.user()...))
+			return pair(t.machine.Systemctl(ctx, a.String("q"), a.user()))
 		},
 	},
 	{
@@ -30,7 +30,7 @@ var unitsTable = []*Operation{
 		Params: []Param{unitParam, userParam},
 		Doc:    "Returns all properties of a unit that `systemctl show` prints.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return t.machine.UnitInfo(ctx, a.String("unit"), a.user()...)
+			return t.machine.UnitInfo(ctx, a.String("unit"), a.user())
 		},
 	},
 	{
@@ -38,7 +38,7 @@ var unitsTable = []*Operation{
 		Params: []Param{unitParam, {Name: "property", Type: String, Doc: "its name, such as `ActiveState`"}, userParam},
 		Doc:    "Returns one property of a unit as `systemctl show` prints it.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return t.machine.UnitProperty(ctx, a.String("unit"), a.String("property"), a.user()...)
+			return t.machine.UnitProperty(ctx, a.String("unit"), a.String("property"), a.user())
 		},
 	},
 	{
@@ -54,7 +54,7 @@ var unitsTable = []*Operation{
 		Params: []Param{{Name: "jobname", Type: String, Doc: "a systemd unit"}, userParam},
 		Doc:    "Starts a unit, waits until it runs or has failed to start, and returns the pair of systemctl's exit code and output.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return pair(t.machine.StartJob(ctx, a.String("jobname"), a.user()...))
+			return pair(t.machine.StartJob(ctx, a.String("jobname"), a.user()))
 		},
 	},
 	{
@@ -62,7 +62,7 @@ var unitsTable = []*Operation{
 		Params: []Param{{Name: "jobname", Type: String, Doc: "a systemd unit"}, userParam},
 		Doc:    "Stops a unit, waits for that, and returns the pair of systemctl's exit code and output.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return pair(t.machine.StopJob(ctx, a.String("jobname"), a.user()...))
+			return pair(t.machine.StopJob(ctx, a.String("jobname"), a.user()))
 		},
 	},
 	{
@@ -75,7 +75,7 @@ var unitsTable = []*Operation{
 		},
 		Doc: "Returns the journal of a unit.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			opts := a.user()
+			opts := []attest.JournalOption{a.user()}
 			if a.Given("lines") {
 				opts = append(opts, attest.Lines(a.Int("lines")))
 			}

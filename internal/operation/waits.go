@@ -29,7 +29,7 @@ var waitsTable = []*Operation{
 		Params: []Param{portParam, addrParam, limitParam},
 		Doc:    "Waits until something accepts TCP connections at a port.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.WaitForOpenPort(ctx, a.Int("port"), append(a.address(), a.limit()...)...)
+			return nil, t.machine.WaitForOpenPort(ctx, a.Int("port"), a.address(), a.limit())
 		},
 	},
 	{
@@ -37,7 +37,7 @@ var waitsTable = []*Operation{
 		Params: []Param{portParam, addrParam, limitParam},
 		Doc:    "Waits until nothing accepts TCP connections at a port.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.WaitForClosedPort(ctx, a.Int("port"), append(a.address(), a.limit()...)...)
+			return nil, t.machine.WaitForClosedPort(ctx, a.Int("port"), a.address(), a.limit())
 		},
 	},
 	{
@@ -49,7 +49,7 @@ var waitsTable = []*Operation{
 		},
 		Doc: "Waits until something accepts connections, or datagrams, at a unix socket.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			opts := a.limit()
+			opts := []attest.SocketOption{a.limit()}
 			if a.Bool("is_datagram") {
 				opts = append(opts, attest.Datagram())
 			}
@@ -61,7 +61,7 @@ var waitsTable = []*Operation{
 		Params: []Param{{Name: "filename", Type: String, Doc: "a path in the guest"}, limitParam},
 		Doc:    "Waits until a path exists, as a file or anything else.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.WaitForFile(ctx, a.String("filename"), a.limit()...)
+			return nil, t.machine.WaitForFile(ctx, a.String("filename"), a.limit())
 		},
 	},
 	{
@@ -71,7 +71,7 @@ var waitsTable = []*Operation{
 		Doc: "Waits until the output of the serial console matches.\n\n" +
 			"It considers the output since the machine was started, or since the last match.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.WaitForConsoleText(ctx, a.String("regex"), a.limit()...)
+			return nil, t.machine.WaitForConsoleText(ctx, a.String("regex"), a.limit())
 		},
 	},
 }
