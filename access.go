@@ -14,8 +14,9 @@ func init() {
 	access.Spec = func(img any) image.Spec { return img.(Image).spec() }
 	access.Image = func(s image.Spec) any { return imageOf(s) }
 	access.Check = func(c any) error { return c.(LabConfig).check() }
-	access.Supports = func(c any, operation string, what vmm.Capability) error {
-		return c.(MachineConfig).supports(operation, what)
+	access.NeedsImage = func(c any) bool { return c.(MachineConfig).needsImage() }
+	access.Supports = func(ctx context.Context, c any, operation string, what vmm.Capability) error {
+		return c.(MachineConfig).supports(ctx, operation, what)
 	}
 	access.Failure = func(err error) *event.Failure { return failureOf(err, "", "") }
 	access.Settle = func(ctx context.Context, n any) error { return n.(*Network).settle(ctx) }

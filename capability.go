@@ -2,6 +2,7 @@ package attest
 
 import (
 	"cmp"
+	"context"
 
 	"github.com/attest-vm/attest/internal/vmm"
 )
@@ -9,7 +10,7 @@ import (
 // supports says whether a machine of this configuration has a capability that
 // an operation needs: nil, or an *UnsupportedError. It starts nothing. Without a
 // Backend it is asked of the one that machines have where nobody says another.
-func (c MachineConfig) supports(operation string, what vmm.Capability) error {
+func (c MachineConfig) supports(ctx context.Context, operation string, what vmm.Capability) error {
 	name := cmp.Or(c.Backend, "auto")
 	if name == "auto" {
 		name = defaultBackend
@@ -18,9 +19,13 @@ func (c MachineConfig) supports(operation string, what vmm.Capability) error {
 	if !ok {
 		return nil // that has an error of its own
 	}
-	ok, reason := c.offers(b, what)
+	ok, lack := c.offers(b, what)
 	if ok {
 		return nil
+	}
+	reason := lack.Reason
+	for i, s := range lack.Give {
+		reason += []string{"; give it one with ", " and "}[min(i, 1)] + written(ctx, argument{s.Name, s.Value})
 	}
 	unsupported := &UnsupportedError{Machine: c.Name, Operation: operation, Backend: name, Reason: reason}
 	for _, other := range vmm.Names() {
@@ -35,10 +40,10 @@ func (c MachineConfig) supports(operation string, what vmm.Capability) error {
 	return unsupported
 }
 
-func (c MachineConfig) offers(b vmm.Backend, what vmm.Capability) (ok bool, reason string) {
+func (c MachineConfig) offers(b vmm.Backend, what vmm.Capability) (bool, vmm.Lack) {
 	o, known := b.(vmm.Offerer)
 	if !known {
-		return false, ""
+		return false, vmm.Lack{}
 	}
 	var boot vmm.Boot = &vmm.Hardware{Type: c.Type, Display: c.Display}
 	switch _, pretends := b.(vmm.Mocker); {

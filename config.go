@@ -126,7 +126,7 @@ func (c *LabConfig) normalize() error {
 		// other machines' /etc/hosts.
 		key := strings.ToLower(m.Name)
 		if seen[key] {
-			return &ConfigError{fmt.Sprintf("machine %q", m.Name), "there are two machines of this name; give one of them another name="}
+			return &ConfigError{fmt.Sprintf("machine %q", m.Name), "there are two machines of this name; give one of them another name"}
 		}
 		seen[key] = true
 	}
@@ -196,10 +196,15 @@ func (m *MachineConfig) normalize() error {
 	return nil
 }
 
+// needsImage says whether the machine cannot be without the image that it lacks.
+func (m MachineConfig) needsImage() bool {
+	return m.Image == nil && m.StartCommand == "" && !mocks(m.Backend)
+}
+
 // normalizeOwn is normalize for a machine with an image.
 func (m *MachineConfig) normalizeOwn(bad func(string, ...any) error) error {
-	if m.Image == nil {
-		return bad("it has no image; give it one, such as debian()")
+	if m.needsImage() {
+		return bad("it has neither an image nor a start command; give it one of the two")
 	}
 	if m.Memory == 0 {
 		m.Memory = vmm.DefaultMemory

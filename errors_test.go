@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/vmm"
 )
@@ -103,6 +104,24 @@ func TestErrorsGoOutwardAsOwnTypes(t *testing.T) {
 	}
 }
 
+// The engine says settings in the language that the test is written in.
+func TestSettingsAreInTheFrontEndsLanguage(t *testing.T) {
+	m := MachineConfig{Name: "m", Type: "microvm"}
+	python := event.WithLiteral(t.Context(), func(v any) string { return strings.ToUpper(event.Neutral(v)) })
+	for want, ctx := range map[string]context.Context{
+		`give it one with type="q35" and display=true`: t.Context(),
+		`give it one with type="Q35" and display=TRUE`: python,
+	} {
+		if err := m.supports(ctx, "screenshot", vmm.CanShow); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+	args := []argument{{"", "a b"}, {"rate", 0.0}, unless("gap", 1, 1), unless("jitter", time.Second, 0), unless("oneway", true, false), machinesGiven("peer", []string{"x", "y"}), {}}
+	if got, want := written(t.Context(), args...), `"a b", rate=0, jitter="1s", oneway=true, peer=[x, y]`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
 func TestImagesAreDataBothWays(t *testing.T) {
 	for _, img := range []Image{
 		Debian{}, Rootfs{Path: "r", Kernel: "k", Modules: "m"}, Disk{Path: "d", Format: "raw"},
@@ -124,9 +143,9 @@ func TestLabConfigErrors(t *testing.T) {
 		machines []MachineConfig
 		want     string
 	}{
-		"two of a name":   {[]MachineConfig{{Name: "a", Image: Debian{}}, {Name: "A", Image: Debian{}}}, `machine "A": there are two machines of this name; give one of them another name=`},
+		"two of a name":   {[]MachineConfig{{Name: "a", Image: Debian{}}, {Name: "A", Image: Debian{}}}, `machine "A": there are two machines of this name; give one of them another name`},
 		"bad name":        {machine(func(m *MachineConfig) { m.Name = "a b" }), `machine "a b": not a name for a machine: it is the host name too, so letters, digits, - and _, at most 63, beginning with a letter or a digit`},
-		"no image":        {machine(func(m *MachineConfig) { m.Image = nil }), `machine "a": it has no image; give it one, such as debian()`},
+		"no image":        {machine(func(m *MachineConfig) { m.Image = nil }), `machine "a": it has neither an image nor a start command; give it one of the two`},
 		"little memory":   {machine(func(m *MachineConfig) { m.Memory = 1 }), `machine "a": memory=1 is out of range; it is in MiB, 64 to 1048576`},
 		"negative CPUs":   {machine(func(m *MachineConfig) { m.CPUs = -1 }), `machine "a": cpus=-1 is out of range; 1 to 255`},
 		"network 0":       {machine(func(m *MachineConfig) { m.Networks = []int{0} }), `machine "a": network 0 is out of range; 1 to 255`},

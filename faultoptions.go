@@ -2,13 +2,7 @@ package attest
 
 import (
 	"context"
-	"fmt"
-	"reflect"
-	"strconv"
-	"strings"
 	"time"
-
-	"github.com/attest-vm/attest/internal/network"
 )
 
 // A FaultOption is an option of every fault: [Match], [OnNetwork] and [During].
@@ -165,31 +159,3 @@ func Queue(bytes int) RateOption { return faultOption(func(o *faultOptions) { o.
 // Burst is how many bytes go over a line of limited rate at once after a pause;
 // none unless given.
 func Burst(bytes int) RateOption { return faultOption(func(o *faultOptions) { o.burst = bytes }) }
-
-// namesOf writes machines as an argument.
-func namesOf(names []string) string {
-	if len(names) == 1 {
-		return names[0]
-	}
-	return "[" + strings.Join(names, ", ") + "]"
-}
-
-// usual are defaults that are not zero.
-var usual = map[string]any{"distribution": "uniform", "gap": 1, "queue": network.DefaultRateQueue}
-
-// argument writes an argument as a test file has it; nothing for one that is
-// the default.
-func argument(name string, value any) string {
-	if v := reflect.ValueOf(value); v.IsZero() && name != "rate" && name != "mean" || value == usual[name] {
-		return ""
-	}
-	switch v := value.(type) {
-	case bool:
-		return name + "=True"
-	case string:
-		return name + "=" + strconv.Quote(v)
-	case time.Duration:
-		return name + "=" + strconv.Quote(v.String())
-	}
-	return fmt.Sprintf("%s=%v", name, value)
-}

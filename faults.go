@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/attest-vm/attest/internal/event"
@@ -16,40 +15,40 @@ import (
 func (n *Network) Drop(ctx context.Context, on Machines, rate float64, opts ...DropOption) (*Fault, error) {
 	o := collectFault(opts)
 	return n.onSide(ctx, "drop", on, network.Drop{Rate: rate, Correlation: o.correlation}, o,
-		argument("rate", rate), argument("correlation", o.correlation))
+		argument{"rate", rate}, unless("correlation", o.correlation, 0))
 }
 
 // Delay delivers frames later, in their order; see [Jitter].
 func (n *Network) Delay(ctx context.Context, on Machines, mean time.Duration, opts ...DelayOption) (*Fault, error) {
 	o := collectFault(opts)
 	return n.onSide(ctx, "delay", on, network.Delay{Mean: mean, Jitter: o.jitter, Distribution: o.distribution}, o,
-		argument("mean", mean), argument("jitter", o.jitter), argument("distribution", o.distribution))
+		argument{"mean", mean}, unless("jitter", o.jitter, 0), unless("distribution", o.distribution, "uniform"))
 }
 
 // Duplicate delivers a share of the frames twice.
 func (n *Network) Duplicate(ctx context.Context, on Machines, rate float64, opts ...SideOption) (*Fault, error) {
-	return n.onSide(ctx, "duplicate", on, network.Duplicate{Rate: rate}, collectFault(opts), argument("rate", rate))
+	return n.onSide(ctx, "duplicate", on, network.Duplicate{Rate: rate}, collectFault(opts), argument{"rate", rate})
 }
 
 // Reorder has a share of the frames overtaken by those that follow; see [Gap]. A
 // frame that nothing follows goes on after 100 ms.
 func (n *Network) Reorder(ctx context.Context, on Machines, rate float64, opts ...ReorderOption) (*Fault, error) {
 	o := collectFault(opts)
-	return n.onSide(ctx, "reorder", on, network.Reorder{Rate: rate, Gap: o.gap}, o, argument("rate", rate), argument("gap", o.gap))
+	return n.onSide(ctx, "reorder", on, network.Reorder{Rate: rate, Gap: o.gap}, o, argument{"rate", rate}, unless("gap", o.gap, 1))
 }
 
 // Corrupt flips one bit in a share of the frames, behind the Ethernet header.
 // Checksums find it: a guest drops such a packet of TCP, UDP or ICMP. ARP has
 // none.
 func (n *Network) Corrupt(ctx context.Context, on Machines, rate float64, opts ...SideOption) (*Fault, error) {
-	return n.onSide(ctx, "corrupt", on, network.Corrupt{Rate: rate}, collectFault(opts), argument("rate", rate))
+	return n.onSide(ctx, "corrupt", on, network.Corrupt{Rate: rate}, collectFault(opts), argument{"rate", rate})
 }
 
 // Rate limits each direction to so many bits per second; see [Queue].
 func (n *Network) Rate(ctx context.Context, on Machines, bits int64, opts ...RateOption) (*Fault, error) {
 	o := collectFault(opts)
 	return n.onSide(ctx, "rate", on, network.Rate{Bits: bits, Queue: o.queue, Burst: o.burst}, o,
-		argument("bits", bits), argument("queue", o.queue), argument("burst", o.burst))
+		argument{"bits", bits}, unless("queue", o.queue, network.DefaultRateQueue), unless("burst", o.burst, 0))
 }
 
 // Down loses every frame. The guest's network card keeps its carrier;
@@ -73,14 +72,14 @@ func (n *Network) Partition(ctx context.Context, a, b Machines, opts ...Partitio
 		flows = flows[:1]
 	}
 	o.peer = right // as of every fault: machines of the lab, and not those of the other side
-	return n.cut(ctx, "partition", left, flows, o, namesOf(left), namesOf(right), argument("oneway", o.oneWay))
+	return n.cut(ctx, "partition", left, flows, o, machinesGiven("", left), machinesGiven("", right), unless("oneway", o.oneWay, false))
 }
 
 // Isolate cuts machines off from all others. Several still reach each other.
 func (n *Network) Isolate(ctx context.Context, on Machines, opts ...FaultOption) (*Fault, error) {
 	names := on.machineNames()
 	flows := network.Both(network.These(names...), network.AllBut(names...))
-	return n.cut(ctx, "isolate", names, flows, collectFault(opts), namesOf(names))
+	return n.cut(ctx, "isolate", names, flows, collectFault(opts), machinesGiven("", names))
 }
 
 // MajoritiesRing lets every machine hear a majority of all, itself counted, and
@@ -88,18 +87,18 @@ func (n *Network) Isolate(ctx context.Context, on Machines, opts ...FaultOption)
 // list. With three machines that is one other each, in one direction.
 func (n *Network) MajoritiesRing(ctx context.Context, on Machines, opts ...FaultOption) (*Fault, error) {
 	names := on.machineNames()
-	return n.cut(ctx, "majorities_ring", names, network.MajoritiesRing(names), collectFault(opts), namesOf(names))
+	return n.cut(ctx, "majorities_ring", names, network.MajoritiesRing(names), collectFault(opts), machinesGiven("", names))
 }
 
 // Bridge cuts a list of machines into two halves that only the machine in its
 // middle reaches.
 func (n *Network) Bridge(ctx context.Context, on Machines, opts ...FaultOption) (*Fault, error) {
 	names := on.machineNames()
-	return n.cut(ctx, "bridge", names, network.Bridge(names), collectFault(opts), namesOf(names))
+	return n.cut(ctx, "bridge", names, network.Bridge(names), collectFault(opts), machinesGiven("", names))
 }
 
 // onSide puts an effect on machines' side of the cable.
-func (n *Network) onSide(ctx context.Context, kind string, on Machines, e network.Effect, o faultOptions, arguments ...string) (*Fault, error) {
+func (n *Network) onSide(ctx context.Context, kind string, on Machines, e network.Effect, o faultOptions, arguments ...argument) (*Fault, error) {
 	names := on.machineNames()
 	these, peer := network.These(names...), network.These(o.peer...)
 	r := network.Rule{Effect: e}
@@ -110,24 +109,20 @@ func (n *Network) onSide(ctx context.Context, kind string, on Machines, e networ
 		r.Flows = append(r.Flows, network.Flow{From: peer, To: these})
 	}
 	if o.peer != nil {
-		arguments = append(arguments, "peer="+namesOf(o.peer))
+		arguments = append(arguments, machinesGiven("peer", o.peer))
 	}
-	if o.direction != "" && o.direction != BothWays {
-		arguments = append(arguments, argument("direction", string(o.direction)))
-	}
-	return n.begin(ctx, kind, names, r, o, append([]string{namesOf(names)}, arguments...))
+	arguments = append(arguments, unless("direction", string(o.direction), string(BothWays)))
+	return n.begin(ctx, kind, names, r, o, append([]argument{machinesGiven("", names)}, arguments...))
 }
 
 // cut loses everything that flows.
-func (n *Network) cut(ctx context.Context, kind string, names []string, flows []network.Flow, o faultOptions, arguments ...string) (*Fault, error) {
+func (n *Network) cut(ctx context.Context, kind string, names []string, flows []network.Flow, o faultOptions, arguments ...argument) (*Fault, error) {
 	return n.begin(ctx, kind, names, network.Rule{Effect: network.Down{}, Flows: flows}, o, arguments)
 }
 
 // begin puts a rule in force, for as long as the options say.
-func (n *Network) begin(ctx context.Context, kind string, names []string, r network.Rule, o faultOptions, arguments []string) (f *Fault, err error) {
-	arguments = append(arguments, argument("match", o.match), argument("network", o.network))
-	arguments = slices.DeleteFunc(arguments, func(a string) bool { return a == "" })
-	args := strings.Join(arguments, ", ")
+func (n *Network) begin(ctx context.Context, kind string, names []string, r network.Rule, o faultOptions, arguments []argument) (f *Fault, err error) {
+	args := written(ctx, append(arguments, unless("match", o.match, ""), unless("network", o.network, 0))...)
 	err = step(ctx, "", "network."+kind, args, func(ctx context.Context) error {
 		r.Name, r.Network, r.Scope = kind+"("+args+")", o.network, event.ScopeOf(ctx).Test
 		if err := n.check(kind, names, &r, o); err != nil {

@@ -113,7 +113,7 @@ func (m *Machine) Resume(ctx context.Context) error { return m.setPaused(ctx, "r
 
 func (m *Machine) setPaused(ctx context.Context, operation string, pause bool) error {
 	return step(ctx, m.Name(), operation, "", func(ctx context.Context) error {
-		if err := m.config.supports(operation, vmm.CanPause); err != nil {
+		if err := m.config.supports(ctx, operation, vmm.CanPause); err != nil {
 			return err
 		}
 		m.mu.Lock()

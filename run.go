@@ -97,13 +97,10 @@ const panicGrace = 2 * time.Second
 // Start starts the machine if it is not running. It returns when the VMM runs;
 // it does not wait for the guest. A missing image is built.
 func (m *Machine) Start(ctx context.Context, opts ...StartOption) error {
-	args := ""
-	allow := m.config.AllowReboot
-	if collect(opts).allowReboot {
-		args, allow = "allow_reboot=True", true
-	}
+	o := collect(opts)
+	args := written(ctx, unless("allow_reboot", o.allowReboot, false))
 	return step(ctx, m.Name(), "start", args, func(ctx context.Context) error {
-		_, err := m.start(ctx, allow)
+		_, err := m.start(ctx, o.allowReboot || m.config.AllowReboot)
 		return err
 	})
 }

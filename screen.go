@@ -229,7 +229,7 @@ func (r *run) screenshot(ctx context.Context, s vmm.Screener, path string) error
 func (r *run) attachScreenshot(we *WaitError, operation string) {
 	m := r.machine
 	s, ok := r.vm.(vmm.Screener)
-	if !ok || m.config.supports(operation, vmm.CanShow) != nil {
+	if !ok || m.config.supports(m.lab.ctx, operation, vmm.CanShow) != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(m.lab.ctx, m.lab.host.scale(attachTimeout))

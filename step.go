@@ -97,7 +97,7 @@ func (o options) once() bool { return o.hasTimeout && o.timeout <= 0 }
 // that lacks it is refused before it is started; one that is off is started, but
 // its guest need not have answered.
 func withVMM[V any](ctx context.Context, m *Machine, operation string, what vmm.Capability, fn func(*run, V) error) error {
-	if err := m.config.supports(operation, what); err != nil {
+	if err := m.config.supports(ctx, operation, what); err != nil {
 		return err
 	}
 	r, err := m.powered(ctx, operation)

@@ -147,9 +147,8 @@ func (m *Machine) RequireUnitState(ctx context.Context, unit, state string, opts
 func (m *Machine) Journal(ctx context.Context, unit string, opts ...JournalOption) (string, error) {
 	o := collect(opts)
 	command := "journalctl --no-pager --quiet"
-	var args []string
+	args := written(ctx, unless("", unit, ""), unless("lines", max(o.lines, 0), 0), unless("since", o.since, ""))
 	if unit != "" {
-		args = append(args, strconv.Quote(unit))
 		flag := " --unit="
 		if o.user != "" {
 			flag = " --user-unit="
@@ -157,16 +156,14 @@ func (m *Machine) Journal(ctx context.Context, unit string, opts ...JournalOptio
 		command += flag + shellQuote(unit)
 	}
 	if o.lines > 0 {
-		args = append(args, fmt.Sprintf("lines=%d", o.lines))
 		command += fmt.Sprintf(" --lines=%d", o.lines)
 	}
 	if o.since != "" {
-		args = append(args, fmt.Sprintf("since=%q", o.since))
 		command += " --since=" + shellQuote(o.since)
 	}
 	o.user = "" // root reads everybody's journal
 	var text string
-	err := step(ctx, m.Name(), "journal", strings.Join(args, ", "), func(ctx context.Context) error {
+	err := step(ctx, m.Name(), "journal", args, func(ctx context.Context) error {
 		o.timeout, o.hasTimeout = o.limit(m.lab.host, defaultTimeout), true
 		result, err := m.command(ctx, "journal", command, o)
 		if err == nil && result.ExitCode != 0 {

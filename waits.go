@@ -154,10 +154,7 @@ func (m *Machine) waitForPort(ctx context.Context, operation string, port int, o
 // connections, or with Datagram datagrams.
 func (m *Machine) WaitForOpenUnixSocket(ctx context.Context, path string, opts ...SocketOption) error {
 	o := collect(opts)
-	args := strconv.Quote(path)
-	if o.datagram {
-		args += ", is_datagram=True"
-	}
+	args := written(ctx, argument{"", path}, unless("is_datagram", o.datagram, false))
 	return m.wait(ctx, "wait_for_open_unix_socket", args, o, func(ctx context.Context, r *run) error {
 		seen, err := r.guest.WaitUnixSocket(ctx, path, o.datagram, o.once())
 		return looked(ctx, seen, err)

@@ -193,7 +193,7 @@ func testNoX(t *testing.T, m tried) {
 	}
 	errorAs[*attest.ConfigError](t, m.WaitForWindow(ctx, "("))
 	err := m.Screenshot(ctx, "nothing")
-	if e := errorAs[*attest.UnsupportedError](t, err); e.Backend != "qemu" || !strings.Contains(e.Reason, "display=True") || attest.StatusOf(err) != attest.Unsupported {
+	if e := errorAs[*attest.UnsupportedError](t, err); e.Backend != "qemu" || !strings.Contains(e.Reason, "display=true") || attest.StatusOf(err) != attest.Unsupported {
 		t.Errorf("got %+v", e)
 	}
 }

@@ -22,9 +22,12 @@ var (
 	// Check refuses an attest.LabConfig that no lab can be made of, with an
 	// *attest.ConfigError. It starts nothing and does not look at the host.
 	Check func(labConfig any) error
+	// NeedsImage reports whether an attest.MachineConfig is refused by Check for want of
+	// an image.
+	NeedsImage func(machineConfig any) bool
 	// Supports reports whether a machine of an attest.MachineConfig has a capability
 	// that an operation needs: nil, or an *attest.UnsupportedError. It starts nothing.
-	Supports func(machineConfig any, operation string, what vmm.Capability) error
+	Supports func(ctx context.Context, machineConfig any, operation string, what vmm.Capability) error
 	// Failure lays out an error for a report: its kind, the machine, the operation
 	// and the command, what they said, and the end of the console.
 	Failure func(error) *event.Failure

@@ -90,6 +90,7 @@ func (s snapshot) Fork(ctx context.Context) (Runner, error) {
 }
 
 func (r runner) Invoke(ctx context.Context, object any, o *Operation, args Args) (any, error) {
+	ctx = In(ctx)
 	t := target{lab: r.Lab}
 	switch object := object.(type) {
 	case MachineName:

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -215,6 +216,17 @@ func (o *Operation) Signature() string {
 		}
 	}
 	return o.Name + "(" + strings.Join(parts, ", ") + ")"
+}
+
+// In has the engine write arguments and settings, in reports and errors, as test
+// files have them.
+func In(ctx context.Context) context.Context {
+	return event.WithLiteral(ctx, func(v any) string {
+		if b, ok := v.(bool); ok {
+			return literal(b)
+		}
+		return event.Neutral(v)
+	})
 }
 
 // literal writes a default value as both Starlark and Python read it.

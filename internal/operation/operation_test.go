@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
 )
 
 var update = flag.Bool("update", false, "rewrite docs/operations.md")
@@ -347,6 +348,16 @@ func TestEveryOperationIsTried(t *testing.T) {
 			if !strings.Contains(string(text), call) {
 				t.Errorf("testdata/every_operation.star does not use %s", call)
 			}
+		}
+	}
+}
+
+// What the engine says of arguments reads as in a test file.
+func TestArgumentsAreWrittenAsInTestFiles(t *testing.T) {
+	write := event.LiteralOf(In(t.Context()))
+	for want, v := range map[string]any{"True": true, "False": false, `"100ms"`: 100 * time.Millisecond, `"a"`: "a", "5": 5} {
+		if got := write(v); got != want {
+			t.Errorf("%v is written %s, want %s", v, got, want)
 		}
 	}
 }

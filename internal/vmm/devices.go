@@ -26,8 +26,20 @@ const (
 // Offerer is a backend that knows what its machines can do before they exist.
 type Offerer interface {
 	// Offers reports whether a machine of this configuration has the capability,
-	// and if not why, and what to do, if there is something to say.
-	Offers(Config, Capability) (ok bool, reason string)
+	// and if not why, if there is something to say.
+	Offers(Config, Capability) (bool, Lack)
+}
+
+// A Lack is why a machine does not have a capability.
+type Lack struct {
+	Reason string    // "the machine has no screen"; may be empty
+	Give   []Setting // a machine with these has it
+}
+
+// A Setting is one of a machine's configuration, by its name there.
+type Setting struct {
+	Name  string
+	Value any
 }
 
 // Keyboarder has a keyboard to press keys of.

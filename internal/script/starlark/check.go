@@ -1,6 +1,8 @@
 package starlark
 
 import (
+	"context"
+
 	"go.starlark.net/resolve"
 	sl "go.starlark.net/starlark"
 	"go.starlark.net/syntax"
@@ -158,7 +160,7 @@ func (c checker) supported(call *syntax.DotExpr) error {
 	if !ok || o == nil || o.Needs == "" {
 		return nil
 	}
-	return access.Supports(m.config, o.Name, o.Needs)
+	return access.Supports(operation.In(context.Background()), m.config, o.Name, o.Needs)
 }
 
 // operation checks an operation's name and, if it is called, the arguments.

@@ -234,6 +234,8 @@ func (l *loader) checkMachines(f *File) []*script.Error {
 			errs = append(errs, l.sources.errorAt(m.declared, usagef("two machines are called %q: this one and that of the machine configuration", c.Name)))
 		case other != nil:
 			errs = append(errs, l.sources.errorAt(m.declared, usagef("two machines are called %q: this one and that of %s", c.Name, other.declared)))
+		case access.NeedsImage(c):
+			errs = append(errs, l.sources.errorAt(m.declared, usagef("machine %q: it has no image; give it one, such as debian()", c.Name)))
 		case err != nil:
 			errs = append(errs, l.sources.errorAt(m.declared, err))
 		}

@@ -233,10 +233,10 @@ type closerFunc func()
 func (f closerFunc) Close() error { f(); return nil }
 
 // Offers says what the machines of a configuration can do.
-func (b *backend) Offers(c vmm.Config, what vmm.Capability) (ok bool, reason string) {
+func (b *backend) Offers(c vmm.Config, what vmm.Capability) (ok bool, lack vmm.Lack) {
 	vm, known := compose(&Machine{}, b.without(c))
 	if !known {
-		return false, ""
+		return false, vmm.Lack{}
 	}
 	switch what {
 	case vmm.CanPause:
@@ -255,9 +255,9 @@ func (b *backend) Offers(c vmm.Config, what vmm.Capability) (ok bool, reason str
 		_, ok = vm.(vmm.EventSource)
 	}
 	if !ok && b.kind(c) == kindProcess {
-		reason = "its machines are processes of this host"
+		lack.Reason = "its machines are processes of this host"
 	}
-	return ok, reason
+	return ok, lack
 }
 
 // A warmBackend is one whose machines can be kept.

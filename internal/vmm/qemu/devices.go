@@ -22,19 +22,20 @@ var (
 )
 
 // Offers says what the machine types have.
-func (b *backend) Offers(c vmm.Config, what vmm.Capability) (ok bool, reason string) {
+func (b *backend) Offers(c vmm.Config, what vmm.Capability) (bool, vmm.Lack) {
+	pc, display := vmm.Setting{Name: "type", Value: "q35"}, vmm.Setting{Name: "display", Value: true}
 	hw, ok := c.Boot.(*vmm.Hardware)
 	switch {
 	case !ok:
-		return true, "" // nobody knows what a start command starts before it runs
+		return true, vmm.Lack{} // nobody knows what a start command starts before it runs
 	case what == vmm.CanType && hw.Type == "microvm":
-		return false, `the machine type microvm has no keyboard; use type="q35"`
+		return false, vmm.Lack{Reason: "the machine type microvm has no keyboard", Give: []vmm.Setting{pc}}
 	case what == vmm.CanShow && hw.Type == "microvm":
-		return false, `the machine type microvm has no screen; use type="q35" and display=True`
+		return false, vmm.Lack{Reason: "the machine type microvm has no screen", Give: []vmm.Setting{pc, display}}
 	case what == vmm.CanShow && !hw.Display:
-		return false, "the machine has no screen; give it one with display=True"
+		return false, vmm.Lack{Reason: "the machine has no screen", Give: []vmm.Setting{display}}
 	}
-	return true, ""
+	return true, vmm.Lack{}
 }
 
 // Keys are input events, not send-key: that one queues releases on a timer of
