@@ -338,4 +338,16 @@ func TestOOMKills(t *testing.T) {
 	if n := oomKills(root); n != 2 {
 		t.Errorf("%d processes killed, want 2", n)
 	}
+	for name, text := range map[string]string{
+		"proc/self/cgroup": "4:memory:/ci/job\n3:cpuset:/\n0::/\n",
+		"sys/fs/cgroup/memory/ci/job/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 5\n",
+	} {
+		name = filepath.Join(root, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := oomKills(root); n != 5 {
+		t.Errorf("version 1: %d processes killed, want 5", n)
+	}
 }

@@ -67,19 +67,27 @@ func memoryAvailable(root string) int64 {
 }
 
 // oomKills is how many processes of this process's control group the kernel has
-// killed because memory ran out (Documentation/admin-guide/cgroup-v2.rst,
-// memory.events); 0 where there is no such count.
+// killed because memory ran out; 0 where there is no such count. It is in
+// memory.events, or in memory.oom_control of version 1 (the kernel's
+// Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst).
 func oomKills(root string) (n int64) {
 	data, _ := os.ReadFile(filepath.Join(root, "proc/self/cgroup"))
 	for line := range strings.Lines(string(data)) {
-		group, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
-		if !ok {
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(fields) != 3 {
 			continue
 		}
-		events, _ := os.ReadFile(filepath.Join(root, "sys/fs/cgroup", filepath.Clean(group), "memory.events"))
+		file := filepath.Join("memory", filepath.Clean(fields[2]), "memory.oom_control")
+		if fields[0] == "0" {
+			file = filepath.Join(filepath.Clean(fields[2]), "memory.events")
+		} else if fields[1] != "memory" {
+			continue
+		}
+		events, _ := os.ReadFile(filepath.Join(root, "sys/fs/cgroup", file))
 		for line := range strings.Lines(string(events)) {
 			if count, ok := strings.CutPrefix(line, "oom_kill "); ok {
-				n, _ = strconv.ParseInt(strings.TrimSpace(count), 10, 64)
+				killed, _ := strconv.ParseInt(strings.TrimSpace(count), 10, 64)
+				n += killed
 			}
 		}
 	}

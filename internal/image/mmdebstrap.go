@@ -50,7 +50,7 @@ func (s *Store) mmdebstrap(ctx context.Context, m mmdebstrap) (said string, err 
 	if n := oomKills("/") - killed; n > 0 {
 		// Some scripts of packages go on when a command of theirs is killed.
 		lack := &BuildError{Image: m.title, Phase: cmp.Or(t.phase, "mmdebstrap"), Output: t.String(), Err: err,
-			Reason: fmt.Sprintf("memory ran out, and the kernel killed %d processes of this control group meanwhile; close other programs, or give it more memory", n)}
+			Reason: fmt.Sprintf("memory ran out, and the kernel killed processes of this control group meanwhile (%d); close other programs, or give it more memory", n)}
 		var failed *BuildError
 		if errors.As(err, &failed) {
 			lack.Err = errors.New(failed.Reason)

@@ -85,7 +85,7 @@ func (b *backend) Check(c vmm.Config) error {
 // maxSerial is VIRTIO_BLK_ID_BYTES. QEMU cuts longer ones short.
 const maxSerial = 20
 
-// An installed is a QEMU that was found.
+// installed is a QEMU that was found.
 type installed struct {
 	path, version string
 	sandbox       bool // it and the kernel can do without what sandboxOptions deny
