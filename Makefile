@@ -23,9 +23,10 @@ test:
 	@scripts/test
 
 # What takes minutes to show: networks under load lose nothing; machines that
-# are restored again and again, or sixteen at once, or killed, leave nothing.
+# are restored again and again, or sixteen at once, or killed, leave nothing; builds
+# of which a process is killed fail, and the next works.
 stress:
-	$(GO) test ./test -run Stress -v -timeout 60m -args -stress
+	$(GO) test ./test -run Stress -v -timeout 90m -args -stress
 	$(GO) test ./internal/network -run UnderLoad -v -args -load 60s
 
 # Measures, beside the NixOS driver's protocol in the same run.

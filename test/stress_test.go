@@ -280,8 +280,9 @@ func checkCache(t *testing.T, home string) {
 		}
 		s.Close()
 	}
-	runs, _ := os.ReadDir(filepath.Join(home, "attest", "run"))
-	if len(runs) > 0 {
-		t.Errorf("left in the cache: %v", runs)
+	for _, dir := range []string{"run", "tmp", "lock"} {
+		if left, _ := os.ReadDir(filepath.Join(home, "attest", dir)); len(left) > 0 {
+			t.Errorf("left in the cache's %s: %v", dir, left)
+		}
 	}
 }

@@ -41,11 +41,7 @@ func TestStressKillBuild(t *testing.T) {
 		}
 		code = p.exitCode(t)
 		waitForNothing(t, stateDir, tree)
-		for _, dir := range []string{"tmp", "lock"} {
-			if left, _ := os.ReadDir(filepath.Join(root, dir)); len(left) > 0 {
-				t.Errorf("left in %s after a kill of %s: %v", dir, victim, left)
-			}
-		}
+		checkCache(t, home)
 		if code != 0 && victim == "" {
 			t.Fatalf("a build that nobody killed: exit code %d\n%s", code, p.said())
 		}
