@@ -14,6 +14,9 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/vmm/mock"
 )
 
 // TestScripts runs the scripts in testdata. Beside testscript's own commands
@@ -29,8 +32,11 @@ func TestScripts(t *testing.T) {
 		WorkdirRoot: t.TempDir(), // testscript leaves behind the one that it makes
 		Cmds:        scriptCommands,
 		Condition: func(cond string) (bool, error) {
-			if cond == "root" {
+			switch cond {
+			case "root":
 				return os.Geteuid() == 0, nil
+			case "namespaces":
+				return mock.New(mock.Options{}).Check(vmm.Config{Boot: &vmm.Mock{}}) == nil, nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},

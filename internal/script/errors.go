@@ -52,5 +52,13 @@ func (e *LoadError) Unwrap() []error {
 	return errs
 }
 
-// Status makes every reason not to run a file the same kind of failure.
-func (e *LoadError) Status() attest.Status { return attest.Invalid }
+// Status is Invalid, or Unsupported where every error is that its machines cannot do
+// something: the file is right then, and another backend may run it.
+func (e *LoadError) Status() attest.Status {
+	for _, x := range e.Errors {
+		if attest.StatusOf(x) != attest.Unsupported {
+			return attest.Invalid
+		}
+	}
+	return attest.Unsupported
+}

@@ -174,7 +174,7 @@ func decodeKeys(at string, data []byte, v any, except string) (map[string]json.R
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
 		pointer := at + "/" + strings.NewReplacer("~", "~0", "/", "~1").Replace(key)
 		if known[key] == nil {
-			return nil, &ScriptError{pointer, "unknown key; known here are " + strings.Join(slices.Sorted(maps.Keys(known)), ", ")}
+			return nil, &ScriptError{pointer, "unknown key; known keys are " + strings.Join(slices.Sorted(maps.Keys(known)), ", ")}
 		}
 		if key == except {
 			continue

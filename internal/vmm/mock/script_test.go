@@ -16,9 +16,9 @@ import (
 func TestScriptErrors(t *testing.T) {
 	for _, test := range []struct{ script, want string }{
 		{`[]`, "want an object"},
-		{`{"answer": []}`, "/answer: unknown key; known here are answers, console, dead, delay, files, monitor, ports, restore_error, save_error, silent, start_error, units"},
+		{`{"answer": []}`, "/answer: unknown key; known keys are answers, console, dead, delay, files, monitor, ports, restore_error, save_error, silent, start_error, units"},
 		{`{"answers": {}}`, "/answers: want an array"},
-		{`{"answers": [{"command": "x"}, {"command": "a", "exit-code": 1}]}`, "/answers/1/exit-code: unknown key; known here are command, console, delay, end, exit_code, match, stderr, stdout, times, units"},
+		{`{"answers": [{"command": "x"}, {"command": "a", "exit-code": 1}]}`, "/answers/1/exit-code: unknown key; known keys are command, console, delay, end, exit_code, match, stderr, stdout, times, units"},
 		{`{"answers": [{"command": "x", "exit_code": "1"}]}`, "/answers/0/exit_code: want whole number, not a JSON string"},
 		{`{"answers": [{"stdout": "x"}]}`, `/answers/0: want either "command" or "match"`},
 		{`{"answers": [{"command": "x", "match": "x"}]}`, `/answers/0: want either "command" or "match"`},
