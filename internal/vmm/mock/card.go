@@ -95,10 +95,11 @@ func newCard(nic vmm.NIC, packets bool, o Options) (*card, error) {
 	if nic.Link == nil {
 		return c, nil
 	}
-	conn, err := connect(nic.Link, packets)
+	plugIn := func() (net.Conn, error) { return connect(nic.Link, packets) }
 	if o.TAP {
-		conn, err = handIn(nic)
+		plugIn = func() (net.Conn, error) { return handIn(nic) }
 	}
+	conn, err := plugIn()
 	if err != nil {
 		return nil, err
 	}
