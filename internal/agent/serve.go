@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,57 +18,104 @@ import (
 	"github.com/attest-vm/attest/internal/wire"
 )
 
-// A Server answers one host. The zero value works.
+// A Server answers one host, over one connection after the other. The zero value works.
 type Server struct {
 	Log   func(format string, args ...any) // default: nothing is logged
 	Ready func()                           // called when an Identity has been applied
 	Stage Stage                            // nil: the agent serves the guest that it runs in
 
+	once     sync.Once
 	instance string
 	shell    *shell
 	init     initState
-	w        *wire.Writer
-	session  string
-	mux      *wire.Mux
 	ops      sync.WaitGroup
+
+	mu      sync.Mutex // held while a frame is handled: connections take turns
+	session *session   // nil: none yet
+	carrier *conn      // what carries the session; nil: nothing does
+	past    []string   // the last sessions that are over
+}
+
+// A session is what one host does here. It goes on without a connection.
+type session struct {
+	id  string
+	try uint32 // of the connection that carries it, or did last
+	mux *wire.Mux
+}
+
+// A conn is one connection, which may be a host's, or a ghost: one that was given up
+// before it came here.
+type conn struct {
+	stream io.ReadWriteCloser
+	w      *wire.Writer
+	hello  wire.HelloMessage // the last one that came
+	over   chan struct{}     // closed when ServeListener has ended it
+}
+
+func (s *Server) newConn(stream io.ReadWriteCloser) *conn {
+	return &conn{stream: stream, w: wire.NewWriter(stream), over: make(chan struct{})}
 }
 
 var errSessionOver = errors.New("the session is over")
 
-// Serve serves the stream until it ends or ctx does, and then kills what it
-// has started. Bytes that make no sense end the session, not Serve.
-func (s *Server) Serve(ctx context.Context, stream io.ReadWriteCloser) error {
-	if s.Log == nil {
-		s.Log = func(string, ...any) {}
-	}
-	if s.Ready == nil {
-		s.Ready = func() {}
-	}
-	s.instance = rand.Text()
-	s.shell = newShell(s.Log)
-	defer s.shell.close()
-	s.w = wire.NewWriter(stream)
-	defer s.w.Close()
-	stop := context.AfterFunc(ctx, func() { stream.Close() })
-	defer stop()
-	defer s.ops.Wait()
-	defer s.drop()
+// setUp makes what the server has for its whole life.
+func (s *Server) setUp() {
+	s.once.Do(func() {
+		if s.Log == nil {
+			s.Log = func(string, ...any) {}
+		}
+		if s.Ready == nil {
+			s.Ready = func() {}
+		}
+		s.instance = rand.Text()
+		s.shell = newShell(s.Log)
+	})
+}
 
-	s.w.Restart(message(wire.Announce, s.announcement()))
-	dec := wire.NewDecoder(stream)
+// Serve serves a stream that has no connections, such as a virtio serial port, until it
+// ends or ctx does: it tells the host on the other end, if there is one, that an agent
+// is there. What the host has under way goes on with the next stream.
+func (s *Server) Serve(ctx context.Context, stream io.ReadWriteCloser) error {
+	return s.serve(ctx, s.newConn(stream), true)
+}
+
+// ServeConn is Serve for a connection that a host has made and begins.
+func (s *Server) ServeConn(ctx context.Context, stream io.ReadWriteCloser) error {
+	return s.serve(ctx, s.newConn(stream), false)
+}
+
+// Close ends what the server has started and waits until it is gone, but for
+// what runs in the background of the guest. Every Serve has to have returned.
+func (s *Server) Close() {
+	s.setUp()
+	s.mu.Lock()
+	s.drop()
+	s.mu.Unlock()
+	s.ops.Wait()
+	s.shell.close()
+}
+
+func (s *Server) serve(ctx context.Context, c *conn, announce bool) error {
+	s.setUp()
+	defer c.w.Close()
+	defer c.stream.Close()
+	stop := context.AfterFunc(ctx, func() { c.stream.Close() })
+	defer stop()
+	defer s.left(c)
+	if announce {
+		s.announce(c)
+	}
+	dec := wire.NewDecoder(c.stream)
 	for {
 		f, err := dec.Next()
-		if err == nil {
-			err = s.handle(f)
-		}
 		var bad *wire.FormatError
 		switch {
 		case errors.As(err, &bad):
-			s.Log("%v; waiting for the host to begin again", err)
-			s.drop()
+			s.garbage(c, bad)
 		case err != nil:
-			stream.Close()
 			return err
+		default:
+			s.take(c, f)
 		}
 	}
 }
@@ -80,46 +128,118 @@ func message(t wire.Type, v any) wire.Frame {
 	return wire.Frame{Type: t, Payload: p}
 }
 
-// drop ends the session: its operations stop, and nothing of it is sent any more.
-func (s *Server) drop() {
-	if s.mux != nil {
-		s.mux.Close(errSessionOver)
-		s.mux = nil
+func (s *Server) announce(c *conn) {
+	c.w.Restart(message(wire.Announce, s.announcement()))
+}
+
+// left is the end of a connection. The session waits for the next one.
+func (s *Server) left(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.carrier == c {
+		s.session.mux.Detach()
+		s.carrier = nil
 	}
 }
 
-func (s *Server) handle(f wire.Frame) error {
+// garbage has the host begin again where it was before bytes that make no sense.
+func (s *Server) garbage(c *conn, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.carrier != c {
+		return // nobody's, or a ghost's
+	}
+	s.Log("%v; the host shall begin again", err)
+	s.session.mux.Detach()
+	s.announce(c)
+}
+
+// maxPast is how many sessions the agent remembers to be over: the hosts of
+// connections that arrive late.
+const maxPast = 16
+
+// drop ends the session: its operations stop, and nothing of it is sent any more.
+// Called with mu held.
+func (s *Server) drop() {
+	if s.session == nil {
+		return
+	}
+	s.session.mux.Close(errSessionOver)
+	s.session.mux.Detach()
+	s.past = append(s.past, s.session.id)
+	s.past = s.past[max(0, len(s.past)-maxPast):]
+	s.session, s.carrier = nil, nil
+}
+
+// take handles a frame of a connection.
+func (s *Server) take(c *conn, f wire.Frame) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
 	switch f.Type {
 	case wire.Preamble:
-		return nil
 	case wire.Hello:
-		return s.hello(f)
+		err = s.hello(c, f)
+	case wire.Start:
+		err = s.start(c, f)
 	case wire.Ping:
-		s.w.Send(wire.Frame{Type: wire.Pong, Stream: f.Stream})
-		return nil
+		c.w.Send(wire.Frame{Type: wire.Pong, Stream: f.Stream})
+	default:
+		if s.carrier == c { // otherwise it is the rest of a session that is over, or comes again
+			err = s.session.mux.Handle(f)
+		}
 	}
-	if s.mux == nil {
-		return nil // the rest of a session that is over
+	if err == nil {
+		return
 	}
-	return s.mux.Handle(f)
+	s.Log("%v; the session is over", err)
+	if s.carrier == c {
+		s.drop()
+		s.announce(c)
+	}
 }
 
-func (s *Server) hello(f wire.Frame) error {
-	var m wire.HelloMessage
+// hello answers with what the agent knows of the session. Nothing changes yet: the
+// host may be gone.
+func (s *Server) hello(c *conn, f wire.Frame) error {
+	c.hello = wire.HelloMessage{}
+	if err := json.Unmarshal(f.Payload, &c.hello); err != nil {
+		return fmt.Errorf("hello: %w", err)
+	}
+	m := wire.WelcomeMessage{Session: c.hello.Session, Try: c.hello.Try, Info: s.info(), Over: slices.Contains(s.past, c.hello.Session)}
+	if s.session != nil && s.session.id == m.Session {
+		m.Received = s.session.mux.Received()
+	}
+	if s.carrier == c {
+		s.session.mux.Detach() // until the host starts
+	}
+	c.w.Restart(message(wire.Welcome, m))
+	return nil
+}
+
+// start has the connection carry the session of its Hello. Only a host that is there
+// gets so far; its other connections are left to themselves.
+func (s *Server) start(c *conn, f wire.Frame) error {
+	var m wire.StartMessage
 	if err := json.Unmarshal(f.Payload, &m); err != nil {
-		return &wire.FormatError{Reason: "hello: " + err.Error()}
+		return fmt.Errorf("start: %w", err)
 	}
-	welcome := message(wire.Welcome, wire.WelcomeMessage{Session: m.Session, Info: s.info()})
-	if s.mux != nil && s.session == m.Session {
-		s.w.Send(welcome)
-		return nil
+	h := c.hello
+	if h.Version != wire.Version || slices.Contains(s.past, h.Session) || s.session != nil && s.session.id == h.Session && h.Try < s.session.try {
+		return nil // it came too late
 	}
-	s.drop()
-	s.session = m.Session
-	s.mux = wire.NewMux(s.w, func(stream *wire.Stream, r wire.Request) {
-		s.ops.Go(func() { s.serve(stream, r) })
-	})
-	s.w.Restart(welcome)
+	if s.session != nil && s.session.id != h.Session {
+		s.drop()
+	}
+	if s.session == nil {
+		s.session = &session{id: h.Session, mux: wire.NewMux(func(stream *wire.Stream, r wire.Request) {
+			s.ops.Go(func() { s.run(stream, r) })
+		})}
+	}
+	s.session.try, s.carrier = h.Try, c
+	if err := s.session.mux.Attach(c.w, m.Received); err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
 	return nil
 }
 
@@ -142,8 +262,8 @@ func (s *Server) info() wire.Info {
 	return i
 }
 
-// serve runs one operation.
-func (s *Server) serve(stream *wire.Stream, r wire.Request) {
+// run runs one operation.
+func (s *Server) run(stream *wire.Stream, r wire.Request) {
 	result, err := s.perform(stream, r)
 	reply := wire.Reply{Result: result}
 	if err != nil {

@@ -33,6 +33,9 @@ type Options struct {
 	// GreetTimeout is how long an agent that has made itself heard may take until
 	// it has answered and Greet has returned. Default 2 min.
 	GreetTimeout time.Duration
+	// Reconnect is how long a session outlives its connection: what is under way goes
+	// on when there is another one by then. Default 60 s.
+	Reconnect time.Duration
 	// Stall is how long a copy may stand still, without a byte of it that moves.
 	// It limits as well what an agent may take for an operation that waits for
 	// nothing, such as to set the clock. Default 5 min.
@@ -55,6 +58,7 @@ func (o *Options) setDefaults() {
 		{&o.Grace, 15 * time.Second},
 		{&o.AgentTimeout, 5 * time.Minute},
 		{&o.GreetTimeout, 2 * time.Minute},
+		{&o.Reconnect, 60 * time.Second},
 		{&o.Stall, 5 * time.Minute},
 	} {
 		if *d.limit <= 0 {
@@ -103,19 +107,21 @@ func (s signs) String() string {
 	return "the agent has not answered yet"
 }
 
-// A session is the time between one Welcome and whatever ends it.
+// A session is the time between one Welcome and whatever ends it. It outlives the
+// connection that carries it.
 type session struct {
-	id     string
-	info   wire.Info
-	mux    *wire.Mux
-	w      *wire.Writer
-	ctx    context.Context // ends with the session, and its cause is why
-	cancel context.CancelCauseFunc
+	id      string
+	info    wire.Info
+	mux     *wire.Mux
+	ctx     context.Context // ends with the session, and its cause is why
+	cancel  context.CancelCauseFunc
+	forsake func() // ends the limit of Reconnect; only the owner of the channel uses it
 
 	mu       sync.Mutex
-	heard    time.Time // when the last frame came
-	last     wire.Type // what it was
-	pinged   time.Time // when the ping left that has no answer; zero: none
+	w        *wire.Writer // of the connection; nil: there is none
+	heard    time.Time    // when the last frame came
+	last     wire.Type    // what it was
+	pinged   time.Time    // when the ping left that has no answer; zero: none
 	pings    uint32
 	busy     int           // operations under way
 	activity chan struct{} // 1 slot: busy is no longer 0
@@ -297,6 +303,9 @@ func (c *Client) end(s *session, err error) {
 func (c *Client) sign(note func(*signs)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.session != nil {
+		return
+	}
 	note(&c.signs)
 	if c.signs.stop != nil {
 		return
@@ -356,22 +365,17 @@ func (c *Client) after(d time.Duration, since func() time.Duration, fn func()) (
 const (
 	minRedial = 10 * time.Millisecond
 	maxRedial = time.Second
-
-	// closeGrace is how long operations wait after the channel broke for Close
-	// to say the real cause: the end of the VMM closes the channel first.
-	closeGrace = time.Second
 )
 
 // run owns the channel.
 func (c *Client) run() {
 	defer close(c.done)
 	defer c.owned.Wait()
+	l := &link{c: c}
 	for pause := minRedial; c.ctx.Err() == nil; {
 		conn, err := c.dial(c.ctx)
-		if err == nil {
-			if c.serve(conn) {
-				pause = minRedial
-			}
+		if err == nil && l.serve(conn) {
+			pause = minRedial
 		}
 		select {
 		case <-time.After(pause):
@@ -379,14 +383,27 @@ func (c *Client) run() {
 		}
 		pause = min(2*pause, maxRedial)
 	}
+	l.end(c.closedError())
 }
 
-// serve speaks with the agent until the channel breaks. It reports whether there
-// was a session.
-func (c *Client) serve(conn net.Conn) (heard bool) {
-	stop := context.AfterFunc(c.ctx, func() { conn.Close() })
+// A link is the channel, through all its connections. All its methods run in the
+// owner's goroutine.
+type link struct {
+	c     *Client
+	w     *wire.Writer
+	dec   *wire.Decoder
+	id    string   // of the session that the last Hello asked for
+	try   uint32   // of that Hello
+	s     *session // nil: none
+	heard bool     // there was a Welcome on this connection
+}
+
+// serve speaks with the agent until the connection breaks, and says whether there
+// was a Welcome. What is under way waits for the next connection then.
+func (l *link) serve(conn net.Conn) bool {
+	stop := context.AfterFunc(l.c.ctx, func() { conn.Close() })
 	defer stop()
-	l := &link{c: c, w: wire.NewWriter(conn), dec: wire.NewDecoder(conn)}
+	l.w, l.dec, l.heard = wire.NewWriter(conn), wire.NewDecoder(conn), false
 	defer l.w.Close()
 	defer conn.Close()
 	l.hello()
@@ -398,63 +415,85 @@ func (c *Client) serve(conn net.Conn) (heard bool) {
 		var bad *wire.FormatError
 		switch {
 		case errors.As(err, &bad):
-			trouble := &ProtocolError{Machine: c.name, Detail: bad.Reason}
-			l.end(trouble)
-			c.fail(trouble, false)
-			l.hello()
+			l.broken(bad.Reason)
 		case err != nil:
-			l.lost(err)
+			if l.s != nil {
+				l.suspend(err)
+			}
 			return l.heard
 		}
 	}
 }
 
-// A link is the reading side of the channel: all its methods run in the owner's goroutine.
-type link struct {
-	c     *Client
-	w     *wire.Writer
-	dec   *wire.Decoder
-	id    string // of the session that Hello asked for
-	s     *session
-	heard bool
+// broken ends the session of an agent that breaks the rules, and begins another.
+func (l *link) broken(reason string) {
+	trouble := &ProtocolError{Machine: l.c.name, Detail: reason}
+	l.end(trouble)
+	l.c.fail(trouble, false)
+	l.hello()
 }
 
-// hello asks for a new session.
+// hello asks to go on with the session, if there is one, and otherwise for a new one.
 func (l *link) hello() {
-	l.id = rand.Text()
-	l.sendHello()
+	if l.s != nil && l.s.ctx.Err() != nil {
+		l.s = nil // it was given up
+	}
+	if l.s != nil {
+		l.suspend(errNoWelcome)
+	} else {
+		l.id = rand.Text()
+	}
+	l.try++
+	l.w.Restart(message(wire.Hello, wire.HelloMessage{Session: l.id, Version: wire.Version, Try: l.try}))
 }
 
-func (l *link) sendHello() {
-	p, err := json.Marshal(wire.HelloMessage{Session: l.id, Version: wire.Version})
+func message(t wire.Type, v any) wire.Frame {
+	p, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // a plain struct
+		panic(err) // plain structs
 	}
-	l.w.Restart(wire.Frame{Type: wire.Hello, Payload: p})
+	return wire.Frame{Type: t, Payload: p}
 }
 
 // end ends the session, if there is one, with err for everything under way.
 func (l *link) end(err error) {
 	if l.s != nil {
+		l.s.found()
 		l.c.end(l.s, err)
 		l.s = nil
 	}
 }
 
-// lost ends the session of a channel that broke.
-func (l *link) lost(err error) {
-	if l.s == nil {
-		return
+var errNoWelcome = errors.New("the agent does not answer")
+
+// suspend leaves the session without a connection that carries it, for a while.
+func (l *link) suspend(err error) {
+	s, c := l.s, l.c
+	s.carry(nil)
+	if s.forsake == nil {
+		begun := c.clock()
+		s.forsake = c.after(c.opt.Reconnect, func() time.Duration { return begun }, func() {
+			c.end(s, &DisconnectedError{Machine: c.name, Err: err})
+		})
 	}
-	select {
-	case <-l.c.ctx.Done():
-	case <-time.After(closeGrace):
+}
+
+// found ends the limit that suspend has begun.
+func (s *session) found() {
+	if s.forsake != nil {
+		s.forsake()
+		s.forsake = nil
 	}
-	if l.c.ctx.Err() != nil {
-		l.end(l.c.closedError())
-	} else {
-		l.end(&DisconnectedError{Machine: l.c.name, Err: err})
+}
+
+// carry notes which connection carries the session; nil: none.
+func (s *session) carry(w *wire.Writer) {
+	if w == nil {
+		s.mux.Detach()
 	}
+	s.mu.Lock()
+	s.w, s.heard, s.pinged = w, time.Now(), time.Time{}
+	s.mu.Unlock()
 }
 
 func (l *link) handle(f wire.Frame) error {
@@ -462,25 +501,18 @@ func (l *link) handle(f wire.Frame) error {
 	case wire.Preamble:
 		return nil
 	case wire.Announce:
-		l.c.sign(func(s *signs) { s.announced++ })
-		// A new agent; it may have read the last Hello, or it may not.
-		if l.s == nil {
-			l.sendHello()
-			return nil
-		}
-		l.end(l.restarted(f))
-		l.hello()
-		return nil
+		return l.announced(f)
 	case wire.Welcome:
 		return l.welcome(f)
 	}
-	if l.s == nil {
+	switch {
+	case l.s == nil:
 		return nil // the rest of an earlier session
-	}
-	if l.s.ctx.Err() != nil { // it was given up
-		l.s = nil
+	case l.s.ctx.Err() != nil: // it was given up
 		l.hello()
 		return nil
+	case !l.s.carried():
+		return nil // it will come again
 	}
 	if err := l.s.heardFrom(f); err != nil {
 		return err
@@ -491,11 +523,30 @@ func (l *link) handle(f wire.Frame) error {
 	return l.s.mux.Handle(f)
 }
 
-// restarted is what became of the agent of this session when another announces
-// itself.
-func (l *link) restarted(f wire.Frame) error {
+func (s *session) carried() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.w != nil
+}
+
+// announced answers an agent that asks for a Hello. It may have read the last one, or
+// it may not.
+func (l *link) announced(f wire.Frame) error {
 	var m wire.AnnounceMessage
-	if json.Unmarshal(f.Payload, &m) == nil && m.BootID != "" && m.BootID == l.s.info.BootID {
+	if err := json.Unmarshal(f.Payload, &m); err != nil {
+		return &wire.FormatError{Reason: "announce: " + err.Error()}
+	}
+	if l.s != nil && m.Instance != l.s.info.Instance {
+		l.end(l.replaced(m.BootID))
+	}
+	l.c.sign(func(s *signs) { s.announced++ })
+	l.hello()
+	return nil
+}
+
+// replaced is what became of the agent of this session when another one is there.
+func (l *link) replaced(boot string) error {
+	if boot != "" && boot == l.s.info.BootID {
 		return &AgentError{Machine: l.c.name}
 	}
 	return &RestartedError{Machine: l.c.name}
@@ -506,22 +557,66 @@ func (l *link) welcome(f wire.Frame) error {
 	if err := json.Unmarshal(f.Payload, &m); err != nil {
 		return &wire.FormatError{Reason: "welcome: " + err.Error()}
 	}
-	if m.Session != l.id || l.s != nil {
-		return nil // an answer to an earlier Hello, or a second one
+	if m.Session != l.id {
+		return nil // an answer to an earlier Hello
 	}
 	if m.Version != wire.Version {
-		l.c.fail(&VersionError{Machine: l.c.name, Guest: m.Version}, true)
+		err := &VersionError{Machine: l.c.name, Guest: m.Version}
+		l.end(err)
+		l.c.fail(err, true)
+		return nil
+	}
+	if m.Try != l.try {
 		return nil
 	}
 	if err := m.Check(); err != nil {
 		return &wire.FormatError{Reason: "welcome: " + err.Error()}
 	}
 	l.heard = true
+	if l.s != nil && l.s.ctx.Err() != nil {
+		l.hello() // it was given up at this moment
+		return nil
+	}
+	if l.s != nil {
+		return l.resume(m)
+	}
+	if m.Over || m.Received != 0 {
+		return &wire.FormatError{Reason: "welcome: the agent knows a session that is new"}
+	}
 	l.c.sign(func(s *signs) { s.welcomed++ })
 	ctx, cancel := context.WithCancelCause(l.c.ctx)
-	l.s = &session{id: m.Session, info: m.Info, w: l.w, mux: wire.NewMux(l.w, nil), ctx: ctx, cancel: cancel,
+	l.s = &session{id: m.Session, info: m.Info, mux: wire.NewMux(nil), ctx: ctx, cancel: cancel,
 		heard: time.Now(), activity: make(chan struct{}, 1)}
+	if err := l.start(m.Received); err != nil {
+		return err
+	}
 	l.c.begin(l.s)
+	return nil
+}
+
+// resume goes on with the session, if the agent can.
+func (l *link) resume(m wire.WelcomeMessage) error {
+	switch {
+	case m.Instance != l.s.info.Instance:
+		l.end(l.replaced(m.BootID))
+		l.hello()
+		return nil
+	case m.Over:
+		l.broken("the agent has ended the session")
+		return nil
+	}
+	return l.start(m.Received)
+}
+
+// start has this connection carry the session, to an agent that has received that
+// many frames of it.
+func (l *link) start(received uint32) error {
+	l.w.Restart(message(wire.Start, wire.StartMessage{Received: l.s.mux.Received()}))
+	if err := l.s.mux.Attach(l.w, received); err != nil {
+		return &wire.FormatError{Reason: "welcome: " + err.Error()}
+	}
+	l.s.found()
+	l.s.carry(l.w)
 	return nil
 }
 
@@ -626,6 +721,11 @@ func (c *Client) check(s *session) {
 		s.heard, s.pinged = now, time.Time{}
 	}
 	if s.busy == 0 || s.due(now, c.opt) > 0 {
+		s.mu.Unlock()
+		return
+	}
+	if s.w == nil { // Reconnect limits that
+		s.heard, s.pinged = now, time.Time{}
 		s.mu.Unlock()
 		return
 	}

@@ -74,7 +74,8 @@ func (e *AgentError) Error() string {
 	return e.Machine + ": attest's agent in the guest was killed; another one has taken over, but what this operation did is lost"
 }
 
-// DisconnectedError is a channel that was closed while an operation was under way.
+// DisconnectedError is a channel that was cut while an operation was under way, and
+// did not come back within Options.Reconnect.
 type DisconnectedError struct {
 	Machine string
 	Err     error

@@ -54,6 +54,7 @@ func newMachine(t testing.TB) *guest.Client {
 	go func() {
 		defer close(done)
 		s := agent.Server{Log: t.Logf}
+		defer s.Close()
 		s.Serve(ctx, theirs)
 	}()
 	c := guest.New("m", dialOnce(host), guest.Options{})

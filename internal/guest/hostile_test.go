@@ -25,15 +25,13 @@ var impatient = guest.Options{
 // welcomeAnd answers Hello, and sends frames in the same write.
 func (a *scripted) welcomeAnd(frames ...wire.Frame) {
 	a.t.Helper()
-	var hello wire.HelloMessage
-	if err := json.Unmarshal(a.expect(wire.Hello).Payload, &hello); err != nil {
-		a.t.Fatal(err)
-	}
-	p, _ := json.Marshal(wire.WelcomeMessage{Session: hello.Session, Info: wire.Info{Version: wire.Version, Instance: "i"}})
 	var buf bytes.Buffer
 	w := wire.NewWriter(&buf)
-	w.Restart(wire.Frame{Type: wire.Welcome, Payload: p})
-	w.Send(frames...)
+	w.Restart(a.welcomeFrame(wire.Info{Version: wire.Version, Instance: "i"}))
+	for _, f := range frames {
+		f.Seq = 1
+		w.Send(f)
+	}
 	w.Close()
 	a.conn.Write(buf.Bytes())
 }
@@ -85,7 +83,7 @@ func TestOverdue(t *testing.T) {
 				return
 			}
 			if f.Type == wire.Ping {
-				a.w.Send(wire.Frame{Type: wire.Pong, Stream: f.Stream})
+				a.send(wire.Frame{Type: wire.Pong, Stream: f.Stream})
 			}
 		}
 	}
@@ -170,7 +168,7 @@ func TestLimitsStandStillWithTheGuest(t *testing.T) {
 		t.Fatalf("ended while the guest stood still: %v", err)
 	case <-time.After(4 * opt.Stall): // more would prove no more
 	}
-	a.w.Send(wire.Frame{Type: wire.Result, Stream: f.Stream, Payload: []byte(`{}`)})
+	a.send(wire.Frame{Type: wire.Result, Stream: f.Stream, Payload: []byte(`{}`)})
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
@@ -193,7 +191,7 @@ func TestImplausibleResults(t *testing.T) {
 			done <- err
 		}()
 		f := a.expect(wire.Open)
-		a.w.Send(wire.Frame{Type: wire.Result, Stream: f.Stream, Payload: []byte(`{"result":` + result + `}`)})
+		a.send(wire.Frame{Type: wire.Result, Stream: f.Stream, Payload: []byte(`{"result":` + result + `}`)})
 		wantError[*guest.ProtocolError](t, done, "exec: ")
 	}
 }
@@ -281,6 +279,8 @@ type hostile struct {
 
 	mu      sync.Mutex
 	session string
+	try     uint32
+	seq     uint32
 	streams []uint32
 	ping    uint32
 }
@@ -299,7 +299,10 @@ func (h *hostile) listen() {
 		case wire.Hello:
 			var m wire.HelloMessage
 			json.Unmarshal(f.Payload, &m)
-			h.session = m.Session
+			if h.session != m.Session {
+				h.session, h.seq = m.Session, 0
+			}
+			h.try = m.Try
 		case wire.Open:
 			h.streams = append(h.streams, f.Stream)
 		case wire.Ping:
@@ -307,6 +310,14 @@ func (h *hostile) listen() {
 		}
 		h.mu.Unlock()
 	}
+}
+
+// number counts the frames of the session.
+func (h *hostile) number() uint32 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.seq++
+	return h.seq
 }
 
 // What a hostile agent can do, one letter each.
@@ -325,11 +336,11 @@ const (
 
 var hostileAgents = []string{
 	"", "X", "WX", "wWwX", "AAAAAAAA", "AWAWAWAW", "wWP", "wWPwWP", "wWwPPPP", "O", "wOAO",
-	"wWF\x0d\x00\x01\x02{}",
+	"wWF\x0f\x00\x01\x02{}", "wWF\x07\x00\xff\x00", "wWF\x06\x00\x01\x02{}",
 	"wWwR\x00\x0d{\"result\":{}}R\x01\x0d{\"result\":{}}R\x02\x0d{\"result\":{}}wwww",
 	"wWwR\x00\x0d{\"result\":{}}wR\x01\x1f{\"result\":{\"exit_code\":-12345}}",
 	"wWwR\x00\x0d{\"result\":{}}wR\x02\x05[[[[[R\x03\x04nullR\x04\x02{}R\x05\x24{\"error\":{\"kind\":\"x\",\"message\":\"y\"}}",
-	"wWwR\x00\x02{}wF\x07\x01\x02\x03abcF\x09\x01\x02\x00F\x0a\x01\x02\x04\xff\xff\xff\xffR\x01\x02{}",
+	"wWwR\x00\x02{}wF\x09\x01\x02\x03abcF\x0b\x01\x02\x00F\x0c\x01\x02\x04\xff\xff\xff\xffR\x01\x02{}",
 	"wWB\x10garbage garbage.wW", "wWHwWw", "wWwH", "B\x20[    1.234567] kernel: some words\n",
 }
 
@@ -353,7 +364,7 @@ func (h *hostile) run(script []byte) {
 		out.Reset()
 		w := wire.NewWriter(&out)
 		h.mu.Lock()
-		session, streams, ping := h.session, h.streams, h.ping
+		session, try, streams, ping := h.session, h.try, h.streams, h.ping
 		h.mu.Unlock()
 		version := wire.Version - 1
 		switch next() {
@@ -363,7 +374,7 @@ func (h *hostile) run(script []byte) {
 			version = wire.Version
 			fallthrough
 		case doOld:
-			p, _ := json.Marshal(wire.WelcomeMessage{Session: session, Info: wire.Info{Version: version, Instance: "i"}})
+			p, _ := json.Marshal(wire.WelcomeMessage{Session: session, Try: try, Info: wire.Info{Version: version, Instance: "i"}})
 			w.Restart(wire.Frame{Type: wire.Welcome, Payload: p})
 		case doAnnounce:
 			w.Restart(wire.Frame{Type: wire.Announce, Payload: []byte(`{"instance":"i"}`)})
@@ -371,11 +382,14 @@ func (h *hostile) run(script []byte) {
 			w.Send(wire.Frame{Type: wire.Pong, Stream: ping})
 		case doFrame:
 			f := wire.Frame{Type: wire.Type(next()), Channel: next(), Stream: uint32(next())}
+			if f.Type >= wire.Open {
+				f.Seq = h.number()
+			}
 			f.Payload = take(int(next()))
 			w.Send(f)
 		case doResult:
 			if n := int(next()); len(streams) > 0 {
-				w.Send(wire.Frame{Type: wire.Result, Stream: streams[n%len(streams)], Payload: take(int(next()))})
+				w.Send(wire.Frame{Type: wire.Result, Stream: streams[n%len(streams)], Seq: h.number(), Payload: take(int(next()))})
 			}
 		case doBytes:
 			p := take(int(next()))

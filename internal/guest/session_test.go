@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"math"
 	"net"
 	"strings"
@@ -23,6 +24,10 @@ func TestMain(m *testing.M) {
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		panic(err)
 	}
+	flag.Parse()
+	if checks := flag.Lookup("rapid.checks"); checks.Value.String() == checks.DefValue {
+		checks.Value.Set("10") // each runs commands
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -32,12 +37,13 @@ type scripted struct {
 	conn net.Conn
 	dec  *wire.Decoder
 	w    *wire.Writer
+	seq  uint32 // of the session's last frame
 }
 
 func newScripted(t *testing.T, opt guest.Options) (*scripted, *guest.Client) {
 	t.Helper()
 	host, theirs := socketpair(t)
-	a := &scripted{t, theirs, wire.NewDecoder(theirs), wire.NewWriter(theirs)}
+	a := &scripted{t: t, conn: theirs, dec: wire.NewDecoder(theirs), w: wire.NewWriter(theirs)}
 	c := guest.New("m", dialOnce(host), opt)
 	t.Cleanup(func() {
 		c.Close(nil)
@@ -65,12 +71,28 @@ func (a *scripted) expect(typ wire.Type) wire.Frame {
 // welcome answers the next Hello.
 func (a *scripted) welcome() {
 	a.t.Helper()
+	a.w.Restart(a.welcomeFrame(wire.Info{Version: wire.Version, Instance: "i", BootID: "b"}))
+}
+
+// welcomeFrame is the answer to the next Hello.
+func (a *scripted) welcomeFrame(info wire.Info) wire.Frame {
+	a.t.Helper()
 	var hello wire.HelloMessage
 	if err := json.Unmarshal(a.expect(wire.Hello).Payload, &hello); err != nil {
 		a.t.Fatal(err)
 	}
-	p, _ := json.Marshal(wire.WelcomeMessage{Session: hello.Session, Info: wire.Info{Version: wire.Version, Instance: "i"}})
-	a.w.Restart(wire.Frame{Type: wire.Welcome, Payload: p})
+	a.seq = 0
+	p, _ := json.Marshal(wire.WelcomeMessage{Session: hello.Session, Try: hello.Try, Info: info})
+	return wire.Frame{Type: wire.Welcome, Payload: p}
+}
+
+// send sends a frame, with its number if it has one.
+func (a *scripted) send(f wire.Frame) {
+	if f.Type >= wire.Open {
+		a.seq++
+		f.Seq = a.seq
+	}
+	a.w.Send(f)
 }
 
 // run starts a command and says how it ended.
@@ -108,7 +130,7 @@ func TestGarbageInASession(t *testing.T) {
 	a.welcome() // the client has begun a new session by itself
 	done = run(t, c)
 	f := a.expect(wire.Open)
-	a.w.Send(wire.Frame{Type: wire.Result, Stream: f.Stream, Payload: []byte(`{"result":{"exit_code":0}}`)})
+	a.send(wire.Frame{Type: wire.Result, Stream: f.Stream, Payload: []byte(`{"result":{"exit_code":0}}`)})
 	if err := <-done; err != nil {
 		t.Errorf("after the garbage: %v", err)
 	}
@@ -156,7 +178,7 @@ func TestFramesThatBreakTheRules(t *testing.T) {
 		a.welcome()
 		done := run(t, c)
 		a.expect(wire.Open)
-		a.w.Send(f)
+		a.send(f)
 		wantError[*guest.ProtocolError](t, done, "")
 	}
 }
@@ -179,12 +201,7 @@ func TestRebootInASession(t *testing.T) {
 // An agent that was killed says by its boot id that the guest goes on.
 func TestAgentKilled(t *testing.T) {
 	a, c := newScripted(t, guest.Options{})
-	var hello wire.HelloMessage
-	if err := json.Unmarshal(a.expect(wire.Hello).Payload, &hello); err != nil {
-		t.Fatal(err)
-	}
-	p, _ := json.Marshal(wire.WelcomeMessage{Session: hello.Session, Info: wire.Info{Version: wire.Version, Instance: "i", BootID: "b"}})
-	a.w.Restart(wire.Frame{Type: wire.Welcome, Payload: p})
+	a.welcome()
 	done := run(t, c)
 	a.expect(wire.Open)
 	a.w.Restart(wire.Frame{Type: wire.Announce, Payload: []byte(`{"instance":"new","boot_id":"b"}`)})
@@ -197,16 +214,16 @@ func TestUnresponsive(t *testing.T) {
 	done := run(t, c)
 	first := a.expect(wire.Open).Stream
 	ping := a.expect(wire.Ping) // a slow guest answers this
-	a.w.Send(wire.Frame{Type: wire.Pong, Stream: ping.Stream})
+	a.send(wire.Frame{Type: wire.Pong, Stream: ping.Stream})
 	a.expect(wire.Ping) // a dead one does not
 	wantError[*guest.UnresponsiveError](t, done, "does not respond")
 
 	// It was only frozen: the session goes on.
-	a.w.Send(wire.Frame{Type: wire.Pong, Stream: ping.Stream})
-	a.w.Send(wire.Frame{Type: wire.Result, Stream: first, Payload: []byte(`{}`)})
+	a.send(wire.Frame{Type: wire.Pong, Stream: ping.Stream})
+	a.send(wire.Frame{Type: wire.Result, Stream: first, Payload: []byte(`{}`)})
 	done = run(t, c)
 	f := a.expect(wire.Open)
-	a.w.Send(wire.Frame{Type: wire.Result, Stream: f.Stream, Payload: []byte(`{"result":{"exit_code":0}}`)})
+	a.send(wire.Frame{Type: wire.Result, Stream: f.Stream, Payload: []byte(`{"result":{"exit_code":0}}`)})
 	if err := <-done; err != nil {
 		t.Errorf("after it woke up: %v", err)
 	}
@@ -238,7 +255,7 @@ func TestCloseTellsEverybodyWhy(t *testing.T) {
 }
 
 func TestChannelBreaks(t *testing.T) {
-	a, c := newScripted(t, guest.Options{})
+	a, c := newScripted(t, guest.Options{Reconnect: 20 * time.Millisecond})
 	a.welcome()
 	done := run(t, c)
 	a.expect(wire.Open)
@@ -266,6 +283,7 @@ func TestNewHostOldAgent(t *testing.T) {
 	go func() {
 		defer close(done)
 		s := agent.Server{}
+		defer s.Close()
 		s.Serve(ctx, theirs)
 	}()
 	defer func() { cancel(); <-done }()
@@ -281,7 +299,9 @@ func TestNewHostOldAgent(t *testing.T) {
 			break
 		}
 	}
-	old := wire.NewMux(w, nil)
+	w.Send(wire.Frame{Type: wire.Start, Payload: []byte("{}")})
+	old := wire.NewMux(nil)
+	old.Attach(w, 0)
 	stream, err := old.Open(wire.OpExec, wire.ExecRequest{}, []byte("echo started; yes"))
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ const (
 	MaxSkip = 1 << 20
 
 	headerSize = 12
+	orderSize  = 8 // of what follows the header of a frame that is numbered
 	magic      = 0xA7
 )
 
@@ -28,12 +29,17 @@ type Type uint8
 const (
 	Preamble Type = iota // not a frame: Decoder's word for a preamble in the stream
 
-	Hello    // host: begin a session; payload HelloMessage
-	Welcome  // agent: the session has begun; payload WelcomeMessage
-	Announce // agent: a new agent is here; payload AnnounceMessage
+	// The first five have been the same in every version of the protocol, so that
+	// each side can tell the other's.
+	Hello    // host: begin a session, or go on with it; payload HelloMessage
+	Welcome  // agent: the answer; payload WelcomeMessage
+	Announce // agent: the host shall say Hello; payload AnnounceMessage
 	Ping     // host: the agent answers Pong with the same stream number
 	Pong
+	Start // host: this connection carries the session now; payload StartMessage
+	Ack   // the stream number is that of the last numbered frame that was received
 
+	// All that follow are numbered.
 	Open    // host: begin an operation; payload: see Mux.Open
 	Data    // bytes of a channel
 	EOF     // the end of a channel
@@ -48,18 +54,24 @@ const (
 
 func (t Type) String() string {
 	names := [...]string{"preamble", "hello", "welcome", "announce", "ping", "pong",
-		"open", "data", "eof", "restart", "credit", "cancel", "signal", "result"}
+		"start", "ack", "open", "data", "eof", "restart", "credit", "cancel", "signal", "result"}
 	if int(t) < len(names) {
 		return names[t]
 	}
 	return fmt.Sprintf("type %d", uint8(t))
 }
 
+// numbered says whether frames of this type belong to a session and are sent again
+// until they have arrived.
+func (t Type) numbered() bool { return t >= Open }
+
 // A Frame is one unit of the stream.
 type Frame struct {
 	Type    Type
 	Channel uint8
 	Stream  uint32
+	Seq     uint32 // of a numbered frame: its place among those of its sender, from 1
+	Ack     uint32 // of a numbered frame: the last one that its sender has received
 	Payload []byte
 }
 
@@ -73,6 +85,10 @@ func AppendFrame(b []byte, f Frame) []byte {
 	b = binary.BigEndian.AppendUint32(b, f.Stream)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(f.Payload)))
 	b[at+3] = -sum(b[at:])
+	if f.Type.numbered() {
+		b = binary.BigEndian.AppendUint32(b, f.Seq)
+		b = binary.BigEndian.AppendUint32(b, f.Ack)
+	}
 	return append(b, f.Payload...)
 }
 
@@ -124,7 +140,7 @@ type Decoder struct {
 
 // NewDecoder returns a Decoder on r.
 func NewDecoder(r io.Reader) *Decoder {
-	return &Decoder{r: r, buf: make([]byte, 2*(headerSize+MaxPayload)), mark: -1}
+	return &Decoder{r: r, buf: make([]byte, 2*(headerSize+orderSize+MaxPayload)), mark: -1}
 }
 
 // Next returns the next frame, or one of type Preamble where the stream has a
@@ -183,9 +199,17 @@ func (d *Decoder) take() (f Frame, ok bool, err error) {
 			d.synced = false
 			return f, false, err
 		}
-		if len(have) >= headerSize+n {
-			f.Payload = have[headerSize : headerSize+n : headerSize+n]
-			d.start += headerSize + n
+		at := headerSize
+		if f.Type.numbered() {
+			at += orderSize
+		}
+		if len(have) >= at+n {
+			if f.Type.numbered() {
+				f.Seq = binary.BigEndian.Uint32(have[headerSize:])
+				f.Ack = binary.BigEndian.Uint32(have[headerSize+4:])
+			}
+			f.Payload = have[at : at+n : at+n]
+			d.start += at + n
 			return f, true, nil
 		}
 	}

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"slices"
@@ -57,7 +58,7 @@ func TestDecoderFindsItsPlace(t *testing.T) {
 		{"frames before it", join(data, hello, preamble, data), []Type{Preamble, Data}, 0},
 		{"twice", join(preamble, preamble, hello), []Type{Preamble, Preamble, Hello}, 0},
 		{"a sender that dies in a header", join(preamble, data, data[:5], preamble, hello), []Type{Preamble, Data, Preamble, Hello}, 0},
-		{"a sender that dies in a payload", join(preamble, data[:15], preamble, hello), []Type{Preamble, Preamble, Hello}, 0},
+		{"a sender that dies in a payload", join(preamble, data[:23], preamble, hello), []Type{Preamble, Preamble, Hello}, 0},
 		{"garbage in a session", join(preamble, hello, garbage, data, preamble, data), []Type{Preamble, Hello, Preamble, Data}, 1},
 		{"a broken header", join(preamble, broken, data, preamble, data), []Type{Preamble, Preamble, Data}, 1},
 		{"a frame that is too long", join(preamble, huge, preamble, data), []Type{Preamble, Preamble, Data}, 1},
@@ -84,15 +85,18 @@ func TestAnyDataArrives(t *testing.T) {
 			rapid.Map(rapid.IntRange(40000, MaxPayload), func(n int) []byte { return bytes.Repeat(preamble, n)[:n] }),
 		)
 		payloads := rapid.SliceOfN(piece, 1, 8).Draw(t, "payloads")
-		if rapid.Bool().Draw(t, "length is a preamble's start") {
-			// The length 0xA91B ends the header with the preamble's first bytes.
-			payloads = append(payloads, append(slices.Clone(preamble[2:]), make([]byte, 0xA91B-14)...))
-		}
 		var stream bytes.Buffer
 		w := NewWriter(&stream)
 		w.Restart(Frame{Type: Hello})
+		o := order{first: 1}
+		if rapid.Bool().Draw(t, "the number is a preamble's start") {
+			// What precedes the payload ends with the preamble's first bytes.
+			o.received = binary.BigEndian.Uint32(preamble)
+			payloads = append([][]byte{append(slices.Clone(preamble[4:]), "more"...)}, payloads...)
+		}
+		o.attach(w, 0)
 		for _, p := range payloads {
-			w.Send(Frame{Type: Data, Stream: 1, Payload: p})
+			o.send(Frame{Type: Data, Stream: 1, Payload: p})
 		}
 		if err := w.Close(); err != nil {
 			t.Fatal(err)
@@ -121,6 +125,7 @@ func FuzzDecoder(f *testing.F) {
 	f.Add([]byte("garbage"))
 	f.Add(append(slices.Clone(preamble), data...))
 	f.Add(append(append(slices.Clone(preamble), data[:14]...), preamble[:7]...))
+	f.Add(append(append(slices.Clone(preamble), data[:23]...), preamble[:7]...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		frames, _ := decode(bytes.NewReader(b))
 		total := 0

@@ -6,7 +6,7 @@ import (
 )
 
 // Version is of the protocol; both sides must have the same.
-const Version = 1
+const Version = 2
 
 // StayingInit is the name (/proc/1/comm) of attest's own init when it stays
 // process 1, because the guest has none. The agent knows it by that.
@@ -37,19 +37,30 @@ const (
 	OpPower      = "power"       // PowerRequest, nothing
 )
 
-// HelloMessage begins a session.
+// HelloMessage begins a session, or asks to go on with it.
 type HelloMessage struct {
 	Session string `json:"session"` // random
 	Version int    `json:"version"`
+	Try     uint32 `json:"try"` // counts the host's Hellos; of two connections the later one counts
 }
 
 // WelcomeMessage answers a Hello.
 type WelcomeMessage struct {
-	Session string `json:"session"` // the Hello's
+	Session  string `json:"session"`        // the Hello's
+	Try      uint32 `json:"try"`            // the Hello's
+	Over     bool   `json:"over,omitempty"` // there was this session, and the agent has ended it
+	Received uint32 `json:"received"`       // how many frames of the session the agent has
 	Info
 }
 
-// AnnounceMessage says that an agent has started.
+// StartMessage makes the connection on which it comes the one that carries the
+// session of the Hello before.
+type StartMessage struct {
+	Received uint32 `json:"received"` // how many frames of the session the host has
+}
+
+// AnnounceMessage asks the host for a Hello: an agent has started, or has got out
+// of step with what the host sends.
 type AnnounceMessage struct {
 	Instance string `json:"instance"`
 	BootID   string `json:"boot_id"` // that of an agent before says whether the guest was restarted or only the agent

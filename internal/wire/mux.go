@@ -32,9 +32,9 @@ const (
 // Stream.Restart: what was read so far belongs to an earlier attempt.
 var ErrRestart = errors.New("a new attempt begins")
 
-// A Mux carries the streams of one session.
+// A Mux carries the streams of one session, from one connection to the next.
 type Mux struct {
-	w      *Writer
+	order  order
 	accept func(*Stream, Request) // nil on the side that opens
 
 	mu      sync.Mutex
@@ -50,10 +50,26 @@ type Request struct {
 	Body []byte          // raw bytes that belong to it
 }
 
-// NewMux returns a Mux that sends to w. On the agent's side accept is called,
-// in the reader's goroutine, with every stream that the host opens.
-func NewMux(w *Writer, accept func(*Stream, Request)) *Mux {
-	return &Mux{w: w, accept: accept, streams: map[uint32]*Stream{}}
+// NewMux returns a Mux that has no connection yet. On the agent's side accept is
+// called, in the reader's goroutine, with every stream that the host opens.
+func NewMux(accept func(*Stream, Request)) *Mux {
+	return &Mux{order: order{first: 1}, accept: accept, streams: map[uint32]*Stream{}}
+}
+
+// Attach has the session carried by another connection, whose other side has
+// received that many frames of it: what followed them is sent again. It is an error if that
+// cannot be: the other side has gone back in time, or lies.
+func (m *Mux) Attach(w *Writer, received uint32) error { return m.order.attach(w, received) }
+
+// Detach keeps what is sent until Attach.
+func (m *Mux) Detach() { m.order.detach() }
+
+// Received is how many frames of the session have come: what the other side
+// attaches with.
+func (m *Mux) Received() uint32 {
+	m.order.mu.Lock()
+	defer m.order.mu.Unlock()
+	return m.order.received
 }
 
 // A Stream is one operation under way. Each channel has at most one goroutine
@@ -128,7 +144,7 @@ func (m *Mux) Open(op string, args any, body []byte) (*Stream, error) {
 	m.last++
 	s := newStream(m, m.last)
 	m.streams[s.id] = s
-	m.w.Send(Frame{Type: Open, Stream: s.id, Payload: payload})
+	m.order.send(Frame{Type: Open, Stream: s.id, Payload: payload})
 	return s, nil
 }
 
@@ -154,9 +170,18 @@ func parseRequest(p []byte) (r Request, err error) {
 	return r, nil
 }
 
-// Handle processes a frame of this session. An error is a *FormatError: the
-// other side broke the rules.
+// Handle processes a frame of this session, which must not be done by two
+// goroutines at a time. An error is a *FormatError: the other side broke the rules.
 func (m *Mux) Handle(f Frame) error {
+	if f.Type == Ack {
+		return m.order.ack(f)
+	}
+	if !f.Type.numbered() {
+		return formatErrorf("%s frame in a session", f.Type)
+	}
+	if fresh, err := m.order.arrived(f); err != nil || !fresh {
+		return err
+	}
 	if f.Type == Open {
 		return m.opened(f)
 	}
@@ -389,7 +414,7 @@ func (s *Stream) consumed(channel, n int) {
 	if in.unpaid < Window/2 || in.eof {
 		return
 	}
-	s.mux.w.Send(Frame{Type: Credit, Channel: uint8(channel), Stream: s.id,
+	s.mux.order.send(Frame{Type: Credit, Channel: uint8(channel), Stream: s.id,
 		Payload: binary.BigEndian.AppendUint32(nil, uint32(in.unpaid))})
 	in.unpaid = 0
 }
@@ -405,14 +430,20 @@ func (s *Stream) Write(channel int, p []byte) (int, error) {
 			return sent, err
 		}
 		n := min(len(p)-sent, out.credit, MaxPayload)
+		var room <-chan struct{}
 		if n > 0 {
-			out.credit -= n
-			s.mux.w.Send(Frame{Type: Data, Channel: uint8(channel), Stream: s.id, Payload: p[sent : sent+n]})
-			sent += n
+			room = s.mux.order.sendData(Frame{Type: Data, Channel: uint8(channel), Stream: s.id, Payload: p[sent : sent+n]})
+			if room == nil {
+				out.credit -= n
+				sent += n
+			}
 		}
 		s.mu.Unlock()
-		if n == 0 {
-			<-out.notify
+		if n == 0 || room != nil {
+			select {
+			case <-out.notify:
+			case <-room:
+			}
 		}
 	}
 	return sent, nil
@@ -432,15 +463,33 @@ func (s *Stream) control(t Type, channel uint8) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.writeErr() == nil {
-		s.mux.w.Send(Frame{Type: t, Channel: channel, Stream: s.id})
+		s.mux.order.send(Frame{Type: t, Channel: channel, Stream: s.id})
 	}
 }
 
 // CloseWrite ends a channel.
 func (s *Stream) CloseWrite(channel int) { s.control(EOF, uint8(channel)) }
 
-// Restart tells the other side that a new attempt begins on this channel.
-func (s *Stream) Restart(channel int) { s.control(Restart, uint8(channel)) }
+// Restart tells the other side that a new attempt begins on this channel. It waits
+// as Write does when nothing gets through: there may be any number of attempts.
+func (s *Stream) Restart(channel int) {
+	for {
+		s.mu.Lock()
+		if s.writeErr() != nil {
+			s.mu.Unlock()
+			return
+		}
+		room := s.mux.order.sendData(Frame{Type: Restart, Channel: uint8(channel), Stream: s.id})
+		s.mu.Unlock()
+		if room == nil {
+			return
+		}
+		select {
+		case <-room:
+		case <-s.out[channel].notify:
+		}
+	}
+}
 
 // Signal sends a signal to the command of this stream.
 func (s *Stream) Signal(sig syscall.Signal) { s.control(Signal, uint8(sig)) }
@@ -451,7 +500,7 @@ func (s *Stream) Cancel(cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.writeErr() == nil {
-		s.mux.w.Send(Frame{Type: Cancel, Stream: s.id})
+		s.mux.order.send(Frame{Type: Cancel, Stream: s.id})
 	}
 	s.abortLocked(cause) // before the result can come
 }
@@ -470,7 +519,7 @@ func (s *Stream) Finish(result any) {
 	m.mu.Lock()
 	if m.streams[s.id] == s { // otherwise the session is over
 		delete(m.streams, s.id)
-		m.w.Send(Frame{Type: Result, Stream: s.id, Payload: payload})
+		m.order.send(Frame{Type: Result, Stream: s.id, Payload: payload})
 	}
 	m.mu.Unlock()
 	s.finish(nil, nil)

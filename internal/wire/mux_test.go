@@ -22,10 +22,12 @@ func pair(t interface{ Cleanup(func()) }, serve func(*Stream, Request)) (host *M
 	a, b := net.Pipe()
 	var all sync.WaitGroup
 	wa, wb := NewWriter(a), NewWriter(b)
-	host = NewMux(wa, nil)
-	agent := NewMux(wb, func(s *Stream, r Request) { all.Go(func() { serve(s, r) }) })
+	host = NewMux(nil)
+	agent := NewMux(func(s *Stream, r Request) { all.Go(func() { serve(s, r) }) })
 	wa.Restart(Frame{Type: Hello})
 	wb.Restart(Frame{Type: Welcome})
+	host.Attach(wa, 0)
+	agent.Attach(wb, 0)
 	for _, side := range []struct {
 		conn net.Conn
 		mux  *Mux
@@ -34,7 +36,7 @@ func pair(t interface{ Cleanup(func()) }, serve func(*Stream, Request)) (host *M
 			d := NewDecoder(side.conn)
 			for {
 				f, err := d.Next()
-				if err == nil && f.Type > Pong {
+				if err == nil && f.Type > Start {
 					err = side.mux.Handle(f)
 				}
 				if err != nil {
@@ -231,15 +233,19 @@ func TestBrokenRules(t *testing.T) {
 		{"credit beyond the window", Frame{Type: Credit, Stream: 1, Payload: []byte{0, 0, 0, 1}}},
 		{"credit of no number", Frame{Type: Credit, Stream: 1, Payload: []byte{1}}},
 		{"a hello in a stream", Frame{Type: Welcome, Stream: 1}},
+		{"a frame before its time", Frame{Type: Data, Stream: 1, Seq: 2}},
+		{"an ack of what was not sent", Frame{Type: Ack, Stream: 2}},
+		{"such an ack in a frame", Frame{Type: Data, Stream: 1, Ack: 2}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w := NewWriter(io.Discard)
-			defer w.Close()
-			m := NewMux(w, nil)
+			m := NewMux(nil)
 			if _, err := m.Open("x", nil, nil); err != nil {
 				t.Fatal(err)
 			}
 			var bad *FormatError
+			if tt.frame.Seq == 0 {
+				tt.frame.Seq = 1
+			}
 			if err := m.Handle(tt.frame); !errors.As(err, &bad) {
 				t.Errorf("error %v", err)
 			}
@@ -254,15 +260,18 @@ func FuzzMux(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, accept := range []func(*Stream, Request){nil, func(s *Stream, _ Request) { s.Finish(Reply{}) }} {
 			w := NewWriter(io.Discard)
-			m := NewMux(w, accept)
+			m := NewMux(accept)
+			m.Attach(w, 0)
 			if accept == nil {
 				if _, err := m.Open("x", nil, nil); err != nil {
 					t.Fatal(err)
 				}
 			}
+			seq := uint32(0)
 			for rest := b; len(rest) >= 4; {
 				n := min(int(rest[3]), len(rest)-4)
-				if m.Handle(Frame{Type: Type(rest[0]), Channel: rest[1], Stream: uint32(rest[2]), Payload: rest[4 : 4+n]}) != nil {
+				seq++
+				if m.Handle(Frame{Type: Type(rest[0]), Channel: rest[1], Stream: uint32(rest[2]), Seq: seq, Payload: rest[4 : 4+n]}) != nil {
 					break
 				}
 				rest = rest[4+n:]
@@ -271,4 +280,154 @@ func FuzzMux(f *testing.F) {
 			w.Close()
 		}
 	})
+}
+
+// However often the connection of a session is cut, and wherever, its streams carry
+// the same bytes to the same results, and neither side keeps more than it may.
+func TestSessionOutlivesConnections(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		lives := rapid.SliceOfN(rapid.IntRange(0, 400_000), 0, 12).Draw(t, "bytes that pass before each cut")
+		size := rapid.SampledFrom([]int{10, 1000, Window + 17}).Draw(t, "size")
+		var serving sync.WaitGroup
+		agent := NewMux(func(s *Stream, r Request) {
+			serving.Go(func() {
+				s.Write(Stdout, []byte("of an attempt that has failed"))
+				s.Restart(Stdout)
+				n, _ := io.Copy(s.Writer(Stdout), s.Reader(Stdin))
+				s.CloseWrite(Stdout)
+				s.Finish(Reply{Result: n})
+			})
+		})
+		host := NewMux(nil)
+		connected, done := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(connected)
+			for _, n := range append(lives, -1) {
+				connect(host, agent, n, done)
+			}
+		}()
+		const streams = 3
+		var all sync.WaitGroup
+		errs := make(chan error, streams)
+		for i := range streams {
+			all.Go(func() { errs <- echo(host, bytes.Repeat([]byte{byte('a' + i)}, size)) })
+		}
+		for range streams {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+		for _, m := range []*Mux{host, agent} {
+			m.order.mu.Lock()
+			if m.order.size > MaxUnacked+MaxPayload {
+				t.Errorf("%d bytes are kept", m.order.size)
+			}
+			m.order.mu.Unlock()
+		}
+		host.Close(io.ErrClosedPipe)
+		agent.Close(io.ErrClosedPipe)
+		close(done)
+		<-connected
+		all.Wait()
+		serving.Wait()
+	})
+}
+
+// echo sends b and gets it back.
+func echo(host *Mux, b []byte) error {
+	s, err := host.Open("echo", nil, nil)
+	if err != nil {
+		return err
+	}
+	go func() {
+		s.Write(Stdin, b)
+		s.CloseWrite(Stdin)
+	}()
+	var got []byte
+	restarts, buf := 0, make([]byte, 10_000)
+	for err == nil {
+		var n int
+		if n, err = s.Read(Stdout, buf); err == ErrRestart {
+			restarts, got, err = restarts+1, nil, nil
+		}
+		got = append(got, buf[:n]...)
+	}
+	<-s.Done()
+	result, _ := s.Result()
+	if err != io.EOF || restarts != 1 || !bytes.Equal(got, b) || string(result) != fmt.Sprintf(`{"result":%d}`, len(b)) {
+		return fmt.Errorf("%d bytes of %d, %d restarts, result %s: %v", len(got), len(b), restarts, result, err)
+	}
+	return nil
+}
+
+// connect carries a session until that many bytes have passed, or done is closed.
+func connect(host, agent *Mux, bytes int, done <-chan struct{}) {
+	a, b := net.Pipe()
+	left := &budget{left: bytes, end: func() { a.Close(); b.Close() }}
+	wa, wb := NewWriter(left.limit(a)), NewWriter(left.limit(b))
+	wa.Restart(Frame{Type: Hello})
+	wb.Restart(Frame{Type: Hello})
+	// As after Hello and Welcome: both know what the other has.
+	atHost, atAgent := host.Received(), agent.Received()
+	if host.Attach(wa, atAgent) != nil || agent.Attach(wb, atHost) != nil {
+		panic("the session cannot go on")
+	}
+	var all sync.WaitGroup
+	for mux, conn := range map[*Mux]net.Conn{host: a, agent: b} {
+		all.Go(func() {
+			defer left.end()
+			d := NewDecoder(conn)
+			for {
+				f, err := d.Next()
+				if err == nil && f.Type > Start {
+					err = mux.Handle(f)
+				}
+				if err != nil {
+					return
+				}
+			}
+		})
+	}
+	cut := make(chan struct{})
+	go func() { all.Wait(); close(cut) }()
+	select {
+	case <-cut:
+	case <-done:
+		left.end()
+		<-cut
+	}
+	host.Detach()
+	agent.Detach()
+	wa.Close()
+	wb.Close()
+}
+
+// A budget ends a connection when so many bytes have passed, in both directions.
+type budget struct {
+	mu   sync.Mutex
+	left int // negative: without end
+	end  func()
+}
+
+func (b *budget) limit(w io.Writer) io.Writer { return budgetWriter{b, w} }
+
+type budgetWriter struct {
+	b *budget
+	w io.Writer
+}
+
+func (w budgetWriter) Write(p []byte) (int, error) {
+	w.b.mu.Lock()
+	n := len(p)
+	if w.b.left >= 0 {
+		n = min(n, w.b.left)
+		w.b.left -= n
+	}
+	w.b.mu.Unlock()
+	k, err := w.w.Write(p[:n])
+	if n < len(p) {
+		w.b.end()
+		return k, io.ErrClosedPipe
+	}
+	return k, err
 }

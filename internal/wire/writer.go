@@ -3,19 +3,20 @@ package wire
 import (
 	"bytes"
 	"io"
+	"net"
 	"sync"
 )
 
 // A Writer sends frames from many goroutines over one stream, in the order of
 // the calls, as few writes as possible. No method blocks on the stream; what
-// is queued is bounded by the credit of the channels (Mux).
+// is queued is bounded by what a Mux keeps until it has arrived.
 type Writer struct {
 	w    io.Writer
 	wake chan struct{} // 1 slot: there is something to do
 	done chan struct{} // closed when the goroutine has ended
 
 	mu     sync.Mutex
-	queue  []byte
+	queue  [][]byte // what is in it does not change any more
 	closed bool
 	err    error
 }
@@ -41,34 +42,38 @@ func (w *Writer) Send(frames ...Frame) {
 // and f.
 func (w *Writer) Restart(f Frame) {
 	w.mu.Lock()
-	w.queue = append(w.queue[:0], preamble...)
+	w.queue = append(w.queue[:0], preamble)
 	w.append(f)
 	w.mu.Unlock()
 	w.signal()
 }
 
-// append encodes f; data that contains the preamble becomes several frames.
 func (w *Writer) append(f Frame) {
-	if w.closed || w.err != nil {
-		return
+	if !w.closed && w.err == nil {
+		w.queue = append(w.queue, AppendFrame(nil, f))
 	}
-	for {
-		at := len(w.queue)
-		w.queue = AppendFrame(w.queue, f)
-		i := bytes.Index(w.queue[at:], preamble)
-		if i < 0 {
-			return
+}
+
+// sendEncoded queues what AppendFrame has made. Frames that are in one piece of
+// memory leave as one.
+func (w *Writer) sendEncoded(frames ...[]byte) {
+	w.mu.Lock()
+	if !w.closed && w.err == nil {
+		for _, f := range frames {
+			if n := len(w.queue); n > 0 && adjacent(w.queue[n-1], f) {
+				w.queue[n-1] = w.queue[n-1][:len(w.queue[n-1])+len(f)]
+			} else {
+				w.queue = append(w.queue, f)
+			}
 		}
-		// Cut so that the first frame ends within the preamble. It may begin in
-		// the last bytes of the header, the length.
-		rest := f
-		cut := max(i+len(preamble)-1-headerSize, 1)
-		rest.Payload = f.Payload[cut:]
-		f.Payload = f.Payload[:cut]
-		w.queue = w.queue[:at]
-		w.append(f)
-		f = rest
 	}
+	w.mu.Unlock()
+	w.signal()
+}
+
+// adjacent says whether b begins where a ends.
+func adjacent(a, b []byte) bool {
+	return cap(a) > len(a) && len(b) > 0 && &a[:len(a)+1][len(a)] == &b[0]
 }
 
 // CanInline says whether p may be part of a message, which is never split.
@@ -83,12 +88,12 @@ func (w *Writer) signal() {
 
 func (w *Writer) run() {
 	defer close(w.done)
-	var spare []byte
+	var spare [][]byte
 	for range w.wake {
 		for {
 			w.mu.Lock()
-			buf := w.queue
-			if len(buf) == 0 {
+			queue := w.queue
+			if len(queue) == 0 {
 				closed := w.closed
 				w.mu.Unlock()
 				if closed {
@@ -98,15 +103,15 @@ func (w *Writer) run() {
 			}
 			w.queue = spare[:0]
 			w.mu.Unlock()
-			if _, err := w.w.Write(buf); err != nil {
+			spare = queue
+			buffers := net.Buffers(queue)
+			if _, err := buffers.WriteTo(w.w); err != nil {
 				w.mu.Lock()
 				w.err = err
 				w.queue = nil
 				w.mu.Unlock()
 			}
-			if spare = buf; cap(spare) > 1<<20 { // a burst: do not keep it for ever
-				spare = nil
-			}
+			clear(spare)
 		}
 	}
 }

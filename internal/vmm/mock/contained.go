@@ -180,6 +180,7 @@ func serveContained(bootID string) error {
 	s := agent.Server{Stage: contained{bootID}, Log: func(format string, args ...any) {
 		fmt.Fprintf(os.Stderr, "attest-agent: "+format+"\n", args...)
 	}}
+	defer s.Close()
 	return s.Serve(context.Background(), conn)
 }
 

@@ -76,6 +76,7 @@ func (s *local) serve(ctx context.Context, m *Machine, stage agent.Stage) {
 		return
 	}
 	server := agent.Server{Stage: stage}
+	defer server.Close()
 	server.Serve(ctx, &gated{conn, ctx, m})
 }
 

@@ -56,7 +56,7 @@ func startOn(t *testing.T, host vmm.Host, o Options, c vmm.Config) *started {
 	if s.vm, err = New(o).Start(testContext(t), host, c); err != nil {
 		t.Fatal(err)
 	}
-	s.client = guest.New(c.Name, s.vm.Dial, guest.Options{})
+	s.client = guest.New(c.Name, s.vm.Dial, guest.Options{Reconnect: time.Second})
 	t.Cleanup(func() {
 		s.client.Close(nil)
 		s.vm.Kill()

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/supervise"
@@ -42,7 +43,7 @@ func startProcess(t *testing.T, c vmm.Config) *started {
 	if s.vm, err = b.Start(testContext(t), vmm.Host{Supervisor: sup}, c); err != nil {
 		t.Fatal(err)
 	}
-	s.client = guest.New(c.Name, s.vm.Dial, guest.Options{})
+	s.client = guest.New(c.Name, s.vm.Dial, guest.Options{Reconnect: time.Second})
 	t.Cleanup(func() {
 		s.client.Close(nil)
 		s.vm.Kill()
