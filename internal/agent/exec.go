@@ -66,10 +66,15 @@ func (sh *shell) exec(stream *wire.Stream, q wire.ExecRequest, script []byte) (a
 	defer stream.OnSignal(nil) // by then its number may be another's
 	r, err := sh.wait(ctx, c, q, stream.Reader(wire.Stdin), stream)
 	r.Duration = time.Since(start)
+	return r, downAs(r, err)
+}
+
+// downAs is the error of a command that the end of the guest may have ended.
+func downAs(r wire.ExecResult, err error) error {
 	if (err != nil || r.ExitCode != 0) && initIsEnding() {
-		err = errorf(wire.KindDown, "the guest is shutting down, which has ended the command")
+		return errorf(wire.KindDown, "the guest is shutting down, which has ended the command")
 	}
-	return r, err
+	return err
 }
 
 // longScript returns the text of the command, which comes on its own channel

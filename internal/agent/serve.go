@@ -29,6 +29,7 @@ type Server struct {
 	shell    *shell
 	init     initState
 	ops      sync.WaitGroup
+	jobs     jobs
 
 	mu      sync.Mutex // held while a frame is handled: connections take turns
 	session *session   // nil: none yet
@@ -91,6 +92,7 @@ func (s *Server) Close() {
 	s.mu.Lock()
 	s.drop()
 	s.mu.Unlock()
+	s.jobs.close()
 	s.ops.Wait()
 	s.shell.close()
 }
@@ -283,7 +285,16 @@ func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 	}
 	switch r.Op {
 	case wire.OpExec:
-		return do(r, func(q wire.ExecRequest) (any, error) { return s.shell.exec(stream, q, r.Body) })
+		return do(r, func(q wire.ExecRequest) (any, error) {
+			if q.Job != "" {
+				return s.startJob(stream, q, r.Body)
+			}
+			return s.shell.exec(stream, q, r.Body)
+		})
+	case wire.OpJobs:
+		return s.jobs.list(), nil
+	case wire.OpAdopt:
+		return do(r, func(q wire.AdoptRequest) (any, error) { return s.adopt(stream, q) })
 	case wire.OpUntil:
 		return do(r, func(q wire.UntilRequest) (any, error) { return s.shell.until(stream, q, r.Body) })
 	case wire.OpTerminal:

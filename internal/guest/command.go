@@ -37,6 +37,11 @@ type Command struct {
 	Dir     string            // must exist; empty: /tmp, or the home of User
 	Timeout time.Duration     // SIGTERM after that, SIGKILL one second later; 0: none
 	Detach  bool              // return when it has started; its output is lost
+
+	// Job, if not empty, is a name for Client.Adopt: the command goes on when another
+	// client takes over the guest, as in a fork. No two commands of a guest have the
+	// same one.
+	Job string
 }
 
 // A Result is how a command ended.
@@ -57,6 +62,7 @@ type Result struct {
 type Process struct {
 	call    *call
 	started time.Time
+	adopted *Received // what others have had of its output; nil: nothing, it is ours
 	done    chan struct{}
 	result  Result
 	err     error
@@ -96,7 +102,7 @@ func (c *Client) execRequest(cmd Command) (wire.ExecRequest, error) {
 	}
 	return wire.ExecRequest{
 		Argv: cmd.Argv, Stdin: cmd.Stdin != nil, User: cmd.User, Env: cmd.Env, Dir: cmd.Dir,
-		Timeout: cmd.Timeout, Detach: cmd.Detach,
+		Timeout: cmd.Timeout, Detach: cmd.Detach, Job: cmd.Job,
 	}, nil
 }
 
@@ -143,6 +149,9 @@ func (p *Process) run(ctx context.Context, cmd Command, long bool, result any, r
 	p.result = Result{
 		ExitCode: r.ExitCode, Signal: r.Signal, TimedOut: r.TimedOut, Warm: r.Warm, Pid: r.Pid,
 		Stdout: stdout.buf, Stderr: stderr.buf, Duration: time.Since(p.started),
+	}
+	if p.adopted != nil {
+		p.result.Duration = r.Duration
 	}
 }
 
@@ -246,8 +255,8 @@ func (c *Client) RunUntil(ctx context.Context, cmd Command, opt UntilOptions) (U
 	if err != nil {
 		return UntilResult{}, err
 	}
-	if cmd.Detach {
-		return UntilResult{}, fmt.Errorf("%s: a repeated command is not detached", c.name)
+	if cmd.Detach || cmd.Job != "" {
+		return UntilResult{}, fmt.Errorf("%s: a repeated command is neither detached nor a job", c.name)
 	}
 	request := wire.UntilRequest{Exec: exec, Fail: opt.Fail, Once: opt.Once, Deadline: opt.Timeout, MinPause: opt.MinPause, MaxPause: opt.MaxPause}
 	if request.Deadline <= 0 {

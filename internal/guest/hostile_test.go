@@ -255,6 +255,13 @@ func FuzzClient(f *testing.F) {
 			_, err := c.Terminal(ctx, guest.Terminal{Input: strings.NewReader("x\n"), Output: io.Discard})
 			return err
 		})
+		ask("adopt", func() error {
+			p, err := c.Adopt(ctx, "x", guest.Adoption{Limit: 1 << 20})
+			if err == nil {
+				_, err = p.Wait()
+			}
+			return err
+		})
 		ask("restart", func() error { _, err := c.ReadyAgain(ctx, wire.Info{Instance: "i"}); return err })
 		ended := make(chan struct{})
 		go func() {

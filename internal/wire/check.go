@@ -94,6 +94,16 @@ func (r UntilResult) Check() error {
 // Check reports an impossible number of looks.
 func (o Observation) Check() error { return notNegative("a number of tries", o.Tries) }
 
+// Check reports a job that cannot be.
+func (r JobsResult) Check() error {
+	for _, j := range r.Jobs {
+		if err := first(within("a process id", j.Pid, 0, maxPid), notNegative("a number of bytes", j.Stdout), notNegative("a number of bytes", j.Stderr)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Check reports an impossible number of looks.
 func (s WindowState) Check() error { return notNegative("a number of tries", s.Tries) }
 

@@ -12,7 +12,7 @@ func FuzzReply(f *testing.F) {
 		`{"result":{"exit_code":3,"signal":"SIGKILL","duration":1,"pid":7}}`, `{"result":{"exit_code":-9223372036854775808}}`,
 		`{"error":{"kind":"failed","message":"x"}}`, `{"result":{"files":-1,"bytes":-5,"skipped":["\u001b[2J"]}}`,
 		`{"result":{"time":"9999-12-31T23:59:59Z"}}`, `{"result":{"tries":-1,"seen":"x"},"error":{}}`,
-		`{"result":[[[[]]]]}`, `null`, `{"result":null}`, `[]`, "",
+		`{"result":[[[[]]]]}`, `{"result":{"jobs":[{"id":"x","pid":-1,"stdout":-1}]}}`, `null`, `{"result":null}`, `[]`, "",
 		`{"session":"s","version":1,"instance":"i","uptime":-5}`, `{"result":{"ended":-1,"tries":1}}`,
 	} {
 		f.Add([]byte(seed))
@@ -41,6 +41,13 @@ func FuzzReply(f *testing.F) {
 		var windows WindowState
 		if DecodeReply(b, &windows); windows.Tries < 0 {
 			t.Errorf("%+v", windows)
+		}
+		var jobs JobsResult
+		DecodeReply(b, &jobs)
+		for _, j := range jobs.Jobs {
+			if j.Pid < 0 || j.Stdout < 0 || j.Stderr < 0 {
+				t.Errorf("%+v", j)
+			}
 		}
 		DecodeReply(b, new(UnitState))
 		DecodeReply(b, new(TTYState))

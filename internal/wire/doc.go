@@ -85,6 +85,13 @@
 // that it runs. Frames for a stream whose Result was sent are ignored by the agent. Mux does
 // that part. The operations and their messages are in message.go.
 //
+// A command that is run as a job (ExecRequest.Job) does not end with its session. It goes
+// on, and the agent keeps what the host had not acknowledged of its output and what comes
+// after that, the last 256 KiB of each stream. The next host lists the jobs and
+// adopts them: a stream of that operation is to the job what the first one was. The host says
+// how much of the output it has, counted from the start of the job, and gets what follows. A
+// job that is not adopted goes on all the same; the last 64 that have ended are kept.
+//
 // # What breaks the rules
 //
 // An agent is not trusted. A host that gets what does not follow from the above ends the

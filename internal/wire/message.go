@@ -18,6 +18,8 @@ const EndingInit = "attest-ending"
 // The names of the operations, with their request and result types.
 const (
 	OpExec       = "exec"        // ExecRequest, ExecResult
+	OpJobs       = "jobs"        // nothing, JobsResult
+	OpAdopt      = "adopt"       // AdoptRequest, ExecResult: go on with a job of an earlier session
 	OpUntil      = "until"       // UntilRequest, UntilResult
 	OpTerminal   = "terminal"    // TerminalRequest, ExecResult: a login shell for a person
 	OpWarm       = "warm"        // nothing, nothing: have a shell ready
@@ -114,6 +116,33 @@ type ExecRequest struct {
 	Dir     string            `json:"dir,omitempty"`
 	Timeout time.Duration     `json:"timeout,omitempty"` // ns; 0: none
 	Detach  bool              `json:"detach,omitempty"`
+	// Job, if not empty, is the name of a command that goes on when its session ends,
+	// because another host takes over. What it writes then is kept, 256 KiB of
+	// each stream, until it is adopted. A name is used once.
+	Job string `json:"job,omitempty"`
+}
+
+// Job is a command that outlives sessions.
+type Job struct {
+	ID    string `json:"id"`
+	Pid   int    `json:"pid,omitempty"` // of its process group
+	Ended bool   `json:"ended,omitempty"`
+	// Which byte of each stream is the first that an adoption can give, counted from 0.
+	Stdout int64 `json:"stdout"`
+	Stderr int64 `json:"stderr"`
+}
+
+// JobsResult is all jobs that run, and the last that have ended, oldest first.
+type JobsResult struct {
+	Jobs []Job `json:"jobs,omitempty"`
+}
+
+// AdoptRequest goes on with a job: its output, signals, and its result.
+type AdoptRequest struct {
+	Job string `json:"job"`
+	// How many bytes of each stream the host has already.
+	Stdout int64 `json:"stdout"`
+	Stderr int64 `json:"stderr"`
 }
 
 // ExecResult is how a command ended.

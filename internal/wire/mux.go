@@ -86,6 +86,7 @@ type Stream struct {
 	in       [channels]inbox
 	out      [channels]outbox
 	signal   func(syscall.Signal)
+	signals  []syscall.Signal // that came before there was a signal function
 	finished bool
 	result   []byte
 	err      error
@@ -94,13 +95,15 @@ type Stream struct {
 type inbox struct {
 	parts  [][]byte // nil is a restart
 	eof    bool
-	size   int // bytes in parts
-	unpaid int // bytes consumed since the last Credit
+	size   int   // bytes in parts
+	total  int64 // bytes that have come
+	unpaid int   // bytes consumed since the last Credit
 	notify chan struct{}
 }
 
 type outbox struct {
 	credit int
+	total  int64 // bytes that were sent
 	notify chan struct{}
 }
 
@@ -109,7 +112,7 @@ func newStream(m *Mux, id uint32) *Stream {
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	for i := range channels {
 		s.in[i].notify = make(chan struct{}, 1)
-		s.out[i] = outbox{Window, make(chan struct{}, 1)}
+		s.out[i] = outbox{credit: Window, notify: make(chan struct{}, 1)}
 	}
 	return s
 }
@@ -258,6 +261,9 @@ func (s *Stream) handle(f Frame) error {
 	case Signal:
 		s.mu.Lock()
 		fn := s.signal
+		if fn == nil && len(s.signals) < maxEarly {
+			s.signals = append(s.signals, syscall.Signal(f.Channel))
+		}
 		s.mu.Unlock()
 		if fn != nil {
 			fn(syscall.Signal(f.Channel))
@@ -282,6 +288,7 @@ func (s *Stream) handle(f Frame) error {
 			return formatErrorf("data after the end of channel %d", f.Channel)
 		}
 		in.size += len(f.Payload)
+		in.total += int64(len(f.Payload))
 		if len(f.Payload) > 0 {
 			in.parts = append(in.parts, append([]byte{}, f.Payload...))
 		}
@@ -313,6 +320,24 @@ func (s *Stream) handle(f Frame) error {
 // stream that stands still.
 func (s *Stream) Moved() uint64 { return s.moved.Load() }
 
+// Received is how many bytes of a channel have come, with those that nobody has read.
+func (s *Stream) Received(channel int) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.in[channel].total
+}
+
+// Sent is how many bytes were written to a channel.
+func (s *Stream) Sent(channel int) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.out[channel].total
+}
+
+// Unacked is what was written to a channel and may not have arrived, of a stream whose
+// session is over.
+func (s *Stream) Unacked(channel int) []byte { return s.mux.order.unacked(s.id, uint8(channel)) }
+
 // Context ends when the operation is given up (Cancel), has its result, or the
 // session ends.
 func (s *Stream) Context() context.Context { return s.ctx }
@@ -324,12 +349,22 @@ func (s *Stream) Err() error {
 	return s.err
 }
 
-// OnSignal sets what Signal frames do.
+// OnSignal sets what Signal frames do, those included that came before.
 func (s *Stream) OnSignal(fn func(syscall.Signal)) {
 	s.mu.Lock()
 	s.signal = fn
+	early := s.signals
+	s.signals = nil
 	s.mu.Unlock()
+	for _, sig := range early {
+		if fn != nil {
+			fn(sig)
+		}
+	}
 }
+
+// maxEarly is how many signals wait for a command that is being started.
+const maxEarly = 16
 
 // abort ends reads and writes on the agent's side; Finish still works.
 func (s *Stream) abort(cause error) {
@@ -435,6 +470,7 @@ func (s *Stream) Write(channel int, p []byte) (int, error) {
 			room = s.mux.order.sendData(Frame{Type: Data, Channel: uint8(channel), Stream: s.id, Payload: p[sent : sent+n]})
 			if room == nil {
 				out.credit -= n
+				out.total += int64(n)
 				sent += n
 			}
 		}
