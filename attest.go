@@ -54,26 +54,26 @@ func New(t TB, machines ...MachineConfig) *TestLab {
 // NewLab is New with a whole configuration.
 func NewLab(t TB, config LabConfig) *TestLab {
 	t.Helper()
+	return testLab(t, func(ctx context.Context, h *Host) (*Lab, error) { return h.NewLab(ctx, config) })
+}
+
+// testLab makes a lab for a test, and closes it when the test ends.
+func testLab(t TB, make func(context.Context, *Host) (*Lab, error)) *TestLab {
+	t.Helper()
 	ctx, cancel := testContext(t)
 	host, err := shared.open(ctx)
 	if err != nil {
 		cancel()
 		t.Fatalf("attest: %v", err)
 	}
-	lab, err := host.NewLab(ctx, config)
-	return newTestLab(t, ctx, cancel, lab, err)
-}
-
-// newTestLab is a lab, or why there is none, for a test that uses the shared Host.
-func newTestLab(t TB, ctx context.Context, cancel func(), lab *Lab, err error) *TestLab {
-	t.Helper()
+	lab, err := make(ctx, host)
 	if err != nil {
 		shared.close()
 		cancel()
-		t.Fatalf("attest: %v", err)
+		t.Fatalf("attest: %s", explainError(err))
 	}
 	t.Logf("attest: seed %[1]d (%[2]s=%[1]d repeats its random decisions)", lab.Seed(), seedEnv)
-	l := &TestLab{Lab: lab, t: t, ctx: ctx}
+	l := &TestLab{lab, scope{t, ctx}}
 	t.Cleanup(func() {
 		l.keep()
 		err := lab.Network().settle(ctx)

@@ -21,7 +21,7 @@ const keepLimit = 5 * time.Minute
 // keep saves the lab of a test that has failed, if that was asked for.
 func (l *TestLab) keep() {
 	l.t.Helper()
-	dir := l.config.KeepOnFailure
+	dir := l.Lab.config.KeepOnFailure
 	if dir == "" {
 		dir = os.Getenv(KeepEnv)
 	}
@@ -38,7 +38,7 @@ func (l *TestLab) keep() {
 	defer cancel()
 	dir, err := kept.directory(dir, l.t.Name())
 	if err == nil {
-		err = l.Save(ctx, dir)
+		err = l.Lab.Save(ctx, dir)
 	}
 	if err != nil {
 		l.t.Logf("attest: the lab could not be kept: %v", err)

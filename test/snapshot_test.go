@@ -233,7 +233,7 @@ func TestSave(t *testing.T) {
 	two.Succeed("echo two > /root/file; sync")
 	two.Shutdown()
 	dir := filepath.Join(t.TempDir(), "saved")
-	if err := lab.Save(t.Context(), dir); err != nil {
+	if err := lab.Lab.Save(t.Context(), dir); err != nil {
 		t.Fatal(err)
 	}
 	one.Succeed("rm /root/file")

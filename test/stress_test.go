@@ -56,7 +56,7 @@ func TestStressClones(t *testing.T) {
 	m := lab.Machine("m")
 	m.Succeed("true")
 	before := holdings(t)
-	s, err := lab.Snapshot(t.Context())
+	s, err := lab.Lab.Snapshot(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
