@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/attest-vm/attest/internal/atomicfile"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -218,13 +219,13 @@ func (p Probe) save() {
 	if err != nil {
 		return
 	}
-	tmp, err := os.CreateTemp(dir, "accel-*.tmp")
+	f, err := atomicfile.Create(dir)
 	if err != nil {
 		return
 	}
-	defer os.Remove(tmp.Name())
-	if _, err := tmp.Write(data); err == nil && tmp.Close() == nil {
-		os.Rename(tmp.Name(), path)
+	defer f.Discard()
+	if _, err := f.Write(data); err == nil {
+		f.Commit(path)
 	}
 }
 

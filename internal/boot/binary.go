@@ -15,9 +15,8 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/attest-vm/attest/internal/flock"
 )
 
 const (
@@ -89,7 +88,7 @@ func buildGuestBinary(ctx context.Context, dir string, info *debug.BuildInfo) (s
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("build attest for guests: %w", err)
 	}
-	unlock, err := lockDir(ctx, dir)
+	unlock, err := flock.File(ctx, filepath.Join(dir, "lock"), nil)
 	if err != nil {
 		return "", fmt.Errorf("build attest for guests: %w", err)
 	}
@@ -230,29 +229,4 @@ func runGo(ctx context.Context, goTool, dir string, args ...string) ([]byte, err
 		return nil, fmt.Errorf("go %s: %s", args[0], cmp.Or(strings.TrimSpace(stderr.String()), err.Error()))
 	}
 	return out, nil
-}
-
-// lockDir takes an exclusive lock that ends with this process. It is tried for
-// again and again, because flock(2) cannot be cancelled while it waits.
-func lockDir(ctx context.Context, dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, err
-		}
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-ctx.Done():
-			f.Close()
-			return nil, ctx.Err()
-		}
-	}
 }

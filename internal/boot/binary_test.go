@@ -1,7 +1,6 @@
 package boot
 
 import (
-	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -135,20 +134,6 @@ func TestGuestBinaryBuildError(t *testing.T) {
 	_, err := buildGuestBinary(t.Context(), t.TempDir(), &debug.BuildInfo{})
 	if err == nil || !strings.Contains(err.Error(), "nonsense") {
 		t.Errorf("error %v does not have the compiler's message", err)
-	}
-}
-
-func TestLockIsCancelled(t *testing.T) {
-	cache := t.TempDir()
-	unlock, err := lockDir(t.Context(), cache)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unlock()
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := lockDir(ctx, cache); !errors.Is(err, context.Canceled) {
-		t.Errorf("a lock that somebody holds: %v, want %v", err, context.Canceled)
 	}
 }
 

@@ -3,7 +3,6 @@ package boot
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,19 +20,6 @@ func cacheDir(name string) (string, error) {
 		return "", fmt.Errorf("cache: %w", err)
 	}
 	return dir, nil
-}
-
-// replaceSymlink makes link point to target, whatever was there before.
-func replaceSymlink(target, link string) error {
-	tmp := fmt.Sprintf("%s.%x", link, rand.Uint64())
-	if err := os.Symlink(target, tmp); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, link); err != nil {
-		os.Remove(tmp)
-		return err
-	}
-	return nil
 }
 
 // What is in the cache of initramfs and of binaries for guests is made again in

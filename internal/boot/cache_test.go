@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/attest-vm/attest/internal/atomicfile"
 )
 
 func TestPruneDir(t *testing.T) {
@@ -22,7 +24,7 @@ func TestPruneDir(t *testing.T) {
 		if err := os.Chtimes(path, then, then); err != nil {
 			t.Fatal(err)
 		}
-		if err := replaceSymlink(filepath.Join("..", name), filepath.Join(dir, memoDir, name)); err != nil {
+		if err := atomicfile.Symlink(filepath.Join("..", name), filepath.Join(dir, memoDir, name)); err != nil {
 			t.Fatal(err)
 		}
 	}

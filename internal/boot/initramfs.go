@@ -17,6 +17,8 @@ import (
 	"syscall"
 
 	"github.com/cavaliergopher/cpio"
+
+	"github.com/attest-vm/attest/internal/atomicfile"
 )
 
 // Initramfs is what goes into the first file system of a guest.
@@ -79,7 +81,7 @@ func (i Initramfs) build(ctx context.Context, dir string) (string, error) {
 	if err := os.MkdirAll(filepath.Dir(memo), 0o755); err != nil {
 		return "", fmt.Errorf("initramfs: %w", err)
 	}
-	if err := replaceSymlink(filepath.Join("..", filepath.Base(path)), memo); err != nil {
+	if err := atomicfile.Symlink(filepath.Join("..", filepath.Base(path)), memo); err != nil {
 		return "", fmt.Errorf("initramfs: %w", err)
 	}
 	pruneDir(dir) // what cannot be removed takes space, and harms nothing else
@@ -88,26 +90,21 @@ func (i Initramfs) build(ctx context.Context, dir string) (string, error) {
 
 // buildIn writes the archive below dir under the name of its digest.
 func (i Initramfs) buildIn(dir string) (path string, err error) {
-	f, err := os.CreateTemp(dir, ".building-*")
+	f, err := atomicfile.Create(dir)
 	if err != nil {
 		return "", fmt.Errorf("initramfs: %w", err)
 	}
-	defer func() {
-		f.Close()
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
+	defer f.Discard()
 	digest := sha256.New()
 	w := bufio.NewWriterSize(io.MultiWriter(f, digest), 1<<20)
 	if err := i.write(w); err != nil {
 		return "", err
 	}
-	if err := errors.Join(w.Flush(), f.Chmod(0o444), f.Close()); err != nil {
+	if err := errors.Join(w.Flush(), f.Chmod(0o444)); err != nil {
 		return "", fmt.Errorf("initramfs: %w", err)
 	}
 	path = filepath.Join(dir, hex.EncodeToString(digest.Sum(nil))[:32]+".cpio")
-	if err := os.Rename(f.Name(), path); err != nil {
+	if err := f.Commit(path); err != nil {
 		return "", fmt.Errorf("initramfs: %w", err)
 	}
 	return path, nil

@@ -145,7 +145,7 @@ func TestInitramfsCache(t *testing.T) {
 		t.Error("a changed module was not noticed")
 	}
 
-	leftovers, err := filepath.Glob(filepath.Join(cache, ".building-*"))
+	leftovers, err := filepath.Glob(filepath.Join(cache, ".new-*"))
 	if err != nil || len(leftovers) > 0 {
 		t.Errorf("left behind: %v, %v", leftovers, err)
 	}

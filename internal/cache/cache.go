@@ -16,12 +16,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/attest-vm/attest/internal/flock"
 	"github.com/attest-vm/attest/internal/supervise"
 )
 
@@ -37,11 +36,11 @@ func Acquire(dir string) (*Lease, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := flock(f, unix.LOCK_SH); err != nil {
+	if err := flock.Lock(f, unix.LOCK_SH); err != nil {
 		f.Close()
 		return nil, err
 	}
-	if !sameFile(f, dir) { // removed before the lock was ours
+	if !flock.Current(f, dir) { // removed before the lock was ours
 		f.Close()
 		return nil, fs.ErrNotExist
 	}
@@ -55,7 +54,7 @@ func Locked(dir string) bool {
 		return false
 	}
 	defer f.Close()
-	return errors.Is(flock(f, unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
+	return errors.Is(flock.Lock(f, unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 // Lock gives this process the right that a file stands for, such as to make an
@@ -63,48 +62,15 @@ func Locked(dir string) bool {
 // removes the file if this process is killed; nil: the next sweep does.
 func Lock(ctx context.Context, name string, sup *supervise.Supervisor, waiting func(pid string)) (unlock func(), err error) {
 	sup.Own(name)
-	defer func() {
-		if err != nil {
-			sup.Disown(name)
-		}
-	}()
-	told := false
-	for wait := time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
-		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
-		if err != nil {
-			return nil, err
-		}
-		err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
-		switch {
-		case err == nil && sameFile(f, name):
-			f.Truncate(0)
-			f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
-			return func() {
-				os.Remove(name) // while locked: the next one makes a new file
-				f.Close()
-				sup.Disown(name)
-			}, nil
-		case err == nil: // removed by its last owner
-			f.Close()
-			continue
-		case !errors.Is(err, unix.EWOULDBLOCK):
-			f.Close()
-			return nil, err
-		}
-		if !told {
-			pid := make([]byte, 20)
-			if n, _ := f.ReadAt(pid, 0); n > 0 { // otherwise it has only just got it
-				told = true
-				waiting(string(pid[:n]))
-			}
-		}
-		f.Close()
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(wait):
-		}
+	release, err := flock.File(ctx, name, waiting)
+	if err != nil {
+		sup.Disown(name)
+		return nil, err
 	}
+	return func() {
+		release()
+		sup.Disown(name)
+	}, nil
 }
 
 // Publish makes a finished directory, with files only, an object: sync, rename, sync.
@@ -144,10 +110,10 @@ func Remove(dir, tmp string, sup *supervise.Supervisor) (freed int64, err error)
 		return 0, err
 	}
 	defer f.Close()
-	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock.Lock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return 0, err
 	}
-	if !sameFile(f, dir) {
+	if !flock.Current(f, dir) {
 		return 0, fs.ErrNotExist
 	}
 	t, err := NewScratch(tmp, sup)
@@ -201,23 +167,4 @@ func Root() (string, error) {
 func RunRoot() (string, error) {
 	root, err := Root()
 	return filepath.Join(root, "run"), err
-}
-
-func flock(f *os.File, how int) error {
-	for {
-		err := unix.Flock(int(f.Fd()), how)
-		if err != unix.EINTR {
-			return err
-		}
-	}
-}
-
-// sameFile reports whether name still refers to f.
-func sameFile(f *os.File, name string) bool {
-	a, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	b, err := os.Lstat(name)
-	return err == nil && os.SameFile(a, b)
 }

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/attest-vm/attest/internal/flock"
 	"github.com/attest-vm/attest/internal/supervise"
 )
 
@@ -34,7 +35,7 @@ func NewScratch(parent string, sup *supervise.Supervisor) (_ *Scratch, err error
 		return nil, err
 	}
 	defer guard.Close()
-	if err := flock(guard, unix.LOCK_SH); err != nil {
+	if err := flock.Lock(guard, unix.LOCK_SH); err != nil {
 		return nil, err
 	}
 	// A name that nobody else has: the supervisor removes what it stands for.
@@ -53,7 +54,7 @@ func NewScratch(parent string, sup *supervise.Supervisor) (_ *Scratch, err error
 	if err != nil {
 		return nil, err
 	}
-	if err := flock(f, unix.LOCK_EX); err != nil {
+	if err := flock.Lock(f, unix.LOCK_EX); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -81,7 +82,7 @@ func Sweep(ctx context.Context, parent string) (removed []string, err error) {
 		return nil, err
 	}
 	defer guard.Close()
-	if err := flock(guard, unix.LOCK_EX); err != nil {
+	if err := flock.Lock(guard, unix.LOCK_EX); err != nil {
 		return nil, err
 	}
 	names, err := guard.Readdirnames(-1)

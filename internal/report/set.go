@@ -1,7 +1,6 @@
 package report
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/attest-vm/attest/internal/atomicfile"
 	"github.com/attest-vm/attest/internal/event"
 )
 
@@ -91,11 +91,11 @@ func probe(path string) error {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return reason(err)
 	}
-	f, err := createBeside(path)
+	f, err := atomicfile.Create(dir)
 	if err != nil {
 		return reason(err)
 	}
-	return errors.Join(f.Close(), os.Remove(f.Name()))
+	return f.Discard()
 }
 
 // reason is the error without the path, which the caller names.
@@ -105,14 +105,6 @@ func reason(err error) error {
 		return p.Err
 	}
 	return err
-}
-
-// createBeside makes a new file in the directory of path, with the mode that
-// the user's umask gives (os.CreateTemp's would be 0600: unreadable for the
-// next stage of a CI job).
-func createBeside(path string) (*os.File, error) {
-	name := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+rand.Text()[:8])
-	return os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 }
 
 // Replay records the events of a run that were written as JSON lines, so that Close
@@ -229,7 +221,7 @@ func (s *Set) Abandon() {
 
 // writeFile replaces the file at path by what write writes, as a whole or not
 // at all. What is no regular file (/dev/stdout, a pipe) is written to as it is.
-func writeFile(path string, write func(io.Writer) error) (err error) {
+func writeFile(path string, write func(io.Writer) error) error {
 	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
 		f, err := os.OpenFile(path, os.O_WRONLY, 0)
 		if err != nil {
@@ -240,21 +232,13 @@ func writeFile(path string, write func(io.Writer) error) (err error) {
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target // a rename would replace the link
 	}
-	f, err := createBeside(path)
+	f, err := atomicfile.Create(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
+	defer f.Discard()
 	if err := write(f); err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return f.Commit(path)
 }

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/flock"
 )
 
 // RemoveTree removes a directory and its contents. What is mounted below
@@ -80,16 +82,8 @@ func RemoveUnlocked(path string) (removed bool, err error) {
 		return false, err
 	}
 	defer f.Close()
-	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return false, nil
-	}
-	// The name may be another's by now.
-	ours, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	if now, err := os.Lstat(path); err != nil || !os.SameFile(ours, now) {
-		return false, nil
+	if err := flock.Lock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil || !flock.Current(f, path) {
+		return false, nil // somebody's, or the name is another file's by now
 	}
 	return true, os.Remove(path)
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/flock"
 )
 
 // What has to fit below the state root. A socket's path has 108 bytes with its
@@ -138,7 +139,7 @@ func makeDir(root string) (string, *os.File, error) {
 		}
 		f, err := os.Open(dir)
 		if err == nil {
-			if err = flock(f, unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			if err = flock.Lock(f, unix.LOCK_EX|unix.LOCK_NB); err == nil {
 				return dir, f, nil
 			}
 			f.Close()
@@ -154,18 +155,9 @@ func lockRoot(root string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := flock(f, unix.LOCK_EX); err != nil {
+	if err := flock.Lock(f, unix.LOCK_EX); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", root, err)
 	}
 	return func() { f.Close() }, nil
-}
-
-func flock(f *os.File, how int) error {
-	for {
-		err := unix.Flock(int(f.Fd()), how)
-		if !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
 }

@@ -19,6 +19,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/flock"
 )
 
 // patience is how long a test waits for what should happen at once, on a host
@@ -512,7 +514,7 @@ func TestOwned(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := errors.Join(flock(f, unix.LOCK_EX), s.Close()); err != nil {
+	if err := errors.Join(flock.Lock(f, unix.LOCK_EX), s.Close()); err != nil {
 		t.Fatal(err)
 	}
 	for path, there := range map[string]bool{held: true, free: false, kept: true} {

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/socketpair"
 )
 
 const (
@@ -98,16 +100,11 @@ func Start(ctx context.Context, o Options) (_ *Supervisor, err error) {
 		}
 		locks = append(locks, lock)
 	}
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	conn, theirs, err := socketpair.New(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, fmt.Errorf("supervisor: %w", err)
 	}
-	theirs := os.NewFile(uintptr(fds[1]), "control")
 	defer theirs.Close()
-	conn, err := unixConn(os.NewFile(uintptr(fds[0]), "control"))
-	if err != nil {
-		return nil, fmt.Errorf("supervisor: %w", err)
-	}
 	log, err := os.OpenFile(filepath.Join(dir, logName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		conn.Close()

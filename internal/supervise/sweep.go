@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/flock"
 )
 
 // Sweep removes the state directories below root that no run holds any more,
@@ -62,7 +64,7 @@ func claimDead(root string) ([]*os.File, error) {
 		if err != nil {
 			continue // gone by itself
 		}
-		if flock(f, unix.LOCK_EX|unix.LOCK_NB) != nil {
+		if flock.Lock(f, unix.LOCK_EX|unix.LOCK_NB) != nil {
 			f.Close()
 			continue
 		}

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/attest-vm/attest/internal/socketpair"
 	"github.com/attest-vm/attest/internal/supervise"
 )
 
@@ -55,7 +56,7 @@ func Start(ctx context.Context, s *supervise.Supervisor, c supervise.Command, li
 	if len(o.Args) == 0 {
 		o.Args = []string{c.Path}
 	}
-	ours, theirs, err := controlPair()
+	ours, theirs, err := socketpair.New(unix.SOCK_SEQPACKET)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -156,19 +157,3 @@ func (a answer) err() error {
 
 // maxLinks is SCM_MAX_FD, what one message can carry.
 const maxLinks = 253
-
-func controlPair() (ours *net.UnixConn, theirs *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
-	}
-	f := os.NewFile(uintptr(fds[0]), "control")
-	defer f.Close()
-	theirs = os.NewFile(uintptr(fds[1]), "control")
-	conn, err := net.FileConn(f)
-	if err != nil {
-		theirs.Close()
-		return nil, nil, err
-	}
-	return conn.(*net.UnixConn), theirs, nil
-}

@@ -2,31 +2,10 @@ package vmm
 
 import (
 	"context"
-	"fmt"
 	"net"
-	"os"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
-
-// Socketpair returns the two ends of a stream: ours for Go, theirs for a process
-// to inherit.
-func Socketpair() (ours net.Conn, theirs *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("socketpair: %w", err)
-	}
-	f := os.NewFile(uintptr(fds[0]), "socket")
-	defer f.Close()
-	theirs = os.NewFile(uintptr(fds[1]), "socket")
-	if ours, err = net.FileConn(f); err != nil {
-		theirs.Close()
-		return nil, nil, err
-	}
-	return ours, theirs, nil
-}
 
 // A Channel lends one socket, which lives as long as the VMM, to one user after
 // the other: VM.Dial of a VMM whose transport has no connections.

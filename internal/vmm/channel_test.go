@@ -9,11 +9,15 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/socketpair"
 )
 
 func newTestChannel(t *testing.T) (c *Channel, guest net.Conn, gone chan struct{}) {
 	t.Helper()
-	ours, theirs, err := Socketpair()
+	ours, theirs, err := socketpair.New(unix.SOCK_STREAM)
 	if err != nil {
 		t.Fatal(err)
 	}

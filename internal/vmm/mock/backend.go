@@ -9,6 +9,9 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/socketpair"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -174,7 +177,7 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	case config.Restore != nil && m.faults.RestoreError != "":
 		return nil, failed(m.faults.RestoreError, errMockFailed)
 	}
-	ours, theirs, err := vmm.Socketpair()
+	ours, theirs, err := socketpair.New(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, failed("", err)
 	}

@@ -15,6 +15,9 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/socketpair"
 	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/vmm/qemu/qmp"
@@ -365,7 +368,7 @@ func (m *machine) ask(ctx context.Context, command string, arguments, result any
 // socketpairs makes n of them, closed as the function that made them ends.
 func socketpairs(n int, cleanup *closers) (ours []net.Conn, theirs []*os.File, err error) {
 	for range n {
-		conn, f, err := vmm.Socketpair()
+		conn, f, err := socketpair.New(unix.SOCK_STREAM)
 		if err != nil {
 			return nil, nil, err
 		}
