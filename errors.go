@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/dustin/go-humanize/english"
+
 	"github.com/attest-vm/attest/internal/event"
 )
 
@@ -94,7 +96,7 @@ func (e *WaitError) Error() string {
 		fmt.Fprintf(&b, "timed out after %v (limit %v", roundDuration(e.Elapsed), roundDuration(e.Limit))
 	}
 	if e.Tries > 0 {
-		fmt.Fprintf(&b, ", %s", plural(e.Tries, "try", "tries"))
+		fmt.Fprintf(&b, ", %s", english.Plural(e.Tries, "try", ""))
 	}
 	b.WriteString(")")
 	if e.LastSeen != "" {
@@ -289,13 +291,6 @@ func roundDuration(d time.Duration) time.Duration {
 		return d.Round(time.Millisecond)
 	}
 	return d.Round(10 * time.Millisecond)
-}
-
-func plural(n int, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, many)
 }
 
 // A Result is how a command ended and what it said.

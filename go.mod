@@ -4,6 +4,7 @@ go 1.26.3
 
 require (
 	github.com/cavaliergopher/cpio v1.0.1
+	github.com/dustin/go-humanize v1.1.0
 	github.com/erofs/go-erofs v0.3.1
 	github.com/godbus/dbus/v5 v5.2.4
 	github.com/google/go-cmp v0.7.0

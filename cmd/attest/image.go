@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"text/tabwriter"
-	"time"
 
+	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
 	"github.com/attest-vm/attest"
@@ -119,7 +121,7 @@ func newImageList() *cobra.Command {
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "ID\tSIZE\tOWN\tLAST USED\tIMAGE")
 			for _, e := range entries {
-				used := ago(time.Since(e.LastUsed))
+				used := humanize.Time(e.LastUsed)
 				if e.InUse {
 					used = "in use"
 				}
@@ -177,17 +179,11 @@ func removeImage(cmd *cobra.Command, store *image.Store, name string) error {
 
 func newImagePrune() *cobra.Command {
 	var o image.PruneOptions
-	var maxSize string
 	cmd := &cobra.Command{
 		Use:   "prune",
 		Short: "Remove images that nobody uses, least recently used first",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if maxSize != "" {
-				if o.MaxSize, err = parseBytes(maxSize); err != nil {
-					return fmt.Errorf("--max-size %s: %w", maxSize, err)
-				}
-			}
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			store, err := image.OpenStore(nil)
 			if err != nil {
 				return err
@@ -196,58 +192,29 @@ func newImagePrune() *cobra.Command {
 			for _, e := range removed {
 				fmt.Fprintf(cmd.OutOrStdout(), "removed %s (%.12s)\n", e.Title, e.ID)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s, %s freed\n", count(len(removed), "image"), bytes(freed))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s, %s freed\n", english.Plural(len(removed), "image", ""), bytes(freed))
 			return err
 		},
 	}
 	cmd.Flags().DurationVar(&o.OlderThan, "older-than", 0, "only images that were not used for this long, such as 240h")
-	cmd.Flags().StringVar(&maxSize, "max-size", "", "only until the cache has at most this size, such as 10G")
+	cmd.Flags().Var((*byteSize)(&o.MaxSize), "max-size", "only until the cache has at most this size, such as 10GiB")
 	return cmd
 }
 
-func count(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
-}
-
 // bytes is a size for people.
-func bytes(n int64) string {
-	const unit = 1024
-	f, units := float64(n), []string{"B", "KiB", "MiB", "GiB", "TiB"}
-	for f >= unit && len(units) > 1 {
-		f, units = f/unit, units[1:]
-	}
-	if f < 10 && units[0] != "B" {
-		return fmt.Sprintf("%.1f %s", f, units[0])
-	}
-	return fmt.Sprintf("%.0f %s", f, units[0])
-}
+func bytes(n int64) string { return humanize.IBytes(uint64(n)) }
 
-// parseBytes reads a size such as 512M or 10GiB.
-func parseBytes(s string) (int64, error) {
-	number := strings.TrimRight(s, "KMGTiB")
-	var f float64
-	if n, err := fmt.Sscanf(number, "%g", &f); n != 1 || err != nil || f < 0 {
-		return 0, errors.New("want a size such as 500M or 10G")
-	}
-	factor, ok := map[string]float64{"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}[strings.TrimSuffix(strings.TrimSuffix(s[len(number):], "B"), "i")]
-	if !ok {
-		return 0, errors.New("want a size such as 500M or 10G")
-	}
-	return int64(f * factor), nil
-}
+// A byteSize is the value of a flag, in bytes.
+type byteSize int64
 
-// ago is a time in the past for people.
-func ago(d time.Duration) string {
-	switch {
-	case d < time.Minute:
-		return "just now"
-	case d < time.Hour:
-		return fmt.Sprintf("%d min ago", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h ago", int(d.Hours()))
+func (b *byteSize) String() string { return "" } // none is given by default
+func (b *byteSize) Type() string   { return "size" }
+
+func (b *byteSize) Set(text string) error {
+	n, err := humanize.ParseBytes(text)
+	if err != nil || n > math.MaxInt64 {
+		return errors.New("want a size such as 500MB or 10GiB")
 	}
-	return fmt.Sprintf("%d days ago", int(d.Hours()/24))
+	*b = byteSize(n)
+	return nil
 }

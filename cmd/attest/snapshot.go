@@ -5,8 +5,9 @@ import (
 	"fmt"
 	"strings"
 	"text/tabwriter"
-	"time"
 
+	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
 	"github.com/attest-vm/attest"
@@ -54,7 +55,7 @@ func newSnapshotList() *cobra.Command {
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "ID\tSIZE\tLAST USED\tMACHINE")
 			for _, i := range list {
-				used := ago(time.Since(i.LastUsed))
+				used := humanize.Time(i.LastUsed)
 				if i.InUse {
 					used = "in use"
 				}
@@ -113,17 +114,11 @@ func removeSnapshot(cmd *cobra.Command, store *snapshot.Store, name string) erro
 
 func newSnapshotPrune() *cobra.Command {
 	var o snapshot.PruneOptions
-	var maxSize string
 	cmd := &cobra.Command{
 		Use:   "prune",
 		Short: "Remove snapshots that nobody uses, least recently used first",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if maxSize != "" {
-				if o.MaxSize, err = parseBytes(maxSize); err != nil {
-					return fmt.Errorf("--max-size %s: %w", maxSize, err)
-				}
-			}
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			store, err := snapshotStore()
 			if err != nil {
 				return err
@@ -132,11 +127,11 @@ func newSnapshotPrune() *cobra.Command {
 			for _, i := range removed {
 				fmt.Fprintf(cmd.OutOrStdout(), "removed %s (%.12s)\n", i.Title, i.ID)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s, %s freed\n", count(len(removed), "snapshot"), bytes(freed))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s, %s freed\n", english.Plural(len(removed), "snapshot", ""), bytes(freed))
 			return err
 		},
 	}
 	cmd.Flags().DurationVar(&o.OlderThan, "older-than", 0, "only snapshots that were not used for this long, such as 240h")
-	cmd.Flags().StringVar(&maxSize, "max-size", "", "only until those that are left have at most this size, such as 10G")
+	cmd.Flags().Var((*byteSize)(&o.MaxSize), "max-size", "only until those that are left have at most this size, such as 10GiB")
 	return cmd
 }

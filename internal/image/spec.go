@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/dustin/go-humanize/english"
 )
 
 // Spec is where an image comes from: at most one of its fields is set. The
@@ -277,19 +279,12 @@ func (s Spec) String() string {
 	d := s.debian().normalised()
 	parts := append([]string{"debian:" + d.Suite}, d.Packages...)
 	if n := len(d.Files); n > 0 {
-		parts = append(parts, plural(n, "file"))
+		parts = append(parts, english.Plural(n, "file", ""))
 	}
 	if n := len(d.Run); n > 0 {
-		parts = append(parts, plural(n, "run line"))
+		parts = append(parts, english.Plural(n, "run line", ""))
 	}
 	return strings.Join(parts, "+")
-}
-
-func plural(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // normalised returns d as it is built: defaults filled in, packages in one order.

@@ -6,6 +6,8 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/dustin/go-humanize/english"
+
 	"github.com/attest-vm/attest/internal/printable"
 )
 
@@ -129,11 +131,5 @@ func elapsed(d time.Duration) string {
 
 // plural is "1 line", "2 lines".
 func plural(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	if strings.HasSuffix(noun, "y") {
-		return fmt.Sprintf("%d %sies", n, strings.TrimSuffix(noun, "y"))
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
+	return fmt.Sprintf("%d %s", n, english.PluralWord(n, noun, "")) // as plain a number as those beside it
 }
