@@ -39,6 +39,7 @@ type machine struct {
 
 	mu     sync.Mutex
 	reason string // of the last SHUTDOWN event
+	stuck  string // why QEMU stopped the vCPUs by itself; the machine was ended then
 	exit   vmm.Exit
 }
 
@@ -231,16 +232,24 @@ func endOfQEMU(err error) bool {
 // event keeps all of them for a while, and what decides how the exit is called.
 func (m *machine) event(e qmp.Event) {
 	m.events.Add(vmm.Event{Name: e.Name, Data: e.Data, Time: e.Time})
-	if e.Name != "SHUTDOWN" {
+	var data struct { // QEMU qapi/run-state.json, qapi/block-core.json
+		Reason string `json:"reason"`
+		Action string `json:"action"`
+	}
+	if e.Name != "SHUTDOWN" && e.Name != "BLOCK_IO_ERROR" || json.Unmarshal(e.Data, &data) != nil {
 		return
 	}
-	var data struct {
-		Reason string `json:"reason"`
-	}
-	if json.Unmarshal(e.Data, &data) == nil {
+	if e.Name == "SHUTDOWN" {
 		m.mu.Lock()
 		m.reason = data.Reason
 		m.mu.Unlock()
+	} else if data.Action == "stop" {
+		// QEMU has stopped the vCPUs until somebody makes room and resumes them. The
+		// guest would only seem to hang.
+		m.mu.Lock()
+		m.stuck = "this host cannot write its disk: " + data.Reason
+		m.mu.Unlock()
+		m.process.Signal(syscall.SIGKILL)
 	}
 }
 
@@ -274,6 +283,8 @@ func (m *machine) classify(status supervise.Status) vmm.Exit {
 		"host-signal":           vmm.Killed,
 	}
 	switch reason, ok := reasons[m.reason]; {
+	case m.stuck != "":
+		return vmm.Exit{Reason: vmm.Broken, Detail: m.stuck}
 	case status.Signal == syscall.SIGKILL: // others QEMU handles, or they are a crash of its own
 		return vmm.Exit{Reason: vmm.Killed, Detail: detail}
 	case ok && status.Success():

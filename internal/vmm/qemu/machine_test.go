@@ -379,6 +379,21 @@ func TestLossOfTheMonitor(t *testing.T) {
 	g.expectExit(vmm.Killed)
 }
 
+// A host without space has QEMU stop the vCPUs: the machine ends, and the host is to
+// blame. The event is as QEMU 7.2 sends it.
+func TestNoSpaceForADisk(t *testing.T) {
+	g := startHalted(t)
+	g.event(qmp.Event{Name: "BLOCK_IO_ERROR", Data: []byte(`{"device": "", "node-name": "disk0", "operation": "write", "action": "report", "nospace": false, "reason": "Input/output error"}`)})
+	if out, err := g.MonitorCommand(t.Context(), "info status"); err != nil || !strings.Contains(out, "running") {
+		t.Fatalf("an error that the guest sees: %q, %v", out, err)
+	}
+	g.event(qmp.Event{Name: "BLOCK_IO_ERROR", Data: []byte(`{"device": "", "node-name": "disk0", "operation": "write", "action": "stop", "nospace": true, "reason": "No space left on device"}`)})
+	g.expectExit(vmm.Broken)
+	if got := g.Exit().Detail; got != "this host cannot write its disk: No space left on device" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestStuckMonitor(t *testing.T) {
 	g := startHalted(t)
 	g.must(g.process.Signal(syscall.SIGSTOP))
