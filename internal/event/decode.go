@@ -62,7 +62,9 @@ type Decoder struct {
 }
 
 // NewDecoder reads from r.
-func NewDecoder(r io.Reader) *Decoder { return &Decoder{r: bufio.NewReaderSize(r, 64<<10), maxLine: maxLine} }
+func NewDecoder(r io.Reader) *Decoder {
+	return &Decoder{r: bufio.NewReaderSize(r, 64<<10), maxLine: maxLine}
+}
 
 // Decode reads the next record. Its error is io.EOF at the end,
 // io.ErrUnexpectedEOF when the last line is not complete, as a run that was killed

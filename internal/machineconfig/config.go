@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"regexp"
 	"time"
 
@@ -57,6 +58,21 @@ type Machine struct {
 	IOEngine    string
 	CacheType   string
 	MockScript  json.RawMessage
+}
+
+// Settings are what the file, or a default, says of the machine in the terms that
+// all backends share, by key. The image is left out: it is an image's own format.
+func (m Machine) Settings() map[string]any {
+	out := map[string]any{"name": m.Name, "backend": m.Backend, "vlans": m.VLANs}
+	for key, v := range map[string]any{
+		"start_command": m.StartCommand, "allow_reboot": m.AllowReboot, "mem_size_mib": m.Memory, "vcpu_count": m.CPUs,
+		"snapshot_path": m.SnapshotPath, "script": []byte(m.MockScript),
+	} {
+		if !reflect.ValueOf(v).IsZero() {
+			out[key] = v
+		}
+	}
+	return out
 }
 
 // A TAP is an element of tap_interfaces: a device that exists already.

@@ -62,8 +62,15 @@ type binder struct {
 }
 
 func (b binder) errorf(format string, args ...any) error {
-	return &ArgumentError{b.Signature(), fmt.Sprintf(format, args...)}
+	call := b.Signature()
+	if len(call) > maxCall {
+		call = b.Name + "(…)"
+	}
+	return &ArgumentError{call, fmt.Sprintf(format, args...)}
 }
+
+// maxCall is how long a signature in an error may be.
+const maxCall = 160
 
 func (b binder) bind(positional []any, named []Named) error {
 	if err := b.checkCount(len(positional)); err != nil {
@@ -209,6 +216,8 @@ func (t Type) convert(v any) (any, error) {
 		}
 	case Strings:
 		return listOf[string](v, "a string")
+	case Destinations:
+		return destinationsOf(v)
 	case Machines:
 		return listOf[MachineName](v, "a machine")
 	case Dict:
@@ -299,7 +308,11 @@ func (t Type) phrase() string {
 	case Int:
 		return "an integer"
 	case Image:
-		return "an image, such as debian()"
+		return "an image: debian(…), rootfs(…) or disk(…)"
+	case Destinations:
+		return "True, False or a list of destinations"
+	case Ints:
+		return "a list of numbers, such as [1, 2]"
 	case Duration:
 		return `a duration (a number of seconds, or a string such as "200ms")`
 	}

@@ -128,6 +128,7 @@ type Param struct {
 	Nullable bool // the caller can say None although there is a default
 	Variadic bool // any number of strings by position, at least one; the last parameter that has a position
 	Named    bool // given by name only, as is everything that follows
+	Path     bool // a path of the host; front ends make it relative to the file with the call
 	// Check says what is wrong with a value of Type, so that literals are
 	// refused before anything boots.
 	Check func(v any) error

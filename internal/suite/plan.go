@@ -17,6 +17,7 @@ import (
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/machineconfig"
+	"github.com/attest-vm/attest/internal/operation"
 	"github.com/attest-vm/attest/internal/script"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/vmm/mock"
@@ -267,17 +268,15 @@ func machinesOf(f *machineconfig.File) ([]attest.MachineConfig, error) {
 				return nil, refusef(event.Invalid, "machine configuration %s: machine %q: /machines/%d/script%v", f.Path, m.Name, i, err)
 			}
 		}
-		c := attest.MachineConfig{
-			Name: m.Name, Backend: m.Backend, StartCommand: m.StartCommand, Memory: m.Memory, CPUs: m.CPUs,
-			Networks: append([]int{}, m.VLANs...), AllowReboot: m.AllowReboot, Snapshot: m.SnapshotPath, MockScript: m.MockScript,
-		}
+		settings := m.Settings()
 		if m.Image != nil {
 			spec, err := image.ParseSpec(m.Image)
 			if err != nil {
 				return nil, refusef(event.Invalid, "machine configuration %s: machine %q: %v", f.Path, m.Name, err)
 			}
-			c.Image = access.Image(spec).(attest.Image)
+			settings["image"] = access.Image(spec).(attest.Image)
 		}
+		c := operation.MachineConfigOfFile(settings)
 		if err := access.Check(attest.LabConfig{Machines: []attest.MachineConfig{c}}); err != nil {
 			return nil, refusef(event.Invalid, "machine configuration %s: %v", f.Path, err)
 		}

@@ -114,17 +114,30 @@ func (s *Session) parameters(text string) []string {
 }
 
 func parametersOf(b *sl.Builtin) []string {
+	o := operationOf(b)
+	if o == nil {
+		return nil
+	}
+	var out []string
+	for _, p := range o.Params {
+		if !p.Variadic {
+			out = append(out, p.Name+"=")
+		}
+	}
+	return out
+}
+
+// operationOf is the operation that a function stands for, or machine(…); nil for
+// any other.
+func operationOf(b *sl.Builtin) *operation.Operation {
 	name := b.Name()[strings.LastIndexByte(b.Name(), '.')+1:]
 	for _, on := range operation.Kinds() {
 		if o := operation.Find(on, name); o != nil {
-			var out []string
-			for _, p := range o.Params {
-				if !p.Variadic {
-					out = append(out, p.Name+"=")
-				}
-			}
-			return out
+			return o
 		}
+	}
+	if name == operation.DeclareMachine.Name {
+		return operation.DeclareMachine
 	}
 	return nil
 }

@@ -26,8 +26,7 @@
 //
 // Predeclared are the operations of a lab (start_all, …), and
 //
-//	machine(name=, image=, backend=, memory=, cpus=, networks=[1], type=, cmdline=, display=, egress=, allow_reboot=,
-//	        boot="warm" or "cold", boot_timeout=, snapshot=)
+//	machine(name=, image=, …)  declares a machine; operation.Fields has the arguments
 //	machines              the list of all of them, in the order of their declaration
 //	debian(suite=, packages=, files=, run=, kernel=)  rootfs(path, kernel=, modules=)  disk(path)
 //	assert_eq(got, want)  assert_contains(text, part)  assert_matches(text, regexp)  fail(text)

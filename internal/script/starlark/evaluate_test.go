@@ -96,7 +96,7 @@ func withMemory(t *testing.T, more int64) (exhausted *atomic.Int32) {
 
 // A list without end is an error of the test that makes it, with its place.
 func TestMemory(t *testing.T) {
-	withMemory(t, 64<<20)
+	withMemory(t, 24<<20)
 	const grow = "    x = []\n    while True:\n        x.append('x' * 1000)\n"
 	f := load(t, "def grow():\n"+grow+"\ndef test_a(): grow()\n\ndef test_b(): pass\n")
 	err := f.Call(t.Context(), &fakeLab{}, "test_a")
@@ -115,12 +115,26 @@ func TestMemory(t *testing.T) {
 	}
 }
 
-// A built-in function does not look at whether it is to end: the process has to.
+// A built-in function does not look at whether it is to end: when the limit is far
+// behind, the process has to. Who only waits for a machine is not to blame.
 func TestMemoryOfOneCall(t *testing.T) {
-	exhausted := withMemory(t, 16<<20)
-	f := load(t, "def main(): len(list(range(15000000)))\n")
-	f.Call(t.Context(), &fakeLab{}, "main")
-	if exhausted.Load() == 0 {
-		t.Error("nobody was told")
+	exhausted := withMemory(t, 0)
+	busy, waiting := newInterpreter(), newInterpreter()
+	var ctxs [2]context.Context
+	for i, in := range []*interpreter{busy, waiting} {
+		ctxs[i], in.cancel = context.WithCancelCause(t.Context())
+		evaluations.running[in] = true
+		defer delete(evaluations.running, in)
+	}
+	busy.Lock()
+	defer busy.Unlock()
+	checkMemory(memoryInUse() + 1<<30)
+	if exhausted.Load() != 0 || ctxs[0].Err() != nil {
+		t.Error("there was memory enough")
+	}
+	checkMemory(1)
+	var memory *MemoryError
+	if exhausted.Load() != 1 || !errors.As(context.Cause(ctxs[0]), &memory) || ctxs[1].Err() != nil {
+		t.Errorf("told %d times; %v, %v", exhausted.Load(), context.Cause(ctxs[0]), context.Cause(ctxs[1]))
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"sort"
-	"time"
 
 	sl "go.starlark.net/starlark"
 	"go.starlark.net/syntax"
@@ -79,73 +78,18 @@ func (l *loader) declare(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl
 	if len(args) > 0 {
 		return nil, usagef(`machine: arguments are given by name, as in machine(image = debian())`)
 	}
-	m := &machine{declared: th.position(t)}
-	var source sl.Value
-	var networks *sl.List
-	var out sl.Value
-	var bootTimeout durationArg
-	c := &m.config
-	err := unpack(b, nil, kwargs,
-		"name?", &c.Name, "image?", &source, "backend?", &c.Backend, "memory?", &c.Memory, "cpus?", &c.CPUs,
-		"networks?", &networks, "type?", &c.Type, "cmdline?", &c.Cmdline, "display?", &c.Display, "egress?", &out, "allow_reboot?", &c.AllowReboot,
-		"boot?", (*string)(&c.Boot), "snapshot?", &c.Snapshot, "boot_timeout?", &bootTimeout, "start_command?", &c.StartCommand)
+	bound, err := th.bind(t, operation.DeclareMachine, nil, kwargs)
 	if err != nil {
 		return nil, err
 	}
-	c.BootTimeout = time.Duration(bootTimeout)
+	m := &machine{declared: th.position(t), config: operation.MachineConfigOf(bound)}
+	c := &m.config
 	c.Backend = cmp.Or(c.Backend, l.backend)
-	c.Snapshot = th.relative(t)(c.Snapshot)
-	switch source := source.(type) {
-	case nil, sl.NoneType:
-		if c.Name == "" {
-			c.Name = (&vmm.Command{Line: c.StartCommand}).MachineName() // otherwise its variable's
-		}
-	case *image:
-		c.Image = source.source
-	default:
-		return nil, usagef("machine: image must be debian(…), rootfs(…) or disk(…), not %s", operation.Describe(plain(source)))
-	}
-	if networks != nil {
-		c.Networks = []int{}
-		for v := range networks.Elements() {
-			n, err := sl.AsInt32(v)
-			if err != nil {
-				return nil, usagef("machine: networks is a list of numbers such as [1, 2]; it has %s", operation.Describe(plain(v)))
-			}
-			c.Networks = append(c.Networks, n)
-		}
-	}
-	if c.Egress, err = egressOf(out); err != nil {
-		return nil, err
+	if c.Name == "" {
+		c.Name = (&vmm.Command{Line: c.StartCommand}).MachineName() // otherwise its variable's
 	}
 	l.machines = append(l.machines, m)
 	return m, nil
-}
-
-// egressOf reads where a machine may connect to: True is everywhere.
-func egressOf(v sl.Value) ([]string, error) {
-	switch v := v.(type) {
-	case nil, sl.NoneType:
-		return nil, nil
-	case sl.Bool:
-		if v {
-			return []string{"*"}, nil
-		}
-		return nil, nil
-	case sl.String:
-		return []string{string(v)}, nil
-	case *sl.List:
-		var out []string
-		for x := range v.Elements() {
-			s, ok := sl.AsString(x)
-			if !ok {
-				return nil, usagef("machine: egress is a list of destinations such as [\"mirror.example.org\", \"10.0.0.0/8\"]; it has %s", operation.Describe(plain(x)))
-			}
-			out = append(out, s)
-		}
-		return out, nil
-	}
-	return nil, usagef("machine: egress must be True, False or a list of destinations, not %s", operation.Describe(plain(v)))
 }
 
 // machineList is the variable machines: all that are declared, in their order. A

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 
 	sl "go.starlark.net/starlark"
@@ -82,7 +83,7 @@ func operate(owner string, on any, o *operation.Operation) *sl.Builtin {
 		if th.lab == nil {
 			return nil, noLab(name)
 		}
-		bound, err := o.Bind(th.plainArgs(t, args, kwargs))
+		bound, err := th.bind(t, o, args, kwargs)
 		if err != nil {
 			return nil, err
 		}
@@ -99,6 +100,19 @@ func operate(owner string, on any, o *operation.Operation) *sl.Builtin {
 		}
 		return th.value(v), nil
 	})
+}
+
+// bind checks the arguments of a call by t. Paths are relative to the file with
+// the call.
+func (th *thread) bind(t *sl.Thread, o *operation.Operation, args sl.Tuple, kwargs []sl.Tuple) (operation.Args, error) {
+	positional, named := th.plainArgs(t, args, kwargs)
+	for i, n := range named {
+		path, ok := n.Value.(string)
+		if ok && slices.ContainsFunc(o.Params, func(p operation.Param) bool { return p.Name == n.Name && p.Path }) {
+			named[i].Value = th.relative(t)(path)
+		}
+	}
+	return o.Bind(positional, named)
 }
 
 // callback is a function that an operation which t calls may call, as often as

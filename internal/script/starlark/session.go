@@ -186,11 +186,8 @@ func (s *Session) help(x sl.Value) string {
 	case *machine:
 		return x.name() + ": a machine. Its operations, of which help(" + x.name() + ".succeed) and the like say more:\n" + columns(operation.Names(operation.Machine))
 	case *sl.Builtin:
-		name := x.Name()[strings.LastIndex(x.Name(), ".")+1:]
-		for _, on := range operation.Kinds() {
-			if o := operation.Find(on, name); o != nil {
-				return o.Help()
-			}
+		if o := operationOf(x); o != nil {
+			return o.Help()
 		}
 	case *sl.Function:
 		if x.Doc() != "" {

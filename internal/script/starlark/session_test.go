@@ -185,6 +185,8 @@ func TestComplete(t *testing.T) {
 		{"json.de", "json.", "decode(", "encode("},
 		{"nothing.x", "nothing.x", "", ""},
 		{"retry(we", "retry(", "web", ""},
+		{"x = machine(boot", "x = machine(", "boot= boot_timeout=", "image="},
+		{"create_machine(eg", "create_machine(", "egress=", ""},
 	} {
 		head, words := s.Complete(tt.text)
 		if head != tt.head {

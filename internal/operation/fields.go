@@ -1,0 +1,180 @@
+package operation
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/attest-vm/attest"
+)
+
+// A Field is a setting of a machine. The table of fields feeds machine(…) and
+// create_machine(…) of the front ends, the machine configuration file and the
+// page about machines, so that none has a setting that another one lacks.
+type Field struct {
+	Name  string // of the argument; empty: only files can set it
+	JSON  string // key in the machine configuration file; empty: files cannot set it
+	Type  Type
+	Path  bool              // a path of the host
+	Check func(v any) error // of a value of Type; see Param.Check
+	Shown string            // the default, as the page shows it
+	Doc   string            // in Markdown
+	set   func(*attest.MachineConfig, any)
+}
+
+// Destinations is the type of egress.
+const Destinations Type = "bool, string or list of strings"
+
+// Fields are all settings of a machine, in the order of the page.
+var Fields = []Field{
+	{
+		Name: "name", JSON: "name", Type: String, Shown: "the variable's name",
+		Doc: "Letters, digits, `-` and `_`, at most 63. It is the host name too.",
+		set: func(c *attest.MachineConfig, v any) { c.Name = v.(string) },
+	},
+	{
+		Name: "image", JSON: "image", Type: Image, Shown: "–",
+		Doc: "`debian(…)`, `rootfs(…)` or `disk(…)`.",
+		set: func(c *attest.MachineConfig, v any) { c.Image = v.(attest.Image) },
+	},
+	{
+		Name: "start_command", JSON: "start_command", Type: String, Shown: "–",
+		Doc: "A start script, instead of an image ([foreign.md](foreign.md)).",
+		set: func(c *attest.MachineConfig, v any) { c.StartCommand = v.(string) },
+	},
+	{
+		Name: "backend", JSON: "backend", Type: String, Shown: "`\"auto\"`",
+		Doc: "The VMM. This version has `\"qemu\"`, and `\"auto\"` chooses it.",
+		set: func(c *attest.MachineConfig, v any) { c.Backend = v.(string) },
+	},
+	{
+		Name: "memory", JSON: "mem_size_mib", Type: Int, Shown: "1024",
+		Doc: "MiB, 64 to 1048576.",
+		set: func(c *attest.MachineConfig, v any) { c.Memory = v.(int) },
+	},
+	{
+		Name: "cpus", JSON: "vcpu_count", Type: Int, Shown: "1",
+		Doc: "1 to 255.",
+		set: func(c *attest.MachineConfig, v any) { c.CPUs = v.(int) },
+	},
+	{
+		Name: "networks", JSON: "vlans", Type: Ints, Shown: "`[1]`",
+		Doc: "Numbers of networks, 1 to 255; `[]` for none. The first is `eth1`, the second `eth2`. Machines on one network reach each other by name ([networks.md](networks.md)).",
+		set: func(c *attest.MachineConfig, v any) { c.Networks = append([]int{}, v.([]int)...) },
+	},
+	{
+		Name: "type", Type: String, Shown: "`\"q35\"`",
+		Doc: "QEMU's machine type, or `\"microvm\"`: no PCI bus, no keyboard, no screen.",
+		set: func(c *attest.MachineConfig, v any) { c.Type = v.(string) },
+	},
+	{
+		Name: "cmdline", Type: String, Shown: "`\"\"`",
+		Doc: "Appended to the kernel's command line.",
+		set: func(c *attest.MachineConfig, v any) { c.Cmdline = v.(string) },
+	},
+	{
+		Name: "display", Type: Bool, Shown: "`False`",
+		Doc: "A VGA adapter ([keyboard.md](keyboard.md#screen)).",
+		set: func(c *attest.MachineConfig, v any) { c.Display = v.(bool) },
+	},
+	{
+		Name: "egress", Type: Destinations, Shown: "`False`",
+		Doc: "Where the machine may connect to outside of the lab: a list of destinations, or `True` for everywhere ([networks.md](networks.md#the-way-out)).",
+		set: func(c *attest.MachineConfig, v any) { c.Egress = v.([]string) },
+	},
+	{
+		Name: "allow_reboot", JSON: "allow_reboot", Type: Bool, Shown: "`False`",
+		Doc: "The guest may reboot by itself. Otherwise a reset ends the machine. `reboot()` works either way.",
+		set: func(c *attest.MachineConfig, v any) { c.AllowReboot = v.(bool) },
+	},
+	{
+		Name: "boot", Type: String, Check: checkBoot, Shown: "`\"warm\"`",
+		Doc: "`\"warm\"` restores a machine that has booted before, `\"cold\"` boots ([snapshots.md](snapshots.md)).",
+		set: func(c *attest.MachineConfig, v any) { c.Boot = attest.Boot(v.(string)) },
+	},
+	{
+		Name: "boot_timeout", Type: Duration, Shown: "5 minutes",
+		Doc: "How long the guest may take to boot ([waits.md](waits.md)). Longer by default on an emulated host.",
+		set: func(c *attest.MachineConfig, v any) { c.BootTimeout = v.(time.Duration) },
+	},
+	{
+		Name: "snapshot", JSON: "snapshot_path", Type: String, Path: true, Shown: "none",
+		Doc: "The directory of a machine in a saved lab to start from ([snapshots.md](snapshots.md#files)).",
+		set: func(c *attest.MachineConfig, v any) { c.Snapshot = v.(string) },
+	},
+	{
+		JSON: "script",
+		set:  func(c *attest.MachineConfig, v any) { c.MockScript = v.([]byte) },
+	},
+}
+
+func checkBoot(v any) error {
+	switch attest.Boot(v.(string)) {
+	case "", attest.BootWarm, attest.BootCold:
+		return nil
+	}
+	return fmt.Errorf("%q is not a way to start a machine; it is %q or %q", v, attest.BootWarm, attest.BootCold)
+}
+
+// destinationsOf reads where a machine may connect to: True is everywhere.
+func destinationsOf(v any) (any, error) {
+	switch v := v.(type) {
+	case bool:
+		if v {
+			return []string{"*"}, nil
+		}
+		return []string(nil), nil
+	}
+	return listOf[string](v, "a string")
+}
+
+// machineParams are the arguments of a function that makes a machine, all given by
+// name.
+func machineParams() []Param {
+	var out []Param
+	for _, f := range Fields {
+		if f.Name != "" {
+			out = append(out, Param{Name: f.Name, Type: f.Type, Default: Absent, Named: true, Path: f.Path, Check: f.Check, Doc: f.Doc})
+		}
+	}
+	return out
+}
+
+// DeclareMachine is machine(…) of a test file, for its arguments: it declares a
+// machine of labs that do not exist yet, and is not an operation of one.
+var DeclareMachine = &Operation{Name: "machine", On: Lab, Params: machineParams(), Result: Type(Machine.String()), Doc: "Declares a machine. Its arguments are described in docs/machines.md."}
+
+// MachineConfigOf is the machine that arguments describe.
+func MachineConfigOf(a Args) attest.MachineConfig {
+	var c attest.MachineConfig
+	for _, f := range Fields {
+		if f.Name != "" && a.Given(f.Name) {
+			f.set(&c, a.values[f.Name])
+		}
+	}
+	return c
+}
+
+// MachineConfigOfFile is the machine that the settings of a machine configuration
+// file describe, by their keys; keys that concern no field are left out.
+func MachineConfigOfFile(settings map[string]any) attest.MachineConfig {
+	var c attest.MachineConfig
+	for _, f := range Fields {
+		if v, ok := settings[f.JSON]; ok && f.JSON != "" {
+			f.set(&c, v)
+		}
+	}
+	return c
+}
+
+// FieldsPage is the table of fields in docs/machines.md.
+func FieldsPage() string {
+	var b strings.Builder
+	b.WriteString("| argument | default | meaning |\n|---|---|---|\n")
+	for _, f := range Fields {
+		if f.Name != "" {
+			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", f.Name, f.Shown, f.Doc)
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,162 @@
+package operation
+
+import (
+	"maps"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/machineconfig"
+)
+
+// sample is a value of a type that is no default.
+func sample(t *testing.T, f Field) any {
+	switch f.Type {
+	case String:
+		if f.Name == "boot" {
+			return "cold"
+		}
+		return "x"
+	case Bool:
+		return true
+	case Int:
+		return 7
+	case Ints:
+		return []int{3}
+	case Duration:
+		return time.Minute
+	case Destinations:
+		return []string{"*"}
+	case Image:
+		return attest.Debian{}
+	case "":
+		return []byte(`{}`)
+	}
+	t.Fatalf("no sample of type %s", f.Type)
+	return nil
+}
+
+// Every setting of a machine is in the table, once.
+func TestFieldsAreComplete(t *testing.T) {
+	set := map[string]string{}
+	for _, f := range Fields {
+		var c attest.MachineConfig
+		f.set(&c, sample(t, f))
+		v, changed := reflect.ValueOf(c), 0
+		for i := range v.NumField() {
+			if v.Field(i).IsZero() {
+				continue
+			}
+			changed++
+			name := v.Type().Field(i).Name
+			if other, twice := set[name]; twice {
+				t.Errorf("%s is set by %s%s and %s", name, f.Name, f.JSON, other)
+			}
+			set[name] = f.Name + f.JSON
+		}
+		if changed != 1 {
+			t.Errorf("%s%s sets %d fields", f.Name, f.JSON, changed)
+		}
+	}
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[attest.MachineConfig]()) {
+		if set[field.Name] == "" {
+			t.Errorf("MachineConfig.%s is not in the table of fields", field.Name)
+		}
+	}
+}
+
+// Both functions that make a machine have all settings, and set them alike.
+func TestMachinesHaveAllFields(t *testing.T) {
+	for _, o := range []*Operation{DeclareMachine, Find(Lab, "create_machine")} {
+		named := []Named{
+			{"name", "m"}, {"image", attest.Debian{}}, {"start_command", "run-m-vm"}, {"backend", "qemu"}, {"memory", int64(99)}, {"cpus", int64(2)},
+			{"networks", []any{int64(2)}}, {"type", "microvm"}, {"cmdline", "quiet"}, {"display", true}, {"egress", true}, {"allow_reboot", true},
+			{"boot", "cold"}, {"boot_timeout", int64(7)}, {"snapshot", "saved"},
+		}
+		a, err := o.Bind(nil, named)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := attest.MachineConfig{
+			Name: "m", Image: attest.Debian{}, StartCommand: "run-m-vm", Backend: "qemu", Memory: 99, CPUs: 2, Networks: []int{2}, Type: "microvm",
+			Cmdline: "quiet", Display: true, Egress: []string{"*"}, AllowReboot: true, Boot: attest.BootCold, BootTimeout: 7 * time.Second, Snapshot: "saved",
+		}
+		if diff := cmp.Diff(want, MachineConfigOf(a)); diff != "" {
+			t.Errorf("%s (-want +got)\n%s", o.Name, diff)
+		}
+		if len(named) != len(o.Params) {
+			t.Errorf("%s has %d arguments, and this test gives %d", o.Name, len(o.Params), len(named))
+		}
+		for _, tt := range []struct {
+			name  string
+			value any
+			want  string
+		}{
+			{"boot", "lukewarm", `boot: "lukewarm" is not a way to start a machine; it is "warm" or "cold"`},
+			{"egress", int64(1), "egress must be True, False or a list of destinations, not the number 1"},
+			{"networks", "net1", `networks must be a list of numbers, such as [1, 2], not the string "net1"`},
+			{"memroy", int64(1), `there is no argument "memroy"; did you mean memory?`},
+		} {
+			if _, err := o.Bind(nil, []Named{{tt.name, tt.value}}); err == nil || err.Error() != o.Name+"(…): "+tt.want {
+				t.Errorf("%s(%s=): %v", o.Name, tt.name, err)
+			}
+		}
+	}
+}
+
+// The keys that all backends share are those of the machine configuration file.
+func TestFieldsOfFiles(t *testing.T) {
+	m := machineconfig.Machine{
+		Name: "m", Backend: "qemu", VLANs: []int{2}, StartCommand: "x", AllowReboot: true, Memory: 99, CPUs: 2, SnapshotPath: "s", MockScript: []byte(`{}`),
+	}
+	settings := m.Settings()
+	settings["image"] = attest.Debian{}
+	want := attest.MachineConfig{
+		Name: "m", Backend: "qemu", Networks: []int{2}, StartCommand: "x", AllowReboot: true, Memory: 99, CPUs: 2, Snapshot: "s", MockScript: []byte(`{}`), Image: attest.Debian{},
+	}
+	if diff := cmp.Diff(want, MachineConfigOfFile(settings)); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	var keys []string
+	for _, f := range Fields {
+		if f.JSON != "" {
+			keys = append(keys, f.JSON)
+		}
+	}
+	slices.Sort(keys)
+	if diff := cmp.Diff(keys, slices.Sorted(maps.Keys(settings))); diff != "" {
+		t.Errorf("keys of the table, and of the file (-table +file)\n%s", diff)
+	}
+}
+
+// The page about machines has the table.
+func TestFieldsPageIsCurrent(t *testing.T) {
+	const path = "../../docs/machines.md"
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := regexp.MustCompile(`(?s)(## Arguments\n.*?\n\n)(\| argument .*?\n)\n`)
+	found := table.FindStringSubmatch(string(data))
+	if found == nil {
+		t.Fatalf("%s has no table of arguments", path)
+	}
+	if found[2] == FieldsPage() {
+		return
+	}
+	if *update {
+		page := strings.Replace(string(data), found[2], FieldsPage(), 1)
+		if err := os.WriteFile(path, []byte(page), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	t.Errorf("the table in %s is not that of the fields; go test ./internal/operation -update (-page +fields)\n%s", path, cmp.Diff(found[2], FieldsPage()))
+}
