@@ -3,6 +3,7 @@ package attest
 import (
 	"errors"
 
+	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/snapshot"
 	"github.com/attest-vm/attest/internal/vmm"
@@ -29,7 +30,7 @@ type MissingError struct {
 	Remedy string // "apt-get install qemu-system-x86"
 }
 
-func (e *MissingError) Error() string { return (*vmm.MissingError)(e).Error() }
+func (e *MissingError) Error() string { return (*doctor.MissingError)(e).Error() }
 
 // Status is Infra.
 func (*MissingError) Status() Status { return Infra }
@@ -115,7 +116,7 @@ type twin interface {
 
 var twins = []twin{
 	of[*vmm.UnsupportedError, *UnsupportedError](func(e *vmm.UnsupportedError) *UnsupportedError { return (*UnsupportedError)(e) }),
-	of[*vmm.MissingError, *MissingError](func(e *vmm.MissingError) *MissingError { return (*MissingError)(e) }),
+	of[*doctor.MissingError, *MissingError](func(e *doctor.MissingError) *MissingError { return (*MissingError)(e) }),
 	of[*guest.AgentError, *AgentError](func(e *guest.AgentError) *AgentError { return (*AgentError)(e) }),
 	of[*guest.InstallError, *InstallError](func(e *guest.InstallError) *InstallError { return (*InstallError)(e) }),
 	of[*snapshot.DamagedError, *SnapshotDamagedError](func(e *snapshot.DamagedError) *SnapshotDamagedError { return (*SnapshotDamagedError)(e) }),

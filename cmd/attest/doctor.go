@@ -5,27 +5,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"runtime"
 
 	"github.com/spf13/cobra"
 
 	"github.com/attest-vm/attest/internal/accel"
+	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/tap"
 	"github.com/attest-vm/attest/internal/vmm"
 )
-
-// A checkup is what doctor found out.
-type checkup struct {
-	Version  string                   `json:"version"`
-	Usable   bool                     `json:"usable"` // tests can run here
-	Host     []vmm.Finding            `json:"host"`
-	Images   []vmm.Finding            `json:"images"`
-	Backends map[string]vmm.Diagnosis `json:"backends"`
-}
 
 func newDoctor() *cobra.Command {
 	var asJSON bool
@@ -36,7 +27,7 @@ func newDoctor() *cobra.Command {
 			"run, what it takes to build images. It exits with 3 when tests cannot run here.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c := examine(cmd.Context())
+			c := doctor.Examine(cmd.Context(), thisHost())
 			if asJSON {
 				enc := json.NewEncoder(cmd.OutOrStdout())
 				enc.SetIndent("", "  ")
@@ -44,7 +35,7 @@ func newDoctor() *cobra.Command {
 					return err
 				}
 			} else {
-				c.print(cmd.OutOrStdout())
+				c.Write(cmd.OutOrStdout())
 			}
 			if !c.Usable {
 				return exitCode(event.Infra.ExitCode())
@@ -56,30 +47,34 @@ func newDoctor() *cobra.Command {
 	return cmd
 }
 
-func examine(ctx context.Context) checkup {
-	c := checkup{Version: version(), Backends: map[string]vmm.Diagnosis{}}
-	c.Host = append(c.Host, vmm.Finding{Name: "host", OK: true, Detail: fmt.Sprintf("%s/%s, %d CPUs", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())})
-	state := stateFinding()
-	c.Host = append(c.Host, accel.Examine(ctx), state, tapFinding(ctx))
-	c.Images = image.Examine(ctx)
-	anyBackend := false
+// thisHost is what attest doctor looks at.
+func thisHost() doctor.Host {
+	h := doctor.Host{
+		Version: version(),
+		Checks: []doctor.Check{
+			{Look: hostFinding}, {Look: accel.Examine}, {Look: stateFinding, Needed: true}, {Look: tapFinding},
+		},
+		Images:   image.Examine,
+		Backends: map[string]doctor.Backend{},
+	}
 	for _, name := range vmm.Names() {
 		b, _ := vmm.Lookup(name)
-		d := vmm.Diagnosis{Usable: true}
-		if doctor, ok := b.(vmm.Doctor); ok {
-			d = doctor.Examine(ctx)
+		_, pretends := b.(vmm.Mocker)
+		examine := func(context.Context) doctor.Diagnosis { return doctor.Diagnosis{Usable: true} }
+		if d, ok := b.(vmm.Doctor); ok {
+			examine = d.Examine
 		}
-		c.Backends[name] = d
-		if _, pretends := b.(vmm.Mocker); !pretends {
-			anyBackend = anyBackend || d.Usable
-		}
+		h.Backends[name] = doctor.Backend{Examine: examine, Pretends: pretends}
 	}
-	c.Usable = state.OK && anyBackend
-	return c
+	return h
 }
 
-func stateFinding() vmm.Finding {
-	f := vmm.Finding{Name: "state directory"}
+func hostFinding(context.Context) doctor.Finding {
+	return doctor.Finding{Name: "host", OK: true, Detail: fmt.Sprintf("%s/%s, %d CPUs", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())}
+}
+
+func stateFinding(context.Context) doctor.Finding {
+	f := doctor.Finding{Name: "state directory"}
 	root, err := supervise.StateRoot()
 	if err != nil {
 		f.Detail, f.Remedy = err.Error(), "set ATTEST_STATE_DIR to a short path of your own"
@@ -91,8 +86,8 @@ func stateFinding() vmm.Finding {
 
 // tapFinding tries whether programs of this host can be on a lab's networks, and
 // VMMs that take nothing but a TAP. No test needs that to run.
-func tapFinding(ctx context.Context) vmm.Finding {
-	f := vmm.Finding{Name: "TAP ports", OK: true, Detail: "a TAP in a network namespace can be made"}
+func tapFinding(ctx context.Context) doctor.Finding {
+	f := doctor.Finding{Name: "TAP ports", OK: true, Detail: "a TAP in a network namespace can be made"}
 	err := tap.Try(ctx)
 	var unavailable *tap.UnavailableError
 	switch {
@@ -102,36 +97,4 @@ func tapFinding(ctx context.Context) vmm.Finding {
 		f.OK, f.Detail = false, err.Error()
 	}
 	return f
-}
-
-func (c checkup) print(w io.Writer) {
-	fmt.Fprintf(w, "attest %s\n\n", c.Version)
-	printFindings(w, c.Host)
-	fmt.Fprintf(w, "\nimages\n")
-	printFindings(w, c.Images)
-	for _, name := range vmm.Names() {
-		d := c.Backends[name]
-		state := "usable"
-		if !d.Usable {
-			state = "not usable here"
-		}
-		fmt.Fprintf(w, "\nbackend %s: %s\n", name, state)
-		printFindings(w, d.Findings)
-	}
-	if !c.Usable {
-		fmt.Fprintf(w, "\nTests cannot run on this host yet; see what is marked ✗.\n")
-	}
-}
-
-func printFindings(w io.Writer, findings []vmm.Finding) {
-	for _, f := range findings {
-		mark := "✓"
-		if !f.OK {
-			mark = "✗"
-		}
-		fmt.Fprintf(w, "  %s %-16s %s\n", mark, f.Name, f.Detail)
-		if f.Remedy != "" {
-			fmt.Fprintf(w, "    %-16s → %s\n", "", f.Remedy)
-		}
-	}
 }

@@ -20,7 +20,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest/internal/atomicfile"
-	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/doctor"
 )
 
 // The accelerators, by QEMU's names.
@@ -230,8 +230,8 @@ func (p Probe) save() {
 }
 
 // Examine is the answer for attest doctor.
-func Examine(ctx context.Context) vmm.Finding {
-	f := vmm.Finding{Name: "accelerator"}
+func Examine(ctx context.Context) doctor.Finding {
+	f := doctor.Finding{Name: "accelerator"}
 	p, err := Detect(ctx)
 	if err != nil {
 		f.Detail, f.Remedy = err.Error(), "unset "+Env

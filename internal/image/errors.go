@@ -6,7 +6,7 @@ import (
 )
 
 // Errors of Build that are the user's to mend are *SpecError, *PackageError and
-// *RunError; those of the host are *SpaceError, *BuildError and *vmm.MissingError.
+// *RunError; those of the host are *SpaceError, *BuildError and *doctor.MissingError.
 
 // SpecError is a spec that makes no sense or names a file that is not there.
 type SpecError struct {

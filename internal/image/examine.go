@@ -8,16 +8,16 @@ import (
 	"strings"
 
 	"github.com/attest-vm/attest/internal/cache"
-	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/doctor"
 )
 
 // Examine says whether images can be built on this host, for attest doctor.
-func Examine(ctx context.Context) []vmm.Finding {
-	var out []vmm.Finding
+func Examine(ctx context.Context) []doctor.Finding {
+	var out []doctor.Finding
 	for _, t := range tools {
-		f := vmm.Finding{Name: t.name, Detail: t.use + ": not found", Remedy: "apt-get install " + t.pkg}
+		f := doctor.Finding{Name: t.name, Detail: t.use + ": not found", Remedy: "apt-get install " + t.pkg}
 		if path, err := lookTool(t.name); err == nil {
-			f = vmm.Finding{Name: t.name, OK: true, Detail: path}
+			f = doctor.Finding{Name: t.name, OK: true, Detail: path}
 		}
 		out = append(out, f)
 	}
@@ -29,8 +29,8 @@ func Examine(ctx context.Context) []vmm.Finding {
 
 // subordinateIDs looks for what a build without root needs: a range of user
 // ids of one's own, and the programs that are allowed to hand it out.
-func subordinateIDs() vmm.Finding {
-	f := vmm.Finding{Name: "builds without root"}
+func subordinateIDs() doctor.Finding {
+	f := doctor.Finding{Name: "builds without root"}
 	if _, err := lookTool("newuidmap"); err != nil {
 		f.Detail, f.Remedy = "newuidmap is missing", "apt-get install uidmap"
 		return f
@@ -57,8 +57,8 @@ func subordinateIDs() vmm.Finding {
 }
 
 // cacheFinding looks for room for a first image.
-func cacheFinding() vmm.Finding {
-	f := vmm.Finding{Name: "image cache"}
+func cacheFinding() doctor.Finding {
+	f := doctor.Finding{Name: "image cache"}
 	s, err := OpenStore(nil)
 	if err != nil {
 		f.Detail, f.Remedy = err.Error(), "set XDG_CACHE_HOME to a directory that can be written to"

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/attest-vm/attest/internal/cache"
+	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/supervise"
-	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // mmdebstrap is one run of it that writes a tar.
@@ -74,7 +74,7 @@ func (s *Store) runMmdebstrap(ctx context.Context, m mmdebstrap, said *transcrip
 	}
 	if os.Geteuid() != 0 {
 		if f := subordinateIDs(); !f.OK {
-			return &vmm.MissingError{What: f.Name, Reason: f.Detail, Remedy: f.Remedy}
+			return &doctor.MissingError{What: f.Name, Reason: f.Detail, Remedy: f.Remedy}
 		}
 	}
 	tmp, err := s.buildDir(ctx)

@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/event"
-	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // What tools say, and whose fault it is then. The texts are those of
@@ -113,7 +113,7 @@ func fakeMmdebstrap(t *testing.T, script string) {
 func needBuilds(t *testing.T) {
 	t.Helper()
 	if f := subordinateIDs(); os.Geteuid() != 0 && !f.OK {
-		var missing *vmm.MissingError
+		var missing *doctor.MissingError
 		_, err := openTest(t).mmdebstrap(t.Context(), mmdebstrap{})
 		if !errors.As(err, &missing) || missing.Remedy == "" {
 			t.Errorf("got %v", err)
@@ -200,7 +200,7 @@ func TestStreamsThatFail(t *testing.T) {
 func TestMissingTool(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	_, err := lookTool("mmdebstrap-that-nobody-has")
-	var missing *vmm.MissingError
+	var missing *doctor.MissingError
 	if !errors.As(err, &missing) {
 		t.Fatal(err)
 	}

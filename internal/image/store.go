@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/supervise"
-	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // MirrorEnv names the environment variable that replaces Debian's mirror:
@@ -128,7 +128,7 @@ func (s *Store) Build(ctx context.Context, source Source) (_ *Image, err error) 
 // typed makes what went wrong for no reason that is known the host's.
 func (b *build) typed(ctx context.Context, err error) error {
 	var kind interface{ Status() event.Status }
-	var missing *vmm.MissingError
+	var missing *doctor.MissingError
 	if ctx.Err() != nil || errors.As(err, &kind) || errors.As(err, &missing) {
 		return err
 	}

@@ -13,8 +13,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/supervise"
-	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // A runner runs a command to its end and returns its exit code. When ctx ends,
@@ -65,7 +65,7 @@ func lookTool(name string) (string, error) {
 			return path, nil
 		}
 	}
-	missing := &vmm.MissingError{What: name, Reason: "not found on PATH (" + os.Getenv("PATH") + ")"}
+	missing := &doctor.MissingError{What: name, Reason: "not found on PATH (" + os.Getenv("PATH") + ")"}
 	for _, t := range tools {
 		if t.name == name {
 			missing.Remedy = "apt-get install " + t.pkg

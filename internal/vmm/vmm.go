@@ -20,6 +20,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/supervise"
 )
@@ -148,7 +149,7 @@ type Host struct {
 type Backend interface {
 	Name() string
 	// Check returns an *UnsupportedError if this backend cannot run the
-	// configuration, or a *MissingError if the host lacks what it needs. It
+	// configuration, or a *doctor.MissingError if the host lacks what it needs. It
 	// starts nothing.
 	Check(Config) error
 	// Start starts the VMM and the guest in it, and returns as soon as the VMM
@@ -271,23 +272,7 @@ type Monitor interface {
 
 // Doctor says what a backend can do on this host, for attest doctor.
 type Doctor interface {
-	Examine(context.Context) Diagnosis
-}
-
-// Diagnosis is a backend's state on this host.
-type Diagnosis struct {
-	Usable   bool      `json:"usable"`
-	Version  string    `json:"version,omitempty"`
-	Path     string    `json:"path,omitempty"`
-	Findings []Finding `json:"findings"`
-}
-
-// Finding is one thing that was looked at.
-type Finding struct {
-	Name   string `json:"name"` // "accelerator"
-	OK     bool   `json:"ok"`
-	Detail string `json:"detail"`           // what was seen
-	Remedy string `json:"remedy,omitempty"` // what to do about it, if anything
+	Examine(context.Context) doctor.Diagnosis
 }
 
 // UnsupportedError is an operation or a setting that a backend does not have.
@@ -315,24 +300,6 @@ func (e *UnsupportedError) Error() string {
 
 // Status is Unsupported.
 func (*UnsupportedError) Status() event.Status { return event.Unsupported }
-
-// MissingError is something that the host lacks: a program, a device, space.
-type MissingError struct {
-	What   string // "qemu-system-x86_64"
-	Reason string // "not found on PATH (/usr/bin:/bin)"
-	Remedy string // "apt-get install qemu-system-x86"
-}
-
-func (e *MissingError) Error() string {
-	msg := e.What + ": " + e.Reason
-	if e.Remedy != "" {
-		msg += "; " + e.Remedy
-	}
-	return msg
-}
-
-// Status is Infra.
-func (*MissingError) Status() event.Status { return event.Infra }
 
 // StartError is a VMM that did not start. Output is the end of its output.
 type StartError struct {

@@ -88,7 +88,7 @@ func withMemory(t *testing.T, more int64) (exhausted *atomic.Int32) {
 	oldLimit, oldExhausted := memoryLimit, script.Exhausted
 	limit := memoryInUse() + more
 	exhausted = new(atomic.Int32)
-	memoryLimit = func() int64 { return limit }
+	memoryLimit = func() (int64, error) { return limit, nil }
 	script.Exhausted = func(error) { exhausted.Add(1) }
 	t.Cleanup(func() { memoryLimit, script.Exhausted = oldLimit, oldExhausted })
 	return exhausted

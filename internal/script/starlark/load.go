@@ -55,6 +55,9 @@ func Load(ctx context.Context, path string, opts script.Options) (*File, error) 
 // file loads a file and all that it loads, and checks them; choose finds what
 // in it is run.
 func (l *loader) file(path string, choose func(*File, *module) []*script.Error) (*File, error) {
+	if _, err := memoryLimit(); err != nil {
+		return nil, err
+	}
 	in := newInterpreter()
 	in.loading = true
 	outer := l.ctx

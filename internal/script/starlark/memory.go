@@ -21,12 +21,20 @@ const MemoryEnv = "ATTEST_SCRIPT_MEMORY"
 // bytes: 2 GiB, or half of what the host has available, if that is less. All of
 // attest counts, since nobody knows whose a value is; without scripts that need
 // much it has a few dozen MiB.
-var memoryLimit = sync.OnceValue(func() int64 {
-	if mib, err := strconv.ParseInt(os.Getenv(MemoryEnv), 10, 32); err == nil && mib > 0 {
-		return mib << 20
+var memoryLimit = sync.OnceValues(func() (int64, error) {
+	text := os.Getenv(MemoryEnv)
+	if text == "" {
+		return max(256<<20, min(2<<30, guestimage.MemoryAvailable()/2)), nil
 	}
-	return max(256<<20, min(2<<30, guestimage.MemoryAvailable()/2))
+	mib, err := strconv.ParseInt(text, 10, 32)
+	if err != nil || mib < minMemory {
+		return 0, &attest.ConfigError{Subject: fmt.Sprintf("%s=%q", MemoryEnv, text), Reason: fmt.Sprintf("want a number of MiB, at least %d", minMemory)}
+	}
+	return mib << 20, nil
 })
+
+// minMemory is the least limit that can be set, in MiB: attest itself needs some.
+const minMemory = 64
 
 // A MemoryError is a script that was ended because scripts had too much memory.
 type MemoryError struct {
@@ -67,7 +75,8 @@ func watchMemory(i *interpreter) (end func()) {
 	defer e.Unlock()
 	if len(e.running) == 0 {
 		e.watch = &memoryWatch{make(chan struct{}), make(chan struct{})}
-		go e.watch.run(memoryLimit())
+		limit, _ := memoryLimit() // it was checked when the file was loaded
+		go e.watch.run(limit)
 	}
 	e.running[i] = true
 	w := e.watch

@@ -38,7 +38,8 @@ func NewSession(ctx context.Context, path string, opts script.Options, lab opera
 	s.globals = maps.Clone(s.loader.env)
 	s.globals["help"] = sl.NewBuiltin("help", help)
 	if path == "" {
-		return s, nil
+		_, err := memoryLimit()
+		return s, err
 	}
 	f, err := s.loader.file(path, func(*File, *module) []*script.Error { return nil })
 	if err != nil {

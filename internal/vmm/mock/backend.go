@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/socketpair"
 	"github.com/attest-vm/attest/internal/vmm"
 )
@@ -280,12 +281,12 @@ func (b warmBackend) Fingerprint(_ vmm.Host, c vmm.Config) (string, error) {
 }
 
 // Examine says whether machines of processes can be had here.
-func (b *backend) Examine(context.Context) vmm.Diagnosis {
-	canned := vmm.Finding{Name: "canned answers", OK: true, Detail: "everywhere"}
-	processes := vmm.Finding{Name: "processes", OK: true, Detail: "in user, mount, PID, UTS, IPC and network namespaces"}
-	var missing *vmm.MissingError
+func (b *backend) Examine(context.Context) doctor.Diagnosis {
+	canned := doctor.Finding{Name: "canned answers", OK: true, Detail: "everywhere"}
+	processes := doctor.Finding{Name: "processes", OK: true, Detail: "in user, mount, PID, UTS, IPC and network namespaces"}
+	var missing *doctor.MissingError
 	if errors.As(namespaces(), &missing) {
-		processes = vmm.Finding{Name: processes.Name, Detail: missing.Reason, Remedy: missing.Remedy}
+		processes = doctor.Finding{Name: processes.Name, Detail: missing.Reason, Remedy: missing.Remedy}
 	}
-	return vmm.Diagnosis{Usable: true, Findings: []vmm.Finding{processes, canned}}
+	return doctor.Diagnosis{Usable: true, Findings: []doctor.Finding{processes, canned}}
 }

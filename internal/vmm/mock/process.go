@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/tap"
 	"github.com/attest-vm/attest/internal/vmm"
@@ -120,7 +121,7 @@ func (p *process) start(ctx context.Context) (_ *boot, err error) {
 }
 
 func missing(reason, remedy string) error {
-	return &vmm.MissingError{What: "mock machines of processes", Reason: reason, Remedy: remedy + " (canned answers need nothing)"}
+	return &doctor.MissingError{What: "mock machines of processes", Reason: reason, Remedy: remedy + " (canned answers need nothing)"}
 }
 
 // connectTAPs makes a boot's TAPs those that the cards send to.
@@ -250,7 +251,7 @@ func (t *tail) text() string {
 }
 
 // namespaces says why machines of processes cannot be made on this host, with a
-// *vmm.MissingError. It makes one, without networks, and ends it.
+// *doctor.MissingError. It makes one, without networks, and ends it.
 var namespaces = sync.OnceValue(func() error {
 	dir, err := os.MkdirTemp("", "attest-mock")
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/vmm"
@@ -25,7 +26,7 @@ func startProcess(t *testing.T, c vmm.Config) *started {
 	c.Boot = &vmm.Mock{}
 	b := New(Options{Started: func(m *Machine) { s.Machine = m }})
 	if err := b.Check(c); err != nil {
-		var missing *vmm.MissingError
+		var missing *doctor.MissingError
 		if !errors.As(err, &missing) || missing.Remedy == "" {
 			t.Fatalf("a host without namespaces is %v", err)
 		}

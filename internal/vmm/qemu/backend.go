@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -101,14 +102,14 @@ func (b *backend) find() (p installed, err error) {
 		if os.Getenv(Env) != "" {
 			where, remedy = err.Error(), "see the environment variable "+Env
 		}
-		return p, &vmm.MissingError{What: name, Reason: where, Remedy: remedy}
+		return p, &doctor.MissingError{What: name, Reason: where, Remedy: remedy}
 	}
 	p, err = b.ask(path)
 	if err != nil {
-		return p, &vmm.MissingError{What: path, Reason: err.Error(), Remedy: remedy}
+		return p, &doctor.MissingError{What: path, Reason: err.Error(), Remedy: remedy}
 	}
 	if tooOld(p.version) {
-		return p, &vmm.MissingError{What: path, Reason: fmt.Sprintf("version %s is too old, attest needs %d.%d", p.version, minMajor, minMinor), Remedy: remedy}
+		return p, &doctor.MissingError{What: path, Reason: fmt.Sprintf("version %s is too old, attest needs %d.%d", p.version, minMajor, minMinor), Remedy: remedy}
 	}
 	return p, nil
 }
@@ -181,28 +182,28 @@ func firstLine(b []byte) string {
 }
 
 // Examine says what is there, for attest doctor.
-func (b *backend) Examine(context.Context) vmm.Diagnosis {
+func (b *backend) Examine(context.Context) doctor.Diagnosis {
 	p, err := b.find()
-	d := vmm.Diagnosis{Usable: err == nil, Path: p.path, Version: p.version}
-	f := vmm.Finding{Name: "program", OK: err == nil, Detail: p.path + ", version " + p.version}
+	d := doctor.Diagnosis{Usable: err == nil, Path: p.path, Version: p.version}
+	f := doctor.Finding{Name: "program", OK: err == nil, Detail: p.path + ", version " + p.version}
 	if err != nil {
 		f.Detail = err.Error()
 	}
 	d.Findings = append(d.Findings, f)
 	if err == nil {
 		d.Findings = append(d.Findings,
-			vmm.Finding{Name: "machine types", OK: true, Detail: "q35, microvm"},
+			doctor.Finding{Name: "machine types", OK: true, Detail: "q35, microvm"},
 			sandboxFinding(p),
-			vmm.Finding{Name: "networks", OK: true, Detail: "in attest's own process; no root, nothing on the host"})
+			doctor.Finding{Name: "networks", OK: true, Detail: "in attest's own process; no root, nothing on the host"})
 	}
 	return d
 }
 
-func sandboxFinding(p installed) vmm.Finding {
+func sandboxFinding(p installed) doctor.Finding {
 	if p.sandbox {
-		return vmm.Finding{Name: "sandbox", OK: true, Detail: "it may start no program and get no rights (seccomp)"}
+		return doctor.Finding{Name: "sandbox", OK: true, Detail: "it may start no program and get no rights (seccomp)"}
 	}
-	return vmm.Finding{Name: "sandbox", Detail: "machines run without: this QEMU or this kernel has no seccomp", Remedy: "install a QEMU that is built with libseccomp"}
+	return doctor.Finding{Name: "sandbox", Detail: "machines run without: this QEMU or this kernel has no seccomp", Remedy: "install a QEMU that is built with libseccomp"}
 }
 
 // itoa keeps the command line readable.

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -46,7 +47,7 @@ func TestMissing(t *testing.T) {
 			tt.setup(t)
 			b := &backend{}
 			err := b.Check(vmm.Config{Name: "web", Boot: &vmm.Hardware{}})
-			if missing := (*vmm.MissingError)(nil); !errors.As(err, &missing) {
+			if missing := (*doctor.MissingError)(nil); !errors.As(err, &missing) {
 				t.Fatalf("got %v", err)
 			}
 			for _, want := range tt.want {
