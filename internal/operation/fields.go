@@ -44,7 +44,7 @@ var Fields = []Field{
 	},
 	{
 		Name: "backend", JSON: "backend", Type: String, Shown: "`\"auto\"`",
-		Doc: "The VMM. This version has `\"qemu\"`, and `\"auto\"` chooses it.",
+		Doc: "`\"qemu\"`, which `\"auto\"` chooses, or `\"mock\"`: a machine without a VMM, which needs no image.",
 		set: func(c *attest.MachineConfig, v any) { c.Backend = v.(string) },
 	},
 	{
