@@ -143,7 +143,7 @@ func (m *Machine) adopt(s *machineState) error {
 		return &InfraError{m.Name(), "remove the machine's disk", err}
 	}
 	m.mu.Lock()
-	m.booted, m.ended, m.id = s.booted, s.down, s.id
+	m.booted, m.ended, m.id, m.inherited = s.booted, s.down, s.id, s.jobs
 	m.mu.Unlock()
 	m.console.Restore(s.console)
 	var err error

@@ -2,13 +2,18 @@ package attest
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,14 +23,28 @@ import (
 )
 
 // A Job is a command that runs in the background. It ends by itself, by Kill,
-// or with its machine. Its methods can be called from any goroutine.
+// or with its machine. It goes on in a fork of its lab, and after a checkpoint is
+// restored ([Machine.Jobs]). Its methods can be called from any goroutine.
 type Job struct {
 	machine *Machine
-	command string
-	run     *run
-	process *guest.Process
-	stdout  *jobOutput
-	stderr  *jobOutput
+	state   jobState     // without Received
+	out     [2]io.Writer // where its output goes instead of live's; nil: there
+	live    atomic.Pointer[liveJob]
+}
+
+// A liveJob is a job in one start of its machine.
+type liveJob struct {
+	run            *run
+	process        *guest.Process
+	stdout, stderr *jobOutput
+}
+
+// A jobState is a job in a snapshot.
+type jobState struct {
+	ID       string         `json:"id"` // in the guest
+	Command  string         `json:"command"`
+	Timeout  time.Duration  `json:"timeout,omitempty"`
+	Received guest.Received `json:"received"` // of its output, by the host that was
 }
 
 // Spawn starts a command as Execute does and returns while it runs. Timeout
@@ -33,26 +52,26 @@ type Job struct {
 // it comes, and the end of it is kept, 8 MiB of each stream; with Stdout or
 // Stderr it goes there instead. ctx limits the start only.
 func (m *Machine) Spawn(ctx context.Context, command string, opts ...CommandOption) (*Job, error) {
-	j := &Job{machine: m, command: command}
+	o := collect(opts)
+	j := &Job{machine: m, state: jobState{ID: rand.Text(), Command: command, Timeout: o.timeout}, out: [2]io.Writer{o.stdout, o.stderr}}
 	err := step(ctx, m.Name(), "spawn", strconv.Quote(command), func(ctx context.Context) error {
 		r, err := m.use(ctx, "spawn")
 		if err != nil {
 			return err
 		}
-		j.run = r
-		o := collect(opts)
-		c := o.command(command)
 		// What the job says belongs to the test that started it, after this step too.
-		log := event.WithScope(m.lab.ctx, event.ScopeOf(ctx))
-		j.stdout, j.stderr = newJobOutput(log, m.Name(), "stdout"), newJobOutput(log, m.Name(), "stderr")
-		if c.Stdout == nil {
-			c.Stdout = j.stdout
+		l := j.newLive(event.WithScope(m.lab.ctx, event.ScopeOf(ctx)), r)
+		c := o.command(command)
+		c.Job = j.state.ID
+		c.Stdout, c.Stderr = j.writers(l)
+		if l.process, err = r.guest.Start(m.lab.ctx, c); err != nil {
+			return r.explain(ctx, "spawn", err)
 		}
-		if c.Stderr == nil {
-			c.Stderr = j.stderr
-		}
-		j.process, err = r.guest.Start(m.lab.ctx, c)
-		return r.explain(ctx, "spawn", err)
+		j.live.Store(l)
+		m.mu.Lock()
+		m.jobs = append(m.jobs, j)
+		m.mu.Unlock()
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -60,8 +79,84 @@ func (m *Machine) Spawn(ctx context.Context, command string, opts ...CommandOpti
 	return j, nil
 }
 
+func (j *Job) newLive(log context.Context, r *run) *liveJob {
+	m := j.machine.Name()
+	return &liveJob{run: r, stdout: newJobOutput(log, m, "stdout"), stderr: newJobOutput(log, m, "stderr")}
+}
+
+func (j *Job) writers(l *liveJob) (stdout, stderr io.Writer) {
+	stdout, stderr = l.stdout, l.stderr
+	if j.out[0] != nil {
+		stdout = j.out[0]
+	}
+	if j.out[1] != nil {
+		stderr = j.out[1]
+	}
+	return stdout, stderr
+}
+
+// Jobs are the jobs of the machine since it has booted, in the order in which they
+// were started. In a fork they are those that ran when the snapshot was taken, with
+// their output since then. Jobs of a machine that is restored to a checkpoint keep
+// their objects.
+func (m *Machine) Jobs(ctx context.Context) ([]*Job, error) {
+	if r := m.running(); r != nil { // what it goes on with is known when its guest has answered
+		if err := r.awaitReady(ctx); err != nil {
+			return nil, err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.jobs), nil
+}
+
+// jobStates are the jobs that run now; the machine is paused.
+func (m *Machine) jobStates(r *run) []jobState {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var states []jobState
+	for _, j := range m.jobs {
+		if l := j.live.Load(); l.run == r && j.Running() {
+			s := j.state
+			s.Received = l.process.Received()
+			states = append(states, s)
+		}
+	}
+	return states
+}
+
+// adoptJobs goes on with the jobs of a machine that goes on from a snapshot. Nobody
+// else uses its guest yet.
+func (r *run) adoptJobs() {
+	m := r.machine
+	m.mu.Lock()
+	known, inherited := m.jobs, m.inherited
+	m.mu.Unlock()
+	var jobs []*Job
+	for _, s := range inherited {
+		j := &Job{machine: m, state: s}
+		if i := slices.IndexFunc(known, func(k *Job) bool { return k.state.ID == s.ID }); i >= 0 {
+			j = known[i]
+		}
+		l := j.newLive(m.lab.ctx, r)
+		a := guest.Adoption{Timeout: s.Timeout, Received: s.Received}
+		a.Stdout, a.Stderr = j.writers(l)
+		process, err := r.guest.Adopt(m.lab.ctx, s.ID, a)
+		if err != nil {
+			event.Warnf(m.lab.ctx, "%s: the job `%s` of the snapshot is lost: %v", m.Name(), s.Command, err)
+			continue
+		}
+		l.process = process
+		j.live.Store(l)
+		jobs = append(jobs, j)
+	}
+	m.mu.Lock()
+	m.jobs = jobs
+	m.mu.Unlock()
+}
+
 // Command is what the job runs.
-func (j *Job) Command() string { return j.command }
+func (j *Job) Command() string { return j.state.Command }
 
 // Machine is the machine on which it runs.
 func (j *Job) Machine() *Machine { return j.machine }
@@ -69,41 +164,43 @@ func (j *Job) Machine() *Machine { return j.machine }
 // Running says whether the job has not ended yet.
 func (j *Job) Running() bool {
 	select {
-	case <-j.process.Done():
+	case <-j.Done():
 		return false
 	default:
 		return true
 	}
 }
 
-// Done is closed when the job has ended.
-func (j *Job) Done() <-chan struct{} { return j.process.Done() }
+// Done is closed when the job has ended, or its machine. A job that goes on after its
+// machine was restored to a checkpoint has another channel then.
+func (j *Job) Done() <-chan struct{} { return j.live.Load().process.Done() }
 
 // Stdout is what the job has written to standard output so far.
-func (j *Job) Stdout() string { return j.stdout.String() }
+func (j *Job) Stdout() string { return j.live.Load().stdout.String() }
 
 // Stderr is what the job has written to standard error so far.
-func (j *Job) Stderr() string { return j.stderr.String() }
+func (j *Job) Stderr() string { return j.live.Load().stderr.String() }
 
 // Wait waits until the job has ended, as Execute does: that it failed is not an
 // error. Timeout limits the wait, 15 minutes unless given, and not the job,
 // which goes on.
 func (j *Job) Wait(ctx context.Context, opts ...WaitOption) (Result, error) {
 	var result Result
-	w := j.machine.newWait("job.wait", strconv.Quote(j.command), collect(opts), defaultTimeout)
+	w := j.machine.newWait("job.wait", strconv.Quote(j.state.Command), collect(opts), defaultTimeout)
+	l := j.live.Load()
 	err := w.do(ctx, func(ctx context.Context) (*run, error) {
 		select {
-		case <-j.process.Done():
+		case <-l.process.Done():
 		case <-ctx.Done():
 			if !j.Running() {
 				break // it has ended in time, or the limit is 0
 			}
-			return j.run, &WaitError{LastSeen: "the job still runs" + lastLine(j.Stderr(), j.Stdout())}
+			return l.run, &WaitError{LastSeen: "the job still runs" + lastLine(j.Stderr(), j.Stdout())}
 		}
-		r, err := j.process.Wait()
+		r, err := l.process.Wait()
 		result = resultOf(r)
-		result.Stdout, result.Stderr = j.stdout.finish(), j.stderr.finish()
-		return j.run, err
+		result.Stdout, result.Stderr = l.stdout.finish(), l.stderr.finish()
+		return l.run, err
 	})
 	return result, err
 }
@@ -119,38 +216,39 @@ func (j *Job) WaitForOutput(ctx context.Context, pattern string, opts ...WaitOpt
 	}
 	var match string
 	w := j.machine.newWait("job.wait_for_output", strconv.Quote(pattern), collect(opts), defaultTimeout)
+	l := j.live.Load()
 	err = w.do(ctx, func(ctx context.Context) (*run, error) {
-		match, err = j.search(ctx, re)
+		match, err = l.search(ctx, re)
 		switch {
 		case err == nil:
-			return j.run, nil
+			return l.run, nil
 		case !errors.Is(err, console.ErrGone):
-			return j.run, &WaitError{LastSeen: strings.TrimPrefix(lastLine(j.Stderr(), j.Stdout()), ": ")}
+			return l.run, &WaitError{LastSeen: strings.TrimPrefix(lastLine(j.Stderr(), j.Stdout()), ": ")}
 		}
-		r, err := j.process.Wait()
+		r, err := l.process.Wait()
 		if err == nil {
 			result := resultOf(r)
-			result.Stdout, result.Stderr = j.stdout.finish(), j.stderr.finish()
+			result.Stdout, result.Stderr = l.stdout.finish(), l.stderr.finish()
 			err = &WaitError{Reason: fmt.Sprintf("the job has ended with exit code %d", r.ExitCode), Result: &result,
 				LastSeen: strings.TrimPrefix(lastLine(result.Stderr, result.Stdout), ": ")}
 		}
-		return j.run, err
+		return l.run, err
 	})
 	return match, err
 }
 
 // search looks at both streams at once.
-func (j *Job) search(ctx context.Context, re *regexp.Regexp) (string, error) {
+func (l *liveJob) search(ctx context.Context, re *regexp.Regexp) (string, error) {
 	type found struct {
 		match string
 		err   error
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	streams := []*jobOutput{j.stdout, j.stderr}
+	streams := []*jobOutput{l.stdout, l.stderr}
 	answers := make(chan found, len(streams))
 	for _, s := range streams {
 		go func() {
-			match, err := s.WaitText(ctx, re, j.process.Done())
+			match, err := s.WaitText(ctx, re, l.process.Done())
 			answers <- found{match, err}
 		}()
 	}
@@ -178,7 +276,7 @@ func (j *Job) Kill(ctx context.Context, signals ...syscall.Signal) error {
 	}
 	return step(ctx, j.machine.Name(), "job.kill", strings.Join(names, ", "), func(context.Context) error {
 		for _, s := range signals {
-			j.process.Signal(s)
+			j.live.Load().process.Signal(s)
 		}
 		return nil
 	})

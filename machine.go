@@ -29,15 +29,17 @@ type Machine struct {
 	snapshot    *vmm.State // that of its configuration, once it has begun with it
 	checkpoints checkpoints
 
-	startMu sync.Mutex    // one start at a time; a snapshot holds it too
-	linkMu  sync.Mutex    // one change of links at a time
-	wayOut  *network.Port // on the last start's way out of the lab; guarded by linkMu
-	mu      sync.Mutex
-	current *run   // the start that is in force; nil when the machine is off
-	ended   error  // why the last one ended, when it was not asked to
-	booted  bool   // it was started at least once
-	id      string // its /etc/machine-id
-	closed  bool
+	startMu   sync.Mutex    // one start at a time; a snapshot holds it too
+	linkMu    sync.Mutex    // one change of links at a time
+	wayOut    *network.Port // on the last start's way out of the lab; guarded by linkMu
+	mu        sync.Mutex
+	current   *run       // the start that is in force; nil when the machine is off
+	ended     error      // why the last one ended, when it was not asked to
+	booted    bool       // it was started at least once
+	jobs      []*Job     // since it has booted
+	inherited []jobState // those of the snapshot that it goes on from
+	id        string     // its /etc/machine-id
+	closed    bool
 }
 
 // Name is the machine's name and host name.

@@ -262,6 +262,9 @@ func (r *run) begin() error {
 		return errLabClosed
 	}
 	m.current, m.ended, m.booted = r, nil, true
+	if r.origin == nil {
+		m.jobs, m.inherited = nil, nil
+	}
 	m.mu.Unlock()
 	m.announce("running", "", time.Since(r.started))
 	close(announced)
@@ -333,8 +336,11 @@ func (r *run) awaitFirstAnswer() {
 	for errors.As(err, &garbage) {
 		_, err = r.guest.Ready(ctx)
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		r.readyErr = r.bootError(ctx, limit, garbage, err)
+	case r.origin != nil && r.origin.agent == r.agentInstance():
+		r.adoptJobs()
 	}
 }
 

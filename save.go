@@ -42,12 +42,13 @@ type savedMachine struct {
 
 // savedState is what a machineState has beyond files.
 type savedState struct {
-	ID          string   `json:"machine_id"`
-	Agent       string   `json:"agent,omitempty"`
-	AllowReboot bool     `json:"allow_reboot,omitempty"`
-	Down        string   `json:"down,omitempty"` // why it is off, if nobody asked
-	MACs        []string `json:"macs,omitempty"`
-	Booted      bool     `json:"booted,omitempty"` // of a template: its boot was over
+	ID          string     `json:"machine_id"`
+	Agent       string     `json:"agent,omitempty"`
+	AllowReboot bool       `json:"allow_reboot,omitempty"`
+	Down        string     `json:"down,omitempty"` // why it is off, if nobody asked
+	MACs        []string   `json:"macs,omitempty"`
+	Jobs        []jobState `json:"jobs,omitempty"`
+	Booted      bool       `json:"booted,omitempty"` // of a template: its boot was over
 }
 
 // Save writes the lab as it is now to a directory, which must not exist or be
@@ -135,7 +136,7 @@ func (m *Machine) save(ctx context.Context, s *machineState, dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	extra := savedState{ID: s.id, Agent: s.agent, AllowReboot: s.allowReboot, MACs: s.macs}
+	extra := savedState{ID: s.id, Agent: s.agent, AllowReboot: s.allowReboot, MACs: s.macs, Jobs: s.jobs}
 	if down := (*DownError)(nil); errors.As(s.down, &down) {
 		extra.Down = down.Reason
 	}
@@ -279,7 +280,7 @@ func openState(dir string) (*machineState, error) {
 	}
 	s := &machineState{
 		booted: true, disk: saved.Disks, id: extra.ID, state: saved.State,
-		agent: extra.Agent, allowReboot: extra.AllowReboot, macs: extra.MACs,
+		agent: extra.Agent, allowReboot: extra.AllowReboot, macs: extra.MACs, jobs: extra.Jobs,
 		console: console.StateOf(saved.Console), fits: saved.Check,
 	}
 	if extra.Down != "" {

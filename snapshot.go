@@ -41,6 +41,7 @@ type machineState struct {
 	state       *vmm.State
 	agent       string // the instance of the agent that answered
 	allowReboot bool
+	jobs        []jobState
 	macs        []string // of its network cards, as the VMM knows them
 }
 
@@ -51,8 +52,8 @@ type machineState struct {
 // snapshot either; one that is off is off there, with its disk.
 //
 // Commands and waits under way go on here. In a lab made of the snapshot nobody
-// waits for them, and the agent ends them; what runs in the background of the
-// guest goes on in both.
+// waits for them, and the agent ends them; jobs ([Machine.Spawn]) and what runs in the
+// background of the guest go on in both.
 func (l *Lab) Snapshot(ctx context.Context) (s *Snapshot, err error) {
 	err = step(ctx, "", "snapshot", "", func(ctx context.Context) (err error) {
 		s, err = l.snapshot(ctx, l.Machines())
@@ -193,7 +194,7 @@ func (m *Machine) capture(ctx context.Context, r *run, dir string) (s *machineSt
 		if err != nil {
 			return s, &InfraError{m.Name(), "save the machine", err}
 		}
-		s.agent, s.allowReboot = r.agentInstance(), r.allowReboot
+		s.agent, s.allowReboot, s.jobs = r.agentInstance(), r.allowReboot, m.jobStates(r)
 		for _, i := range m.address.Interfaces {
 			s.macs = append(s.macs, i.MAC.String())
 		}

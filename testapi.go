@@ -225,6 +225,15 @@ func (m *TestMachine) IsUp() bool {
 	return m.Machine.IsUp()
 }
 
+// Jobs are the jobs of the machine since it has booted, in the order in which
+// they were started. See [Machine.Jobs].
+func (m *TestMachine) Jobs() []*TestJob {
+	m.t.Helper()
+	result, err := m.Machine.Jobs(m.at())
+	m.check(err)
+	return forms(result, func(x *Job) *TestJob { return &TestJob{x, m.scope} })
+}
+
 // Journal is what the journal has of a unit, or of everything if unit is empty:
 // all, or with Lines the last lines, or with Since what is newer. See
 // [Machine.Journal].
@@ -575,7 +584,7 @@ func (j *TestJob) Command() string {
 	return j.Job.Command()
 }
 
-// Done is closed when the job has ended. See [Job.Done].
+// Done is closed when the job has ended, or its machine. See [Job.Done].
 func (j *TestJob) Done() <-chan struct{} {
 	return j.Job.Done()
 }

@@ -107,11 +107,7 @@ func (l *TestLab) Machine(name string) *TestMachine {
 
 // Machines are all machines, in the order in which they were declared.
 func (l *TestLab) Machines() []*TestMachine {
-	var out []*TestMachine
-	for _, m := range l.Lab.Machines() {
-		out = append(out, &TestMachine{m, l.scope})
-	}
-	return out
+	return forms(l.Lab.Machines(), func(m *Machine) *TestMachine { return &TestMachine{m, l.scope} })
 }
 
 // Context carries the lab's events and ends with the test.
@@ -180,4 +176,13 @@ func explainError(err error) string {
 	}
 	block("last console lines", strings.Join(f.Console, "\n"))
 	return b.String()
+}
+
+// forms are the forms for tests of a list.
+func forms[T, U any](list []T, form func(T) U) []U {
+	out := make([]U, len(list))
+	for i, x := range list {
+		out[i] = form(x)
+	}
+	return out
 }

@@ -147,6 +147,8 @@ func TestFork(t *testing.T) {
 	server, client := lab.Machine("server"), lab.Machine("client")
 	lab.Machine("client").Succeed("echo 1 > /root/file; touch /root/deleted; sync")
 	transfer(server, client)
+	job := client.Spawn("trap 'echo told; exit 0' TERM; echo ready; while :; do sleep 0.1; done")
+	job.WaitForOutput("ready")
 	lab.Checkpoint("talking")
 
 	forks := []*attest.TestLab{lab.Fork(t), lab.Fork(t)}
@@ -167,6 +169,14 @@ func TestFork(t *testing.T) {
 		if l.Machine("idle").IsUp() {
 			t.Errorf("fork %d has started a machine", i)
 		}
+		jobs := m.Jobs()
+		if len(jobs) != 1 || !jobs[0].Running() || jobs[0].Command() != job.Command() {
+			t.Fatalf("fork %d has the jobs %v", i, jobs)
+		}
+		jobs[0].Kill()
+		if r := jobs[0].Wait(); r.ExitCode != 0 || !strings.HasSuffix(r.Stdout, "told\n") || l != lab && r.Stdout != "told\n" {
+			t.Errorf("fork %d: the job ended with %+v", i, r)
+		}
 	}
 	for i, l := range append(forks, lab) {
 		if got := l.Machine("client").Succeed("cat /root/file"); got != fmt.Sprintln(i+10) {
@@ -183,6 +193,13 @@ func TestFork(t *testing.T) {
 		t.Errorf("after the restore: %q", got)
 	}
 	finish(t, lab)
+	if !job.Running() {
+		t.Error("after the restore the job does not run")
+	}
+	job.Kill()
+	if r := job.Wait(); r.ExitCode != 0 || r.Stdout != "told\n" {
+		t.Errorf("after the restore: %+v", r)
+	}
 	// And from its disk alone.
 	client.Succeed("sync")
 	client.Crash()

@@ -18,15 +18,34 @@ var jobsTable = []*Operation{
 		Name: "spawn", Subject: "Jobs", Result: "job",
 		Params: slices.Concat([]Param{commandParam, {Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the command; none unless given"}}, commandParams),
 		Doc: "Starts a command as `succeed` does, and returns while it runs.\n\n" +
-			"The job ends by itself, by its `kill`, or with its machine; it may outlive the test that started it. " +
+			"The job ends by itself, by its `kill`, or with its machine. One that `setup` has started goes on in every test, " +
+			"and one that ran when a checkpoint was made goes on when that is restored; `jobs` gives its handle. " +
 			"Its output is in the log line by line as it comes.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			j, err := t.machine.Spawn(ctx, a.String("command"), a.command()...)
 			if err != nil {
 				return nil, err
 			}
-			return Handle{Job, fmt.Sprintf("%s: %s", t.machine.Name(), j.Command()), j}, nil
+			return jobHandle(t, j), nil
 		},
+	},
+	{
+		Name: "jobs", Subject: "Jobs", Result: "list of jobs",
+		Doc: "Returns the jobs of the machine since it has booted, in the order of their start.\n\n" +
+			"In a test these are also the jobs that ran at the end of `setup`, with their output since then; `wait` and `kill` work as in `setup`.",
+		call: func(ctx context.Context, t target, _ Args) (any, error) {
+			jobs, err := t.machine.Jobs(ctx)
+			handles := make([]Handle, len(jobs))
+			for i, j := range jobs {
+				handles[i] = jobHandle(t, j)
+			}
+			return handles, err
+		},
+	},
+	{
+		Name: "command", On: Job, Subject: "Jobs", Result: String, Property: true,
+		Doc:  "What the job runs.",
+		call: func(_ context.Context, t target, _ Args) (any, error) { return t.job().Command(), nil },
 	},
 	{
 		Name: "wait", On: Job, Subject: "Jobs", Result: Pair,
@@ -72,6 +91,10 @@ var jobsTable = []*Operation{
 		Doc:  "What the job has written to standard error so far; the last 8 MiB of it.",
 		call: func(_ context.Context, t target, _ Args) (any, error) { return t.job().Stderr(), nil },
 	},
+}
+
+func jobHandle(t target, j *attest.Job) Handle {
+	return Handle{Job, fmt.Sprintf("%s: %s", t.machine.Name(), j.Command()), j}
 }
 
 func (t target) job() *attest.Job { return t.object.(*attest.Job) }

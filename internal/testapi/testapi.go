@@ -117,6 +117,10 @@ func (g *generator) writeMethod(on string, m *ast.FuncDecl) {
 		result = "*" + testForm(star)
 		form = fmt.Sprintf("&%s{%%s, %s.scope}", testForm(star), self)
 	}
+	if star, ok := strings.CutPrefix(result, "[]*"); ok && slices.Contains(types, star) {
+		result = "[]*" + testForm(star)
+		form = fmt.Sprintf("forms(%%s, func(x *%s) *%s { return &%s{x, %s.scope} })", star, testForm(star), testForm(star), self)
+	}
 
 	comment := (&doc.Package{}).Synopsis(m.Doc.Text()) + fmt.Sprintf(" See [%s.%s].", on, m.Name.Name)
 	g.body.WriteString("\n" + wrapped(comment))

@@ -107,6 +107,8 @@ func (th *thread) value(v any) sl.Value {
 		return listValue(th, v)
 	case []any:
 		return listValue(th, v)
+	case []operation.Handle:
+		return listValue(th, v)
 	case []operation.MachineName:
 		return listValue(th, v)
 	case map[string]string:
