@@ -24,12 +24,7 @@ package attest
 import (
 	"context"
 	"errors"
-	"fmt"
-	"strings"
 	"sync"
-	"time"
-
-	"github.com/attest-vm/attest/internal/event"
 )
 
 // TB is what [New] needs of a *testing.T or *testing.B.
@@ -51,105 +46,69 @@ func New(t TB, machines ...MachineConfig) *TestLab {
 	return NewLab(t, LabConfig{Name: t.Name(), Machines: machines})
 }
 
-// NewLab is New with a whole configuration.
+// NewLab is New with a whole configuration. What operations copy goes to OutDir, or
+// to the test's artifact directory (go test -artifacts) if OutDir is empty.
 func NewLab(t TB, config LabConfig) *TestLab {
 	t.Helper()
-	return testLab(t, func(ctx context.Context, h *Host) (*Lab, error) { return h.NewLab(ctx, config) })
+	return testLab(t, func(ctx context.Context, h *Host) (*Lab, error) {
+		config.OutDir = outDir(t, config.OutDir)
+		return h.NewLab(ctx, config)
+	})
+}
+
+// OpenLab goes on from a lab that was saved in dir, and closes it when the test
+// ends. dir is not changed. See [Host.OpenLab].
+func OpenLab(t TB, dir string) *TestLab {
+	t.Helper()
+	return testLab(t, func(ctx context.Context, h *Host) (*Lab, error) {
+		return h.OpenLab(ctx, dir, LabConfig{Name: t.Name(), OutDir: outDir(t, "")})
+	})
+}
+
+// outDir is where files of a test go.
+func outDir(t TB, dir string) string {
+	if a, ok := t.(interface{ ArtifactDir() string }); ok && dir == "" {
+		return a.ArtifactDir()
+	}
+	return dir
 }
 
 // testLab makes a lab for a test, and closes it when the test ends.
 func testLab(t TB, make func(context.Context, *Host) (*Lab, error)) *TestLab {
 	t.Helper()
-	ctx, cancel := testContext(t)
-	host, err := shared.open(ctx)
-	if err != nil {
-		cancel()
-		t.Fatalf("attest: %v", err)
-	}
-	lab, err := make(ctx, host)
-	if err != nil {
-		shared.close()
-		cancel()
-		t.Fatalf("attest: %s", explainError(err))
-	}
-	t.Logf("attest: seed %[1]d (%[2]s=%[1]d repeats its random decisions)", lab.Seed(), seedEnv)
-	l := &TestLab{lab, scope{t, ctx}}
+	s := openTest(t)
+	host, err := shared.open(s.ctx)
+	s.check(err)
+	t.Cleanup(func() {
+		if err := shared.close(); err != nil {
+			t.Logf("attest: closing the host: %v", err)
+		}
+	})
+	lab, err := make(s.ctx, host)
+	s.check(err)
+	s.test.log.printf("attest: seed %[1]d (%[2]s=%[1]d repeats its random decisions)", lab.Seed(), seedEnv)
+	l := &TestLab{lab, s}
 	t.Cleanup(func() {
 		l.keep()
-		err := lab.Network().settle(ctx)
-		err = errors.Join(err, lab.Close(), shared.close())
-		cancel()
-		if err != nil {
+		if err := errors.Join(lab.Network().settle(s.ctx), lab.Close()); err != nil {
 			t.Logf("attest: closing the lab: %v", err)
 		}
 	})
 	return l
 }
 
-// testGrace is what is left of the test binary's own deadline (-timeout) for
-// attest to say what hangs and to clean up; go test itself would say nothing
-// but a stack trace.
-const testGrace = 10 * time.Second
-
-func testContext(t TB) (context.Context, context.CancelFunc) {
-	bus := &event.Bus{}
-	log := &testLog{t: t}
-	cancelLog := bus.Subscribe(log.record)
-	// Not t.Context itself: that one ends before the Cleanup functions run.
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(t.Context()))
-	stop := context.AfterFunc(t.Context(), func() { cancel(context.Cause(t.Context())) })
-	var timer *time.Timer
-	if d, ok := t.(interface{ Deadline() (time.Time, bool) }); ok {
-		if deadline, ok := d.Deadline(); ok {
-			timer = time.AfterFunc(time.Until(deadline)-testGrace, func() {
-				cancel(fmt.Errorf("the test binary's -timeout is near (in %v)", testGrace))
-			})
+// With is the same lab for a subtest: operations end and belong to t, and what they
+// say is in its log. Faults that t leaves in force are healed when it ends. Without
+// it an operation that fails in a subtest ends the parent.
+func (l *TestLab) With(t TB) *TestLab {
+	t.Helper()
+	s := l.scope.with(t)
+	t.Cleanup(func() {
+		if err := l.Lab.Network().settle(s.ctx); err != nil {
+			t.Logf("attest: %v", err)
 		}
-	}
-	ctx = event.WithScope(event.WithBus(ctx, bus), event.Scope{Test: t.Name()})
-	return ctx, func() {
-		stop()
-		if timer != nil {
-			timer.Stop()
-		}
-		cancel(nil)
-		cancelLog()
-	}
-}
-
-// testLog writes to the test's log what helps to read a failure.
-type testLog struct {
-	t TB
-}
-
-func (l *testLog) record(r event.Record) {
-	switch e := r.Event.(type) {
-	case event.Progress:
-		if e.Done || e.Message == "" {
-			l.t.Logf("%s %s", e.Title, map[bool]string{true: "done", false: "…"}[e.Done])
-		}
-	case event.MachineState:
-		l.t.Logf("%s: %s (%v)", e.Machine, e.State, roundDuration(e.After))
-	case event.StepFinished:
-		// Failures are reported by Fatalf, with all that belongs to them.
-	case event.Log:
-		l.t.Logf("%s%s", prefix(e.Machine), e.Text)
-	case event.FaultStarted:
-		l.t.Logf("network: %s", e.Fault)
-	case event.FaultEnded:
-		l.t.Logf("network: %s ended after %v (%d of %d frames affected)", e.Fault, roundDuration(e.Duration), e.Affected, e.Frames)
-	case event.Output:
-		if e.Stream == "stderr" {
-			l.t.Logf("%s%s", prefix(e.Machine), strings.TrimSuffix(e.Data, "\n"))
-		}
-	}
-}
-
-func prefix(machine string) string {
-	if machine == "" {
-		return ""
-	}
-	return machine + ": "
+	})
+	return &TestLab{l.Lab, s}
 }
 
 // shared is the Host of all tests of this process that are under way.

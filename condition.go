@@ -129,3 +129,35 @@ func (c Condition) Wait(ctx context.Context, opts ...WaitOption) error {
 		}
 	})
 }
+
+// WaitAll runs a wait for several machines at once, all of the lab unless some are
+// named, and returns when all have ended. The first that fails ends the others, and is
+// the error.
+func (l *Lab) WaitAll(ctx context.Context, wait func(context.Context, *Machine) error, on ...Machines) error {
+	machines := l.Machines()
+	if len(on) > 0 {
+		machines = nil
+		for _, name := range Group(on).machineNames() {
+			m := l.Machine(name)
+			if m == nil {
+				return &ConfigError{"wait_all", fmt.Sprintf("the lab has no machine %q", name)}
+			}
+			machines = append(machines, m)
+		}
+	}
+	return step(ctx, "", "wait_all", "", func(outer context.Context) error {
+		ctx, cancel := context.WithCancelCause(outer)
+		defer cancel(nil)
+		var once sync.Once
+		var first error
+		each(machines, func(_ int, m *Machine) error {
+			err := wait(ctx, m)
+			if err != nil {
+				once.Do(func() { first = err })
+				cancel(err)
+			}
+			return err
+		})
+		return first
+	})
+}

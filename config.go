@@ -92,7 +92,7 @@ type MachineConfig struct {
 	// MockScript are the canned answers of a machine of the backend "mock", which
 	// needs no image (docs/mock.md): JSON. Empty, or an empty object: its commands
 	// are executed, in namespaces of this host.
-	MockScript json.RawMessage
+	MockScript json.RawMessage `json:",omitempty"`
 }
 
 const (

@@ -3,6 +3,7 @@
 package attest
 
 import (
+	"context"
 	"net/netip"
 	"syscall"
 	"time"
@@ -104,6 +105,13 @@ func (l *TestLab) VDESocket(number int) string {
 	result, err := l.Lab.VDESocket(number)
 	l.check(err)
 	return result
+}
+
+// WaitAll runs a wait for several machines at once, all of the lab unless some
+// are named, and returns when all have ended. See [Lab.WaitAll].
+func (l *TestLab) WaitAll(wait func(context.Context, *Machine) error, on ...Machines) {
+	l.t.Helper()
+	l.check(l.Lab.WaitAll(l.at(), wait, on...))
 }
 
 // WarmUp makes what the machines of the lab can start from instead of booting,

@@ -2,39 +2,11 @@ package attest
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"runtime"
 	"strings"
-
-	"github.com/attest-vm/attest/internal/event"
 )
 
 //go:generate go test ./internal/testapi -update
-
-// A scope is the test that operations belong to, and end when they fail.
-type scope struct {
-	t   TB
-	ctx context.Context // carries the lab's events and ends with the test
-}
-
-// at is the scope's context for an operation that the caller's caller asks for: reports
-// name its line.
-func (s scope) at() context.Context {
-	_, file, line, ok := runtime.Caller(2)
-	if !ok {
-		return s.ctx
-	}
-	return event.WithPosition(s.ctx, event.Position{File: file, Line: line})
-}
-
-// check ends the test if an operation has failed.
-func (s scope) check(err error) {
-	if err != nil {
-		s.t.Helper()
-		s.t.Fatalf("%s", explainError(err))
-	}
-}
 
 // A TestLab is a Lab whose operations end the test when they fail.
 type TestLab struct {
@@ -125,13 +97,11 @@ func (l *TestLab) Snapshot() *TestSnapshot {
 	l.t.Helper()
 	_, err := shared.open(l.ctx) // the host stays as long as the snapshot
 	l.check(err)
+	l.t.Cleanup(func() { shared.close() })
 	s, err := l.Lab.Snapshot(l.at())
-	if err != nil {
-		shared.close()
-		l.check(err)
-	}
+	l.check(err)
 	l.t.Cleanup(func() {
-		if err := errors.Join(s.Close(), shared.close()); err != nil {
+		if err := s.Close(); err != nil {
 			l.t.Logf("attest: closing the snapshot: %v", err)
 		}
 	})
@@ -143,6 +113,13 @@ func (l *TestLab) Snapshot() *TestSnapshot {
 func (s *TestSnapshot) Fork(t TB) *TestLab {
 	t.Helper()
 	return testLab(t, func(ctx context.Context, _ *Host) (*Lab, error) { return s.Snapshot.Fork(ctx) })
+}
+
+// Eventually waits until check returns nil, as [Condition.Wait] does. check has its
+// context for operations that return an error, such as those of the field Machine.
+func (l *TestLab) Eventually(what string, check func(context.Context) error, opts ...WaitOption) {
+	l.t.Helper()
+	l.check(Condition{Description: what, Check: check}.Wait(l.at(), opts...))
 }
 
 // Nested runs fn as a step of its own in the log and in reports.

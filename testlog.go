@@ -1,0 +1,147 @@
+package attest
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/attest-vm/attest/internal/event"
+)
+
+// bootNews is how often the log says that a machine has not answered yet.
+const bootNews = 15 * time.Second
+
+// A testLog writes to the logs of tests what helps to read a failure. Each event goes
+// to the log of the test that it belongs to, which may be a subtest.
+type testLog struct {
+	every time.Duration // between news of a boot
+
+	mu       sync.Mutex
+	t        TB // whose lab it is; nil when it has ended
+	subtests map[string]TB
+	boots    map[string]*booting // of machines that have not answered yet
+}
+
+type booting struct {
+	since time.Time
+	line  string // the last of its console
+	news  *time.Timer
+}
+
+func newTestLog(t TB) *testLog {
+	return &testLog{every: bootNews, t: t, subtests: map[string]TB{}, boots: map[string]*booting{}}
+}
+
+func (l *testLog) add(t TB) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.subtests[t.Name()] = t
+}
+
+func (l *testLog) remove(t TB) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.subtests, t.Name())
+}
+
+// close ends the log: nothing may be written when the test has ended.
+func (l *testLog) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name := range l.boots {
+		l.booted(name)
+	}
+	l.t = nil
+}
+
+// printf writes a line to the log of the test whose lab it is.
+func (l *testLog) printf(format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.t != nil {
+		printTo(l.t, format, args...)
+	}
+}
+
+// printTo writes a line to a test's log. The line of attest's source that it comes from
+// says nothing to the test's author: it is left out where the testing package can do
+// that.
+func printTo(t TB, format string, args ...any) {
+	if o, ok := t.(interface{ Output() io.Writer }); ok {
+		fmt.Fprintf(o.Output(), format+"\n", args...)
+		return
+	}
+	t.Logf(format, args...)
+}
+
+func (l *testLog) record(r event.Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.t
+	if sub := l.subtests[r.Scope.Test]; sub != nil {
+		t = sub
+	}
+	if t == nil {
+		return
+	}
+	switch e := r.Event.(type) {
+	case event.Progress:
+		if e.Done || e.Message == "" {
+			printTo(t, "%s %s", e.Title, map[bool]string{true: "done", false: "…"}[e.Done])
+		}
+	case event.MachineState:
+		printTo(t, "%s: %s (%v)", e.Machine, e.State, roundDuration(e.After))
+		l.booted(e.Machine)
+		if e.State == "starting" || e.State == "running" {
+			l.boots[e.Machine] = &booting{since: time.Now().Add(-e.After)}
+			l.boots[e.Machine].news = time.AfterFunc(l.every, func() { l.tell(e.Machine) })
+		}
+	case event.Console:
+		if b := l.boots[e.Machine]; b != nil && strings.TrimSpace(e.Line) != "" {
+			b.line = e.Line
+		}
+	case event.Log:
+		printTo(t, "%s%s", prefix(e.Machine), e.Text)
+	case event.FaultStarted:
+		printTo(t, "network: %s", e.Fault)
+	case event.FaultEnded:
+		printTo(t, "network: %s ended after %v (%d of %d frames affected)", e.Fault, roundDuration(e.Duration), e.Affected, e.Frames)
+	case event.Output:
+		if e.Stream == "stderr" {
+			printTo(t, "%s%s", prefix(e.Machine), strings.TrimSuffix(e.Data, "\n"))
+		}
+	}
+}
+
+// booted ends the news of a machine. mu is held.
+func (l *testLog) booted(machine string) {
+	if b := l.boots[machine]; b != nil {
+		b.news.Stop()
+		delete(l.boots, machine)
+	}
+}
+
+// tell says that a machine has not answered yet.
+func (l *testLog) tell(machine string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.boots[machine]
+	if b == nil || l.t == nil {
+		return
+	}
+	said := "its console is silent"
+	if b.line != "" {
+		said = "its console: " + b.line
+	}
+	printTo(l.t, "%s: no answer yet after %v; %s", machine, roundDuration(time.Since(b.since)), said)
+	b.news.Reset(l.every)
+}
+
+func prefix(machine string) string {
+	if machine == "" {
+		return ""
+	}
+	return machine + ": "
+}

@@ -1,0 +1,137 @@
+package attest
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/attest-vm/attest/internal/event"
+)
+
+// A scope is the test that operations belong to, and end when they fail.
+type scope struct {
+	t    TB
+	ctx  context.Context // carries the lab's events and ends with the test
+	test *openedTest
+}
+
+// An openedTest is a test, or a subtest, with a lab.
+type openedTest struct {
+	log       *testLog
+	goroutine string // that the test runs in
+
+	mu      sync.Mutex
+	failure *event.Failure // of the operation that ended the test
+}
+
+// testGrace is what is left of the test binary's own deadline (-timeout) for
+// attest to say what hangs and to clean up; go test itself would say nothing
+// but a stack trace.
+const testGrace = 10 * time.Second
+
+// openTest gives a test a bus, with its log and the reports of the process on it,
+// and a context that ends with it. All that is closed when the test ends.
+func openTest(t TB) scope {
+	bus := &event.Bus{}
+	log := newTestLog(t)
+	reports.follow(bus)
+	bus.Subscribe(log.record)
+	// Not t.Context itself: that one ends before the Cleanup functions run.
+	ctx := event.WithBus(context.WithoutCancel(t.Context()), bus)
+	ctx, cancel := context.WithCancelCause(ctx)
+	var near *time.Timer
+	if d, ok := t.(interface{ Deadline() (time.Time, bool) }); ok {
+		if deadline, ok := d.Deadline(); ok {
+			near = time.AfterFunc(time.Until(deadline)-testGrace, func() {
+				cancel(fmt.Errorf("the test binary's -timeout is near (in %v)", testGrace))
+			})
+		}
+	}
+	t.Cleanup(func() {
+		if near != nil {
+			near.Stop()
+		}
+		cancel(nil)
+		log.close()
+	})
+	return openScope(t, ctx, log)
+}
+
+// with is the scope of a subtest that has no bus of its own.
+func (s scope) with(t TB) scope {
+	s.test.log.add(t)
+	t.Cleanup(func() { s.test.log.remove(t) })
+	return openScope(t, s.ctx, s.test.log)
+}
+
+// openScope is a test in a context that may outlive it, until it ends.
+func openScope(t TB, ctx context.Context, log *testLog) scope {
+	ctx, cancel := context.WithCancelCause(event.WithScope(ctx, event.Scope{Test: t.Name()}))
+	stop := context.AfterFunc(t.Context(), func() { cancel(context.Cause(t.Context())) })
+	s := scope{t, ctx, &openedTest{log: log, goroutine: goroutine()}}
+	reports.begin(ctx, t.Name())
+	started := time.Now()
+	t.Cleanup(func() {
+		stop()
+		cancel(nil)
+		reports.end(ctx, t.Name(), s.finished(time.Since(started)))
+	})
+	return s
+}
+
+// finished is how the test has ended.
+func (s scope) finished(after time.Duration) event.TestFinished {
+	s.test.mu.Lock()
+	defer s.test.mu.Unlock()
+	e := event.TestFinished{Status: event.Passed, Duration: after}
+	if skipper, ok := s.t.(interface{ Skipped() bool }); ok && skipper.Skipped() {
+		e.Status = event.Skipped
+	}
+	if s.t.Failed() {
+		e.Failure = s.test.failure
+		if e.Failure == nil {
+			e.Failure = &event.Failure{Status: event.Failed, Message: "the test has failed; the output of go test says why"}
+		}
+		e.Status = e.Failure.Status
+	}
+	return e
+}
+
+// at is the scope's context for an operation that the caller's caller asks for: reports
+// name its line.
+func (s scope) at() context.Context {
+	_, file, line, ok := runtime.Caller(2)
+	if !ok {
+		return s.ctx
+	}
+	return event.WithPosition(s.ctx, event.Position{File: file, Line: line})
+}
+
+// check ends the test if an operation has failed.
+func (s scope) check(err error) {
+	if err == nil {
+		return
+	}
+	s.t.Helper()
+	s.test.mu.Lock()
+	if s.test.failure == nil {
+		s.test.failure = failureOf(err, "", "")
+	}
+	s.test.mu.Unlock()
+	text := explainError(err)
+	if goroutine() != s.test.goroutine {
+		// FailNow ends the goroutine that it is called in, and the test goes on.
+		text += fmt.Sprintf("\nattest: the lab belongs to %s, and this goroutine is another's. In a subtest use lab.With(t); in a goroutine that the test starts use operations that return an error, such as those of lab.Lab and of the field Machine.", s.t.Name())
+	}
+	s.t.Fatalf("attest: %s", text)
+}
+
+// goroutine names the goroutine that calls it.
+func goroutine() string {
+	var b [64]byte
+	fields := strings.Fields(string(b[:runtime.Stack(b[:], false)])) // "goroutine 7 [running]:"
+	return fields[1]
+}
