@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/wire"
 )
 
 // InstallArg0 is argv[0] of a program that shall become the agent of a guest which
@@ -52,7 +54,7 @@ func install(args []string) error {
 		return err
 	}
 	defer null.Close()
-	pid, err := syscall.ForkExec("/proc/self/exe", []string{"@attest-agent"}, &syscall.ProcAttr{
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{wire.AgentArg0}, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"PATH=" + defaultPath, "HOME=/root"},
 		Files: []uintptr{null.Fd(), null.Fd(), null.Fd()},

@@ -17,10 +17,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// PortName is the name of the virtio serial port that the agent talks on.
-const PortName = "org.attest.agent.0"
+	"github.com/attest-vm/attest/internal/wire"
+)
 
 // Main is the whole life of the agent: it finds its port and serves. Descriptor
 // 3, if it is a pipe, is where whoever started it waits for "ok\n": the first
@@ -103,7 +102,7 @@ func openPort(ctx context.Context, class, dev string) (*port, error) {
 		names, _ := filepath.Glob(filepath.Join(class, "*", "name"))
 		for _, file := range names {
 			name, err := os.ReadFile(file)
-			if err != nil || strings.TrimSpace(string(name)) != PortName {
+			if err != nil || strings.TrimSpace(string(name)) != wire.AgentPort {
 				continue
 			}
 			path := filepath.Join(dev, filepath.Base(filepath.Dir(file)))

@@ -14,7 +14,7 @@ import (
 )
 
 // power asks the guest's init system to end the machine or to start it again.
-// Where there is none that could be asked, or with Force, it is reboot(2).
+// Where there is none that could be asked, it is reboot(2), after sync.
 func (s *Server) power(ctx context.Context, q wire.PowerRequest) error {
 	if q.Panic {
 		return s.panic()
@@ -23,11 +23,8 @@ func (s *Server) power(ctx context.Context, q wire.PowerRequest) error {
 	if q.Reboot {
 		what, number = "reboot", unix.LINUX_REBOOT_CMD_RESTART
 	}
-	if !q.Force {
-		asked, err := s.askInit(ctx, what)
-		if asked || err != nil {
-			return err
-		}
+	if asked, err := s.askInit(ctx, what); asked || err != nil {
+		return err
 	}
 	s.background(func() {
 		// The host hears the answer first.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/attest-vm/attest/internal/wire"
 )
 
 // Serials by which /init knows the virtio-blk disks (at most 20 bytes). Their
@@ -25,8 +27,8 @@ const FatalPrefix = "attest-init: FATAL: "
 
 // Names by which the attest binary knows what it is (argv[0]).
 const (
-	InitArg0  = "/init"         // as PID 1: call Init
-	AgentArg0 = "@attest-agent" // started by Init, descriptor 3 is the write end of its pipe
+	InitArg0  = "/init"        // as PID 1: call Init
+	AgentArg0 = wire.AgentArg0 // started by Init, descriptor 3 is the write end of its pipe
 )
 
 // Root is where the guest's root file system comes from.

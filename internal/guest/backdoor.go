@@ -17,6 +17,7 @@ import (
 
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/printable"
+	"github.com/attest-vm/attest/internal/wire"
 )
 
 // Marker is what a guest says when its root shell is there: the backdoor.service
@@ -29,7 +30,7 @@ const Marker = "Spawning backdoor root shell..."
 type Backdoor struct {
 	Machine string
 	Shell   net.Conn // the shell's console
-	Upload  net.Conn // a stream into the guest: vmm.UploadPort
+	Upload  net.Conn // a stream into the guest: wire.UploadPort
 	Binary  string   // path of the executable that becomes the agent
 	// Installed is called after each attempt. An error is an *InstallError, or the
 	// end of the context.
@@ -163,7 +164,7 @@ func (b *Backdoor) install(ctx context.Context, i *installation) error {
 	}
 	define := "\n" + installScript
 	for try := 1; ; try++ {
-		call := fmt.Sprintf("attest_install %s %d %x %d\n", i.nonce, size, h.Sum(nil), try)
+		call := fmt.Sprintf("attest_install %s %d %x %d %s\n", i.nonce, size, h.Sum(nil), try, wire.UploadPort)
 		started, err := b.try(ctx, i, define+call, io.NewSectionReader(binary, 0, size))
 		if !started || err == nil || ctx.Err() != nil || try == tries {
 			return err

@@ -1,14 +1,14 @@
 attest_install() {
-local say="attest:$1" size=$2 sum=$3 dir= port= name d n out
+local say="attest:$1" size=$2 sum=$3 upload=$5 dir= port= name d n out
 for ((n = 0; n < 300; n++)); do
 for d in /sys/class/virtio-ports/*; do
 name=; { read -r name < "$d/name"; } 2>/dev/null
-[ "$name" = org.attest.upload.0 ] && port=/dev/${d##*/}
+[ "$name" = "$upload" ] && port=/dev/${d##*/}
 done
 [ -n "$port" ] && [ -e "$port" ] && break
 sleep 0.1
 done
-[ -e "$port" ] || { echo "$say:failed:the guest has no virtio serial port org.attest.upload.0"; return; }
+[ -e "$port" ] || { echo "$say:failed:the guest has no virtio serial port $upload"; return; }
 for d in /run /dev/shm /tmp /var/tmp; do
 mkdir -p "$d/attest" && chmod 700 "$d/attest" && printf '#!/bin/sh\n' > "$d/attest/try" && chmod 700 "$d/attest/try" && "$d/attest/try" && dir=$d/attest && break
 done 2>/dev/null

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/attest-vm/attest/internal/wire"
 )
 
 // A shellGuest is the guest's side of a backdoor, as a test plays it.
@@ -71,7 +73,7 @@ func (g *shellGuest) called() (nonce string, call []string) {
 		if err != nil {
 			g.t.Fatal(err)
 		}
-		if call = strings.Fields(line); len(call) == 5 && call[0] == "attest_install" {
+		if call = strings.Fields(line); len(call) == 6 && call[0] == "attest_install" {
 			return call[1], call
 		}
 	}
@@ -109,7 +111,7 @@ func TestBackdoor(t *testing.T) {
 		g.say("door root shell...")
 		g.say("\n")
 		nonce, call := g.called()
-		if want := fmt.Sprintf("%d %x 1", len(agentProgram), sha256.Sum256([]byte(agentProgram))); strings.Join(call[2:], " ") != want {
+		if want := fmt.Sprintf("%d %x 1 %s", len(agentProgram), sha256.Sum256([]byte(agentProgram)), wire.UploadPort); strings.Join(call[2:], " ") != want {
 			t.Errorf("called with %q, want %q", call[2:], want)
 		}
 		g.say("attest_install " + nonce + " 1 2 3\n") // an echo of it
@@ -226,10 +228,10 @@ func bashGuest(t *testing.T, dir, places string) (say func(string), hear func() 
 			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, "sys/vport1p1/name"), []byte("org.attest.agent.0\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "sys/vport1p1/name"), []byte(wire.AgentPort+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "sys/vport1p2/name"), []byte("org.attest.upload.0\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "sys/vport1p2/name"), []byte(wire.UploadPort+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	pipe := filepath.Join(dir, "dev/vport1p2")
@@ -285,7 +287,7 @@ func TestInstallScript(t *testing.T) {
 		if tt.try == "2" {
 			upload.WriteString("what an earlier try has left")
 		}
-		say(fmt.Sprintf("attest_install N %d %s %s", len(program), tt.sum, tt.try))
+		say(fmt.Sprintf("attest_install N %d %s %s %s", len(program), tt.sum, tt.try, wire.UploadPort))
 		if r := hear(); r.word != "ready" || r.nonce != "N" {
 			t.Fatalf("got %+v", r)
 		}
@@ -303,14 +305,14 @@ func TestInstallScript(t *testing.T) {
 func TestInstallScriptFails(t *testing.T) {
 	dir := t.TempDir()
 	say, hear, _ := bashGuest(t, dir, "/proc /sys")
-	say("attest_install N 1 x 1")
+	say("attest_install N 1 x 1 " + wire.UploadPort)
 	if r := hear(); r.word != "failed" || !strings.Contains(r.text, "no directory in which a program can be put and run") {
 		t.Errorf("got %+v", r)
 	}
 	if err := os.RemoveAll(filepath.Join(dir, "sys")); err != nil {
 		t.Fatal(err)
 	}
-	say("attest_install N 1 x 1")
+	say("attest_install N 1 x 1 " + wire.UploadPort)
 	if r := hear(); r.word != "failed" || !strings.Contains(r.text, "no virtio serial port org.attest.upload.0") {
 		t.Errorf("got %+v", r)
 	}

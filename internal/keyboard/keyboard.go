@@ -154,12 +154,3 @@ type UnknownKeyError struct{ Key string }
 func (e *UnknownKeyError) Error() string {
 	return fmt.Sprintf("unknown key %q; keys are named as in QEMU: ret, spc, tab, esc, ctrl, alt, shift, meta_l, delete, up, f1, kp_1, …", e.Key)
 }
-
-// Names are all names that Parse knows.
-func Names() []string {
-	all := slices.Clone(names)
-	for alias := range aliases {
-		all = append(all, alias)
-	}
-	return all
-}

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
-	"strings"
 )
 
 // Machine is what the plan needs to know of a machine.
@@ -190,14 +189,4 @@ func (m MachineAddresses) rank(network int) int {
 		}
 	}
 	return len(m.Interfaces)
-}
-
-// HostsFile is /etc/hosts of the machine name, with localhost.
-func (a Addresses) HostsFile(name string) string {
-	var b strings.Builder
-	b.WriteString("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")
-	for _, h := range a.Hosts(name) {
-		fmt.Fprintf(&b, "%s %s\n", h.Addr, h.Name)
-	}
-	return b.String()
 }

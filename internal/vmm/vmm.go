@@ -229,17 +229,13 @@ type Snapshotter interface {
 // shell.
 type Backdoor interface {
 	// Shell is the console of that shell (the guest's /dev/hvc0), and upload a
-	// stream into the guest, where it is the virtio serial port UploadPort. Both
+	// stream into the guest, where it is the virtio serial port wire.UploadPort. Both
 	// end with the VMM and belong to the first caller.
 	Backdoor() (shell, upload net.Conn)
 }
 
 // DefaultMemory is the memory of a machine whose configuration gives none, in MiB.
 const DefaultMemory = 1024
-
-// UploadPort is the name of the virtio serial port by which the guest gets its
-// agent.
-const UploadPort = "org.attest.upload.0"
 
 // Doubtful is a Snapshotter that possibly cannot save its state. Then both methods
 // return an *UnsupportedError with the reason.

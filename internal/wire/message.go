@@ -8,13 +8,6 @@ import (
 // Version is of the protocol; both sides must have the same.
 const Version = 2
 
-// StayingInit is the name (/proc/1/comm) of attest's own init when it stays
-// process 1, because the guest has none. The agent knows it by that.
-const StayingInit = "attest-init"
-
-// EndingInit is its name while it ends all processes and then the machine.
-const EndingInit = "attest-ending"
-
 // The names of the operations, with their request and result types.
 const (
 	OpExec       = "exec"        // ExecRequest, ExecResult
@@ -277,7 +270,6 @@ type ConnectRequest struct {
 // PowerRequest ends or restarts the guest.
 type PowerRequest struct {
 	Reboot bool `json:"reboot,omitempty"`
-	Force  bool `json:"force,omitempty"` // reboot(2) at once, after sync
 	Panic  bool `json:"panic,omitempty"` // make the kernel panic, by SysRq
 }
 

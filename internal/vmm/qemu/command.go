@@ -11,11 +11,8 @@ import (
 
 	"github.com/attest-vm/attest/internal/accel"
 	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/wire"
 )
-
-// AgentPort is the name of the virtio-serial port that the agent opens in the
-// guest.
-const AgentPort = "org.attest.agent.0"
 
 // A machineType is what differs between QEMU's machines: how virtio devices
 // are called, and the machine's own options.
@@ -116,7 +113,7 @@ func (h invocation) command() command {
 	}
 	c.virtio("serial", "")
 	c.socket("agent", h.agent)
-	c.add("-device", "virtserialport,chardev=agent,name="+AgentPort)
+	c.add("-device", "virtserialport,chardev=agent,name="+wire.AgentPort)
 	c.virtio("rng", "")
 	for i, n := range h.config.NICs {
 		c.nic(n, h.nics[i])

@@ -17,6 +17,7 @@ import (
 	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/vmm/qemu/qmp"
+	"github.com/attest-vm/attest/internal/wire"
 )
 
 // A scripted machine is started by a foreign command, such as
@@ -255,8 +256,8 @@ func (c *command) script(sockets []*os.File, allowReboot bool) {
 	c.add("-serial", "chardev:attest-console")
 	c.add("-device", "virtio-serial,id=attest")
 	c.add("-device", "virtconsole,bus=attest.0,chardev=attest-shell")
-	c.add("-device", "virtserialport,bus=attest.0,chardev=attest-agent,name="+AgentPort)
-	c.add("-device", "virtserialport,bus=attest.0,chardev=attest-upload,name="+vmm.UploadPort)
+	c.add("-device", "virtserialport,bus=attest.0,chardev=attest-agent,name="+wire.AgentPort)
+	c.add("-device", "virtserialport,bus=attest.0,chardev=attest-upload,name="+wire.UploadPort)
 	c.add("-device", "virtio-rng-pci")
 	// Not -nographic: its firmware clears the serial console.
 	c.add("-display", "none")
