@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"os"
@@ -58,7 +59,10 @@ const (
 	maxFailures = 3
 )
 
-// warmScript is the warm shell's program; %[1]d is the agent's process id. It is one
+//go:embed warm.sh
+var warmSource string
+
+// warmScript is the warm shell's program; AGENT is the agent's process id. It is one
 // line, because the line numbers in the messages of a command count from the
 // line of its eval. Descriptor 3 gives it twelve bytes for each worker, the
 // numbers of three of the agent's pipes; 4 takes its answers:
@@ -77,25 +81,26 @@ const (
 //
 // Its name hides the shell from "pkill bash". It has no traps: systemd-shutdown
 // would wait for a shell that survives SIGTERM.
-const warmScript = `set -m; printf attest-shell >/proc/self/comm; ` +
-	`while read -r -N 12 -u 3 A; do set -- ${A:0:4} ${A:4:4} ${A:8:4}; ( ` +
-	`set +m; exec 5</proc/%[1]d/fd/$1 >/proc/%[1]d/fd/$2 2>/proc/%[1]d/fd/$3 3<&-; set --; ` +
-	`unset REPLY BASH_EXECUTION_STRING; set -euo pipefail; A=:; eval "SECONDS=0; $A"; ` +
-	`builtin printf 'r %%s\n' $BASHPID >/proc/$$/fd/4; exec 4>&-; ` +
-	`read -r -N 1 -u 5 B || :; read -r -N 99999999 -u 5 A || :; case $B in ` +
-	`1) eval "` + warmPrologue + `$A"; set -- "$?"; exec >/proc/$$/fd/4 2>&-; builtin printf 'e %%s\n' "$1"; exit 199;; ` +
-	`*) eval "` + warmPrologue + `$A";; ` +
-	`esac ); case $? in 199) ;; *) printf 'x %%s\n' $? >&4;; esac; done`
+//
+// All that can be done before the command is there is done before, the eval of
+// something included: the first time a process touches a page after a fork is a
+// fault, and hundreds of them are slow.
+var warmScript = oneLine(warmSource)
+
+// oneLine joins the lines of a script that are not comments.
+func oneLine(script string) string {
+	var words []string
+	for line := range strings.Lines(script) {
+		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "#") {
+			words = append(words, line)
+		}
+	}
+	return strings.Join(words, " ")
+}
 
 // toldStatus is the exit status of a worker that has said e. A command may end
 // with it, too; then the next r says so.
 const toldStatus = 199
-
-// warmPrologue is what is left to do when the command is there. All that can be
-// done before is done before, the eval of something included: the first time a
-// process touches a page after a fork is a fault, and hundreds of them are slow.
-// The last command leaves $_ as it is after "set -euo pipefail".
-const warmPrologue = `unset A B; exec 5<&-; SECONDS=0; set -o pipefail; `
 
 // holdsOn is in a script whose process must be gone before its end is told: it may
 // hold a directory, a descriptor or a lock, or what is done after its end would show.
@@ -439,7 +444,7 @@ func startShell(path string, env []string) (z *warmShell, err error) {
 	if err == nil {
 		defer null.Close()
 		z = &warmShell{control: controlW, answers: answersR, lines: bufio.NewReader(answersR)}
-		z.process, err = spawn(path, []string{"bash", "--norc", "-c", fmt.Sprintf(warmScript, os.Getpid())}, &os.ProcAttr{
+		z.process, err = spawn(path, []string{"bash", "--norc", "-c", strings.ReplaceAll(warmScript, "AGENT", strconv.Itoa(os.Getpid()))}, &os.ProcAttr{
 			Dir: workDir(), Env: env, Files: []*os.File{null, nil, nil, controlR, answersW},
 			Sys: &syscall.SysProcAttr{Setpgid: true},
 		})
