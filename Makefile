@@ -8,7 +8,7 @@ export CGO_ENABLED = 0
 all: build
 
 build:
-	$(GO) build -trimpath -o bin/attest ./cmd/attest
+	@GO="$(GO)" scripts/build bin/attest
 
 # Runs the examples on real machines.
 demo:

@@ -1,5 +1,6 @@
 module github.com/attest-vm/attest
 
+// attest's own code needs 1.25. x/net, x/sys and x/term want 1.26.0, and gVisor 1.26.3.
 go 1.26.3
 
 require (

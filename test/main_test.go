@@ -23,8 +23,9 @@ import (
 	"github.com/attest-vm/attest/internal/boot"
 )
 
-// attestBinary is the attest that is tested; it is on the PATH, too.
-var attestBinary string
+// attestBinary is the attest that is tested; it is on the PATH, too. agentBinary
+// is what its guests run.
+var attestBinary, agentBinary string
 
 func TestMain(m *testing.M) {
 	code, err := run(m)
@@ -45,13 +46,12 @@ func run(m *testing.M) (int, error) {
 	}
 	defer os.RemoveAll(dir)
 	attestBinary = filepath.Join(dir, "attest")
-	// The same bytes for the same source, so that guests find their initramfs in the cache.
-	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", attestBinary, "../cmd/attest")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build := exec.Command("../scripts/build", attestBinary)
 	if out, err := build.CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("build attest: %w\n%s", err, out)
 	}
-	os.Setenv(boot.BinaryEnv, attestBinary)
+	agentBinary = attestBinary + "-agent"
+	os.Setenv(boot.BinaryEnv, agentBinary)
 	os.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	// For the tests that use the Go API in this process.
 	state, err := os.MkdirTemp("/tmp", "at")

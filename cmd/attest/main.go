@@ -22,25 +22,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/attest-vm/attest"
-	"github.com/attest-vm/attest/internal/agent"
-	"github.com/attest-vm/attest/internal/boot"
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/inguest"
 	"github.com/attest-vm/attest/internal/printable"
 	"github.com/attest-vm/attest/internal/script"
 	_ "github.com/attest-vm/attest/internal/script/starlark" // registers the language
 )
 
 func main() {
-	switch os.Args[0] {
-	case boot.InitArg0:
-		if os.Getpid() == 1 {
-			boot.Init()
-		}
-	case boot.AgentArg0:
-		os.Exit(agent.Main(os.Args))
-	case agent.InstallArg0:
-		os.Exit(agent.Install(os.Args))
-	}
+	inguest.Main()
 	// Go's runtime ends a program that has no memory left, or crashed, with exit code 2,
 	// which is that of wrong usage here. By a signal it is neither.
 	debug.SetTraceback("crash")

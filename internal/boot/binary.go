@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"debug/elf"
+	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,25 +17,41 @@ import (
 	"runtime/debug"
 	"strings"
 
+	"github.com/attest-vm/attest/internal/atomicfile"
 	"github.com/attest-vm/attest/internal/flock"
 )
 
 const (
 	modulePath  = "github.com/attest-vm/attest"
 	commandPath = modulePath + "/cmd/attest"
+	agentPath   = modulePath + "/cmd/attest-agent"
 
-	// BinaryEnv is the environment variable that names the attest binary for guests.
+	// BinaryEnv is the environment variable that names the executable for guests.
 	BinaryEnv = "ATTEST_BINARY"
 )
 
-// GuestBinary is the attest executable that guests run as /init and as agent:
-// this process's own, if it is the attest command; what ATTEST_BINARY names; or,
-// in a test binary of somebody's module, cmd/attest of the version of attest
-// which that module requires, built with the go command into the user's cache.
+// embedded is cmd/attest-agent, if scripts/build has put it in the place of the
+// empty file (go build -overlay).
+//
+//go:embed attest-agent
+var embedded []byte
+
+// GuestBinary is the executable that guests run as /init and as agent. Of the
+// attest command it is the cmd/attest-agent that it contains, or, built without
+// one, itself. Of a test binary it is what ATTEST_BINARY names, or cmd/attest-agent
+// of the version of attest that the test's module requires, built with the go
+// command. Both are kept in the user's cache.
 func GuestBinary(ctx context.Context) (string, error) {
 	info, _ := debug.ReadBuildInfo()
 	if info == nil {
 		info = &debug.BuildInfo{}
+	}
+	if info.Path == commandPath && len(embedded) > 0 {
+		dir, err := cacheDir("guest")
+		if err != nil {
+			return "", err
+		}
+		return unpackGuestBinary(dir, embedded)
 	}
 	if info.Path == commandPath {
 		// Not os.Executable: its file may have been replaced since.
@@ -71,7 +88,35 @@ func checkGuestBinary(path string) error {
 	return nil
 }
 
-// buildGuestBinary builds cmd/attest below dir, once for each version of attest.
+// unpackGuestBinary writes an executable below dir, once for each content.
+func unpackGuestBinary(dir string, program []byte) (string, error) {
+	own := filepath.Join(dir, fmt.Sprintf("%x", sha256.Sum256(program))[:32])
+	path := filepath.Join(own, "attest-agent")
+	if there, err := os.ReadFile(path); err == nil && bytes.Equal(there, program) {
+		used(own)
+		return path, nil
+	}
+	if err := os.MkdirAll(own, 0o755); err != nil {
+		return "", fmt.Errorf("unpack the agent for guests: %w", err)
+	}
+	f, err := atomicfile.Create(own)
+	if err != nil {
+		return "", fmt.Errorf("unpack the agent for guests: %w", err)
+	}
+	defer f.Discard()
+	if _, err = f.Write(program); err == nil {
+		if err = f.Chmod(0o755); err == nil {
+			err = f.Commit(path)
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("unpack the agent for guests: %w", err)
+	}
+	pruneDir(dir)
+	return path, nil
+}
+
+// buildGuestBinary builds cmd/attest-agent below dir, once for each version of attest.
 func buildGuestBinary(ctx context.Context, dir string, info *debug.BuildInfo) (string, error) {
 	key, fixed := buildKey(info)
 	var module goModule
@@ -84,7 +129,7 @@ func buildGuestBinary(ctx context.Context, dir string, info *debug.BuildInfo) (s
 		key = "dir\n" + module.Root
 	}
 	dir = filepath.Join(dir, fmt.Sprintf("%x", sha256.Sum256([]byte(key)))[:32])
-	path := filepath.Join(dir, "attest")
+	path := filepath.Join(dir, "attest-agent")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("build attest for guests: %w", err)
 	}
@@ -157,7 +202,7 @@ func findModule(ctx context.Context) (goModule, error) {
 	return goModule{goTool: goTool, Root: filepath.Dir(env.GOMOD), GoMod: env.GOMOD, GoWork: env.GOWORK}, nil
 }
 
-// build builds cmd/attest to path, which is replaced at once when it is done.
+// build builds cmd/attest-agent to path, which is replaced at once when it is done.
 // The module's go.mod and go.sum stay as they are: what the command needs
 // beyond what the module's packages need is added to copies of them.
 func (m goModule) build(ctx context.Context, path string) error {
@@ -166,7 +211,7 @@ func (m goModule) build(ctx context.Context, path string) error {
 		return fmt.Errorf("build attest for guests: %w", err)
 	}
 	defer os.RemoveAll(tmp)
-	args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", filepath.Join(tmp, "attest")}
+	args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", filepath.Join(tmp, "attest-agent")}
 	if m.GoWork == "" { // a workspace takes neither flag, and adds nothing by itself
 		modfile := filepath.Join(tmp, "go.mod")
 		if err := m.copyModFiles(tmp); err != nil {
@@ -174,13 +219,13 @@ func (m goModule) build(ctx context.Context, path string) error {
 		}
 		args = append(args, "-mod=mod", "-modfile="+modfile)
 	}
-	if _, err := runGo(ctx, m.goTool, m.Root, append(args, commandPath)...); err != nil {
+	if _, err := runGo(ctx, m.goTool, m.Root, append(args, agentPath)...); err != nil {
 		return fmt.Errorf("build attest for guests in %s: %w", m.Root, err)
 	}
-	if err := checkGuestBinary(filepath.Join(tmp, "attest")); err != nil {
+	if err := checkGuestBinary(filepath.Join(tmp, "attest-agent")); err != nil {
 		return fmt.Errorf("build attest for guests: %w", err)
 	}
-	if err := replaceIfChanged(filepath.Join(tmp, "attest"), path); err != nil {
+	if err := replaceIfChanged(filepath.Join(tmp, "attest-agent"), path); err != nil {
 		return fmt.Errorf("build attest for guests: %w", err)
 	}
 	return nil

@@ -43,15 +43,15 @@ func TestGuestBinaryOutsideOfModules(t *testing.T) {
 	}
 }
 
-// userModule is a module that requires an attest with a cmd/attest of one
-// line, as a directory, and that has files of its own which must stay as they are.
+// userModule is a module that requires an attest with a cmd/attest-agent of
+// one line, as a directory, and that has files of its own which must stay as they are.
 func userModule(t *testing.T) string {
 	return writeTree(t, map[string][]byte{
-		"go.mod":                    []byte("module example.com/user\n\ngo 1.26\n\nrequire " + modulePath + " v0.0.0\n\nreplace " + modulePath + " => ./attest\n"),
-		"user.go":                   []byte("package user\n"),
-		"sub/sub.go":                []byte("package sub\n"),
-		"attest/go.mod":             []byte("module " + modulePath + "\n\ngo 1.26\n"),
-		"attest/cmd/attest/main.go": []byte("package main\n\nfunc main() { println(\"attest\") }\n"),
+		"go.mod":                          []byte("module example.com/user\n\ngo 1.26\n\nrequire " + modulePath + " v0.0.0\n\nreplace " + modulePath + " => ./attest\n"),
+		"user.go":                         []byte("package user\n"),
+		"sub/sub.go":                      []byte("package sub\n"),
+		"attest/go.mod":                   []byte("module " + modulePath + "\n\ngo 1.26\n"),
+		"attest/cmd/attest-agent/main.go": []byte("package main\n\nfunc main() { println(\"attest\") }\n"),
 	})
 }
 
@@ -124,9 +124,38 @@ func TestGuestBinaryOfARelease(t *testing.T) {
 	}
 }
 
+// It is written once, and again when something else is there.
+func TestGuestBinaryIsUnpacked(t *testing.T) {
+	cache := t.TempDir()
+	program := []byte("#!/bin/sh\necho agent\n")
+	path, err := unpackGuestBinary(cache, program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unpackGuestBinary(cache, program); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := os.Stat(path); err != nil || !os.SameFile(first, again) {
+		t.Errorf("the same binary was replaced: %v", err)
+	}
+	if err := os.WriteFile(path, program[:5], 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unpackGuestBinary(cache, program); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(path).Output(); err != nil || string(out) != "agent\n" {
+		t.Errorf("what was unpacked says %q, %v", out, err)
+	}
+}
+
 func TestGuestBinaryBuildError(t *testing.T) {
 	root := userModule(t)
-	if err := os.WriteFile(filepath.Join(root, "attest/cmd/attest/main.go"), []byte("package main\n\nfunc main() { nonsense }\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(root, "attest/cmd/attest-agent/main.go"), []byte("package main\n\nfunc main() { nonsense }\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	t.Chdir(root)

@@ -115,7 +115,7 @@ func run(ctx context.Context, o options) (err error) {
 		return fmt.Errorf("no attest binary (make build makes it): %w", err)
 	}
 	// What is measured is also what runs in the guests.
-	if err := os.Setenv(boot.BinaryEnv, b.attest); err != nil {
+	if err := os.Setenv(boot.BinaryEnv, b.attest+"-agent"); err != nil {
 		return err
 	}
 	if b.dir, err = os.MkdirTemp("", "attest-bench"); err != nil {
