@@ -7,7 +7,7 @@ import (
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
-// supports says whether a machine of this configuration has a capability that
+// supports reports whether a machine of this configuration has a capability that
 // an operation needs: nil, or an *UnsupportedError. It starts nothing. Without a
 // Backend it is asked of the one that machines have where nobody says another.
 func (c MachineConfig) supports(ctx context.Context, operation string, what vmm.Capability) error {

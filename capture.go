@@ -61,7 +61,7 @@ func (c *Capture) Stop(ctx context.Context) error {
 		}
 		c.network.captures.remove(c)
 		if missed := c.capture.Missed(); missed > 0 {
-			event.Warnf(ctx, "network: %s lacks %d frames: its disk was too slow", c.Path(), missed)
+			event.Warnf(ctx, "network: %s lacks %d frames because the disk was too slow", c.Path(), missed)
 		}
 		event.Publish(ctx, event.Artifact{Kind: "pcap", Path: c.Path()})
 	})

@@ -113,7 +113,7 @@ func (c *LabConfig) normalize() error {
 	}
 	for n := range c.Networks {
 		if n < 1 || n > maxNetwork {
-			return &ConfigError{"lab", fmt.Sprintf("network %d is out of range; 1 to %d", n, maxNetwork)}
+			return &ConfigError{"lab", fmt.Sprintf("network %d is out of range; want 1 to %d", n, maxNetwork)}
 		}
 	}
 	seen := map[string]bool{}
@@ -158,7 +158,7 @@ func (m *MachineConfig) normalize() error {
 		m.Name = cmp.Or((&vmm.Command{Line: m.StartCommand}).MachineName(), "machine")
 	}
 	if !machineName.MatchString(m.Name) {
-		return bad("not a name for a machine: it is the host name too, so letters, digits, - and _, at most 63, beginning with a letter or a digit")
+		return bad("not a machine name: want letters, digits, - and _, at most 63, beginning with a letter or a digit (it is the host name too)")
 	}
 	var err error
 	switch {
@@ -186,17 +186,17 @@ func (m *MachineConfig) normalize() error {
 	on := map[int]bool{}
 	for _, n := range m.Networks {
 		if n < 1 || n > maxNetwork {
-			return bad("network %d is out of range; 1 to %d", n, maxNetwork)
+			return bad("network %d is out of range; want 1 to %d", n, maxNetwork)
 		}
 		if on[n] {
-			return bad("it is on network %d twice", n)
+			return bad("network %d is listed twice", n)
 		}
 		on[n] = true
 	}
 	return nil
 }
 
-// needsImage says whether the machine cannot be without the image that it lacks.
+// needsImage reports whether the machine cannot be without the image that it lacks.
 func (m MachineConfig) needsImage() bool {
 	return m.Image == nil && m.StartCommand == "" && !mocks(m.Backend)
 }
@@ -210,13 +210,13 @@ func (m *MachineConfig) normalizeOwn(bad func(string, ...any) error) error {
 		m.Memory = vmm.DefaultMemory
 	}
 	if m.Memory < minMemory || m.Memory > maxMemory {
-		return bad("memory=%d is out of range; it is in MiB, %d to %d", m.Memory, minMemory, maxMemory)
+		return bad("memory=%d is out of range; want %[2]d to %[3]d MiB", m.Memory, minMemory, maxMemory)
 	}
 	if m.CPUs == 0 {
 		m.CPUs = 1
 	}
 	if m.CPUs < 1 || m.CPUs > maxCPUs {
-		return bad("cpus=%d is out of range; 1 to %d", m.CPUs, maxCPUs)
+		return bad("cpus=%d is out of range; want 1 to %d", m.CPUs, maxCPUs)
 	}
 	return nil
 }
@@ -246,7 +246,7 @@ const defaultBackend = "qemu"
 type Boot string
 
 const (
-	// BootWarm restores a machine that has booted before, and makes it who it is
+	// BootWarm restores a machine that has booted before, and gives it its identity
 	// (docs/snapshots.md). What it is restored from is made when there is none,
 	// and kept in the cache. It is the default.
 	BootWarm Boot = "warm"

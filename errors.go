@@ -32,7 +32,7 @@ const (
 // journal of a unit.
 type Detail struct{ Title, Text string }
 
-// A CommandError is a command that ended otherwise than the test demanded.
+// A CommandError is a command whose exit status was not the one the test required.
 type CommandError struct {
 	Machine   string
 	Operation string // "succeed", "fail"
@@ -69,8 +69,7 @@ func (e *CommandError) describe(f *event.Failure) {
 	setResult(f, e.Result)
 }
 
-// A WaitError is a wait that ended without what it waited for: its time was
-// over, or the thing cannot happen any more.
+// A WaitError is a wait that failed: it timed out, or can no longer succeed.
 type WaitError struct {
 	Machine   string        // empty for waits that are not for one machine
 	Operation string        // "wait_for_unit"
@@ -79,7 +78,7 @@ type WaitError struct {
 	Limit     time.Duration // how long it was ready to wait
 	Tries     int           // 0 where nothing is tried: the wait is for an event
 	LastSeen  string        // what was observed last
-	Reason    string        // why it cannot happen any more; empty: the time was over
+	Reason    string        // why it can no longer succeed; empty: it timed out
 	Result    *Result       // the last attempt, where the attempts are commands
 	Details   []Detail
 }
@@ -91,7 +90,7 @@ func (e *WaitError) Error() string {
 	}
 	fmt.Fprintf(&b, "%s(%s) ", e.Operation, e.Args)
 	if e.Reason != "" {
-		fmt.Fprintf(&b, "cannot succeed any more: %s (after %v", e.Reason, roundDuration(e.Elapsed))
+		fmt.Fprintf(&b, "can no longer succeed: %s (after %v", e.Reason, roundDuration(e.Elapsed))
 	} else {
 		fmt.Fprintf(&b, "timed out after %v (limit %v", roundDuration(e.Elapsed), roundDuration(e.Limit))
 	}
@@ -116,7 +115,7 @@ func (e *WaitError) describe(f *event.Failure) {
 	}
 }
 
-// Timeout makes a WaitError a net.Error-like timeout for those who ask.
+// Timeout reports whether the wait timed out, as net.Error does.
 func (e *WaitError) Timeout() bool { return e.Reason == "" }
 
 // A BootError is a guest that did not come up: its kernel panicked, it never
@@ -314,8 +313,8 @@ func (e *PausedError) Error() string {
 // Status is that of a test that asked for the impossible.
 func (*PausedError) Status() Status { return Failed }
 
-// A RefusedError is what the guest has against an operation, such as a file that
-// is not there. Err has the agent's own words.
+// A RefusedError is an operation that the guest refused, such as a copy of a file that
+// does not exist. Err is the agent's error.
 type RefusedError struct {
 	Machine   string
 	Operation string // "copy_from_machine"
@@ -333,13 +332,13 @@ func (e *RefusedError) Unwrap() error { return e.Err }
 // Status is that of a test whose claim did not hold.
 func (*RefusedError) Status() Status { return Failed }
 
-// A UnitError is a systemd unit that is not as the test demanded, or about
-// which systemd says nothing.
+// A UnitError is a systemd unit that is not in the required state, or that
+// systemd does not know.
 type UnitError struct {
 	Machine   string
 	Operation string // "require_unit_state"
 	Unit      string
-	User      string // whose service manager; empty: the system's
+	User      string // the user of the service manager; empty: the system's
 	Reason    string
 	Details   []Detail // the unit's journal
 }

@@ -32,7 +32,7 @@ func TestErrorTexts(t *testing.T) {
 		{&WaitError{Machine: "a", Operation: "wait_until_succeeds", Args: `"false"`, Elapsed: 50 * time.Millisecond, Limit: 50 * time.Millisecond, Tries: 1},
 			`a: wait_until_succeeds("false") timed out after 50ms (limit 50ms, 1 try)`},
 		{&WaitError{Machine: "a", Operation: "wait_for_unit", Args: `"u"`, Elapsed: time.Second, Reason: `reached state "failed"`},
-			`a: wait_for_unit("u") cannot succeed any more: reached state "failed" (after 1s)`},
+			`a: wait_for_unit("u") can no longer succeed: reached state "failed" (after 1s)`},
 		{&BootError{Machine: "a", Reason: "kernel panic", After: 1500 * time.Millisecond, Console: []string{"x"}},
 			"a: guest did not boot: kernel panic (after 1.5s)"},
 		{&BootError{Machine: "a", Reason: "no answer", After: time.Second},
@@ -56,7 +56,7 @@ func TestStatusOf(t *testing.T) {
 		{&CommandError{}, Failed},
 		{&WaitError{}, Failed},
 		{&BootError{}, BootFailed},
-		{&BootError{Err: errors.New("the time is over")}, BootFailed},
+		{&BootError{Err: errors.New("timed out")}, BootFailed},
 		{&BootError{Err: context.Canceled}, Interrupted},
 		{&DownError{}, Failed},
 		{&DownError{Broken: true}, Infra},
@@ -144,12 +144,12 @@ func TestLabConfigErrors(t *testing.T) {
 		want     string
 	}{
 		"two of a name":   {[]MachineConfig{{Name: "a", Image: Debian{}}, {Name: "A", Image: Debian{}}}, `machine "A": there are two machines of this name; give one of them another name`},
-		"bad name":        {machine(func(m *MachineConfig) { m.Name = "a b" }), `machine "a b": not a name for a machine: it is the host name too, so letters, digits, - and _, at most 63, beginning with a letter or a digit`},
+		"bad name":        {machine(func(m *MachineConfig) { m.Name = "a b" }), `machine "a b": not a machine name: want letters, digits, - and _, at most 63, beginning with a letter or a digit (it is the host name too)`},
 		"no image":        {machine(func(m *MachineConfig) { m.Image = nil }), `machine "a": it has neither an image nor a start command; give it one of the two`},
-		"little memory":   {machine(func(m *MachineConfig) { m.Memory = 1 }), `machine "a": memory=1 is out of range; it is in MiB, 64 to 1048576`},
-		"negative CPUs":   {machine(func(m *MachineConfig) { m.CPUs = -1 }), `machine "a": cpus=-1 is out of range; 1 to 255`},
-		"network 0":       {machine(func(m *MachineConfig) { m.Networks = []int{0} }), `machine "a": network 0 is out of range; 1 to 255`},
-		"network twice":   {machine(func(m *MachineConfig) { m.Networks = []int{2, 2} }), `machine "a": it is on network 2 twice`},
+		"little memory":   {machine(func(m *MachineConfig) { m.Memory = 1 }), `machine "a": memory=1 is out of range; want 64 to 1048576 MiB`},
+		"negative CPUs":   {machine(func(m *MachineConfig) { m.CPUs = -1 }), `machine "a": cpus=-1 is out of range; want 1 to 255`},
+		"network 0":       {machine(func(m *MachineConfig) { m.Networks = []int{0} }), `machine "a": network 0 is out of range; want 1 to 255`},
+		"network twice":   {machine(func(m *MachineConfig) { m.Networks = []int{2, 2} }), `machine "a": network 2 is listed twice`},
 		"unknown backend": {machine(func(m *MachineConfig) { m.Backend = "vmware" }), `machine "a": unknown backend "vmware"; this attest has mock, qemu`},
 	} {
 		t.Run(name, func(t *testing.T) {

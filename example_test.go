@@ -156,7 +156,7 @@ func ExampleStatusOf() {
 	err := lab.Machine("server").WaitForOpenPort(ctx, 70000)
 	fmt.Println(attest.StatusOf(err), "-", err)
 	// Output:
-	// invalid - server: wait_for_open_port(70000): a port is 1 to 65535
+	// invalid - server: wait_for_open_port(70000): want a port from 1 to 65535
 }
 
 func ExampleLab_Snapshot() {

@@ -156,6 +156,6 @@ func Gap(frames int) ReorderOption { return faultOption(func(o *faultOptions) { 
 // are lost; 128 KiB unless given.
 func Queue(bytes int) RateOption { return faultOption(func(o *faultOptions) { o.queue = bytes }) }
 
-// Burst is how many bytes go over a line of limited rate at once after a pause;
+// Burst is how many bytes a line of limited rate sends at once after a pause;
 // none unless given.
 func Burst(bytes int) RateOption { return faultOption(func(o *faultOptions) { o.burst = bytes }) }

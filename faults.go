@@ -159,10 +159,10 @@ func duringOf(ctx context.Context) *Fault {
 // check says why a rule makes no sense for this lab, and completes it.
 func (n *Network) check(kind string, names []string, r *network.Rule, o faultOptions) (err error) {
 	if needs := map[string]int{"majorities_ring": 3, "bridge": 3}[kind]; len(names) > 0 && len(names) < needs {
-		return errors.New("it takes at least three machines")
+		return errors.New("want at least three machines")
 	}
 	if len(names) == 0 || o.peer != nil && len(o.peer) == 0 {
-		return errors.New("a list of machines is empty; name at least one")
+		return errors.New("the list of machines is empty; name at least one")
 	}
 	for _, name := range append(slices.Clone(names), o.peer...) {
 		m := n.lab.Machine(name)
@@ -191,7 +191,7 @@ func (n *Network) check(kind string, names []string, r *network.Rule, o faultOpt
 func disjoint(a, b []string) error {
 	for _, name := range a {
 		if slices.Contains(b, name) {
-			return fmt.Errorf("%s is on both sides; no network is between a machine and itself", name)
+			return fmt.Errorf("%s is on both sides; a machine cannot be cut off from itself", name)
 		}
 	}
 	return nil

@@ -18,7 +18,7 @@ import (
 	"github.com/attest-vm/attest/internal/wire"
 )
 
-// foreign is a machine that a start command of somebody else starts
+// foreign is a machine that a foreign start command starts
 // (docs/foreign.md). Its directory is where its disks are; who it is, and how its
 // networks are configured, is in its guest.
 type foreign struct{ m *Machine }
@@ -44,7 +44,7 @@ func (m *Machine) startCommand() (string, error) {
 	case err != nil:
 		reason = err.Error()
 	case !st.Mode().IsRegular():
-		reason = "it is no file"
+		reason = "not a regular file"
 	case st.Mode()&0o111 == 0:
 		reason = "it is not executable; chmod +x"
 	}
@@ -103,7 +103,7 @@ func (f *foreign) attach(_ context.Context, _ plan, c *vmm.Config, _ *plugs) err
 	return nil
 }
 
-// identity is nothing but what the guest lacks: it is who it is, and one that has
+// identity contains only what the guest lacks. The guest keeps its own identity, and one that has
 // booted has the time that it was given.
 func (f *foreign) identity(r *run, again bool) wire.Identity {
 	id := renewal()
@@ -140,7 +140,7 @@ func (r *run) openBackdoor(v vmm.Backdoor, binary string) {
 	}()
 }
 
-// answers says whether the guest has an agent for all that: its shell was started
+// answers reports whether the guest has an agent nevertheless: its shell was started
 // again beside it.
 func (r *run) answers() bool {
 	if r.agentInstance() == "" {
@@ -242,7 +242,7 @@ func (f *foreign) adopt(kept []vmm.Backing) error {
 	for _, b := range kept {
 		kind, name, _ := strings.Cut(b.Format, ":")
 		if !filepath.IsLocal(name) {
-			return fmt.Errorf("%q is no name for a file of a machine", name)
+			return fmt.Errorf("%q is not a valid name for a file of a machine", name)
 		}
 		path := filepath.Join(f.m.disks(), name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {

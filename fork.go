@@ -121,7 +121,7 @@ func (l *Lab) restore(ctx context.Context, machines []*Machine, states map[strin
 	err := each(machines, func(_ int, m *Machine) error {
 		m.mu.Lock()
 		if m.current != nil && m.current.down == nil {
-			m.current.down = &DownError{Machine: m.Name(), Reason: "it was taken back to a checkpoint"}
+			m.current.down = &DownError{Machine: m.Name(), Reason: "it was restored to a checkpoint"}
 		}
 		m.mu.Unlock()
 		err := m.stop(ctx, func(_ context.Context, r *run) error { return r.vm.Kill() })

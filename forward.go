@@ -25,7 +25,7 @@ import (
 func (m *Machine) ForwardPort(ctx context.Context, hostPort, guestPort int) (port int, err error) {
 	args := fmt.Sprintf("host_port=%d, guest_port=%d", hostPort, guestPort)
 	if hostPort < 0 || hostPort > 65535 || guestPort < 1 || guestPort > 65535 {
-		return 0, &ConfigError{m.Name(), fmt.Sprintf("forward_port(%s): a port is 1 to 65535, and host_port=0 has one chosen", args)}
+		return 0, &ConfigError{m.Name(), fmt.Sprintf("forward_port(%s): want ports from 1 to 65535; host_port=0 chooses a free one", args)}
 	}
 	err = step(ctx, m.Name(), "forward_port", args, func(ctx context.Context) error {
 		r, err := m.powered(ctx, "forward_port")

@@ -161,7 +161,7 @@ func (j *Job) Command() string { return j.state.Command }
 // Machine is the machine on which it runs.
 func (j *Job) Machine() *Machine { return j.machine }
 
-// Running says whether the job has not ended yet.
+// Running reports whether the job still runs.
 func (j *Job) Running() bool {
 	select {
 	case <-j.Done():

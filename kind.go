@@ -22,7 +22,7 @@ type kind interface {
 	// identity is what the guest is told when its agent answers. again says that
 	// it is the agent that was saved with the machine.
 	identity(r *run, again bool) wire.Identity
-	// knowsHosts says whether the guest is told of the other machines' names.
+	// knowsHosts reports whether the guest is told of the other machines' names.
 	knowsHosts() bool
 	// keep copies what the machine has written: the n-th part of it to path(n).
 	// Nothing of the result if it was never started. startMu is held.

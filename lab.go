@@ -141,7 +141,7 @@ func (l *Lab) Machine(name string) *Machine {
 	return nil
 }
 
-// hasNetwork says whether a machine is on a network.
+// hasNetwork reports whether a machine is on a network.
 func (l *Lab) hasNetwork(number int) bool { return slices.Contains(networksOf(l.Machines()), number) }
 
 // Scale adapts a default time limit to the speed of the host, as operations do

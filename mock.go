@@ -13,7 +13,7 @@ import (
 // attest's own machines; it has no image, and what it writes it keeps itself.
 type mocked struct{ own }
 
-// mocks says whether a backend of this name has mock machines, and no others.
+// mocks reports whether a backend of this name has mock machines, and no others.
 func mocks(backend string) bool {
 	b, _ := vmm.Lookup(backend)
 	_, ok := b.(vmm.Mocker)

@@ -23,7 +23,7 @@ func (m *Machine) SendMonitorCommand(ctx context.Context, command string) (strin
 	args := strconv.Quote(command)
 	err := step(ctx, m.Name(), "send_monitor_command", args, func(ctx context.Context) error {
 		if strings.ContainsAny(command, "\r\n") {
-			return &ConfigError{m.Name(), fmt.Sprintf("send_monitor_command(%s): it is one command, on one line", args)}
+			return &ConfigError{m.Name(), fmt.Sprintf("send_monitor_command(%s): want one command on one line", args)}
 		}
 		return withVMM(ctx, m, "send_monitor_command", vmm.CanInteract, func(r *run, v vmm.Monitor) (err error) {
 			if out, err = v.MonitorCommand(ctx, command); err != nil && ctx.Err() == nil && r.vm.Exit().Reason == vmm.Running {

@@ -118,11 +118,11 @@ func (n *Network) settle(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// endAll heals faults that nobody has healed.
+// endAll heals faults that are still active.
 func (n *Network) endAll(ctx context.Context, when string, which func(*Fault) bool) {
 	for _, f := range n.faults.all() {
 		if which(f) {
-			event.Warnf(ctx, "network: %v was still in force %s; healed", f, when)
+			event.Warnf(ctx, "network: %v was still active %s and was healed", f, when)
 			f.end(ctx, "still in force "+when)
 		}
 	}

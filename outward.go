@@ -108,7 +108,7 @@ func (e outwardError) As(target any) bool {
 
 // A twin is a type of this package that stands for one below.
 type twin interface {
-	// hides says whether err has the one below, and not ours.
+	// hides reports whether err has the one below, and not ours.
 	hides(err error) bool
 	// as is errors.As for our type.
 	as(err error, target any) bool

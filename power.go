@@ -17,7 +17,7 @@ const (
 	rebootTimeout   = 5 * time.Minute
 )
 
-// IsUp says whether the machine runs and has answered.
+// IsUp reports whether the machine runs and has answered.
 func (m *Machine) IsUp() bool {
 	r := m.running()
 	if r == nil {

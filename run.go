@@ -81,7 +81,7 @@ type origin struct {
 // where neither the machine nor the host says otherwise.
 const bootTimeout = 5 * time.Minute
 
-// maxLastWords bounds how much later than its limit a wait ends whose guest hangs.
+// maxLastWords bounds how far a wait can overrun its limit when the guest hangs.
 const maxLastWords = 2 * time.Second
 
 // What a guest's agent may take on a fast host: beyond the limit of an operation that
@@ -278,8 +278,7 @@ func (m *Machine) announce(state, detail string, after time.Duration) {
 	event.Publish(m.lab.ctx, event.MachineState{Machine: m.Name(), State: state, Detail: detail, After: after})
 }
 
-// pump reads the console, and ends a guest at once whose kernel has panicked or
-// whose init has given up: it will say nothing more.
+// pump reads the console to its end.
 func (r *run) pump() {
 	defer close(r.pumped)
 	source := r.vm.Console()
@@ -353,13 +352,13 @@ func (r *run) awaitReady(ctx context.Context) error {
 	case <-ctx.Done():
 		err := context.Cause(ctx)
 		return &BootError{
-			Machine: r.machine.Name(), Reason: fmt.Sprintf("no answer yet, and %v%s", err, r.backdoor.awaited()),
+			Machine: r.machine.Name(), Reason: fmt.Sprintf("no answer yet when the wait ended: %v%s", err, r.backdoor.awaited()),
 			After: time.Since(r.started), Console: r.machine.console.Tail(consoleTail), Err: err,
 		}
 	}
 }
 
-// bootError says why there was no first answer.
+// bootError returns why there was no first answer.
 func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest.ProtocolError, err error) error {
 	m := r.machine
 	if m.lab.ctx.Err() != nil {
@@ -376,7 +375,7 @@ func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest
 	case errors.As(err, &down):
 		boot.Reason, boot.final = down.Reason, m.console.PanicLine() != "" || m.console.FatalLine() != ""
 	case ctx.Err() != nil && garbage != nil:
-		boot.Reason = fmt.Sprintf("within %v nothing came but this: %v", limit, garbage)
+		boot.Reason = fmt.Sprintf("the only data within %v was this: %v", limit, garbage)
 	case ctx.Err() != nil:
 		boot.Reason = fmt.Sprintf("the guest did not answer within %v%s", limit, r.backdoor.awaited())
 	default:
@@ -582,7 +581,7 @@ func (m *Machine) unask(r *run) {
 	m.mu.Unlock()
 }
 
-// watch waits for the end of the run and tells everybody who waits for
+// watch blocks until the run ends, and ends every wait for
 // something of this machine.
 func (r *run) watch() {
 	m := r.machine
@@ -635,7 +634,7 @@ func (r *run) awaitEnd() {
 	}
 }
 
-// verdict says why the machine is down. It is called when the console is
+// verdict returns why the machine is down. It is called when the console is
 // complete.
 func (r *run) verdict() error {
 	m := r.machine
@@ -657,7 +656,7 @@ func (r *run) verdict() error {
 	return down
 }
 
-// orderly says whether a run that is over ended as a guest ends it.
+// orderly reports whether a run that is over ended as a guest ends it.
 func (r *run) orderly() bool {
 	if r.machine.console.PanicLine() != "" {
 		return false // a kernel that panics resets, too

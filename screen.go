@@ -181,7 +181,7 @@ func (m *Machine) Screenshot(ctx context.Context, filename string) error {
 	args := strconv.Quote(filename)
 	return step(ctx, m.Name(), "screenshot", args, func(ctx context.Context) error {
 		if filename == "" || strings.HasSuffix(filename, "/") {
-			return &ConfigError{m.Name(), fmt.Sprintf("screenshot(%s): the name of a file is missing", args)}
+			return &ConfigError{m.Name(), fmt.Sprintf("screenshot(%s): the file name is missing", args)}
 		}
 		path := filename
 		if !strings.Contains(filepath.Base(path), ".") {

@@ -33,7 +33,7 @@ type machineState struct {
 	disk    []vmm.Backing // what it had written, uppermost first; none if it was never started
 	console console.State
 	id      string // its /etc/machine-id
-	// fits says whether a state that was saved goes on from what is the case now;
+	// fits returns an error if a saved state does not fit the machine as it is now;
 	// nil: it was captured here.
 	fits func(now map[string]string) error
 
@@ -258,7 +258,7 @@ func (c *checkpoints) find(of, name string) (*Snapshot, error) {
 	if len(c.names) > 0 {
 		have = strings.Join(slices.Sorted(maps.Keys(c.names)), ", ")
 	}
-	return nil, &ConfigError{of, fmt.Sprintf("there is no checkpoint %q; there are: %s", name, have)}
+	return nil, &ConfigError{of, fmt.Sprintf("no checkpoint %q; existing checkpoints: %s", name, have)}
 }
 
 func (c *checkpoints) close() error {

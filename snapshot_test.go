@@ -197,7 +197,7 @@ func TestTemplate(t *testing.T) {
 	if vm := s.started(t, 4); vm.Config().Restore != nil {
 		t.Error("it was restored")
 	}
-	if !strings.Contains(s.warnings(), "a cannot start from its snapshot, so it boots") {
+	if !strings.Contains(s.warnings(), "a boots, because it cannot start from its snapshot") {
 		t.Errorf("warnings: %s", s.warnings())
 	}
 }

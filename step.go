@@ -45,7 +45,7 @@ type wait struct {
 	start     time.Time
 }
 
-var errWaitOver = errors.New("the time is over")
+var errWaitOver = errors.New("timed out")
 
 // newWait is a wait whose limit is that of the options, or otherwise scaled to
 // the host.
@@ -90,7 +90,7 @@ func (m *Machine) wait(ctx context.Context, operation, args string, o options, f
 	})
 }
 
-// once says whether a wait is for one look.
+// once reports whether a wait is for one look.
 func (o options) once() bool { return o.hasTimeout && o.timeout <= 0 }
 
 // withVMM gives fn the VMM of a machine as one that has a capability. A machine

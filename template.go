@@ -25,7 +25,7 @@ import (
 	"github.com/attest-vm/attest/internal/wire"
 )
 
-// A template is a machine that has booted and done nothing else; whoever is the
+// A template is a machine that has booted and done nothing else. A machine that is the
 // same machine, in whatever lab, is restored from it.
 type template struct {
 	entry *snapshot.Entry // nil: it is in the host's memory only, as there is no space for it
@@ -97,7 +97,7 @@ func (m *Machine) warm(ctx context.Context, p plan) (*templateSlot, error) {
 			return nil, err
 		}
 		if s.err != nil && !hopeless(s.err) {
-			event.Warnf(ctx, "no snapshot to start %s from, so it boots: %v%s", m.Name(), s.err, advice(s.err))
+			event.Warnf(ctx, "%s boots, because there is no snapshot to start from: %v%s", m.Name(), s.err, advice(s.err))
 		}
 	}
 	switch {
@@ -168,14 +168,14 @@ func (l *Lab) WarmUp(ctx context.Context) error {
 	return err
 }
 
-// hopeless says whether a boot for a template failed in a way in which every other
+// hopeless reports whether a boot for a template failed in a way in which every other
 // would, too.
 func hopeless(err error) bool {
 	var boot *BootError
 	return errors.As(err, &boot) && boot.final
 }
 
-// advice is what to do about a machine of which there is no template.
+// advice returns what to do about a machine without a template.
 func advice(err error) string {
 	if late := (*StillBootingError)(nil); errors.As(err, &late) {
 		return "; if a unit waits for another machine or for the test, let the test start that unit, or let the machine always boot (boot cold)"
@@ -186,7 +186,7 @@ func advice(err error) string {
 // refuse notes that the VMM did not take a template, and makes the machine one
 // that was never started.
 func (m *Machine) refuse(ctx context.Context, s *templateSlot, reason error) error {
-	event.Warnf(ctx, "%s cannot start from its snapshot, so it boots: %v", m.Name(), reason)
+	event.Warnf(ctx, "%s boots, because it cannot start from its snapshot: %v", m.Name(), reason)
 	s.mu.Lock()
 	s.err = reason
 	s.mu.Unlock()
@@ -259,7 +259,7 @@ func (m *Machine) openTemplate(ctx context.Context, fits map[string]string, titl
 		var damaged *snapshot.DamagedError
 		switch {
 		case errors.Is(err, errNotBooted) && try == 1:
-			event.Warnf(ctx, "the snapshot of %s in the cache is of a machine that had not booted; making another", title)
+			event.Warnf(ctx, "the cached snapshot of %s was made before the machine had booted; making another", title)
 			if _, err := store.Remove(snapshot.Info{ID: snapshot.Key(fits)}); err != nil {
 				return nil, err
 			}
@@ -302,7 +302,7 @@ func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, titl
 			if !cache.NoSpace(err) {
 				return err
 			}
-			event.Warnf(ctx, "no space to keep the snapshot of %s: %v; attest snapshot prune, or a smaller %s, makes some", title, err, snapshot.SizeEnv)
+			event.Warnf(ctx, "no space to keep the snapshot of %s: %v; free some with attest snapshot prune, or with a smaller %s", title, err, snapshot.SizeEnv)
 			inMemory, err = booted.templateInMemory(ctx, m.lab.scratch)
 			return err
 		})

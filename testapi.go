@@ -228,7 +228,7 @@ func (m *TestMachine) ForwardPort(hostPort, guestPort int) int {
 	return result
 }
 
-// IsUp says whether the machine runs and has answered. See [Machine.IsUp].
+// IsUp reports whether the machine runs and has answered. See [Machine.IsUp].
 func (m *TestMachine) IsUp() bool {
 	return m.Machine.IsUp()
 }
@@ -609,7 +609,7 @@ func (j *TestJob) Machine() *TestMachine {
 	return &TestMachine{j.Job.Machine(), j.scope}
 }
 
-// Running says whether the job has not ended yet. See [Job.Running].
+// Running reports whether the job has not ended yet. See [Job.Running].
 func (j *TestJob) Running() bool {
 	return j.Job.Running()
 }

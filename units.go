@@ -72,7 +72,7 @@ func (m *Machine) UnitInfo(ctx context.Context, unit string, opts ...UnitOption)
 	return info, err
 }
 
-// propertyName says whether s can be the name of a property.
+// propertyName reports whether s can be the name of a property.
 func propertyName(s string) bool {
 	return s != "" && s[0] >= 'A' && s[0] <= 'Z' && !strings.ContainsAny(s, " \t")
 }
@@ -97,7 +97,7 @@ func (m *Machine) unitProperty(ctx context.Context, operation, unit, property st
 	value, ok := strings.CutPrefix(strings.TrimSuffix(text, "\n"), property+"=")
 	if !ok {
 		return "", &UnitError{Machine: m.Name(), Operation: operation, Unit: unit, User: collect(opts).user,
-			Reason: fmt.Sprintf("systemd knows no property %q of unit %q (systemctl show lists them; they are case-sensitive)", property, unit)}
+			Reason: fmt.Sprintf("unit %[2]q has no property %[1]q (systemctl show lists them; names are case-sensitive)", property, unit)}
 	}
 	return value, nil
 }

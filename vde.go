@@ -71,7 +71,7 @@ func (v *vdeSockets) listen(l *Lab, name string, attach vde.Attach) (dir string,
 	return h.Dir(), nil
 }
 
-// close unplugs everybody.
+// close unplugs all clients.
 func (v *vdeSockets) close() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -81,7 +81,7 @@ func (v *vdeSockets) close() {
 	}
 }
 
-// A visitor is somebody on a network of whom is known who it is when it has sent
+// A visitor is a client of a VDE socket. Its MAC, and so its identity, is unknown until it has sent
 // something. Until then it only receives.
 type visitor struct {
 	lab    *Lab

@@ -142,7 +142,7 @@ func (m *Machine) waitForPort(ctx context.Context, operation string, port int, o
 		args += fmt.Sprintf(", %q", o.address)
 	}
 	if port < 1 || port > 65535 {
-		return &ConfigError{m.Name(), fmt.Sprintf("%s(%s): a port is 1 to 65535", operation, args)}
+		return &ConfigError{m.Name(), fmt.Sprintf("%s(%s): want a port from 1 to 65535", operation, args)}
 	}
 	return m.wait(ctx, operation, args, o, func(ctx context.Context, r *run) error {
 		seen, err := r.guest.WaitPort(ctx, o.address, port, open, o.once())
@@ -204,7 +204,7 @@ func (m *Machine) WaitForConsoleText(ctx context.Context, pattern string, opts .
 	})
 }
 
-// closed is the over of a start that nobody has any more.
+// closed is a channel that is closed, for a start that has ended.
 var closed = func() chan struct{} {
 	c := make(chan struct{})
 	close(c)

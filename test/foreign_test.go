@@ -461,7 +461,7 @@ func TestStartCommands(t *testing.T) {
 		want    string
 	}{
 		{"/no/such/script", attest.Invalid, `machine "machine": start_command: /no/such/script: there is no such file`},
-		{dir, attest.Invalid, "it is no file"},
+		{dir, attest.Invalid, "not a regular file"},
 		{plain, attest.Invalid, "it is not executable; chmod +x"},
 		{fails, attest.Infra, "it ended (exit status 7) before a QEMU"},
 		{"no-such-program-anywhere", attest.Infra, "it ended (exit status 127)"},

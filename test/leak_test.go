@@ -98,7 +98,7 @@ func (p *program) poll(t *testing.T, what string, done func() bool) {
 	}
 }
 
-// hasEvent says whether a file of JSON lines has an event of this type whose
+// hasEvent reports whether a file of JSON lines has an event of this type whose
 // other fields are these.
 func hasEvent(path string, want map[string]any) bool {
 	f, err := os.Open(path)

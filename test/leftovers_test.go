@@ -119,7 +119,7 @@ func readProcess(pid int) (process, bool) {
 	return p, true
 }
 
-// alive says whether p still runs; a zombie does not. One that has threads left
+// alive reports whether p still runs; a zombie does not. One that has threads left
 // still has its files open, and so its locks.
 func (p process) alive() bool {
 	now, ok := readProcess(p.pid)
@@ -127,7 +127,7 @@ func (p process) alive() bool {
 	return ok && now.started == p.started && (!now.zombie || len(threads) > 1)
 }
 
-// belongsTo says whether p is of a run with this state directory: it is in
+// belongsTo reports whether p is of a run with this state directory: it is in
 // the arguments of a supervisor and in the environment of all others.
 func (p process) belongsTo(stateDir string) bool {
 	if p.pid == os.Getpid() || p.zombie {

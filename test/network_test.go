@@ -67,7 +67,7 @@ type faulty struct {
 	a, b, c *attest.Machine
 }
 
-// reaches says whether a machine gets an answer to a ping.
+// reaches reports whether a machine gets an answer to a ping.
 func reaches(t *testing.T, from *attest.Machine, to string) bool {
 	t.Helper()
 	return tried{from, t}.execute("ping -c 3 -i 0.2 -w 2 "+to).ExitCode == 0
@@ -412,11 +412,11 @@ func (n faulty) mistakes(t *testing.T) {
 	for want, err := range map[string]error{
 		"network.drop: rate must be between 0 and 1 (a half of all frames is 0.5), not 50":                                                  first(n.Drop(ctx, n.a, 50)),
 		"network.partition: a is on both sides; no network is between a machine and itself":                                                 first(n.Partition(ctx, attest.Group{n.a, n.b}, n.a)),
-		"network.down: a list of machines is empty; name at least one":                                                                      first(n.Down(ctx, attest.Group{})),
+		"network.down: the list of machines is empty; name at least one":                                                                    first(n.Down(ctx, attest.Group{})),
 		"network.down: c is not on network 2; it is on [1]":                                                                                 first(n.Down(ctx, n.c, attest.OnNetwork(2))),
 		`network.down: match: "tpc" is no protocol; there are arp, icmp, ip, ip4, ip6, nd, sctp, tcp, udp, some with a port as in tcp:5432`: first(n.Down(ctx, n.c, attest.Match("tpc"))),
-		"network.bridge: it takes at least three machines":                                                                                  first(n.Bridge(ctx, attest.Group{n.a, n.b})),
-		"network.majorities_ring: it takes at least three machines":                                                                         first(n.MajoritiesRing(ctx, n.a)),
+		"network.bridge: want at least three machines":                                                                                      first(n.Bridge(ctx, attest.Group{n.a, n.b})),
+		"network.majorities_ring: want at least three machines":                                                                             first(n.MajoritiesRing(ctx, n.a)),
 		"machine c: block: it is not on network 2; it is on [1]":                                                                            n.c.Block(ctx, 2),
 	} {
 		if err == nil || err.Error() != want || attest.StatusOf(err) != attest.Invalid {

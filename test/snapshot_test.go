@@ -22,7 +22,7 @@ func small(name string) attest.MachineConfig {
 	return attest.MachineConfig{Name: name, Image: attest.Debian{}, Memory: 256}
 }
 
-// warm says whether machines start from snapshots in this run of the tests.
+// warm reports whether machines start from snapshots in this run of the tests.
 func warm() bool { return os.Getenv(attest.BootEnv) != string(attest.BootCold) }
 
 // TestWarmStart looks at machines that were restored. They are as those that have

@@ -67,7 +67,7 @@ func (c *conversation) debug(cmd *cobra.Command, dir, shell string) (err error) 
 		if err == nil {
 			return c.talk(ctx)
 		}
-		say(os.Stderr, fmt.Errorf("%s is not what it was, so there are only the machines: %w", c.file, err))
+		say(os.Stderr, fmt.Errorf("%s has changed or cannot be read, so only its machines are available: %w", c.file, err))
 	}
 	if err := c.Load("", machines); err != nil {
 		return c.explained(ctx, err)
@@ -100,7 +100,7 @@ func (c *conversation) shell(cmd *cobra.Command, lab *attest.Lab, name string) e
 		for _, m := range lab.Machines() {
 			names = append(names, m.Name())
 		}
-		return fmt.Errorf("--shell %s: there is no such machine, only %s", name, strings.Join(names, ", "))
+		return fmt.Errorf("--shell %s: no such machine; the machines are %s", name, strings.Join(names, ", "))
 	}
 	terminal, giveBack, err := repl.OpenTerminal(os.Stdin, os.Stdout)
 	if err != nil {

@@ -162,7 +162,7 @@ func removeImage(cmd *cobra.Command, store *image.Store, name string) error {
 	}
 	switch len(found) {
 	case 0:
-		return &attest.ConfigError{Subject: "image " + name, Reason: "there is none; attest image list shows what there is"}
+		return &attest.ConfigError{Subject: "image " + name, Reason: "not found; attest image list shows all images"}
 	case 1:
 		freed, err := store.Remove(cmd.Context(), found[0])
 		if err == nil {
@@ -174,7 +174,7 @@ func removeImage(cmd *cobra.Command, store *image.Store, name string) error {
 	for _, e := range found {
 		ids = append(ids, fmt.Sprintf("%.12s", e.ID))
 	}
-	return &attest.ConfigError{Subject: "image " + name, Reason: "there are several, say which: " + strings.Join(ids, ", ")}
+	return &attest.ConfigError{Subject: "image " + name, Reason: "ambiguous; choose one of " + strings.Join(ids, ", ")}
 }
 
 func newImagePrune() *cobra.Command {

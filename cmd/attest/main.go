@@ -191,7 +191,7 @@ func knownCommands(root *cobra.Command, args []string) error {
 	return nil
 }
 
-// knownCommand refuses a word that is no command, and guesses what was meant.
+// knownCommand returns an error for an unknown command, with a guess what was meant.
 func knownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil

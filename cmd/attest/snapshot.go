@@ -107,7 +107,7 @@ func removeSnapshot(cmd *cobra.Command, store *snapshot.Store, name string) erro
 		fmt.Fprintf(cmd.OutOrStdout(), "removed %s (%.12s), %s\n", i.Title, i.ID, bytes(freed))
 	}
 	if !found {
-		return &attest.ConfigError{Subject: "snapshot " + name, Reason: "there is none; attest snapshot list shows what there is"}
+		return &attest.ConfigError{Subject: "snapshot " + name, Reason: "not found; attest snapshot list shows all snapshots"}
 	}
 	return nil
 }

@@ -21,7 +21,7 @@ func newSnapshotBuild() *cobra.Command {
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, files []string) error {
 			if f.SaveTo == "" {
-				return errors.New("no directory given for the state; say -o DIR")
+				return errors.New("no directory given for the state; use -o DIR")
 			}
 			f.Jobs = 1
 			return f.run(cmd, files)

@@ -63,5 +63,5 @@ func dialSelf(ctx context.Context, port int) (*net.TCPConn, error) {
 			first = err
 		}
 	}
-	return nil, errors.Join(fmt.Errorf("nobody listens at port %d", port), first)
+	return nil, errors.Join(fmt.Errorf("no process listens on port %d", port), first)
 }

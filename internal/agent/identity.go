@@ -17,7 +17,7 @@ import (
 	"github.com/attest-vm/attest/internal/wire"
 )
 
-// applyIdentity makes the guest somebody; files are below root. It can be
+// applyIdentity gives the guest its identity; files are below root. It can be
 // repeated: a machine that was restored from a snapshot gets a new identity by
 // the same operation.
 func applyIdentity(id wire.Identity, root string) error {

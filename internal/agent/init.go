@@ -68,13 +68,13 @@ func initIsUp() bool {
 	return err != nil || !os.SameFile(own, running) // attest's /init has become another program
 }
 
-// systemdIsInit says whether process 1 is systemd, whatever name it was started by.
+// systemdIsInit reports whether process 1 is systemd, whatever name it was started by.
 func systemdIsInit() bool {
 	program, err := os.Readlink("/proc/1/exe")
 	return err == nil && filepath.Base(program) == "systemd"
 }
 
-// initIsEnding says whether process 1 is ending all others: what dies then dies
+// initIsEnding reports whether process 1 is ending all others: what dies then dies
 // of the shutdown. The last program that systemd becomes is systemd-shutdown.
 func initIsEnding() bool {
 	if program, err := os.Readlink("/proc/1/exe"); err == nil && filepath.Base(program) == "systemd-shutdown" {

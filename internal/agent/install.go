@@ -35,7 +35,7 @@ func Install(args []string) int {
 
 func install(args []string) error {
 	if len(args) != 2 {
-		return errors.New("this is not a program for people; it is started by attest")
+		return errors.New("attest starts this program; it does nothing on its own")
 	}
 	if err := checkSelf(args[1]); err != nil {
 		return err
@@ -66,7 +66,7 @@ func install(args []string) error {
 	return os.WriteFile(record, fmt.Appendf(nil, "%d %s\n", pid, place()), 0o600)
 }
 
-// checkSelf says whether this program is what was sent.
+// checkSelf returns an error if this program is not what was sent.
 func checkSelf(sum string) error {
 	f, err := os.Open("/proc/self/exe")
 	if err != nil {
@@ -78,7 +78,7 @@ func checkSelf(sum string) error {
 		return err
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != sum {
-		return fmt.Errorf("what arrived in the guest is not what was sent: its SHA-256 is %s instead of %s", got, sum)
+		return fmt.Errorf("the agent was damaged on its way into the guest: its SHA-256 is %s, want %s", got, sum)
 	}
 	return nil
 }
@@ -111,7 +111,7 @@ func replaceAgent(record string) (same bool, err error) {
 	// The agent leads its session and so its group, to which its keeper belongs.
 	for deadline := time.Now().Add(10 * time.Second); unix.Kill(-group, unix.SIGKILL) == nil; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			return false, fmt.Errorf("the agent of an earlier root (process group %d) does not end", group)
+			return false, fmt.Errorf("the agent of an earlier root (process group %d) is still running", group)
 		}
 	}
 	return false, nil

@@ -50,7 +50,7 @@ func TestReplaceAgent(t *testing.T) {
 	if same, err := replaceAgent(filepath.Join(t.TempDir(), "none")); same || err != nil {
 		t.Errorf("without a record: %v, %v", same, err)
 	}
-	if err := checkSelf("0000"); err == nil || !strings.Contains(err.Error(), "not what was sent") {
+	if err := checkSelf("0000"); err == nil || !strings.Contains(err.Error(), "damaged on its way") {
 		t.Errorf("a wrong sum: %v", err)
 	}
 }

@@ -39,6 +39,7 @@ type job struct {
 // jobs are those of the server, oldest first.
 type jobs struct {
 	mu      sync.Mutex
+	closed  bool // no job starts any more
 	all     []*job
 	running sync.WaitGroup
 }
@@ -47,6 +48,9 @@ type jobs struct {
 func (js *jobs) add(j *job) error {
 	js.mu.Lock()
 	defer js.mu.Unlock()
+	if js.closed {
+		return errorf(wire.KindDown, "the agent ends")
+	}
 	ended := 0
 	for _, other := range js.all {
 		if other.id == j.id {
@@ -94,14 +98,15 @@ func (js *jobs) list() (r wire.JobsResult) {
 	return r
 }
 
-// close ends all jobs.
+// close ends all jobs, also those that are being started. running says when they have
+// ended, once no operation starts one.
 func (js *jobs) close() {
 	js.mu.Lock()
+	defer js.mu.Unlock()
+	js.closed = true
 	for _, j := range js.all {
 		j.cancel()
 	}
-	js.mu.Unlock()
-	js.running.Wait()
 }
 
 // startJob is the operation wire.OpExec of a command that is a job.

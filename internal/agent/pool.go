@@ -178,7 +178,7 @@ func (p *pool) close() {
 	p.done.Wait()
 }
 
-// release tells everybody who waits that there is nothing to wait for.
+// release ends all waits for a worker.
 func (p *pool) release() {
 	for _, c := range p.waiters {
 		close(c)
@@ -363,7 +363,7 @@ func (p *pool) serve(path string, env []string) (served int, err error) {
 			}
 			now.exited <- shellExit(number)
 		default:
-			return served, fmt.Errorf("the warm shell says %q out of turn", kind)
+			return served, fmt.Errorf("unexpected %q from the warm shell", kind)
 		}
 	}
 }
@@ -394,7 +394,7 @@ func (p *pool) forgetControl(f *os.File) {
 	p.stop = slices.DeleteFunc(p.stop, func(x *os.File) bool { return x == f })
 }
 
-// deliver hands a worker that was being forked to who waits longest.
+// deliver hands a worker that was being forked to the longest waiter.
 func (p *pool) deliver(w *worker) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

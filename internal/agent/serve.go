@@ -94,6 +94,7 @@ func (s *Server) Close() {
 	s.mu.Unlock()
 	s.jobs.close()
 	s.ops.Wait()
+	s.jobs.running.Wait()
 	s.shell.close()
 }
 

@@ -128,15 +128,15 @@ func followUnit(ctx context.Context, w unitWatch, seen *wire.UnitState, once boo
 	}
 }
 
-// done says whether the unit is a oneshot service that has done its work: it goes
-// from activating to inactive without ever being active, and whoever waits for
+// done reports whether the unit is a oneshot service that has done its work: it goes
+// from activating to inactive without ever being active, and a wait for
 // it wants to know that it has succeeded. One that has failed stays "failed"; a
 // transient one that has not is gone.
 func (l unitLook) done() bool {
 	return l.ActiveState == "inactive" && l.hasRun && (l.LoadState == "not-found" || l.oneshot && l.Result == "success")
 }
 
-// verdict says why the unit cannot become active, or nothing if it can.
+// verdict returns why the unit cannot become active, or an empty text if it can.
 func (l unitLook) verdict() string {
 	idle := l.jobs == 0 && !l.starting
 	switch {
@@ -154,7 +154,7 @@ func (l unitLook) verdict() string {
 		return "is inactive: a condition for its start is not met (systemctl status names it)"
 	case l.ActiveState == "inactive" && len(l.triggeredBy) > 0:
 		by := strings.Join(l.triggeredBy, ", ")
-		return fmt.Sprintf("is inactive and there are no pending jobs; it is started by %s: wait for that, or do what triggers it first", by)
+		return fmt.Sprintf("is inactive and there are no pending jobs; %s starts it: wait for that, or trigger it first", by)
 	case l.ActiveState == "inactive":
 		return "is inactive and there are no pending jobs"
 	}
@@ -342,7 +342,7 @@ func (w *busWatch) explain(ctx context.Context, l *unitLook) {
 	}
 }
 
-// hasFinished says whether the journal knows that a unit of the system was
+// hasFinished reports whether the journal knows that a unit of the system was
 // started with success in this boot. systemd itself forgets a unit that is
 // inactive and that nobody refers to.
 func (s *Server) hasFinished(ctx context.Context, unit string) bool {
@@ -386,7 +386,7 @@ func (w *busWatch) changed(ctx context.Context, max time.Duration) (active *wire
 	}
 }
 
-// heard says whether a signal is reason for a look, or what it would see: to ask
+// heard reports whether a signal is reason for a look, or what it would see: to ask
 // again takes an emulated guest tens of milliseconds, since systemd is busy then.
 // A change of a unit comes in two signals, that of its kind (Service) first.
 func (w *busWatch) heard(s *dbus.Signal) (active *wire.UnitState, look bool) {
@@ -412,7 +412,7 @@ func (w *busWatch) heard(s *dbus.Signal) (active *wire.UnitState, look bool) {
 	return nil, true
 }
 
-// concerns says whether a signal of the manager is about this unit.
+// concerns reports whether a signal of the manager is about this unit.
 func (w *busWatch) concerns(s *dbus.Signal) bool {
 	for _, v := range s.Body {
 		if name, ok := v.(string); ok && name == w.unit {
@@ -491,7 +491,7 @@ func (w *systemctlWatch) look(ctx context.Context) (l unitLook, err error) {
 	return l, err
 }
 
-// isSet says whether a time stamp of systemctl show is one.
+// isSet reports whether a time stamp of systemctl show is one.
 func isSet(stamp string) bool { return stamp != "" && stamp != "0" }
 
 func (w *systemctlWatch) changed(ctx context.Context, max time.Duration) (active *wire.UnitState) {

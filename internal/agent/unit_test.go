@@ -65,7 +65,7 @@ func TestFollowUnit(t *testing.T) {
 		{"a transient one that is gone when it has ended", []unitLook{at("activating", 1, false), missing(0, false)}, "", 2},
 		{"a oneshot that was never started", []unitLook{oneshot("success", false)}, "is inactive", 2},
 		{"a oneshot that was killed", []unitLook{oneshot("signal", true)}, "is inactive", 2},
-		{"one that a socket starts", []unitLook{triggered}, "it is started by x.socket", 2},
+		{"one that a socket starts", []unitLook{triggered}, "x.socket starts it", 2},
 		{"one that a condition keeps from starting", []unitLook{unmet}, "a condition for its start is not met", 2},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -129,7 +129,7 @@ func newXClient(conn io.ReadWriter, cookie []byte) (*xClient, error) {
 	}
 	screen := 32 + pad4(int(le.Uint16(rest[16:]))) + 8*int(rest[21]) // behind the vendor and the formats
 	if rest[20] < 1 || screen+4 > len(rest) {
-		return nil, errors.New("it has no screen")
+		return nil, errors.New("the server has no screen")
 	}
 	x.root = le.Uint32(rest[screen:])
 	var err error

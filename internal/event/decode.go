@@ -76,7 +76,7 @@ func (d *Decoder) Decode() (Record, error) {
 	}
 	r, err := decode(line)
 	if err == nil && r.Seq <= d.seq {
-		err = fmt.Errorf("seq %d after %d: the lines are not in their order, or of several runs", r.Seq, d.seq)
+		err = fmt.Errorf("seq %d after %d: the lines are out of order, or from several runs", r.Seq, d.seq)
 	}
 	if err != nil {
 		return Record{}, &DecodeError{d.line, err.Error()}
@@ -116,7 +116,7 @@ func decode(line []byte) (Record, error) {
 	}{{"seq", &r.Seq}, {"time", &at}, {"type", &kind}} {
 		raw, ok := fields[f.name]
 		if !ok {
-			return r, fmt.Errorf("it has no %q", f.name)
+			return r, fmt.Errorf("%q is missing", f.name)
 		}
 		if err := scalar(raw, f.to); err != nil {
 			return r, fmt.Errorf("%s: %w", f.name, err)

@@ -27,8 +27,8 @@ func TestDecodeErrors(t *testing.T) {
 		{"two in a line", strings.TrimSpace(line(`"type":"log"`)) + "{}\n", "line 2: not JSON: invalid character '{' after top-level value"},
 		{"a list", "[]\n", "line 2: array where an object belongs"},
 		{"null", "null\n", "line 2: null where an object belongs"},
-		{"no type", `{"seq":2,"time":"2026-01-02T12:00:00Z"}` + "\n", `line 2: it has no "type"`},
-		{"no seq", `{"time":"2026-01-02T12:00:00Z","type":"log"}` + "\n", `line 2: it has no "seq"`},
+		{"no type", `{"seq":2,"time":"2026-01-02T12:00:00Z"}` + "\n", `line 2: "type" is missing`},
+		{"no seq", `{"time":"2026-01-02T12:00:00Z","type":"log"}` + "\n", `line 2: "seq" is missing`},
 		{"a time of another kind", `{"seq":2,"time":"noon","type":"log"}` + "\n", `line 2: time: "noon" is not a time of RFC 3339`},
 		{"a number for a string", line(`"type":"console","line":3`), "line 2: line: number where a string belongs"},
 		{"a string for a number", line(`"type":"step_started","id":"5"`), "line 2: id: string where a whole number belongs"},
@@ -37,7 +37,7 @@ func TestDecodeErrors(t *testing.T) {
 		{"a huge duration", line(`"type":"test_finished","duration_s":9223372037`), `line 2: duration_s: 9223372037 is not a number of seconds`},
 		{"in a failure", line(`"type":"test_finished","failure":{"stack":[{"line":"x"}]}`), "line 2: failure: stack: line: string where a whole number belongs"},
 		{"base64", line(`"type":"console","line":"x","line_base64":"?"`), "line 2: line_base64: illegal base64 data at input byte 0"},
-		{"again", ok, "line 2: seq 1 after 1: the lines are not in their order, or of several runs"},
+		{"again", ok, "line 2: seq 1 after 1: the lines are out of order, or from several runs"},
 		{"a later format", line(`"type":"run_started","format":99`), fmt.Sprintf("line 2: it was written by a later version of attest (format 99; this one reads up to %d)", Format)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

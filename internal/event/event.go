@@ -1,6 +1,6 @@
 // Package event is what happens in a run, as typed values on one bus.
 //
-// Every other package publishes here and knows nothing of who listens: the
+// Every other package publishes here and does not know the subscribers: the
 // terminal, the JUnit and JSON writers and the HTML report are subscribers.
 // The bus and the scope (which file, which test, which step) travel in the
 // context, so that a function deep in a backend publishes without being handed
@@ -192,7 +192,7 @@ type Console struct {
 	Line    string `json:"line"`
 }
 
-// ConsoleShown says whether Console lines are shown from now on while the run
+// ConsoleShown sets whether later Console lines are shown while the run
 // goes on. They are, at first.
 type ConsoleShown struct {
 	On bool `json:"on"`

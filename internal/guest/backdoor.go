@@ -95,7 +95,7 @@ func (b *Backdoor) State() (step, said string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if step = b.step; step == "" {
-		step = fmt.Sprintf("its root shell did not announce itself (%q on /dev/hvc0); backdoor.service does that in the guest, see its journal", Marker)
+		step = fmt.Sprintf("its root shell did not announce itself (%q on /dev/hvc0); in the guest backdoor.service does that, see its journal", Marker)
 	}
 	return step, b.said.tail()
 }

@@ -109,7 +109,7 @@ func (k *call) wait(ctx context.Context, result any) error {
 }
 
 // ended is wait for a stream that is over. Why it was given up, by Cancel or Abort,
-// counts more than what the guest has said for all that.
+// counts more than what the guest has replied.
 func (k *call) ended(result any) error {
 	err := k.stream.Err()
 	select {

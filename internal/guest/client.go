@@ -127,7 +127,7 @@ type session struct {
 	activity chan struct{} // 1 slot: busy is no longer 0
 }
 
-var errClosed = errors.New("the machine is closed")
+var errClosed = errors.New("the lab has been closed")
 
 // New returns a client of the machine called name. Its goroutine dials the
 // channel, again if it breaks, until Close. dial may block until its context ends.
@@ -234,7 +234,7 @@ func (c *Client) ReadyAgain(ctx context.Context, before wire.Info) (wire.Info, e
 	}
 }
 
-// Fail says why no agent answers: Ready fails with it, until one does.
+// Fail makes Ready fail with err until an agent answers.
 func (c *Client) Fail(err error) { c.fail(err, true) }
 
 // fail notes why there is no session.

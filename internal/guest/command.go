@@ -98,7 +98,7 @@ func (c *Client) beyond(limit time.Duration) time.Duration {
 
 func (c *Client) execRequest(cmd Command) (wire.ExecRequest, error) {
 	if cmd.Script != "" && len(cmd.Argv) > 0 {
-		return wire.ExecRequest{}, fmt.Errorf("%s: a command is either a script or arguments", c.name)
+		return wire.ExecRequest{}, fmt.Errorf("%s: want either a script or arguments, not both", c.name)
 	}
 	return wire.ExecRequest{
 		Argv: cmd.Argv, Stdin: cmd.Stdin != nil, User: cmd.User, Env: cmd.Env, Dir: cmd.Dir,

@@ -267,7 +267,7 @@ func TestSurroundings(t *testing.T) {
 		{guest.Command{Script: "true", Dir: "/nonexistent"}, "m: exec: stat /nonexistent: no such file or directory"},
 		{guest.Command{Argv: []string{"nosuchprogram"}}, "m: exec: nosuchprogram: not found in PATH"},
 		{guest.Command{Script: "a\x00b"}, "m: exec: a command cannot contain a NUL byte"},
-		{guest.Command{Script: "x", Argv: []string{"x"}}, "m: a command is either a script or arguments"},
+		{guest.Command{Script: "x", Argv: []string{"x"}}, "m: want either a script or arguments, not both"},
 	} {
 		if _, err := m.Run(testContext(t), tt.cmd); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
 			t.Errorf("%+v: error %v, want %s", tt.cmd, err, tt.want)

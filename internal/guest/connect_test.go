@@ -135,7 +135,7 @@ func TestConnectIsRefused(t *testing.T) {
 	if n, err := client.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("%d, %v", n, err)
 	}
-	wantError[*guest.OpError](t, ended, "nobody listens at port")
+	wantError[*guest.OpError](t, ended, "no process listens on port")
 }
 
 func TestConnectIsReset(t *testing.T) {

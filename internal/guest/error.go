@@ -55,7 +55,7 @@ type UnresponsiveError struct {
 }
 
 func (e *UnresponsiveError) Error() string {
-	return fmt.Sprintf("%s: the guest does not respond: nothing came from its agent for %v, and no answer to a ping", e.Machine, e.Silent.Round(time.Second))
+	return fmt.Sprintf("%s: the guest does not respond: its agent sent nothing for %v and did not answer a ping", e.Machine, e.Silent.Round(time.Second))
 }
 
 // RestartedError is a guest whose agent started anew, by a reboot as a rule,

@@ -22,7 +22,7 @@ type Terminal struct {
 
 var errTerminalLeft = errors.New("the terminal was left")
 
-// Terminal runs a login shell until it exits or is hung up, which is no error.
+// Terminal runs a login shell until it exits or is hung up. Neither is an error.
 // When ctx ends it is hung up, too.
 func (c *Client) Terminal(ctx context.Context, t Terminal) (Result, error) {
 	started := time.Now()

@@ -14,7 +14,7 @@ import (
 var ErrNotYet = errors.New("not yet")
 
 // WaitUnit waits until a systemd unit is active. It returns a *UnitError as
-// soon as that cannot happen any more: the unit failed, cannot be loaded, or
+// soon as it can no longer succeed: the unit failed, cannot be loaded, or
 // is inactive with no job pending. user, if not empty, is whose manager it is.
 // With once it looks once, and returns ErrNotYet if that is not enough.
 func (c *Client) WaitUnit(ctx context.Context, unit, user string, once bool) (wire.UnitState, error) {
@@ -72,7 +72,7 @@ func notYet(err error) error {
 	return err
 }
 
-// Identity makes the guest somebody; see wire.Identity.
+// Identity gives the guest its identity; see wire.Identity.
 func (c *Client) Identity(ctx context.Context, id wire.Identity) error {
 	return c.prompt(ctx, wire.OpIdentity, id, nil)
 }

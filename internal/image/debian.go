@@ -98,7 +98,7 @@ func (s *Store) base(ctx context.Context, suite string) (*lease, baseMeta, error
 	return l, meta, err
 }
 
-// aptPath says whether a file is what apt downloaded: needed to build on a
+// aptPath reports whether a file is what apt downloaded: needed to build on a
 // base, useless in a guest, which has no way to the mirror.
 func aptPath(name string) bool {
 	for _, dir := range []string{"var/lib/apt/lists/", "var/cache/apt/"} {

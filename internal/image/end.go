@@ -126,11 +126,11 @@ func (s dpkgStatus) check(packages []string) error {
 	}
 	switch {
 	case len(s.installed) == 0:
-		return errors.New("dpkg knows of no package in it")
+		return errors.New("dpkg lists no package in it")
 	case len(missing) > 0:
-		return fmt.Errorf("dpkg does not have it as asked for: %s", strings.Join(missing, ", "))
+		return fmt.Errorf("packages are not installed as requested: %s", strings.Join(missing, ", "))
 	case len(s.broken) > 0:
-		return fmt.Errorf("dpkg has it half installed: %s", strings.Join(s.broken, ", "))
+		return fmt.Errorf("packages are only half installed: %s", strings.Join(s.broken, ", "))
 	}
 	return nil
 }
@@ -238,7 +238,7 @@ type incompleteError struct {
 }
 
 func (e *incompleteError) Error() string {
-	return fmt.Sprintf("image cache: %s is of no use: %s", e.dir, e.reason)
+	return fmt.Sprintf("image cache: %s is unusable: %s", e.dir, e.reason)
 }
 
 // checkMark compares an object with its end mark.

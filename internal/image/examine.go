@@ -11,7 +11,7 @@ import (
 	"github.com/attest-vm/attest/internal/doctor"
 )
 
-// Examine says whether images can be built on this host, for attest doctor.
+// Examine reports whether images can be built on this host, for attest doctor.
 func Examine(ctx context.Context) []doctor.Finding {
 	var out []doctor.Finding
 	for _, t := range tools {

@@ -23,7 +23,7 @@ import (
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
-// rootfs takes a root file system of somebody else's: an image file as it is, a
+// rootfs takes an existing root file system: an image file as it is, a
 // directory or a tar as an erofs made of it.
 func (b *build) rootfs(ctx context.Context, r *Rootfs) error {
 	st, err := os.Stat(r.Path)
@@ -108,7 +108,7 @@ func filesystem(head []byte) string {
 	return ""
 }
 
-// statStamp identifies a file without reading it: whoever changes it changes
+// statStamp identifies a file without reading it: a change of the file changes
 // one of these.
 func statStamp(path string, st fs.FileInfo) string {
 	sys := st.Sys().(*syscall.Stat_t)
@@ -322,7 +322,7 @@ func addTar(ctx context.Context, t *tree, path string) error {
 	})
 }
 
-// disk takes a whole disk of somebody else's as it is.
+// disk takes an existing whole disk as it is.
 func (b *build) disk(d *Disk) error {
 	st, err := os.Stat(d.Path)
 	if err != nil {

@@ -35,7 +35,7 @@ type Entry struct {
 	parts []ref
 }
 
-// InUseError is an image that cannot be removed because somebody uses it.
+// InUseError is an image that cannot be removed because it is in use.
 type InUseError struct{ Title, ID string }
 
 func (e *InUseError) Error() string {
@@ -125,7 +125,7 @@ func (s *Store) survey() (map[ref]*object, []Entry, error) {
 	return objects, entries, nil
 }
 
-// useless says why an image is of no use.
+// useless returns why an image is unusable, or an empty text.
 func useless(objects map[ref]*object, e *Entry) string {
 	for _, r := range append([]ref{e.ref}, e.parts...) {
 		var bad *incompleteError

@@ -45,7 +45,7 @@ func (s *Store) mmdebstrap(ctx context.Context, m mmdebstrap) (said string, err 
 	err = s.runMmdebstrap(ctx, m, &t)
 	if err == nil && !end.seen || errors.Is(err, errCutOff) {
 		err = &BuildError{Image: m.title, Phase: cmp.Or(t.phase, "mmdebstrap"), Output: t.String(),
-			Reason: "mmdebstrap ended as if all were well and is not finished: one of its processes was killed, by hand or by the kernel for lack of memory"}
+			Reason: "mmdebstrap exited with 0 but did not finish: one of its processes was killed, by hand or by the kernel for lack of memory"}
 	}
 	if n := oomKills("/") - killed; n > 0 {
 		// Some scripts of packages go on when a command of theirs is killed.
@@ -253,12 +253,12 @@ func makePrivate(dir string) error {
 		return err
 	}
 	if !st.IsDir() || st.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) || st.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%s exists and is somebody else's", dir)
+		return fmt.Errorf("%s exists and belongs to another user", dir)
 	}
 	return os.Chmod(dir, 0o711)
 }
 
-// reachable says whether every user can pass through dir.
+// reachable reports whether every user can pass through dir.
 func reachable(dir string) bool {
 	for ; ; dir = filepath.Dir(dir) {
 		var st unix.Stat_t

@@ -165,11 +165,11 @@ func TestStreamsThatFail(t *testing.T) {
 		want         string
 	}{
 		{"fails at once", "echo E: No such thing >&2; exit 3", nil, false, "No such thing"},
-		{"no output", "exit 0", nil, false, "is not finished"},
-		{"no end mark", `cd /; tar -cf - etc/hostname`, nil, false, "is not finished"},
-		{"another end mark", `cd "$TMPDIR"; echo x >attest-end; tar -cf - attest-end`, nil, false, "is not finished"},
-		{"a tar without its end", `cd "$TMPDIR"; echo "$ATTEST_END" >attest-end; tar -cf - attest-end | head -c 1024`, nil, false, "is not finished"},
-		{"a tar that ends in a file", `cd "$TMPDIR"; echo "$ATTEST_END" >attest-end; head -c 9999 /dev/zero >big; tar -cf - attest-end big | head -c 4096`, nil, false, "is not finished"},
+		{"no output", "exit 0", nil, false, "did not finish"},
+		{"no end mark", `cd /; tar -cf - etc/hostname`, nil, false, "did not finish"},
+		{"another end mark", `cd "$TMPDIR"; echo x >attest-end; tar -cf - attest-end`, nil, false, "did not finish"},
+		{"a tar without its end", `cd "$TMPDIR"; echo "$ATTEST_END" >attest-end; tar -cf - attest-end | head -c 1024`, nil, false, "did not finish"},
+		{"a tar that ends in a file", `cd "$TMPDIR"; echo "$ATTEST_END" >attest-end; head -c 9999 /dev/zero >big; tar -cf - attest-end big | head -c 4096`, nil, false, "did not finish"},
 		{"half a tar", "head -c 700 /dev/zero | tr '\\0' x", nil, false, "tar"},
 		{"nobody wants it", "cd /; tar -cf - etc usr/bin; sleep 1000", wrong, false, "wrong"},
 		{"hangs", "sleep 1000", nil, true, "deadline"},

@@ -108,7 +108,7 @@ func readMeta(dir string, meta any) error {
 	return nil
 }
 
-// make makes an object unless somebody else does it meanwhile.
+// make makes an object unless another process does so meanwhile.
 func (s *Store) make(ctx context.Context, r ref, meta any, fill func(ctx context.Context, dir string) error) error {
 	unlock, err := s.lock(ctx, r)
 	if err != nil {

@@ -74,7 +74,7 @@ func checkExt4(name string) error {
 	le := binary.LittleEndian
 	blocks, size, clean := int64(le.Uint32(super[4:])), int64(1024)<<le.Uint32(super[24:]), le.Uint16(super[58:]) == 1
 	if le.Uint16(super[56:]) != 0xef53 || blocks*size != OverlaySize || !clean {
-		return &BuildError{Image: "template of writable disks", Phase: "mkfs.ext4", Reason: "it ended as if all were well, and there is no file system"}
+		return &BuildError{Image: "template of writable disks", Phase: "mkfs.ext4", Reason: "it exited with 0 but made no file system"}
 	}
 	return nil
 }

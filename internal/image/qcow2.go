@@ -23,7 +23,7 @@ const (
 
 // CreateOverlay makes a qcow2 image at path that reads as backing until it is
 // written to, and takes no space. format is the backing image's, "raw" or
-// "qcow2". The overlay refers to backing by its absolute path: who owns the
+// "qcow2". The overlay refers to backing by its absolute path: the owner of the
 // overlay keeps backing where it is. path must not exist.
 func CreateOverlay(path, backing, format string) (err error) {
 	if backing, err = filepath.Abs(backing); err != nil {
@@ -74,7 +74,7 @@ func encodeOverlay(backing, format string, size int64) (qcow2Image, error) {
 	be := binary.BigEndian
 	size = (size + sectorSize - 1) / sectorSize * sectorSize
 	if len(backing) > maxBackingName {
-		return qcow2Image{}, fmt.Errorf("a path of %d bytes, and at most %d fit", len(backing), maxBackingName)
+		return qcow2Image{}, fmt.Errorf("a path of %d bytes, the limit is %d", len(backing), maxBackingName)
 	}
 	const (
 		refTable = 1 * clusterSize
@@ -181,7 +181,7 @@ var otherFormats = []struct {
 func otherFormat(path string, head []byte) error {
 	for _, f := range otherFormats {
 		if len(head) > f.at && bytes.HasPrefix(head[f.at:], []byte(f.magic)) {
-			return fmt.Errorf("%s is a %s image, and attest takes raw and qcow2: qemu-img convert -f %s -O qcow2 %[1]s NEW; if it is a raw disk all the same, say format raw", path, f.name, f.name)
+			return fmt.Errorf("%s is a %s image, and attest takes raw and qcow2: qemu-img convert -f %s -O qcow2 %[1]s NEW; if it really is a raw disk, set format raw", path, f.name, f.name)
 		}
 	}
 	return nil

@@ -37,7 +37,7 @@ type Debian struct {
 	Kernel   string          `json:"kernel,omitempty"`   // see Rootfs.Kernel
 }
 
-// Rootfs is a root file system that somebody else made. It is never modified.
+// Rootfs is an existing root file system. It is never modified.
 type Rootfs struct {
 	Path string `json:"path"` // a directory, a tar (plain, gzip, zstd or xz), or an erofs, squashfs or ext4 image
 	// Kernel is empty for Debian's cloud kernel, "debian:PACKAGE" for a kernel
@@ -49,7 +49,7 @@ type Rootfs struct {
 	Modules string `json:"modules,omitempty"`
 }
 
-// Disk is a whole disk that somebody else made, with a boot loader of its own.
+// Disk is an existing whole disk with a boot loader of its own.
 // It is never modified.
 type Disk struct {
 	Path   string `json:"path"`
@@ -253,7 +253,7 @@ func (r *Rootfs) check() error {
 		return specErrorf("rootfs.path", "missing")
 	}
 	if r.Modules != "" && (r.Kernel == "" || strings.HasPrefix(r.Kernel, kernelPackagePrefix)) {
-		return specErrorf("rootfs.modules", "only for a kernel given by path: Debian's kernels come with theirs")
+		return specErrorf("rootfs.modules", "only allowed with a kernel given by path; Debian's kernels come with their modules")
 	}
 	return checkKernel(r.Kernel)
 }

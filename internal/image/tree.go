@@ -39,7 +39,7 @@ type node struct {
 	Sum     string            `json:"h,omitempty"`
 }
 
-// same says whether b needs no copy of a. The time of a file counts, because
+// same reports whether b needs no copy of a. The time of a file counts, because
 // compilers' and interpreters' caches compare it; that of a directory or link
 // changes whenever something is unpacked, and nobody reads it.
 func (a node) same(b node) bool {

@@ -33,7 +33,7 @@ func extractVmlinux(image []byte) ([]byte, error) {
 		return nil, fmt.Errorf("the kernel in the bzImage: %w", err)
 	}
 	if !bytes.HasPrefix(kernel, []byte(elf.ELFMAG)) {
-		return nil, errors.New("what the bzImage contains is not an ELF file")
+		return nil, errors.New("the content of the bzImage is not an ELF file")
 	}
 	return kernel, nil
 }
@@ -44,7 +44,7 @@ func bzImagePayload(image []byte) ([]byte, error) {
 	}
 	le := binary.LittleEndian
 	if version := le.Uint16(image[0x206:]); version < 0x208 {
-		return nil, fmt.Errorf("boot protocol %d.%02d is too old to say where the kernel is (2.08 is needed)", version>>8, version&0xff)
+		return nil, fmt.Errorf("boot protocol %d.%02d does not locate the kernel (want 2.08 or later)", version>>8, version&0xff)
 	}
 	sectors := int64(image[0x1f1])
 	if sectors == 0 {
@@ -124,7 +124,7 @@ func decompressor(b []byte) (io.Reader, error) {
 	return nil, fmt.Errorf("unknown compression (% x)", b[:min(len(b), 6)])
 }
 
-// hasPVH says whether a vmlinux has the entry point of PVH boot: a note
+// hasPVH reports whether a vmlinux has the entry point of PVH boot: a note
 // XEN_ELFNOTE_PHYS32_ENTRY (xen/interface/elfnote.h).
 func hasPVH(vmlinux []byte) bool {
 	f, err := elf.NewFile(bytes.NewReader(vmlinux))
@@ -173,5 +173,5 @@ func kernelRelease(image, vmlinux []byte) (string, error) {
 	if m := linuxVersion.FindSubmatch(vmlinux); m != nil {
 		return string(m[1]), nil
 	}
-	return "", errors.New("the kernel does not say its release")
+	return "", errors.New("the kernel contains no release")
 }

@@ -11,7 +11,7 @@
 //	transport → path from the machine → learn, look up → path to the machine → queue
 //
 // A goroutine per port empties the queue into the transport, unless what waits is
-// so little that whoever brings it writes it at once. Reading never
+// so little that the goroutine that brings it writes it at once. Reading never
 // waits for writing: a machine that stops reading overruns its own queue, loses
 // frames (counted) and hurts nobody else. The two paths of a port are where
 // things happen to frames: a path that nothing is on costs one load.

@@ -69,7 +69,7 @@ const (
 
 func checkShare(rate float64) error {
 	if !(rate >= 0 && rate <= 1) {
-		return fmt.Errorf("rate must be between 0 and 1 (a half of all frames is 0.5), not %v", rate)
+		return fmt.Errorf("rate must be between 0 and 1 (half of all frames is 0.5), not %v", rate)
 	}
 	return nil
 }
@@ -100,15 +100,15 @@ func (Down) apply(im *impairment, _ *frameStream, b *burst, f frame) { im.drop(b
 func (e Delay) Check() error {
 	switch {
 	case e.Mean < 0 || e.Jitter < 0:
-		return fmt.Errorf("a delay is not negative")
+		return fmt.Errorf("the delay is negative")
 	case e.Mean > maxDelay || e.Jitter > maxDelay:
-		return fmt.Errorf("a delay of more than %v is better written as down", maxDelay)
+		return fmt.Errorf("the delay exceeds %v; use down to stop all frames", maxDelay)
 	}
 	switch e.Distribution {
 	case "", "uniform", "normal", "exponential":
 		return nil
 	}
-	return fmt.Errorf("there is no distribution %q; there are uniform, normal and exponential", e.Distribution)
+	return fmt.Errorf("unknown distribution %q; want uniform, normal or exponential", e.Distribution)
 }
 
 func (e Delay) apply(im *impairment, s *frameStream, b *burst, f frame) {
@@ -189,7 +189,7 @@ func (e Reorder) apply(im *impairment, s *frameStream, b *burst, f frame) {
 func (e Rate) Check() error {
 	switch {
 	case e.Bits < 1:
-		return fmt.Errorf("bits must be a number of bits per second, at least 1, not %d; down is a line on which nothing comes through", e.Bits)
+		return fmt.Errorf("bits must be a number of bits per second, at least 1, not %d; use down to stop all frames", e.Bits)
 	case e.Queue < 0:
 		return fmt.Errorf("queue must be a number of bytes, not %d", e.Queue)
 	case e.Burst < 0:

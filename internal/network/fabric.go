@@ -156,7 +156,7 @@ func (f *Fabric) SetDown(machine, nic string, down bool) {
 	}
 }
 
-// Down says whether the cable of a NIC is pulled.
+// Down reports whether the cable of a NIC is pulled.
 func (f *Fabric) Down(machine, nic string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -36,7 +36,7 @@ type Set struct {
 // All is everyone on the network.
 func (s Set) All() bool { return !s.Others && len(s.Machines) == 0 }
 
-// Has says whether a machine belongs to the set.
+// Has reports whether a machine belongs to the set.
 func (s Set) Has(machine string) bool {
 	return s.All() || slices.Contains(s.Machines, machine) != s.Others
 }
@@ -111,7 +111,7 @@ func (f *Fault) String() string { return f.Name }
 // whether this call was the first.
 func (f *Fault) Heal() bool { return f.fabric.heal(f) }
 
-// on says whether the fault is at a place.
+// on reports whether the fault is at a place.
 func (f *Fault) on(p *Port, d Direction) bool {
 	if f.Network != 0 && f.Network != p.sw.number {
 		return false
@@ -164,7 +164,7 @@ func streamName(p *Port, d Direction, from *Port) string {
 // check refuses a rule that makes no sense.
 func (r *Rule) check() error {
 	if len(r.Flows) == 0 {
-		return fmt.Errorf("%s: it is on no machine", r.Name)
+		return fmt.Errorf("%s: it affects no machine", r.Name)
 	}
 	if err := r.Effect.Check(); err != nil {
 		name, _, _ := strings.Cut(r.Name, "(")

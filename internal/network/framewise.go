@@ -71,7 +71,7 @@ func (t *framewise) write(runs []run) error {
 	return nil
 }
 
-// transient says whether an error is about one frame and not about the
+// transient reports whether an error is about one frame and not about the
 // connection: it is too long for it, or the other side has no room.
 func transient(err error) bool {
 	for _, e := range []error{syscall.EMSGSIZE, syscall.ENOBUFS, syscall.EAGAIN} {

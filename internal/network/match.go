@@ -39,9 +39,9 @@ func ParseMatch(text string) (Match, error) {
 		t := term{protocol: name}
 		switch {
 		case !slices.Contains(protocols, name):
-			return m, fmt.Errorf("%q is no protocol; there are %s, some with a port as in tcp:5432", name, strings.Join(protocols, ", "))
+			return m, fmt.Errorf("unknown protocol %q; want one of %s, some with a port as in tcp:5432", name, strings.Join(protocols, ", "))
 		case hasPorts && name != "tcp" && name != "udp" && name != "sctp":
-			return m, fmt.Errorf("%q: %s has no ports; tcp, udp and sctp have", part, name)
+			return m, fmt.Errorf("%q: %s has no ports; only tcp, udp and sctp have ports", part, name)
 		case hasPorts:
 			low, high, isRange := strings.Cut(ports, "-")
 			if !isRange {

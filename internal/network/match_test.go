@@ -18,9 +18,9 @@ func TestParseMatch(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		"tpc":         `"tpc" is no protocol`,
-		"tcp,":        `"" is no protocol`,
-		"TCP":         `"TCP" is no protocol`,
+		"tpc":         `unknown protocol "tpc"`,
+		"tcp,":        `unknown protocol ""`,
+		"TCP":         `unknown protocol "TCP"`,
 		"icmp:8":      "icmp has no ports",
 		"tcp:":        "not a port",
 		"tcp:0":       "not a port",

@@ -70,7 +70,7 @@ func Plan(machines []Machine) (Addresses, error) {
 	var plan Addresses
 	for i, m := range sorted {
 		if i > 0 && sorted[i-1].Name == m.Name {
-			return nil, fmt.Errorf("machine %s: there are two of this name", m.Name)
+			return nil, fmt.Errorf("machine %s: another machine has the same name", m.Name)
 		}
 		a, err := m.addresses(i + 1)
 		if err != nil {
@@ -85,14 +85,14 @@ func Plan(machines []Machine) (Addresses, error) {
 // that are there keep their addresses.
 func (a Addresses) Add(m Machine) (Addresses, error) {
 	if _, ok := a.Machine(m.Name); ok {
-		return nil, fmt.Errorf("machine %s: there is one of this name", m.Name)
+		return nil, fmt.Errorf("machine %s: another machine has the same name", m.Name)
 	}
 	number := 1
 	for slices.ContainsFunc(a, func(x MachineAddresses) bool { return x.Number == number }) {
 		number++
 	}
 	if number > maxMachines {
-		return nil, fmt.Errorf("machine %s: there are %d machines already, and addresses for no more", m.Name, maxMachines)
+		return nil, fmt.Errorf("machine %s: no free address: %d machines use all", m.Name, maxMachines)
 	}
 	added, err := m.addresses(number)
 	if err != nil {
@@ -106,7 +106,7 @@ func (a Addresses) Add(m Machine) (Addresses, error) {
 func (a Addresses) Visitor(m Machine, n int) (MachineAddresses, error) {
 	number := maxMachines - n
 	if number < 1 || slices.ContainsFunc(a, func(x MachineAddresses) bool { return x.Number == number }) {
-		return MachineAddresses{}, fmt.Errorf("%s: no address is left beside %d machines and %d others", m.Name, len(a), n)
+		return MachineAddresses{}, fmt.Errorf("%s: no free address: %d machines and %d VDE clients use all", m.Name, len(a), n)
 	}
 	return m.addresses(number)
 }

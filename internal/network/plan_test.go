@@ -86,7 +86,7 @@ func TestPlanErrors(t *testing.T) {
 		{"network 0", []Machine{{Name: "a", Networks: []int{0}}}, "machine a: network 0: "},
 		{"network 256", []Machine{{Name: "a", Networks: []int{1, 256}}}, "machine a: network 256: "},
 		{"network twice", []Machine{{Name: "a", Networks: []int{2, 1, 2}}}, "machine a: network 2 is listed twice"},
-		{"name twice", []Machine{{Name: "b"}, {Name: "a"}, {Name: "b"}}, "machine b: there are two"},
+		{"name twice", []Machine{{Name: "b"}, {Name: "a"}, {Name: "b"}}, "machine b: another machine has the same name"},
 		{"no name", []Machine{{}}, `machine "": `},
 		{"name that breaks /etc/hosts", []Machine{{Name: "a\n6.6.6.6 b"}}, `machine "a\n6.6.6.6 b": `},
 		{"too many", manyMachines(253), "253 machines: "},

@@ -17,10 +17,10 @@ type Stats struct {
 func (s Stats) complaint() string {
 	var lost []string
 	if n := s.ToMachine.Lost.Overrun; n > 0 {
-		lost = append(lost, fmt.Sprintf("%d of %d frames to it were lost, as it did not read them fast enough", n, n+s.ToMachine.Frames))
+		lost = append(lost, fmt.Sprintf("%d of %d frames to it were lost because it did not read them fast enough", n, n+s.ToMachine.Frames))
 	}
 	if l := s.FromMachine.Lost; l.Runt+l.Oversized > 0 {
-		lost = append(lost, fmt.Sprintf("frames that it sent were lost, %d shorter and %d longer than an Ethernet frame can be", l.Runt, l.Oversized))
+		lost = append(lost, fmt.Sprintf("frames that it sent were lost: %d too short and %d too long for Ethernet", l.Runt, l.Oversized))
 	}
 	return strings.Join(lost, "; ")
 }

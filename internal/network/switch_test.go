@@ -411,9 +411,9 @@ func TestTraffic(t *testing.T) {
 	}
 	want := []event.Event{
 		event.Traffic{Machine: "client", Network: "lan", NIC: "eth1", Sent: client.FromMachine, Received: client.ToMachine},
-		event.Log{Machine: "client", Level: "warning", Text: "lan, eth1: frames that it sent were lost, 1 shorter and 0 longer than an Ethernet frame can be"},
+		event.Log{Machine: "client", Level: "warning", Text: "lan, eth1: frames that it sent were lost: 1 too short and 0 too long for Ethernet"},
 		event.Traffic{Machine: "server", Network: "lan", NIC: "eth1", Sent: server.FromMachine, Received: server.ToMachine},
-		event.Log{Machine: "server", Level: "warning", Text: fmt.Sprintf("lan, eth1: %d of %d frames to it were lost, as it did not read them fast enough", lost, lost+server.ToMachine.Frames)},
+		event.Log{Machine: "server", Level: "warning", Text: fmt.Sprintf("lan, eth1: %d of %d frames to it were lost because it did not read them fast enough", lost, lost+server.ToMachine.Frames)},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

@@ -15,7 +15,7 @@ import (
 // errDropped is a statement that the person gave up before it was complete.
 var errDropped = errors.New("dropped")
 
-// An inputError is why there is no more input, other than its end.
+// An inputError is an error of the input, not its end.
 type inputError struct{ err error }
 
 func (e *inputError) Error() string { return e.err.Error() }

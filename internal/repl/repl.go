@@ -38,7 +38,7 @@ type Options struct {
 	Hold func(bool)
 }
 
-// Interactive says whether a file is a terminal.
+// Interactive reports whether a file is a terminal.
 func Interactive(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 
 // Run talks until the input ends, or ctx does, which is its error. worst is that

@@ -423,7 +423,7 @@ func TestTotalIsBounded(t *testing.T) {
 		t.Errorf("%d bytes kept, %d counted", kept, r.kept)
 	}
 	r.close(atNoon)
-	if len(r.logs) != 1 || !strings.Contains(r.logs[0].Text, "more than a report keeps (1 MiB)") {
+	if len(r.logs) != 1 || !strings.Contains(r.logs[0].Text, "exceeds the limit of a report (1 MiB)") {
 		t.Errorf("the report says %+v", r.logs)
 	}
 }
@@ -585,7 +585,7 @@ func TestJSONIsBounded(t *testing.T) {
 	if kept+lost != int(seq) || lost == 0 || !finished {
 		t.Errorf("%d kept and %d left out of %d, the test's end: %v", kept, lost, seq, finished)
 	}
-	if len(r.logs) != 2 || !strings.Contains(r.logs[0].Text, "the JSON lines had grown too long: ") {
+	if len(r.logs) != 2 || !strings.Contains(r.logs[0].Text, "the JSON lines exceeded their limit: ") {
 		t.Errorf("the report says %+v", r.logs)
 	}
 }

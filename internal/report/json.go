@@ -31,7 +31,7 @@ const maxJSON = 512 << 20
 // NewJSON writes to w without buffering.
 func NewJSON(w io.Writer) *JSON { return &JSON{w: w, limit: maxJSON} }
 
-// bulk says whether an event is one of those that come without end.
+// bulk reports whether an event is one of those that come without end.
 func bulk(e event.Event) bool {
 	switch e.(type) {
 	case event.Output, event.Console, event.StepStarted, event.StepFinished, event.Log, event.Egress, event.MachineState, event.Traffic, event.Progress,

@@ -93,7 +93,7 @@ func (f *file) running() []*test {
 	return ts
 }
 
-// booting says whether this machine of the test's lab is; that lab may be the
+// booting reports whether this machine of the test's lab is; that lab may be the
 // one of the whole file.
 func (f *file) booting(k testKey, name string) bool {
 	return slices.ContainsFunc(f.machines, func(m *machine) bool {

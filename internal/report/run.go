@@ -317,12 +317,12 @@ func (r *Run) roomy() limits {
 		return r.limits
 	}
 	if r.cutLists["total"]++; r.cutLists["total"] == 1 {
-		r.note(r.last, fmt.Sprintf("the machines have said more than a report keeps (%d MiB): from here on it has the last lines only", r.limits.total>>20))
+		r.note(r.last, fmt.Sprintf("the output of the machines exceeds the limit of a report (%d MiB): only the last lines of later output are kept", r.limits.total>>20))
 	}
 	return scarce
 }
 
-// room says whether a list has room for one more, and notes what is left out.
+// room reports whether a list has room for one more, and notes what is left out.
 func (r *Run) room(n int, list string) bool {
 	if r.limits.list == 0 || n < r.limits.list {
 		return true
@@ -376,7 +376,7 @@ func (r *Run) unknown(at time.Time, e event.Unknown) {
 }
 
 func unknownText(e event.Unknown) string {
-	return fmt.Sprintf("events of the type %.100q are not shown: this version of attest does not have it", e.Type)
+	return fmt.Sprintf("events of the unknown type %.100q are not shown", e.Type)
 }
 
 // omittedText says what a stream of events lacks: "12 console, 3 output events".
@@ -385,10 +385,10 @@ func omittedText(e event.Omitted) string {
 	for _, k := range slices.Sorted(maps.Keys(e.Events)) {
 		kinds = append(kinds, fmt.Sprintf("%d %s", e.Events[k], k))
 	}
-	return fmt.Sprintf("the JSON lines had grown too long: %s events are not among them (%d bytes)", strings.Join(kinds, ", "), e.Bytes)
+	return fmt.Sprintf("the JSON lines exceeded their limit: %s events are left out (%d bytes)", strings.Join(kinds, ", "), e.Bytes)
 }
 
-// of says whether the machine is one of a test's lab, or of the whole file's if
+// of reports whether the machine is one of a test's lab, or of the whole file's if
 // k has no test.
 func (m *machine) of(k testKey) bool { return m.test == k || m.test.test == "" && k.test == "" }
 

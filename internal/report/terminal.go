@@ -483,7 +483,7 @@ func (t *Terminal) line(at time.Time, s string) {
 	t.write(painter(t.o.ColorStderr).paint(dim, stamp) + oneRow.Replace(s) + "\n")
 }
 
-// Hold keeps all lines back while somebody else uses the screen; Hold(false)
+// Hold keeps all lines back while another user has the screen; Hold(false)
 // writes them.
 func (t *Terminal) Hold(on bool) {
 	t.mu.Lock()

@@ -1,4 +1,4 @@
-// Package script is what runs test files, and conversations, need of a language.
+// Package script is what test runs and conversations need of a language.
 //
 // A Language reads files of one ending into Files: machines, and tests that run on
 // a lab. It registers itself, as a backend does, so that a program has the

@@ -47,7 +47,7 @@ func Languages() []Language {
 	return slices.Clone(languages)
 }
 
-// IsTest says whether a file is one that a directory stands for: *_test and the
+// IsTest reports whether a file is one that a directory stands for: *_test and the
 // ending of a language.
 func IsTest(name string) bool {
 	return slices.ContainsFunc(Languages(), func(l Language) bool { return strings.HasSuffix(name, "_test"+l.Ending) })

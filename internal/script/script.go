@@ -18,9 +18,9 @@ type File interface {
 	Machines() []attest.MachineConfig
 	// Tests are the functions to run, in the order of the file.
 	Tests() []Test
-	// HasSetup says whether there is something to run before the tests.
+	// HasSetup reports whether there is something to run before the tests.
 	HasSetup() bool
-	// KeepOnFailure says whether the file wants the labs of its failed tests kept.
+	// KeepOnFailure reports whether the file wants the labs of its failed tests kept.
 	KeepOnFailure() bool
 	// Call runs Setup or a test on a lab. Operations publish their events on the
 	// bus of ctx. Its error has the place as an *Error and wraps what the operation

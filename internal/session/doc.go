@@ -7,5 +7,5 @@
 // everything else that has operations (jobs, faults, captures) by a number. What
 // happens is published on the session's bus.
 //
-// Who types, or what is at the other end of a socket, is no concern of a Session.
+// A Session does not know who types, or what is at the other end of a socket.
 package session

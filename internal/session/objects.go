@@ -38,7 +38,7 @@ func (o *objects) add(h operation.Handle) Object {
 type UnknownObjectError struct{ ID int }
 
 func (e *UnknownObjectError) Error() string {
-	return fmt.Sprintf("there is no object %d in this session", e.ID)
+	return fmt.Sprintf("this session has no object %d", e.ID)
 }
 
 // Status is that of a mistake of the caller's.

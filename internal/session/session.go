@@ -26,7 +26,7 @@ type Options struct {
 // A Lab is what a session needs of one.
 type Lab interface {
 	operation.Runner
-	// Has says whether there is a machine of this name.
+	// Has reports whether there is a machine of this name.
 	Has(machine string) bool
 	// Create adds a machine.
 	Create(context.Context, attest.MachineConfig) error

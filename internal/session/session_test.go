@@ -202,7 +202,7 @@ func TestInvoke(t *testing.T) {
 		args []any
 		want string
 	}{
-		{job, "kill", nil, "there is no object 1 in this session"},
+		{job, "kill", nil, "this session has no object 1"},
 		{web, "suceed", nil, "suceed: machine has no such operation; did you mean succeed?"},
 		{web, "wait_for_unit", nil, "argument unit is missing"},
 		{7, "x", nil, "neither a machine nor an object"},

@@ -61,7 +61,7 @@ func (a *admission) enqueue(n need, test bool) *ticket {
 	return t
 }
 
-// admit lets in whoever may, with a.mu held.
+// admit admits every ticket that fits, with a.mu held.
 func (a *admission) admit() {
 	for {
 		next := a.tests.Front()
@@ -94,7 +94,7 @@ func (t *ticket) wait(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// rest says that the lab does nothing any more, but still takes memory.
+// rest marks a lab that no longer works but still takes memory.
 func (t *ticket) rest() { t.change(need{memory: t.need.memory}) }
 
 // leave gives all back. It can be called more than once.

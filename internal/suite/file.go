@@ -181,7 +181,7 @@ func (p *pass) snapshot(ctx context.Context, lab operation.Runner) (operation.Sn
 	case attest.StatusOf(err) != attest.Unsupported:
 		return nil, asInfra("take a snapshot for the tests to begin from", err)
 	case p.file.script.HasSetup():
-		event.Warnf(ctx, "%v; so setup runs again for each test", err)
+		event.Warnf(ctx, "setup runs again for each test: %v", err)
 	}
 	return anew{p}, nil
 }

@@ -30,7 +30,7 @@ type Kept struct {
 	Message string `json:"message"`
 }
 
-// ReadKept says whose lab is in a directory; nil if it is not one that a test left.
+// ReadKept returns whose lab is in a directory, or nil if no test left it.
 func ReadKept(dir string) (*Kept, error) {
 	data, err := os.ReadFile(filepath.Join(dir, keptFile))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -8,7 +8,7 @@ import (
 	"github.com/attest-vm/attest/internal/operation"
 )
 
-// isFile says whether Options.Pcap is the name of a file, and not of a directory.
+// isFile reports whether Options.Pcap is the name of a file, and not of a directory.
 func isFile(pcap string) bool {
 	ext := filepath.Ext(pcap)
 	return ext == ".pcapng" || ext == ".pcap"
@@ -21,7 +21,7 @@ func (p *plan) checkPcap(pcap string, boots int) error {
 		tests += len(f.tests) * max(1, boots)
 	}
 	if isFile(pcap) && tests > 1 {
-		return refusef(event.Invalid, "--pcap %s is one file, and %d tests run, each of which gets its own; name a directory, or choose a test with --run", pcap, tests)
+		return refusef(event.Invalid, "--pcap %s is one file, but %d tests run and each writes its own; name a directory, or choose one test with --run", pcap, tests)
 	}
 	return nil
 }

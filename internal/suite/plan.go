@@ -118,7 +118,7 @@ func (r *run) plan(ctx context.Context, machines []attest.MachineConfig) (*plan,
 		case r.opts.SaveTo == "":
 			f.tests = f.script.Tests()
 		case !f.script.HasSetup():
-			f.err = refusef(event.Invalid, "%s: it has no setup(), which would make the state to save", path)
+			f.err = refusef(event.Invalid, "%s: it has no setup() to make the state", path)
 		}
 	}
 	return p, nil
@@ -132,13 +132,13 @@ func (p *plan) invalid() bool {
 func (o *Options) checkState(paths []string) error {
 	switch {
 	case o.SaveTo != "" && len(paths) != 1:
-		return refusef(event.Invalid, "the state of one file can be saved, not of %d", len(paths))
+		return refusef(event.Invalid, "only the state of one file can be saved, not of %d", len(paths))
 	case o.SaveTo != "" && o.Boot == "both":
-		return refusef(event.Invalid, "--boot=both: the state that is saved is that of machines which started one way")
+		return refusef(event.Invalid, "--boot=both: want one way to start for a state to save")
 	case o.SaveTo != "" && notEmpty(o.SaveTo):
-		return refusef(event.Invalid, "directory %s: it is not empty; name another, or empty it", o.SaveTo)
+		return refusef(event.Invalid, "directory %s is not empty; name another, or empty it", o.SaveTo)
 	case o.From != "" && len(paths) != 1:
-		return refusef(event.Invalid, "--from %s: one file can begin from a saved state, not %d", o.From, len(paths))
+		return refusef(event.Invalid, "--from %s: only one file can begin from a saved state, not %d", o.From, len(paths))
 	case o.From != "" && o.Boot != "" && o.Boot != "warm":
 		return refusef(event.Invalid, "--from %s: machines that begin from a saved state do not boot (--boot=%s)", o.From, o.Boot)
 	}
@@ -186,7 +186,7 @@ func discover(names []string) ([]string, error) {
 		info, err := os.Stat(name)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			return nil, refusef(event.Invalid, "%s: there is no such file", name)
+			return nil, refusef(event.Invalid, "%s: no such file", name)
 		case err != nil:
 			return nil, refusef(event.Invalid, "%v", err)
 		case !info.IsDir():
@@ -226,7 +226,7 @@ func inDirectory(dir string) ([]string, error) {
 		for _, l := range script.Languages() {
 			names = append(names, "*_test"+l.Ending)
 		}
-		return nil, refusef(event.Invalid, "%s: there is no %s in this directory", dir, strings.Join(names, " or "))
+		return nil, refusef(event.Invalid, "%s: no %s in this directory", dir, strings.Join(names, " or "))
 	}
 	return out, nil
 }

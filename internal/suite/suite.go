@@ -110,7 +110,7 @@ func (h realHost) OpenState(ctx context.Context, dir string, config attest.LabCo
 	saved, declared := namesOf(state.Machines()), namesOf(config.Machines)
 	if !slices.Equal(saved, declared) {
 		state.Close()
-		return nil, refusef(event.Invalid, "the state in %s is that of other machines than those of the file: it has %s, and the file has %s",
+		return nil, refusef(event.Invalid, "the state in %s has other machines than the file: %s, the file %s",
 			dir, strings.Join(saved, ", "), strings.Join(declared, ", "))
 	}
 	return operation.StateOf(state), nil
@@ -139,7 +139,7 @@ func (s Summary) ExitCode() int { return s.Status.ExitCode() }
 type TimeoutError struct{ Limit time.Duration }
 
 func (e *TimeoutError) Error() string {
-	return fmt.Sprintf("the run's time is over: its limit is %v", e.Limit)
+	return fmt.Sprintf("the run timed out after %v", e.Limit)
 }
 
 // Status is that of a test which waits when the time is over.

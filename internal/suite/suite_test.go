@@ -349,8 +349,8 @@ func TestUsage(t *testing.T) {
 		want   string
 	}{
 		{"nothing selected", Options{Files: []string{"a.star"}, Select: regexp.MustCompile("^nothing$")}, event.Invalid, `--run "^nothing$" selects none of the 1 tests`},
-		{"no such file", Options{Files: []string{"none.star"}}, event.Invalid, "none.star: there is no such file"},
-		{"empty directory", Options{Files: []string{"empty"}}, event.Invalid, "empty: there is no *_test.star in this directory"},
+		{"no such file", Options{Files: []string{"none.star"}}, event.Invalid, "none.star: no such file"},
+		{"empty directory", Options{Files: []string{"empty"}}, event.Invalid, "empty: no *_test.star in this directory"},
 		{"boot", Options{Boot: "lukewarm"}, event.Invalid, "--boot=lukewarm: want cold, warm or both"},
 		{"output directory", Options{OutDir: "a.star"}, event.Invalid, "output directory: mkdir a.star: not a directory"},
 		{"no machine configuration", Options{MachineConfig: "none.json"}, event.Invalid, "machine configuration: open none.json: no such file or directory"},
@@ -440,7 +440,7 @@ func TestTimeout(t *testing.T) {
 		"a.star", machine+"def test_a(): m.succeed('hang')\ndef test_b(): pass\n", "b.star", "def main(): pass\n")
 	o.expect(t, event.Failed, 1, "a.star:test_a failed", "a.star:test_b skipped", "a.star failed", "b.star:main skipped", "b.star skipped")
 	f := o.fails["a.star:test_a"]
-	if f.Message != "the run's time is over: its limit is 100ms" || f.Position.Line != 2 || f.Machine != "m" || f.Operation != "succeed" {
+	if f.Message != "the run timed out after 100ms" || f.Position.Line != 2 || f.Machine != "m" || f.Operation != "succeed" {
 		t.Errorf("got %+v", f)
 	}
 	if o.err != nil || !host.closed {
@@ -463,7 +463,7 @@ func TestTimeoutWhileBooting(t *testing.T) {
 			if f == nil {
 				f = o.fails["a.star:test_a"]
 			}
-			if !strings.Contains(f.Message, "guest did not boot") || !strings.Contains(f.Message, "the run's time is over: its limit is 50ms") {
+			if !strings.Contains(f.Message, "guest did not boot") || !strings.Contains(f.Message, "the run timed out after 50ms") {
 				t.Errorf("got %q", f.Message)
 			}
 		})
@@ -474,7 +474,7 @@ func TestTimeoutWhileBooting(t *testing.T) {
 func TestTimeoutWhileBuilding(t *testing.T) {
 	o := runFiles(t, t.Context(), Options{Timeout: 50 * time.Millisecond}, &fakeHost{slowLab: true}, "a.star", machine+"def setup(): pass\ndef test_a(): pass\n")
 	o.expect(t, event.Infra, 3, "a.star:test_a skipped", "a.star infra")
-	if f := o.fails["a.star"]; f.Message != "make the lab: the run's time is over: its limit is 50ms" {
+	if f := o.fails["a.star"]; f.Message != "make the lab: the run timed out after 50ms" {
 		t.Errorf("got %q", f.Message)
 	}
 }
@@ -501,7 +501,7 @@ func TestTimeoutWhileReading(t *testing.T) {
 		"good.star", "def main(): pass\n", "loop.star", "x = 0\nwhile True:\n    x = x + 1\n", "late.star", "def main(): pass\n")
 	o.expect(t, event.Invalid, 2, "good.star skipped", "loop.star invalid", "late.star invalid")
 	f := o.fails["loop.star"]
-	if f == nil || f.Message != "the run's time is over: its limit is 100ms" || f.Position.File != "loop.star" {
+	if f == nil || f.Message != "the run timed out after 100ms" || f.Position.File != "loop.star" {
 		t.Errorf("got %+v", f)
 	}
 	if o.err != nil || len(host.labs) > 0 {
@@ -650,7 +650,7 @@ def test_b():
 			}
 		}
 	}
-	if !strings.HasSuffix(warned, "; so setup runs again for each test") || subtests != 2 {
+	if !strings.HasPrefix(warned, "setup runs again for each test: ") || subtests != 2 {
 		t.Errorf("warned %q; %d subtests", warned, subtests)
 	}
 }

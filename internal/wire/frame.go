@@ -61,7 +61,7 @@ func (t Type) String() string {
 	return fmt.Sprintf("type %d", uint8(t))
 }
 
-// numbered says whether frames of this type belong to a session and are sent again
+// numbered reports whether frames of this type belong to a session and are sent again
 // until they have arrived.
 func (t Type) numbered() bool { return t >= Open }
 

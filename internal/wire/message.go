@@ -61,7 +61,7 @@ type AnnounceMessage struct {
 	BootID   string `json:"boot_id"` // that of an agent before says whether the guest was restarted or only the agent
 }
 
-// Info is who answers.
+// Info identifies the agent that answers.
 type Info struct {
 	Version  int           `json:"version"`
 	Build    string        `json:"build,omitempty"` // of the agent's binary
@@ -273,7 +273,7 @@ type PowerRequest struct {
 	Panic  bool `json:"panic,omitempty"` // make the kernel panic, by SysRq
 }
 
-// Identity makes a guest somebody. Zero fields leave things as they are.
+// Identity is a guest's identity. Zero fields leave things as they are.
 type Identity struct {
 	Hostname   string      `json:"hostname,omitempty"`
 	MachineID  string      `json:"machine_id,omitempty"` // 32 hexadecimal digits

@@ -71,12 +71,12 @@ func (w *Writer) sendEncoded(frames ...[]byte) {
 	w.signal()
 }
 
-// adjacent says whether b begins where a ends.
+// adjacent reports whether b begins where a ends.
 func adjacent(a, b []byte) bool {
 	return cap(a) > len(a) && len(b) > 0 && &a[:len(a)+1][len(a)] == &b[0]
 }
 
-// CanInline says whether p may be part of a message, which is never split.
+// CanInline reports whether p may be part of a message, which is never split.
 func CanInline(p []byte) bool { return !bytes.Contains(p, preamble) }
 
 func (w *Writer) signal() {

@@ -78,7 +78,7 @@ func (g *Gateway) Resolve(ctx context.Context, query []byte) ([]byte, error) {
 	return reply(h, &q, a)
 }
 
-// isMeta says whether a type is one that no record has (RFC 6895 3.1), such as a transfer of
+// isMeta reports whether a type is one that no record has (RFC 6895 3.1), such as a transfer of
 // a zone or all types at once.
 func isMeta(t dnsmessage.Type) bool {
 	return t == 0 || t == dnsmessage.TypeOPT || t >= 128 && t < 256
@@ -118,7 +118,7 @@ func parseAnswer(b []byte, id uint16, q dnsmessage.Question) (answer, error) {
 		return answer{}, err
 	}
 	if !h.Response || h.ID != id || h.OpCode != 0 {
-		return answer{}, errors.New("it is no answer to this query")
+		return answer{}, errors.New("not an answer to this query")
 	}
 	asked, err := p.Question()
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 
 const ethernetHeader = header.EthernetMinimumSize
 
-// mine says whether a frame is for the network stack, which would answer for every
+// mine reports whether a frame is for the network stack, which would answer for every
 // address, whoever asks for which, and takes any packet from anybody. What gets through is
 // TCP, UDP and pings of one guest, and the questions for the gateway's address.
 func (g *Gateway) mine(f []byte) bool {
@@ -106,7 +106,7 @@ func (g *Gateway) mineICMPv6(src, dst netip.Addr, p []byte) bool {
 	return false
 }
 
-// own says whether a packet comes from the guest, and counts it if not.
+// own reports whether a packet comes from the guest, and counts it if not.
 func (g *Gateway) own(src netip.Addr) bool {
 	if slices.Contains(g.config.Guest, src) {
 		return true

@@ -82,7 +82,7 @@ func (p *pins) forget(k pinKey) {
 	}
 }
 
-// has says whether a name has an address at a time.
+// has reports whether a name has an address at a time.
 func (p *pins) has(name string, addr netip.Addr, now time.Time) bool {
 	e := p.known[pinKey{name, addr}]
 	return e != nil && now.Before(e.Value.(*pin).until)

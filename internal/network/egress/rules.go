@@ -81,7 +81,7 @@ func checkPrefix(p netip.Prefix) error {
 		}
 	}
 	if p.IsSingleIP() && isGateway(p.Addr()) {
-		return fmt.Errorf("%v stands for the loopback of this host, which is called %q", p.Addr(), HostName)
+		return fmt.Errorf("%v is the loopback of this host; write %q", p.Addr(), HostName)
 	}
 	return nil
 }
@@ -103,7 +103,7 @@ func splitPort(d string) (host string, port uint16, err error) {
 	return d[:i], uint16(n), nil
 }
 
-// decide says whether a connection may be made to an address that has some of the
+// decide reports whether a connection may be made to an address that has some of the
 // names of the rules, and why not if a rule has it nevertheless.
 func (rs Rules) decide(dst netip.AddrPort, k kind, has func(name string) bool) (allowed bool, why string) {
 	matched := rs.all
@@ -129,7 +129,7 @@ func (rs Rules) decide(dst netip.AddrPort, k kind, has func(name string) bool) (
 	return false, k.why()
 }
 
-// allowsName says whether a name may be asked for. Nobody's answer says what
+// allowsName reports whether a name may be asked for. Nobody's answer says what
 // the name of this host is.
 func (rs Rules) allowsName(name string) bool {
 	if name == HostName {

@@ -124,7 +124,7 @@ func (h *Host) Close() error {
 	h.cancel()
 	h.forwards.Wait()
 	if n := h.lost.Swap(0); n > 0 {
-		h.warn(fmt.Sprintf("%v: %d answers were lost, as more was asked than it can answer at a time", h, n))
+		h.warn(fmt.Sprintf("%v: %d answers were lost because too many requests came at once", h, n))
 	}
 	return nil
 }
@@ -193,7 +193,7 @@ func (h *Host) receive(frame []byte) {
 	}
 }
 
-// isMine says whether a frame is to the host, or to many.
+// isMine reports whether a frame is to the host, or to many.
 func (h *Host) isMine(mac net.HardwareAddr) bool {
 	return mac[0]&1 == 1 || string(mac) == string(h.config.MAC)
 }
@@ -206,7 +206,7 @@ var (
 	solicitedNode = netip.MustParsePrefix("ff02::1:ff00:0/104")
 )
 
-// isFor says whether the host listens to an address.
+// isFor reports whether the host listens to an address.
 func (h *Host) isFor(a netip.Addr) bool {
 	switch a {
 	case h.config.IPv4.Addr(), h.config.IPv6.Addr(), h.linkLocal, broadcast4, allNodes, allRouters, dhcpServers:

@@ -623,7 +623,7 @@ func TestFloodIsTold(t *testing.T) {
 		h.Write(udp(guestMAC, hostMAC, guest4, host4, 40000, portDNS, q))
 	}
 	h.Close()
-	if want := "services of 192.168.1.0/24: 7 answers were lost, as more was asked than it can answer at a time"; told != want {
+	if want := "services of 192.168.1.0/24: 7 answers were lost because too many requests came at once"; told != want {
 		t.Errorf("told %q, want %q", told, want)
 	}
 }

@@ -128,7 +128,7 @@ func (h *Hub) accept() {
 		select {
 		case places <- struct{}{}:
 		default:
-			h.log("warning", fmt.Errorf("client %d is turned away: there are %d already", n, maxPlugs))
+			h.log("warning", fmt.Errorf("client %d rejected: the limit is %d", n, maxPlugs))
 			control.Close()
 			continue
 		}
@@ -193,10 +193,10 @@ func (h *Hub) serve(control *net.UnixConn, number int) error {
 func (h *Hub) clientSocket(path string) (string, error) {
 	dir, name := filepath.Split(path)
 	if info, err := os.Stat(dir); err != nil || !os.SameFile(info, h.info) {
-		return "", fmt.Errorf("its data socket %q is not in the directory it came through", path)
+		return "", fmt.Errorf("its data socket %q is not in the directory of the control socket", path)
 	}
 	if !strings.HasPrefix(name, ".") || name == "." || name == ".." {
-		return "", fmt.Errorf("its data socket %q does not have the name of a client's", path)
+		return "", fmt.Errorf("its data socket %q does not have a client's name", path)
 	}
 	return filepath.Join(h.dir, name), nil
 }

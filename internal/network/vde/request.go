@@ -43,7 +43,7 @@ func parseRequest(b []byte) (request, error) {
 		return request{}, fmt.Errorf("not VDE's plug protocol: it begins with %#08x, not %#08x", order.Uint32(b), uint32(magic))
 	}
 	if len(b) < minRequest {
-		return request{}, fmt.Errorf("a request of %d bytes, which has at least %d", len(b), minRequest)
+		return request{}, fmt.Errorf("a request of %d bytes, want at least %d", len(b), minRequest)
 	}
 	if v := order.Uint32(b[4:]); v != version {
 		return request{}, fmt.Errorf("version %d of VDE's plug protocol; only %d is known here", v, version)

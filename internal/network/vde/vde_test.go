@@ -320,9 +320,9 @@ func TestRefusedClients(t *testing.T) {
 		"elsewhere":         {encode(elsewhere, "x"), "not in the directory"},
 		"relative":          {encode("../.1-1", "x"), "not in the directory"},
 		"nowhere":           {encode("/no/such/dir/.1-1", "x"), "not in the directory"},
-		"the hub's own":     {encode(inside("ctl"), "x"), "does not have the name"},
-		"the directory":     {encode(inside("."), "x"), "does not have the name"},
-		"the directory's":   {encode(inside(".."), "x"), "does not have the name"},
+		"the hub's own":     {encode(inside("ctl"), "x"), "does not have a client's name"},
+		"the directory":     {encode(inside("."), "x"), "does not have a client's name"},
+		"the directory's":   {encode(inside(".."), "x"), "does not have a client's name"},
 		"a path to the end": {encode(inside("."+strings.Repeat("y", 108-len(l.hub.Dir())-len("/."))), "x"), "connect to its data socket"},
 	} {
 		t.Run(name, func(t *testing.T) {

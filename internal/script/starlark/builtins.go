@@ -121,7 +121,7 @@ const (
 )
 
 var (
-	errRetryOver     = errors.New("the time of retry is over")
+	errRetryOver     = errors.New("retry timed out")
 	errReturnedFalse = errors.New("it returned False")
 )
 
@@ -185,7 +185,7 @@ func (th *thread) retry(fn sl.Callable, interval time.Duration) (sl.Value, error
 	}
 }
 
-// passing says whether what failed can work the next time. A machine that went
+// passing reports whether what failed can work the next time. A machine that went
 // down does not come back, and a call that makes no sense never will.
 func passing(err error) bool {
 	var down *attest.DownError

@@ -173,7 +173,7 @@ func (c checker) operation(on operation.On, name string, call *syntax.CallExpr) 
 		return nil
 	}
 	if o.Property {
-		return usagef("%s is an attribute and not called: write .%s", name, name)
+		return usagef("%s is an attribute, not a function: write .%s", name, name)
 	}
 	var positional []any
 	var named []operation.Named

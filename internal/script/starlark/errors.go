@@ -179,7 +179,7 @@ func undefinedHint(msg string, env sl.StringDict) string {
 	return operation.DidYouMean(name, append(env.Keys(), sl.Universe.Keys()...))
 }
 
-// cancelled says whether Starlark ended because its thread was cancelled.
+// cancelled reports whether Starlark ended because its thread was cancelled.
 func cancelled(err error) bool {
 	for {
 		eval, ok := err.(*sl.EvalError)

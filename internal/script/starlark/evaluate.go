@@ -22,7 +22,7 @@ func newInterpreter() *interpreter { return &interpreter{held: make(chan struct{
 func (i *interpreter) Lock()   { i.held <- struct{}{} }
 func (i *interpreter) Unlock() { <-i.held }
 
-// runs says whether Starlark code runs now.
+// runs reports whether Starlark code runs now.
 func (i *interpreter) runs() bool { return len(i.held) > 0 }
 
 // stuckGrace is how long Starlark code may go on when it has been told to end. It

@@ -29,7 +29,7 @@ func TestStuck(t *testing.T) {
 	old := stuckGrace
 	stuckGrace = 20 * time.Millisecond
 	t.Cleanup(func() { stuckGrace = old })
-	stop := errors.New("the time is over")
+	stop := errors.New("timed out")
 
 	t.Run("test", func(t *testing.T) {
 		f := load(t, "m = machine(image = debian())\n"+nested+"def test_a():\n    x = nested()\n    m.log('now')\n    str(x)\n    m.log('never')\n")

@@ -35,10 +35,10 @@ func (f *File) Path() string { return f.path }
 // Machines are the machines of the file, in the order of their declaration.
 func (f *File) Machines() []attest.MachineConfig { return f.machines }
 
-// HasSetup says whether there is a function setup.
+// HasSetup reports whether there is a function setup.
 func (f *File) HasSetup() bool { return f.setup }
 
-// KeepOnFailure says whether the file wants the labs of its failed tests kept.
+// KeepOnFailure reports whether the file wants the labs of its failed tests kept.
 func (f *File) KeepOnFailure() bool { return f.keep }
 
 // Tests are the functions to run, in the order of the file.

@@ -151,7 +151,7 @@ func (l *loader) load(path string) (*module, error) {
 	}
 	if m := l.modules[key]; m != nil {
 		if m.loading {
-			return nil, usagef("%s is loaded by a file that it loads itself", path)
+			return nil, usagef("%s and a file that it loads would load each other", path)
 		}
 		return m, nil
 	}
@@ -234,9 +234,9 @@ func (l *loader) checkMachines(f *File) []*script.Error {
 		case c.Name == "":
 			errs = append(errs, l.sources.errorAt(m.declared, usagef("this machine has no name: give it name=, or assign it to a variable of its own")))
 		case other != nil && other.declared.Line == 0:
-			errs = append(errs, l.sources.errorAt(m.declared, usagef("two machines are called %q: this one and that of the machine configuration", c.Name)))
+			errs = append(errs, l.sources.errorAt(m.declared, usagef("two machines have the name %q: this one and one of the machine configuration", c.Name)))
 		case other != nil:
-			errs = append(errs, l.sources.errorAt(m.declared, usagef("two machines are called %q: this one and that of %s", c.Name, other.declared)))
+			errs = append(errs, l.sources.errorAt(m.declared, usagef("two machines have the name %q: this one and the one at %s", c.Name, other.declared)))
 		case access.NeedsImage(c):
 			errs = append(errs, l.sources.errorAt(m.declared, usagef("machine %q: it has no image; give it one, such as debian()", c.Name)))
 		case err != nil:

@@ -57,7 +57,7 @@ const (
 	depthInterval = 10_000
 )
 
-var errTooDeep = errors.New("calls are nested too deeply: a recursion without end? (the limit is 1000)")
+var errTooDeep = errors.New("calls are nested too deeply (the limit is 1000); is a recursion endless?")
 
 func (th *thread) checkDepth(t *sl.Thread) {
 	if t.CallStackDepth() > maxDepth {

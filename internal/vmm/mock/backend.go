@@ -280,7 +280,7 @@ func (b warmBackend) Fingerprint(_ vmm.Host, c vmm.Config) (string, error) {
 	return fmt.Sprintf("mock %d MiB, %v, script %s", boot.Memory, nics, boot.Script), nil
 }
 
-// Examine says whether machines of processes can be had here.
+// Examine reports whether machines of processes can be had here.
 func (b *backend) Examine(context.Context) doctor.Diagnosis {
 	canned := doctor.Finding{Name: "canned answers", OK: true, Detail: "everywhere"}
 	processes := doctor.Finding{Name: "processes", OK: true, Detail: "in user, mount, PID, UTS, IPC and network namespaces"}

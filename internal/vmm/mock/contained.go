@@ -154,7 +154,7 @@ func obey(order os.Signal, agent int) error {
 	return os.NewSyscallError("reboot", unix.Reboot(how))
 }
 
-// others says whether there are processes beside init and the agent.
+// others reports whether there are processes beside init and the agent.
 func others(agent int) bool {
 	names, err := filepath.Glob("/proc/[0-9]*")
 	for _, n := range names {

@@ -138,7 +138,7 @@ func TestHostIsLeftAlone(t *testing.T) {
 	}
 }
 
-// isGone says whether an operation's answer was lost in the end that it asked for.
+// isGone reports whether an operation's answer was lost in the end that it asked for.
 func isGone(err error) bool {
 	var gone *guest.DisconnectedError
 	var again *guest.RestartedError

@@ -93,7 +93,7 @@ func (e *ScriptError) Error() string {
 	return e.Pointer + ": " + e.Reason
 }
 
-// hasScript says whether there is more to a script than nothing.
+// hasScript reports whether there is more to a script than nothing.
 func hasScript(data []byte) bool {
 	var keys map[string]json.RawMessage
 	return len(data) > 0 && (json.Unmarshal(data, &keys) != nil || len(keys) > 0)

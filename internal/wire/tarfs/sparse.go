@@ -119,7 +119,7 @@ func (x *extractor) sparse(r io.Reader, f *os.File, record string) error {
 		}
 		n, err := x.content(f, io.LimitReader(r, p.Length))
 		if err == nil && n < p.Length {
-			err = fmt.Errorf("the copied stream is broken: a part of %d bytes has %d", p.Length, n)
+			err = fmt.Errorf("the copied stream is broken: a part of %d bytes contains %d", p.Length, n)
 		}
 		if err != nil {
 			return err

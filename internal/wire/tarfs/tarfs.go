@@ -479,7 +479,7 @@ type NoSpaceError struct {
 
 func (e *NoSpaceError) Error() string {
 	if e.Inodes {
-		return fmt.Sprintf("the file system has room for %d more files, and %d are not for copies", e.Free, e.Reserve)
+		return fmt.Sprintf("the file system has room for %d more files; copies must leave %d", e.Free, e.Reserve)
 	}
-	return fmt.Sprintf("the file system has %d MiB left, and %d MiB are not for copies", e.Free>>20, e.Reserve>>20)
+	return fmt.Sprintf("the file system has %d MiB left; copies must leave %d MiB", e.Free>>20, e.Reserve>>20)
 }
