@@ -16,9 +16,31 @@ const (
 	// ackAfter is how many bytes one side receives before it acknowledges them by a
 	// frame of its own. What it sends anyway, credit for instance, acknowledges, too.
 	ackAfter = Window
-	// chunkSize is how much memory frames take that are smaller.
-	chunkSize = 32 << 10
+	// chunkSize has room for any frame.
+	chunkSize = headerSize + orderSize + MaxPayload
+	// maxSpare is how many chunks wait for frames.
+	maxSpare = 8
 )
+
+// A chunk is memory for frames. When they have been acknowledged it is used again,
+// unless a Writer still has some of it: what is in its queue must not change.
+type chunk struct {
+	b      []byte
+	frames int     // that are kept
+	w      *Writer // which has the frames; nil: none
+	mark   uint64  // of its last one
+	resent bool    // other Writers have had some
+}
+
+func (c *chunk) give(w *Writer, frame []byte) {
+	c.w, c.mark = w, w.sendEncoded(frame)
+}
+
+// A kept frame is one that has not been acknowledged.
+type kept struct {
+	frame []byte
+	chunk *chunk
+}
 
 // An order numbers the frames of a session in both directions, and keeps those that
 // the other side has not acknowledged. It outlives connections.
@@ -26,10 +48,11 @@ type order struct {
 	mu       sync.Mutex
 	w        *Writer // of the connection that carries the session; nil: none does
 	first    uint32  // number of kept[head], or of the next frame
-	kept     [][]byte
+	kept     []kept
 	head     int    // of kept: what is before it has been acknowledged
 	size     int    // of kept, in bytes
-	chunk    []byte // where the next frame is encoded, if it fits; Writers have what is in it
+	chunk    *chunk // where the next frame is encoded, if it fits
+	spare    []*chunk
 	received uint32 // number of the last frame that came
 	owed     int    // bytes received and not acknowledged
 	room     chan struct{}
@@ -55,12 +78,13 @@ func (o *order) sendLocked(f Frame) {
 			i = bytes.Index(b, preamble)
 		}
 		if i < 0 {
-			o.chunk = o.chunk[:len(o.chunk)+len(b)]
-			o.kept = append(o.kept, b)
+			o.chunk.b = o.chunk.b[:len(o.chunk.b)+len(b)]
+			o.chunk.frames++
+			o.kept = append(o.kept, kept{b, o.chunk})
 			o.size += len(b)
 			o.owed = 0
 			if o.w != nil {
-				o.w.sendEncoded(b)
+				o.chunk.give(o.w, b)
 			}
 			return
 		}
@@ -78,11 +102,32 @@ func (o *order) sendLocked(f Frame) {
 // encode encodes f as the next frame, behind what is in the chunk.
 func (o *order) encode(f Frame) []byte {
 	f.Seq, f.Ack = o.sent()+1, o.received
-	if n := headerSize + orderSize + len(f.Payload); cap(o.chunk)-len(o.chunk) < n {
-		o.chunk = make([]byte, 0, max(n, chunkSize))
+	if n := headerSize + orderSize + len(f.Payload); o.chunk == nil || cap(o.chunk.b)-len(o.chunk.b) < n {
+		o.nextChunk()
 	}
-	at := len(o.chunk)
-	return AppendFrame(o.chunk, f)[at:]
+	at := len(o.chunk.b)
+	return AppendFrame(o.chunk.b, f)[at:]
+}
+
+// nextChunk makes room for a frame.
+func (o *order) nextChunk() {
+	full := o.chunk
+	if n := len(o.spare); n > 0 {
+		o.chunk, o.spare = o.spare[n-1], o.spare[:n-1]
+	} else {
+		o.chunk = &chunk{b: make([]byte, 0, chunkSize)}
+	}
+	if full != nil {
+		o.release(full)
+	}
+}
+
+// release keeps a chunk without frames for later.
+func (o *order) release(c *chunk) {
+	if c != o.chunk && c.frames == 0 && !c.resent && len(o.spare) < maxSpare && (c.w == nil || c.w.leftTo(c.mark)) {
+		c.b, c.w = c.b[:0], nil
+		o.spare = append(o.spare, c)
+	}
 }
 
 // sendData is send for a frame that has to wait when too much is kept. It returns
@@ -110,8 +155,11 @@ func (o *order) acked(n uint32) error {
 		return nil // it is older than one that came before
 	}
 	for i := range o.kept[o.head:][:ahead] {
-		o.size -= len(o.kept[o.head+i])
-		o.kept[o.head+i] = nil
+		k := &o.kept[o.head+i]
+		o.size -= len(k.frame)
+		k.chunk.frames--
+		o.release(k.chunk)
+		*k = kept{}
 	}
 	o.first += uint32(ahead)
 	switch o.head += int(ahead); {
@@ -164,7 +212,10 @@ func (o *order) attach(w *Writer, received uint32) error {
 	}
 	o.acked(received) // within the range
 	o.w = w
-	w.sendEncoded(o.kept[o.head:]...)
+	for _, k := range o.kept[o.head:] {
+		k.chunk.resent = true
+		k.chunk.give(w, k.frame)
+	}
 	return nil
 }
 
@@ -178,7 +229,8 @@ func (o *order) detach() {
 func (o *order) unacked(stream uint32, channel uint8) (data []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for _, b := range o.kept[o.head:] {
+	for _, k := range o.kept[o.head:] {
+		b := k.frame
 		if Type(b[1]) == Data && b[2] == channel && binary.BigEndian.Uint32(b[4:]) == stream {
 			data = append(data, b[headerSize+orderSize:]...)
 		}

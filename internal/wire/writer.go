@@ -17,6 +17,8 @@ type Writer struct {
 
 	mu     sync.Mutex
 	queue  [][]byte // what is in it does not change any more
+	queued uint64   // bytes that were ever queued by sendEncoded
+	left   uint64   // of queued, how many are not in the queue any more, nor being written
 	closed bool
 	err    error
 }
@@ -54,21 +56,29 @@ func (w *Writer) append(f Frame) {
 	}
 }
 
-// sendEncoded queues what AppendFrame has made. Frames that are in one piece of
-// memory leave as one.
-func (w *Writer) sendEncoded(frames ...[]byte) {
+// sendEncoded queues a frame as AppendFrame has made it. Frames that are in one piece
+// of memory leave as one. It returns what leftTo takes.
+func (w *Writer) sendEncoded(f []byte) (mark uint64) {
 	w.mu.Lock()
+	w.queued += uint64(len(f))
+	mark = w.queued
 	if !w.closed && w.err == nil {
-		for _, f := range frames {
-			if n := len(w.queue); n > 0 && adjacent(w.queue[n-1], f) {
-				w.queue[n-1] = w.queue[n-1][:len(w.queue[n-1])+len(f)]
-			} else {
-				w.queue = append(w.queue, f)
-			}
+		if n := len(w.queue); n > 0 && adjacent(w.queue[n-1], f) {
+			w.queue[n-1] = w.queue[n-1][:len(w.queue[n-1])+len(f)]
+		} else {
+			w.queue = append(w.queue, f)
 		}
 	}
 	w.mu.Unlock()
 	w.signal()
+	return mark
+}
+
+// leftTo reports whether nothing is needed any more of what was queued up to mark.
+func (w *Writer) leftTo(mark uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.left >= mark
 }
 
 // adjacent reports whether b begins where a ends.
@@ -102,15 +112,17 @@ func (w *Writer) run() {
 				break
 			}
 			w.queue = spare[:0]
+			queued := w.queued
 			w.mu.Unlock()
 			spare = queue
 			buffers := net.Buffers(queue)
-			if _, err := buffers.WriteTo(w.w); err != nil {
-				w.mu.Lock()
+			_, err := buffers.WriteTo(w.w)
+			w.mu.Lock()
+			if w.left = queued; err != nil {
 				w.err = err
 				w.queue = nil
-				w.mu.Unlock()
 			}
+			w.mu.Unlock()
 			clear(spare)
 		}
 	}
