@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -128,24 +129,24 @@ func TestJobsAreAdopted(t *testing.T) {
 // An adopted job has signals and ends with the context of its adoption, and what nobody
 // hears does not stop it.
 func TestAdoptedJobs(t *testing.T) {
-	c, ctx := newCable(t), testContext(t)
+	c, ctx, dir := newCable(t), testContext(t), t.TempDir()
 	first := c.client(guest.Options{})
+	never, typist := io.Pipe()
+	defer typist.Close()
 	for _, job := range []guest.Command{
 		{Job: "signal", Script: "echo ready; exec sleep 1000"},
 		{Job: "context", Argv: []string{"sleep", "1000"}},
-		{Job: "flood", Script: "echo ready; head -c 3M /dev/zero; echo end; exit 2"},
-		{Job: "stdin", Script: "echo ready; read -r line; echo got $line; cat; echo end", Stdin: strings.NewReader("one\n")},
+		{Job: "flood", Script: "echo ready; until test -e alone; do sleep 0.01; done; head -c 3M /dev/zero; echo end; exit 2", Dir: dir},
+		{Job: "stdin", Script: "echo ready; cat; echo its input has ended", Stdin: never},
 	} {
 		var out screen
 		job.Stdout = &out
-		p, err := first.Start(ctx, job)
-		if err != nil {
+		if _, err := first.Start(ctx, job); err != nil {
 			t.Fatal(err)
 		}
 		if job.Script != "" {
 			out.await(t, ctx, "ready")
 		}
-		_ = p
 	}
 	if _, err := first.Run(ctx, guest.Command{Job: "signal", Script: "true"}); !isOp(err, wire.KindInvalid) {
 		t.Errorf("a second job of that name: %v", err)
@@ -176,6 +177,9 @@ func TestAdoptedJobs(t *testing.T) {
 	if _, err := p.Wait(); !errors.As(err, &wait) {
 		t.Errorf("context: %v", err)
 	}
+	if err := os.WriteFile(filepath.Join(dir, "alone"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	await(t, "the flood has ended", func() bool {
 		jobs, err := m.Jobs(ctx)
 		if err != nil {
@@ -197,6 +201,13 @@ func TestAdoptedJobs(t *testing.T) {
 	}
 	if got := p.Received().Stdout; got != int64(3<<20+len("ready\nend\n")) {
 		t.Errorf("flood: it ended at byte %d", got)
+	}
+	if p, err = m.Adopt(ctx, "stdin", guest.Adoption{}); err != nil {
+		t.Fatal(err)
+	}
+	p.Signal(syscall.SIGTERM)
+	if r, err := p.Wait(); err != nil || r.Signal != "SIGTERM" || bytes.Contains(r.Stdout, []byte("ended")) {
+		t.Errorf("stdin: %+v, %v", r, err)
 	}
 	if _, err := m.Adopt(ctx, "none", guest.Adoption{}); !isOp(err, wire.KindNotFound) {
 		t.Errorf("no job: %v", err)
