@@ -17,6 +17,7 @@ import (
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/vmm/mock"
+	"github.com/attest-vm/attest/internal/wire"
 )
 
 // A fakeT is a test whose failure is not one of the test that plays it.
@@ -230,6 +231,27 @@ func TestNewsOfBoots(t *testing.T) {
 		t.Error("it goes on")
 	}
 }
+
+// When the time of go test is nearly over, the error says what hangs.
+func TestTimeoutIsNear(t *testing.T) {
+	_, config := testStage(t, mock.Options{Operating: func(ctx context.Context, _ *mock.Machine, op string) {
+		if op == wire.OpExec {
+			<-ctx.Done()
+		}
+	}})
+	f := play(t, "TestX", func(f *fakeT) {
+		near := timedT{f, time.Now().Add(testGrace + time.Second)}
+		NewLab(near, config("a")).Machine("a").Succeed("hang")
+	})
+	wantIn(t, f.text(), `attest: the test binary's -timeout is near (in 10s); under way: a: succeed("hang") for `)
+}
+
+type timedT struct {
+	*fakeT
+	deadline time.Time
+}
+
+func (t timedT) Deadline() (time.Time, bool) { return t.deadline, true }
 
 type loudT struct {
 	*fakeT

@@ -3,6 +3,8 @@ package attest
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,6 +24,7 @@ type testLog struct {
 	t        TB // whose lab it is; nil when it has ended
 	subtests map[string]TB
 	boots    map[string]*booting // of machines that have not answered yet
+	steps    map[uint64]underWay // that have begun and not ended
 }
 
 type booting struct {
@@ -30,8 +33,14 @@ type booting struct {
 	news  *time.Timer
 }
 
+// An underWay is a step that has not ended.
+type underWay struct {
+	event.StepStarted
+	since time.Time
+}
+
 func newTestLog(t TB) *testLog {
-	return &testLog{every: bootNews, t: t, subtests: map[string]TB{}, boots: map[string]*booting{}}
+	return &testLog{every: bootNews, t: t, subtests: map[string]TB{}, boots: map[string]*booting{}, steps: map[uint64]underWay{}}
 }
 
 func (l *testLog) add(t TB) {
@@ -102,6 +111,10 @@ func (l *testLog) record(r event.Record) {
 		if b := l.boots[e.Machine]; b != nil && strings.TrimSpace(e.Line) != "" {
 			b.line = e.Line
 		}
+	case event.StepStarted:
+		l.steps[e.ID] = underWay{e, r.Time}
+	case event.StepFinished:
+		delete(l.steps, e.ID)
 	case event.Log:
 		printTo(t, "%s%s", prefix(e.Machine), e.Text)
 	case event.FaultStarted:
@@ -137,6 +150,27 @@ func (l *testLog) tell(machine string) {
 	}
 	printTo(l.t, "%s: no answer yet after %v; %s", machine, roundDuration(time.Since(b.since)), said)
 	b.news.Reset(l.every)
+}
+
+// underWay says which operations have not ended, as an addition to a sentence: of those
+// that are part of one another the innermost.
+func (l *testLog) underWay() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	outer := map[uint64]bool{}
+	for _, s := range l.steps {
+		outer[s.Parent] = true
+	}
+	var texts []string
+	for _, id := range slices.Sorted(maps.Keys(l.steps)) {
+		if s := l.steps[id]; !outer[id] {
+			texts = append(texts, fmt.Sprintf("%s%s(%s) for %v", prefix(s.Machine), s.Operation, s.Args, roundDuration(time.Since(s.since))))
+		}
+	}
+	if len(texts) == 0 {
+		return ""
+	}
+	return "; under way: " + strings.Join(texts, ", ")
 }
 
 func prefix(machine string) string {

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -38,11 +39,9 @@ func Main(m interface{ Run() int }, config LabConfig, setup func(*TestLab)) int 
 	})
 	setUp.Wait()
 	code := 1
-	if ready && !t.Failed() {
+	if ready {
 		code = m.Run()
-	}
-	if code != 0 {
-		t.fail()
+		t.after(code)
 	}
 	t.close()
 	return code
@@ -54,7 +53,9 @@ type mainTest struct {
 	cancel context.CancelCauseFunc
 
 	mu       sync.Mutex
-	failed   bool
+	log      bytes.Buffer // what go test does not show without -v, unless setup fails
+	broken   bool         // setup has failed
+	failed   bool         // it or a test
 	cleanups []func()
 }
 
@@ -70,23 +71,38 @@ func (t *mainTest) Failed() bool {
 	return t.failed
 }
 
-func (t *mainTest) fail() {
+// after notes how the tests have ended.
+func (t *mainTest) after(code int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.failed = true
+	t.failed = code != 0
 }
 
-// Logf writes to standard output, as go test does, if go test -v was asked for or
-// something has gone wrong.
+// blamed says whether the failure is of the lab's own test.
+func (t *mainTest) blamed() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.broken
+}
+
+// Logf writes to standard output, as go test does, at once with go test -v and
+// otherwise if setup fails.
 func (t *mainTest) Logf(format string, args ...any) {
-	if v := flag.Lookup("test.v"); t.Failed() || v != nil && v.Value.String() != "false" {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if v := flag.Lookup("test.v"); v != nil && v.Value.String() != "false" {
 		fmt.Fprintf(os.Stdout, format+"\n", args...)
+		return
 	}
+	fmt.Fprintf(&t.log, format+"\n", args...)
 }
 
 func (t *mainTest) Fatalf(format string, args ...any) {
-	t.fail()
+	t.mu.Lock()
+	t.broken, t.failed = true, true
+	os.Stdout.Write(t.log.Bytes())
 	fmt.Fprintf(os.Stdout, "TestMain: "+format+"\n", args...)
+	t.mu.Unlock()
 	runtime.Goexit()
 }
 

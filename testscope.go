@@ -46,7 +46,7 @@ func openTest(t TB) scope {
 	if d, ok := t.(interface{ Deadline() (time.Time, bool) }); ok {
 		if deadline, ok := d.Deadline(); ok {
 			near = time.AfterFunc(time.Until(deadline)-testGrace, func() {
-				cancel(fmt.Errorf("the test binary's -timeout is near (in %v)", testGrace))
+				cancel(fmt.Errorf("the test binary's -timeout is near (in %v)%s", testGrace, log.underWay()))
 			})
 		}
 	}
@@ -90,7 +90,11 @@ func (s scope) finished(after time.Duration) event.TestFinished {
 	if skipper, ok := s.t.(interface{ Skipped() bool }); ok && skipper.Skipped() {
 		e.Status = event.Skipped
 	}
-	if s.t.Failed() {
+	failed := s.t.Failed()
+	if main, ok := s.t.(*mainTest); ok {
+		failed = main.blamed() // tests that have failed are reported themselves
+	}
+	if failed {
 		e.Failure = s.test.failure
 		if e.Failure == nil {
 			e.Failure = &event.Failure{Status: event.Failed, Message: "the test has failed; the output of go test says why"}
