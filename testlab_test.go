@@ -253,6 +253,26 @@ type timedT struct {
 
 func (t timedT) Deadline() (time.Time, bool) { return t.deadline, true }
 
+func TestNewsOfBuilds(t *testing.T) {
+	f := &fakeT{T: t, name: "TestX"}
+	l := newTestLog(f)
+	start := time.Now()
+	for _, p := range []struct {
+		after time.Duration
+		event.Progress
+	}{
+		{0, event.Progress{Title: "image x", Message: "unpacking"}},
+		{time.Second, event.Progress{Title: "image x", Message: "not said"}},
+		{news, event.Progress{Title: "image x", Message: "configuring"}},
+		{news + time.Second, event.Progress{Title: "image x", Done: true}},
+	} {
+		l.record(event.Record{Time: start.Add(p.after), Event: p.Progress})
+	}
+	if got, want := f.text(), "image x: unpacking\nimage x: configuring\nimage x: done\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 type loudT struct {
 	*fakeT
 	said chan string

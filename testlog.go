@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -12,19 +13,20 @@ import (
 	"github.com/attest-vm/attest/internal/event"
 )
 
-// bootNews is how often the log says that a machine has not answered yet.
-const bootNews = 15 * time.Second
+// news is how often the log says how far something is that takes long, such as a boot.
+const news = 15 * time.Second
 
 // A testLog writes to the logs of tests what helps to read a failure. Each event goes
 // to the log of the test that it belongs to, which may be a subtest.
 type testLog struct {
-	every time.Duration // between news of a boot
+	every time.Duration // between news of one thing
 
 	mu       sync.Mutex
 	t        TB // whose lab it is; nil when it has ended
 	subtests map[string]TB
-	boots    map[string]*booting // of machines that have not answered yet
-	steps    map[uint64]underWay // that have begun and not ended
+	boots    map[string]*booting  // of machines that have not answered yet
+	progress map[string]time.Time // when the log had something of it last, by its ID
+	steps    map[uint64]underWay  // that have begun and not ended
 }
 
 type booting struct {
@@ -40,7 +42,7 @@ type underWay struct {
 }
 
 func newTestLog(t TB) *testLog {
-	return &testLog{every: bootNews, t: t, subtests: map[string]TB{}, boots: map[string]*booting{}, steps: map[uint64]underWay{}}
+	return &testLog{every: news, t: t, subtests: map[string]TB{}, progress: map[string]time.Time{}, boots: map[string]*booting{}, steps: map[uint64]underWay{}}
 }
 
 func (l *testLog) add(t TB) {
@@ -97,8 +99,14 @@ func (l *testLog) record(r event.Record) {
 	}
 	switch e := r.Event.(type) {
 	case event.Progress:
-		if e.Done || e.Message == "" {
-			printTo(t, "%s %s", e.Title, map[bool]string{true: "done", false: "…"}[e.Done])
+		last, known := l.progress[e.ID]
+		switch {
+		case e.Done:
+			delete(l.progress, e.ID)
+			printTo(t, "%s: %s", e.Title, cmp.Or(e.Error, "done"))
+		case !known || r.Time.Sub(last) >= l.every:
+			l.progress[e.ID] = r.Time
+			printTo(t, "%s: %s", e.Title, cmp.Or(e.Message, "…"))
 		}
 	case event.MachineState:
 		printTo(t, "%s: %s (%v)", e.Machine, e.State, roundDuration(e.After))
