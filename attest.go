@@ -27,7 +27,8 @@ import (
 	"sync"
 )
 
-// TB is what [New] needs of a *testing.T or *testing.B.
+// TB is what [New] needs of a *testing.T or *testing.B. Of the methods Deadline, Output,
+// ArtifactDir and Skipped it uses those that there are.
 type TB interface {
 	Helper()
 	Name() string

@@ -3,6 +3,7 @@ package attest
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"maps"
 	"math"
@@ -30,25 +31,25 @@ const ReportsEnv = "ATTEST_REPORTS"
 var reports = &processReports{}
 
 type processReports struct {
-	mu       sync.Mutex
-	tried    bool
-	bus      event.Bus
-	file     *os.File // the JSON lines; nil: no reports are asked for, or they cannot be written
-	lines    *report.JSON
-	finished int64          // where the file goes on when finish has completed it; 0: it has not
-	open     map[string]int // labs by the test that they are of
-	started  time.Time
-	counts   map[event.Status]int
-	pkg      string
+	mu      sync.Mutex
+	tried   bool
+	bus     event.Bus
+	file    *os.File // the JSON lines; nil: no reports are asked for, or they cannot be written
+	lines   *report.JSON
+	open    map[string]int // labs by the test that they are of
+	started time.Time
+	counts  map[event.Status]int
 
-	lastMu sync.Mutex
-	last   event.Record // in the file, but for what finish adds
+	lastMu   sync.Mutex
+	last     event.Record // in the file, but for what finish adds
+	complete bool         // finish has added to it, and nothing may follow
+	size     int64        // of the file before that
 }
 
 // follow has the events of a lab's bus in the reports.
 func (p *processReports) follow(bus *event.Bus) {
 	bus.Subscribe(func(r event.Record) {
-		r.Scope.File = p.pkg
+		r.Scope.File = testedPackage()
 		p.bus.Publish(r.Scope, r.Event)
 	})
 }
@@ -59,36 +60,50 @@ func (p *processReports) begin(ctx context.Context, test string) {
 	defer p.mu.Unlock()
 	if dir := os.Getenv(ReportsEnv); !p.tried && dir != "" {
 		p.tried = true
-		if err := p.create(dir); err != nil {
-			event.Warnf(ctx, "%s: %v; there are no reports", ReportsEnv, err)
-		}
+		p.warn(p.create(dir))
 	}
 	if p.file == nil {
 		return
 	}
-	if p.finished > 0 { // it goes on
-		err := p.file.Truncate(p.finished)
-		if err == nil {
-			_, err = p.file.Seek(p.finished, io.SeekStart)
-		}
-		if err != nil {
-			event.Warnf(ctx, "%s: %v", ReportsEnv, err)
-		}
-		p.finished = 0
+	if len(p.open) == 0 {
+		p.warn(p.goOn())
 	}
 	if p.open[test]++; p.open[test] == 1 {
 		event.Publish(ctx, event.TestStarted{})
 	}
 }
 
+// warn says that there is something wrong with the reports. A test does not fail for
+// that.
+func (p *processReports) warn(err error) {
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "attest: reports (%s): %v\n", ReportsEnv, err)
+	}
+}
+
+// goOn takes back what finish has done.
+func (p *processReports) goOn() error {
+	p.lastMu.Lock()
+	defer p.lastMu.Unlock()
+	if !p.complete {
+		return nil
+	}
+	p.complete = false
+	if err := p.file.Truncate(p.size); err != nil {
+		return err
+	}
+	_, err := p.file.Seek(p.size, io.SeekStart)
+	return err
+}
+
 // create makes the file of JSON lines.
 func (p *processReports) create(dir string) error {
-	p.pkg, p.started = testedPackage(), time.Now()
+	p.started = time.Now()
 	p.open, p.counts = map[string]int{}, map[event.Status]int{}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	f, err := os.Create(filepath.Join(dir, strings.ReplaceAll(p.pkg, "/", "_")+".jsonl"))
+	f, err := os.Create(filepath.Join(dir, strings.ReplaceAll(testedPackage(), "/", "_")+".jsonl"))
 	if err != nil {
 		return err
 	}
@@ -96,13 +111,15 @@ func (p *processReports) create(dir string) error {
 	p.bus.Subscribe(func(r event.Record) {
 		p.lastMu.Lock()
 		defer p.lastMu.Unlock()
-		p.last = r
-		p.lines.Record(r)
+		if !p.complete {
+			p.last = r
+			p.lines.Record(r)
+		}
 	})
 	host, _ := os.Hostname()
 	wd, _ := os.Getwd()
-	p.bus.Publish(event.Scope{}, event.RunStarted{Version: version(), Files: []string{p.pkg}, Hostname: host, Dir: wd})
-	p.bus.Publish(event.Scope{File: p.pkg}, event.FileStarted{})
+	p.bus.Publish(event.Scope{}, event.RunStarted{Version: version(), Files: []string{testedPackage()}, Hostname: host, Dir: wd})
+	p.bus.Publish(event.Scope{File: testedPackage()}, event.FileStarted{})
 	return nil
 }
 
@@ -122,9 +139,7 @@ func (p *processReports) end(ctx context.Context, test string, e event.TestFinis
 	if len(p.open) > 0 {
 		return
 	}
-	if err := p.finish(); err != nil {
-		event.Warnf(ctx, "%s: %v", ReportsEnv, err)
-	}
+	p.warn(p.finish())
 }
 
 // finish completes the reports. The JSON lines are cut to what they were before if
@@ -132,13 +147,14 @@ func (p *processReports) end(ctx context.Context, test string, e event.TestFinis
 func (p *processReports) finish() (err error) {
 	p.lastMu.Lock()
 	defer p.lastMu.Unlock()
-	if p.finished, err = p.file.Seek(0, io.SeekCurrent); err != nil {
+	if p.size, err = p.file.Seek(0, io.SeekCurrent); err != nil {
 		return err
 	}
+	p.complete = true
 	status := event.Worst(slices.Collect(maps.Keys(p.counts))...)
 	took := time.Since(p.started)
 	var lines bytes.Buffer
-	r := event.Record{Seq: p.last.Seq + 1, Time: time.Now(), Scope: event.Scope{File: p.pkg}, Event: event.FileFinished{Status: status, Duration: took}}
+	r := event.Record{Seq: p.last.Seq + 1, Time: time.Now(), Scope: event.Scope{File: testedPackage()}, Event: event.FileFinished{Status: status, Duration: took}}
 	event.Encode(&lines, r)
 	r.Seq, r.Scope, r.Event = r.Seq+1, event.Scope{}, event.RunFinished{Status: status, Duration: took, Counts: p.counts}
 	event.Encode(&lines, r)
@@ -159,12 +175,12 @@ func (p *processReports) finish() (err error) {
 }
 
 // testedPackage is the path of the package whose tests this process runs.
-func testedPackage() string {
+var testedPackage = sync.OnceValue(func() string {
 	if info, ok := debug.ReadBuildInfo(); ok && info.Path != "" && info.Path != "command-line-arguments" {
 		return strings.TrimSuffix(info.Path, ".test")
 	}
 	return strings.TrimSuffix(filepath.Base(os.Args[0]), ".test")
-}
+})
 
 // version is that of attest in this program.
 func version() string {
