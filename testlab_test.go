@@ -244,6 +244,15 @@ func TestTimeoutIsNear(t *testing.T) {
 		NewLab(near, config("a")).Machine("a").Succeed("hang")
 	})
 	wantIn(t, f.text(), `attest: the test binary's -timeout is near (in 10s); under way: a: succeed("hang") for `)
+	// The lab of a TestMain has no such time, its tests have.
+	var lab *TestLab
+	Main(mainM(func() int {
+		f = play(t, "TestX", func(f *fakeT) {
+			lab.With(timedT{f, time.Now().Add(testGrace + time.Second)}).Machine("a").Succeed("hang")
+		})
+		return 0
+	}), config("a"), func(l *TestLab) { lab = l })
+	wantIn(t, f.text(), `-timeout is near (in 10s); under way: a: succeed("hang") for `)
 }
 
 type timedT struct {

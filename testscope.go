@@ -40,20 +40,8 @@ func openTest(t TB) scope {
 	reports.follow(bus)
 	bus.Subscribe(log.record)
 	// Not t.Context itself: that one ends before the Cleanup functions run.
-	ctx := event.WithBus(context.WithoutCancel(t.Context()), bus)
-	ctx, cancel := context.WithCancelCause(ctx)
-	var near *time.Timer
-	if d, ok := t.(interface{ Deadline() (time.Time, bool) }); ok {
-		if deadline, ok := d.Deadline(); ok {
-			near = time.AfterFunc(time.Until(deadline)-testGrace, func() {
-				cancel(fmt.Errorf("the test binary's -timeout is near (in %v)%s", testGrace, log.underWay()))
-			})
-		}
-	}
+	ctx, cancel := context.WithCancelCause(event.WithBus(context.WithoutCancel(t.Context()), bus))
 	t.Cleanup(func() {
-		if near != nil {
-			near.Stop()
-		}
 		cancel(nil)
 		log.close()
 	})
@@ -71,11 +59,22 @@ func (s scope) with(t TB) scope {
 func openScope(t TB, ctx context.Context, log *testLog) scope {
 	ctx, cancel := context.WithCancelCause(event.WithScope(ctx, event.Scope{Test: t.Name()}))
 	stop := context.AfterFunc(t.Context(), func() { cancel(context.Cause(t.Context())) })
+	var near *time.Timer
+	if d, ok := t.(interface{ Deadline() (time.Time, bool) }); ok {
+		if deadline, ok := d.Deadline(); ok {
+			near = time.AfterFunc(time.Until(deadline)-testGrace, func() {
+				cancel(fmt.Errorf("the test binary's -timeout is near (in %v)%s", testGrace, log.underWay()))
+			})
+		}
+	}
 	s := scope{t, ctx, &openedTest{log: log, goroutine: goroutine()}}
 	reports.begin(ctx, t.Name())
 	started := time.Now()
 	t.Cleanup(func() {
 		stop()
+		if near != nil {
+			near.Stop()
+		}
 		cancel(nil)
 		reports.end(ctx, t.Name(), s.finished(time.Since(started)))
 	})
