@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -507,6 +508,27 @@ func TestTimeoutWhileReading(t *testing.T) {
 	if o.err != nil || len(host.labs) > 0 {
 		t.Errorf("%v, %d labs", o.err, len(host.labs))
 	}
+}
+
+// A run that has not ended long after its time was over is given up; one that has
+// ended is not.
+func TestGiveUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var given []error
+		for _, ends := range []bool{false, true} {
+			r := &run{opts: Options{GiveUp: func(err error) { given = append(given, err) }}}
+			ctx, cancel := r.limit(t.Context(), time.Second)
+			<-ctx.Done()
+			if ends {
+				cancel()
+			}
+			time.Sleep(time.Hour)
+			cancel()
+		}
+		if len(given) != 1 || !timedOut(given[0]) {
+			t.Errorf("given up: %v", given)
+		}
+	})
 }
 
 func TestInterrupt(t *testing.T) {
