@@ -10,7 +10,7 @@ import (
 // directory.
 func checkBelow(v any) error {
 	if name := v.(string); name != "" && !filepath.IsLocal(name) {
-		return fmt.Errorf("%q is not below the output directory; want a relative name without ..", name)
+		return fmt.Errorf("%q is not below the output directory; want a relative name that has no \"..\" in it", name)
 	}
 	return nil
 }
