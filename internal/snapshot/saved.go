@@ -222,21 +222,11 @@ func ReadMeta(dir string) (m Meta, err error) {
 func (s *Saved) Check(now map[string]string) error {
 	for _, what := range slices.Sorted(maps.Keys(now)) {
 		if s.Fits[what] != now[what] {
-			was, is := difference(s.Fits[what], now[what])
+			was, is := vmm.Difference(s.Fits[what], now[what])
 			return &MismatchError{s.Dir, what, was, is}
 		}
 	}
 	return nil
-}
-
-// difference is the first lines in which two texts differ.
-func difference(a, b string) (string, string) {
-	as, bs := strings.Split(a, "\n"), strings.Split(b, "\n")
-	i := 0
-	for i < min(len(as), len(bs))-1 && as[i] == bs[i] {
-		i++
-	}
-	return as[i], bs[i]
 }
 
 // Open opens a saved machine. Its error is a *DamagedError if the files have changed.

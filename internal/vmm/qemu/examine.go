@@ -255,17 +255,6 @@ func lastLine(err error) string {
 	return start.Output[strings.LastIndexByte(start.Output, '\n')+1:]
 }
 
-// firstDifference is the first lines in which two texts differ.
-func firstDifference(a, b string) (string, string) {
-	as, bs := strings.Split(a, "\n"), strings.Split(b, "\n")
-	for i := range min(len(as), len(bs)) {
-		if as[i] != bs[i] {
-			return as[i], bs[i]
-		}
-	}
-	return fmt.Sprintf("%d arguments", len(as)), fmt.Sprintf("%d", len(bs))
-}
-
 // What start commands start is remembered, so that a machine is examined once.
 
 func (b *backend) recall(key string) (examination, bool) {

@@ -123,7 +123,7 @@ func (s script) bootSavable(ctx context.Context, known examination, try bool) (m
 	case err != nil:
 		return nil, "its QEMU rejects a file as its memory: " + lastLine(err), nil
 	case m.seen.Print != known.Print:
-		was, is := firstDifference(known.Print, m.seen.Print)
+		was, is := vmm.Difference(known.Print, m.seen.Print)
 		return m, fmt.Sprintf("it starts something else each time: %s, then %s", was, is), nil
 	}
 	if try {
@@ -155,7 +155,7 @@ func (s script) restore(ctx context.Context) (*scripted, error) {
 		return nil, err
 	}
 	if m.seen.Print != saved.Print {
-		was, is := firstDifference(saved.Print, m.seen.Print)
+		was, is := vmm.Difference(saved.Print, m.seen.Print)
 		m.discard()
 		return nil, s.failed(start, fmt.Errorf("the start command has changed since the machine was saved: %s, now %s", was, is), nil)
 	}
