@@ -55,9 +55,9 @@ func TestStressKillBuild(t *testing.T) {
 		takes time.Duration
 		times int
 	}{
-		{[]string{"layer", "image"}, 10 * time.Second, 15},
-		{[]string{"kernel", "image"}, 8 * time.Second, 8},
-		{[]string{"base", "layer", "kernel", "image"}, 30 * time.Second, 8},
+		{[]string{"layer", "image"}, 10 * time.Second, 10},
+		{[]string{"kernel", "image"}, 8 * time.Second, 5},
+		{[]string{"base", "layer", "kernel", "image"}, 30 * time.Second, 4},
 	} {
 		for range part.times {
 			for _, kind := range part.kinds {
