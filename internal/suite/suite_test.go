@@ -201,6 +201,13 @@ func runFiles(t *testing.T, ctx context.Context, opts Options, host *fakeHost, f
 	return rerun(t, ctx, opts, host)
 }
 
+// inTime runs files in a bubble in which time passes only while everything waits:
+// the limit of a run is not used up by a slow host that reads the files.
+func inTime(t *testing.T, opts Options, host *fakeHost, files ...string) (o outcome) {
+	synctest.Test(t, func(t *testing.T) { o = runFiles(t, t.Context(), opts, host, files...) })
+	return o
+}
+
 // rerun runs files that are there.
 func rerun(t *testing.T, ctx context.Context, opts Options, host *fakeHost) outcome {
 	t.Helper()
@@ -437,7 +444,7 @@ func TestNoHost(t *testing.T) {
 // The run's own limit fails what was running, and skips the rest.
 func TestTimeout(t *testing.T) {
 	host := &fakeHost{}
-	o := runFiles(t, t.Context(), Options{Timeout: 100 * time.Millisecond, Jobs: 1, Seed: 1}, host,
+	o := inTime(t, Options{Timeout: 100 * time.Millisecond, Jobs: 1, Seed: 1}, host,
 		"a.star", machine+"def test_a(): m.succeed('hang')\ndef test_b(): pass\n", "b.star", "def main(): pass\n")
 	o.expect(t, event.Failed, 1, "a.star:test_a failed", "a.star:test_b skipped", "a.star failed", "b.star:main skipped", "b.star skipped")
 	f := o.fails["a.star:test_a"]
@@ -456,7 +463,7 @@ func TestTimeoutWhileBooting(t *testing.T) {
 		"in setup":  machine + "def setup(): m.succeed('boots')\ndef test_b(): pass\n",
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := runFiles(t, t.Context(), Options{Timeout: 50 * time.Millisecond, Jobs: 1, Seed: 1}, &fakeHost{}, "a.star", text)
+			o := inTime(t, Options{Timeout: 50 * time.Millisecond, Jobs: 1, Seed: 1}, &fakeHost{}, "a.star", text)
 			if o.Status != event.BootFailed || o.ExitCode() != 3 || o.Counts[event.BootFailed] != 1 || o.Counts[event.Failed] != 0 {
 				t.Errorf("status %s, counts %v", o.Status, o.Counts)
 			}
@@ -473,7 +480,7 @@ func TestTimeoutWhileBooting(t *testing.T) {
 
 // Before any test has run it is the host that took too long.
 func TestTimeoutWhileBuilding(t *testing.T) {
-	o := runFiles(t, t.Context(), Options{Timeout: 50 * time.Millisecond}, &fakeHost{slowLab: true}, "a.star", machine+"def setup(): pass\ndef test_a(): pass\n")
+	o := inTime(t, Options{Timeout: 50 * time.Millisecond}, &fakeHost{slowLab: true}, "a.star", machine+"def setup(): pass\ndef test_a(): pass\n")
 	o.expect(t, event.Infra, 3, "a.star:test_a skipped", "a.star infra")
 	if f := o.fails["a.star"]; f.Message != "make the lab: the run timed out after 50ms" {
 		t.Errorf("got %q", f.Message)
@@ -490,7 +497,7 @@ func TestTimeoutBeforeTheTests(t *testing.T) {
 }
 
 func TestTimeoutOfALoop(t *testing.T) {
-	o := runFiles(t, t.Context(), Options{Timeout: 50 * time.Millisecond}, &fakeHost{}, "a.star", "def main():\n    while True: pass\n")
+	o := runFiles(t, t.Context(), Options{Timeout: time.Second}, &fakeHost{}, "a.star", "def main():\n    while True: pass\n")
 	o.expect(t, event.Failed, 1, "a.star:main failed", "a.star failed")
 }
 
@@ -498,11 +505,11 @@ func TestTimeoutOfALoop(t *testing.T) {
 // mended; the files behind it were not read.
 func TestTimeoutWhileReading(t *testing.T) {
 	host := &fakeHost{}
-	o := runFiles(t, t.Context(), Options{Timeout: 100 * time.Millisecond}, host,
+	o := runFiles(t, t.Context(), Options{Timeout: time.Second}, host,
 		"good.star", "def main(): pass\n", "loop.star", "x = 0\nwhile True:\n    x = x + 1\n", "late.star", "def main(): pass\n")
 	o.expect(t, event.Invalid, 2, "good.star skipped", "loop.star invalid", "late.star invalid")
 	f := o.fails["loop.star"]
-	if f == nil || f.Message != "the run timed out after 100ms" || f.Position.File != "loop.star" {
+	if f == nil || f.Message != "the run timed out after 1s" || f.Position.File != "loop.star" {
 		t.Errorf("got %+v", f)
 	}
 	if o.err != nil || len(host.labs) > 0 {

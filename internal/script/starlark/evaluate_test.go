@@ -10,19 +10,27 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest"
-	"github.com/attest-vm/attest/internal/operation"
 	"github.com/attest-vm/attest/internal/script"
+	sl "go.starlark.net/starlark"
 )
 
-// nested is code for a list that is nested so deeply that to write it takes much
-// longer than the grace, and not too long for a test.
-const nested = `
-def nested():
-    x = []
-    for i in range(30000):
-        x = [x]
-    return x
-`
+// A slow function is one that goes on when its thread is told to end, until the
+// test does.
+type slow struct{ started, release chan struct{} }
+
+func newSlow(t *testing.T) *slow {
+	f := &slow{make(chan struct{}), make(chan struct{})}
+	t.Cleanup(func() { close(f.release) })
+	return f
+}
+
+func (f *slow) builtin() *sl.Builtin {
+	return sl.NewBuiltin("slow", func(*sl.Thread, *sl.Builtin, sl.Tuple, []sl.Tuple) (sl.Value, error) {
+		close(f.started)
+		<-f.release
+		return sl.None, nil
+	})
+}
 
 // A built-in function that does not end is left alone a moment after it was told to.
 func TestStuck(t *testing.T) {
@@ -30,50 +38,54 @@ func TestStuck(t *testing.T) {
 	stuckGrace = 20 * time.Millisecond
 	t.Cleanup(func() { stuckGrace = old })
 	stop := errors.New("timed out")
+	// stopped is a context that ends when the function has begun.
+	stopped := func(t *testing.T, f *slow) context.Context {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		go func() {
+			<-f.started
+			cancel(stop)
+		}()
+		return ctx
+	}
+	loadSlow := func(t *testing.T, ctx context.Context, f *slow, text string) (*File, error) {
+		l := newLoader(ctx, script.Options{})
+		l.env["slow"] = f.builtin()
+		return l.file(filepath.Join(write(t, "x.star", text), "x.star"), (*File).choose)
+	}
+	var stuck *StuckError
+	var at *script.Error
 
 	t.Run("test", func(t *testing.T) {
-		f := load(t, "m = machine(image = debian())\n"+nested+"def test_a():\n    x = nested()\n    m.log('now')\n    str(x)\n    m.log('never')\n")
-		ctx, cancel := context.WithCancelCause(t.Context())
-		defer cancel(nil)
-		said := make(chan string, 2)
-		lab := &fakeLab{}
-		lab.answer = func(context.Context, string, string, operation.Args) (any, error) {
-			said <- "now"
-			cancel(stop)
-			return nil, nil
+		fn := newSlow(t)
+		f, err := loadSlow(t, t.Context(), fn, "m = machine(image = debian())\ndef test_a():\n    slow()\n    m.log('never')\n")
+		if err != nil {
+			t.Fatal(err)
 		}
-		err := f.Call(ctx, lab, "test_a")
-		var stuck *StuckError
-		var at *script.Error
-		if !errors.As(err, &stuck) || !errors.Is(err, stop) || !errors.As(err, &at) || at.Position.Line == 0 {
+		lab := &fakeLab{}
+		err = f.Call(stopped(t, fn), lab, "test_a")
+		if !errors.As(err, &stuck) || !errors.Is(err, stop) || !errors.As(err, &at) || at.Position.Line != 2 {
 			t.Errorf("got %v", err)
 		}
-		if len(said) != 1 {
-			t.Errorf("the test went on: %d", len(said))
+		if len(lab.calls) != 0 {
+			t.Errorf("the test went on: %q", lab.calls)
 		}
 	})
 	t.Run("top level", func(t *testing.T) {
-		path := filepath.Join(write(t, "x.star", nested+"print(nested())\ndef main(): pass\n"), "x.star")
-		ctx, cancel := context.WithTimeoutCause(t.Context(), 100*time.Millisecond, stop)
-		defer cancel()
-		_, err := Load(ctx, path, script.Options{})
-		if !errors.Is(err, stop) || !strings.Contains(err.Error(), "x.star") {
+		fn := newSlow(t)
+		_, err := loadSlow(t, stopped(t, fn), fn, "slow()\ndef main(): pass\n")
+		if !errors.As(err, &stuck) || !errors.Is(err, stop) || !errors.As(err, &at) || !strings.HasSuffix(at.Position.File, "x.star") {
 			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("session", func(t *testing.T) {
+		fn := newSlow(t)
 		s, _ := newSession(t, "", &fakeLab{})
-		if got := converse(t, s, strings.TrimPrefix(nested, "\n")+"\nx = nested()\n"); got != nil {
-			t.Fatal(got)
-		}
-		in, err := s.Read(func(bool) (string, error) { return "x\n", nil })
+		s.globals["slow"] = fn.builtin()
+		in, err := s.Read(func(bool) (string, error) { return "slow()\n", nil })
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Millisecond, stop)
-		defer cancel()
-		var stuck *StuckError
-		if _, err := s.Run(ctx, in); !errors.As(err, &stuck) {
+		if _, err := s.Run(stopped(t, fn), in); !errors.As(err, &stuck) || !errors.Is(err, stop) {
 			t.Errorf("got %v", err)
 		}
 		if got := converse(t, s, "1 + 1\n"); len(got) != 1 || got[0] != "2" {
