@@ -11,9 +11,6 @@ import (
 	"github.com/attest-vm/attest/internal/guest"
 )
 
-// defaultTimeout is the NixOS driver's limit for waits and execute.
-const defaultTimeout = 15 * time.Minute
-
 // Execute runs a command in a fresh bash with "set -euo pipefail", as root, in
 // /tmp, and waits for its end and for the end of its standard output. That a
 // command fails is not an error of Execute. It is ended after Timeout, or
@@ -140,14 +137,6 @@ func resultOf(r guest.Result) Result {
 		ExitCode: r.ExitCode, Signal: r.Signal, Duration: r.Duration, TimedOut: r.TimedOut,
 		Stdout: string(r.Stdout), Stderr: string(r.Stderr),
 	}
-}
-
-// newOutput keeps so many bytes of one stream of a command, and publishes it line by line while it
-// arrives.
-func newOutput(ctx context.Context, limit int, machine, stream string) *console.Output {
-	return console.NewOutput(limit, func(line string) {
-		event.Publish(ctx, event.Output{Machine: machine, Stream: stream, Data: line + "\n"})
-	})
 }
 
 // Sleep waits for d of the guest's time.

@@ -16,6 +16,7 @@ import (
 	"github.com/attest-vm/attest/internal/network"
 	"github.com/attest-vm/attest/internal/network/egress"
 	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/vmm/mock"
 )
 
 // LabConfig is a lab as plain data: machines, and by their Networks the
@@ -43,7 +44,7 @@ type LabConfig struct {
 
 	created   []MachineConfig    // by CreateMachine, in this order
 	addresses *network.Addresses // of a larger lab; nil: of the lab's own machines
-	network   *networkState      // that the lab begins with, if it is a fork
+	network   *networkState      // that the lab begins with, if it is a fork: a configuration and its state travel together
 }
 
 // NetworkConfig is one network as plain data. By default it has a host that serves planned
@@ -289,4 +290,25 @@ func (c MachineConfig) lookupBackend() (vmm.Backend, error) {
 		return nil, &ConfigError{fmt.Sprintf("machine %q", c.Name), fmt.Sprintf("unknown backend %q; this attest has %s", c.Backend, strings.Join(vmm.Names(), ", "))}
 	}
 	return b, nil
+}
+
+// mocks reports whether a backend of this name has mock machines, and no others.
+func mocks(backend string) bool {
+	b, _ := vmm.Lookup(backend)
+	_, ok := b.(vmm.Mocker)
+	return ok
+}
+
+// normalizeMock is normalize for a machine of a mock backend. What other backends
+// would boot is left alone, so that a test file can be tried without them.
+func (m *MachineConfig) normalizeMock(bad func(string, ...any) error) error {
+	if m.StartCommand != "" {
+		return &UnsupportedError{Machine: m.Name, Operation: "start_command", Backend: m.Backend, Reason: "a mock starts no VMM", Can: []string{"qemu"}}
+	}
+	if len(m.MockScript) > 0 {
+		if _, err := mock.ParseScript(m.MockScript); err != nil {
+			return bad("script: %v", err)
+		}
+	}
+	return nil
 }

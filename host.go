@@ -38,7 +38,7 @@ type Host struct {
 	supervisor *supervise.Supervisor
 	images     *image.Store
 	snapshots  *snapshot.Store
-	templates  templates
+	templates  templates // of a floor above: they live as long as the host, whichever lab has made them
 	probe      accel.Probe
 
 	bootTimeout time.Duration // of BootTimeoutEnv; 0: not set

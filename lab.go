@@ -30,7 +30,7 @@ type Lab struct {
 	machines  []*Machine // in the order of LabConfig, and then of their creation
 	addresses network.Addresses
 
-	checkpoints checkpoints
+	checkpoints checkpoints // of a floor above: they go with the lab
 
 	ctx    context.Context // ends with Close; carries the bus
 	cancel context.CancelCauseFunc
@@ -150,39 +150,6 @@ func (l *Lab) Scale(d time.Duration) time.Duration { return l.host.scale(d) }
 
 // Host is the host that the lab runs on.
 func (l *Lab) Host() *Host { return l.host }
-
-// Prepare builds the images of all machines and checks that their backends can
-// run them, so that what cannot work is refused before anything boots.
-func (l *Lab) Prepare(ctx context.Context) error {
-	for _, m := range l.Machines() {
-		p, err := m.plan(ctx)
-		if err == nil {
-			err = m.checkSnapshot(p)
-		}
-		if err != nil {
-			return outward(err)
-		}
-	}
-	return nil
-}
-
-// StartAll starts every machine that is not running, all at once, and returns
-// when their VMMs run; it does not wait for the guests.
-func (l *Lab) StartAll(ctx context.Context) error {
-	return step(ctx, "", "start_all", "", func(ctx context.Context) error {
-		if err := l.Prepare(ctx); err != nil {
-			return err
-		}
-		machines := l.Machines()
-		errs := make([]error, len(machines))
-		var wg sync.WaitGroup
-		for i, m := range machines {
-			wg.Go(func() { errs[i] = m.Start(ctx) })
-		}
-		wg.Wait()
-		return errors.Join(errs...)
-	})
-}
 
 // image builds an image once for the lab.
 func (l *Lab) image(ctx context.Context, img Image) (*image.Image, error) {

@@ -26,8 +26,8 @@ type Machine struct {
 	console *console.Console
 	outside sync.WaitGroup // the ways out of the lab of its starts
 
-	snapshot    *vmm.State // that of its configuration, once it has begun with it
-	checkpoints checkpoints
+	snapshot    *vmm.State  // that of its configuration, once it has begun with it
+	checkpoints checkpoints // of a floor above: they go with the machine
 
 	startMu   sync.Mutex    // one start at a time; a snapshot holds it too
 	linkMu    sync.Mutex    // one change of links at a time

@@ -243,3 +243,21 @@ func (l *Lab) JoinAll(ctx context.Context, opts ...WaitOption) error {
 
 // forever is longer than any test.
 const forever = 365 * 24 * time.Hour
+
+// StartAll starts every machine that is not running, all at once, and returns
+// when their VMMs run; it does not wait for the guests.
+func (l *Lab) StartAll(ctx context.Context) error {
+	return step(ctx, "", "start_all", "", func(ctx context.Context) error {
+		if err := l.Prepare(ctx); err != nil {
+			return err
+		}
+		machines := l.Machines()
+		errs := make([]error, len(machines))
+		var wg sync.WaitGroup
+		for i, m := range machines {
+			wg.Go(func() { errs[i] = m.Start(ctx) })
+		}
+		wg.Wait()
+		return errors.Join(errs...)
+	})
+}

@@ -167,7 +167,8 @@ func (m *Machine) bootLimit() time.Duration {
 }
 
 // launch starts the VMM of a machine that is off. It boots, or goes on from an
-// origin. startMu is held.
+// origin: one that restore gives, or what beginning finds, which is of a floor above
+// since a template is made in a lab of its own. startMu is held.
 func (m *Machine) launch(ctx context.Context, allowReboot bool, from *origin) (*run, error) {
 	p, err := m.plan(ctx)
 	if err != nil {

@@ -110,3 +110,6 @@ func withVMM[V any](ctx context.Context, m *Machine, operation string, what vmm.
 	}
 	return r.explain(ctx, operation, fn(r, v))
 }
+
+// defaultTimeout is the NixOS driver's limit for waits and execute.
+const defaultTimeout = 15 * time.Minute
