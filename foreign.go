@@ -40,7 +40,7 @@ func (m *Machine) startCommand() (string, error) {
 	reason := ""
 	switch st, err := os.Stat(path); {
 	case errors.Is(err, fs.ErrNotExist):
-		reason = "there is no such file"
+		reason = "no such file"
 	case err != nil:
 		reason = err.Error()
 	case !st.Mode().IsRegular():

@@ -414,7 +414,7 @@ func TestForeignMachineThatCannotBeSaved(t *testing.T) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if len(warned) != 1 || !strings.Contains(warned[0], "so it boots") || !strings.Contains(warned[0], "-snapshot") {
+	if len(warned) != 1 || !strings.Contains(warned[0], "boots, because") || !strings.Contains(warned[0], "-snapshot") {
 		t.Errorf("the warnings are %q", warned)
 	}
 	_, err := lab.Fork(ctx)
@@ -460,7 +460,7 @@ func TestStartCommands(t *testing.T) {
 		status  attest.Status
 		want    string
 	}{
-		{"/no/such/script", attest.Invalid, `machine "machine": start_command: /no/such/script: there is no such file`},
+		{"/no/such/script", attest.Invalid, `machine "machine": start_command: /no/such/script: no such file`},
 		{dir, attest.Invalid, "not a regular file"},
 		{plain, attest.Invalid, "it is not executable; chmod +x"},
 		{fails, attest.Infra, "it ended (exit status 7) before a QEMU"},

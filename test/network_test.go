@@ -357,10 +357,10 @@ func (n faulty) during(t *testing.T) {
 	}
 	want := []string{
 		"began: partition(a, b)", "began: down(c)",
-		"warning: network: down(c) was still in force at the end of during; healed", "ended: down(c)still in force at the end of during",
+		"warning: network: down(c) was still active at the end of during and was healed", "ended: down(c)still in force at the end of during",
 		"ended: partition(a, b)",
 		"began: isolate(a)",
-		"warning: network: isolate(a) was still in force at the end of the test; healed", "ended: isolate(a)still in force at the end of the test",
+		"warning: network: isolate(a) was still active at the end of the test and was healed", "ended: isolate(a)still in force at the end of the test",
 	}
 	if !slices.Equal(said, want) {
 		t.Errorf("said\n%s\nwant\n%s", strings.Join(said, "\n"), strings.Join(want, "\n"))
@@ -410,11 +410,11 @@ func (n faulty) mistakes(t *testing.T) {
 	ctx := t.Context()
 	first := func(_ *attest.Fault, err error) error { return err }
 	for want, err := range map[string]error{
-		"network.drop: rate must be between 0 and 1 (a half of all frames is 0.5), not 50":                                                  first(n.Drop(ctx, n.a, 50)),
-		"network.partition: a is on both sides; no network is between a machine and itself":                                                 first(n.Partition(ctx, attest.Group{n.a, n.b}, n.a)),
+		"network.drop: rate must be between 0 and 1 (half of all frames is 0.5), not 50":                                                  first(n.Drop(ctx, n.a, 50)),
+		"network.partition: a is on both sides; a machine cannot be cut off from itself":                                                 first(n.Partition(ctx, attest.Group{n.a, n.b}, n.a)),
 		"network.down: the list of machines is empty; name at least one":                                                                    first(n.Down(ctx, attest.Group{})),
 		"network.down: c is not on network 2; it is on [1]":                                                                                 first(n.Down(ctx, n.c, attest.OnNetwork(2))),
-		`network.down: match: "tpc" is no protocol; there are arp, icmp, ip, ip4, ip6, nd, sctp, tcp, udp, some with a port as in tcp:5432`: first(n.Down(ctx, n.c, attest.Match("tpc"))),
+		`network.down: match: unknown protocol "tpc"; want one of arp, icmp, ip, ip4, ip6, nd, sctp, tcp, udp, some with a port as in tcp:5432`: first(n.Down(ctx, n.c, attest.Match("tpc"))),
 		"network.bridge: want at least three machines":                                                                                      first(n.Bridge(ctx, attest.Group{n.a, n.b})),
 		"network.majorities_ring: want at least three machines":                                                                             first(n.MajoritiesRing(ctx, n.a)),
 		"machine c: block: it is not on network 2; it is on [1]":                                                                            n.c.Block(ctx, 2),
@@ -568,7 +568,7 @@ func TestSeedOfFaults(t *testing.T) {
 	const fault = `drop(a, rate=0.5, direction="out", match="icmp")`
 	want := []string{
 		"fault_started " + fault + " ",
-		"network: " + fault + " was still in force at the end of the test; healed",
+		"network: " + fault + " was still active at the end of the test and was healed",
 		"fault_ended " + fault + " still in force at the end of the test",
 	}
 	if !slices.Equal(kinds, want) {
