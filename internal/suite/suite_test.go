@@ -530,6 +530,7 @@ func TestGiveUp(t *testing.T) {
 				cancel()
 			}
 			time.Sleep(time.Hour)
+			synctest.Wait()
 			cancel()
 		}
 		if len(given) != 1 || !timedOut(given[0]) {
