@@ -410,14 +410,14 @@ func (n faulty) mistakes(t *testing.T) {
 	ctx := t.Context()
 	first := func(_ *attest.Fault, err error) error { return err }
 	for want, err := range map[string]error{
-		"network.drop: rate must be between 0 and 1 (half of all frames is 0.5), not 50":                                                  first(n.Drop(ctx, n.a, 50)),
-		"network.partition: a is on both sides; a machine cannot be cut off from itself":                                                 first(n.Partition(ctx, attest.Group{n.a, n.b}, n.a)),
-		"network.down: the list of machines is empty; name at least one":                                                                    first(n.Down(ctx, attest.Group{})),
-		"network.down: c is not on network 2; it is on [1]":                                                                                 first(n.Down(ctx, n.c, attest.OnNetwork(2))),
+		"network.drop: rate must be between 0 and 1 (half of all frames is 0.5), not 50":                                                        first(n.Drop(ctx, n.a, 50)),
+		"network.partition: a is on both sides; a machine cannot be cut off from itself":                                                        first(n.Partition(ctx, attest.Group{n.a, n.b}, n.a)),
+		"network.down: the list of machines is empty; name at least one":                                                                        first(n.Down(ctx, attest.Group{})),
+		"network.down: c is not on network 2; it is on [1]":                                                                                     first(n.Down(ctx, n.c, attest.OnNetwork(2))),
 		`network.down: match: unknown protocol "tpc"; want one of arp, icmp, ip, ip4, ip6, nd, sctp, tcp, udp, some with a port as in tcp:5432`: first(n.Down(ctx, n.c, attest.Match("tpc"))),
-		"network.bridge: want at least three machines":                                                                                      first(n.Bridge(ctx, attest.Group{n.a, n.b})),
-		"network.majorities_ring: want at least three machines":                                                                             first(n.MajoritiesRing(ctx, n.a)),
-		"machine c: block: it is not on network 2; it is on [1]":                                                                            n.c.Block(ctx, 2),
+		"network.bridge: want at least three machines":                                                                                          first(n.Bridge(ctx, attest.Group{n.a, n.b})),
+		"network.majorities_ring: want at least three machines":                                                                                 first(n.MajoritiesRing(ctx, n.a)),
+		"machine c: block: it is not on network 2; it is on [1]":                                                                                n.c.Block(ctx, 2),
 	} {
 		if err == nil || err.Error() != want || attest.StatusOf(err) != attest.Invalid {
 			t.Errorf("got %v\nwant %s", err, want)
