@@ -50,6 +50,8 @@ func loadWords(_ context.Context, path string, _ script.Options) (script.File, e
 
 func (w *words) Path() string                     { return w.path }
 func (w *words) Machines() []attest.MachineConfig { return nil }
+
+func (w *words) Networks() map[int]attest.NetworkConfig { return nil }
 func (w *words) Tests() []script.Test             { return w.tests }
 func (w *words) HasSetup() bool                   { return false }
 func (w *words) KeepOnFailure() bool              { return false }

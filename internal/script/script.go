@@ -16,6 +16,8 @@ type File interface {
 	Path() string
 	// Machines are the machines of the file, in the order of their declaration.
 	Machines() []attest.MachineConfig
+	// Networks are those whose services are not the usual ones, by their numbers.
+	Networks() map[int]attest.NetworkConfig
 	// Tests are the functions to run, in the order of the file.
 	Tests() []Test
 	// HasSetup reports whether there is something to run before the tests.
@@ -51,6 +53,8 @@ type Options struct {
 type Session interface {
 	// Machines are those declared so far; one that makes no sense is an *Error.
 	Machines() ([]attest.MachineConfig, error)
+	// Networks are those declared so far.
+	Networks() map[int]attest.NetworkConfig
 	// Read reads one statement. line returns a line, with its newline, and is told
 	// whether it is the first. What it returns as error ends Read; io.EOF at the
 	// first line is the end of the session.

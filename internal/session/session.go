@@ -139,7 +139,9 @@ func (s *Session) ready(ctx context.Context) (Lab, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var declared []attest.MachineConfig
+	var networks map[int]attest.NetworkConfig
 	if s.language != nil {
+		networks = s.language.Networks()
 		var err error
 		if declared, err = s.language.Machines(); err != nil {
 			return nil, err
@@ -147,7 +149,7 @@ func (s *Session) ready(ctx context.Context) (Lab, error) {
 	}
 	if s.lab == nil {
 		c := s.config()
-		c.Name, c.Machines = "repl", declared
+		c.Name, c.Machines, c.Networks = "repl", declared, networks
 		lab, err := s.newLab(c)
 		if err != nil {
 			return nil, err

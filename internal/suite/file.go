@@ -324,7 +324,7 @@ func (p *pass) config() attest.LabConfig {
 		machines[i].Boot = cmp.Or(machines[i].Boot, p.boot)
 	}
 	return attest.LabConfig{
-		Name: p.labName(), Machines: machines,
+		Name: p.labName(), Machines: machines, Networks: p.file.script.Networks(),
 		OutDir: p.suite.opts.OutDir, SourceDir: filepath.Dir(p.file.path), Seed: p.suite.opts.Seed,
 	}
 }

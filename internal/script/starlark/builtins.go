@@ -43,6 +43,7 @@ func (l *loader) predeclared() sl.StringDict {
 			env[name] = &object{on: on}
 		}
 	}
+	env[operation.Network.Global()] = networkGlobal{&object{on: operation.Network}, l}
 	return env
 }
 

@@ -21,6 +21,7 @@ type File struct {
 	print    *printer
 	globals  sl.StringDict
 	machines []attest.MachineConfig
+	networks map[int]attest.NetworkConfig
 	setup    bool
 	keep     bool
 	tests    []script.Test
@@ -34,6 +35,9 @@ func (f *File) Path() string { return f.path }
 
 // Machines are the machines of the file, in the order of their declaration.
 func (f *File) Machines() []attest.MachineConfig { return f.machines }
+
+// Networks are those that the file has declared, by their numbers.
+func (f *File) Networks() map[int]attest.NetworkConfig { return f.networks }
 
 // HasSetup reports whether there is a function setup.
 func (f *File) HasSetup() bool { return f.setup }

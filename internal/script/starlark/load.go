@@ -76,7 +76,8 @@ func (l *loader) file(path string, choose func(*File, *module) []*script.Error) 
 }
 
 func newLoader(ctx context.Context, opts script.Options) *loader {
-	l := &loader{sources: sources{}, print: &printer{out: cmp.Or[io.Writer](opts.Stdout, io.Discard)}, ctx: ctx, backend: opts.Backend, modules: map[string]*module{}}
+	l := &loader{sources: sources{}, print: &printer{out: cmp.Or[io.Writer](opts.Stdout, io.Discard)}, ctx: ctx, backend: opts.Backend, modules: map[string]*module{},
+		networks: map[int]attest.NetworkConfig{}, declared: map[int]string{}}
 	l.env = l.predeclared()
 	for _, c := range opts.Machines {
 		m := &machine{config: c}
@@ -114,6 +115,8 @@ type loader struct {
 	modules  map[string]*module // by absolute path
 	order    []*module          // that were loaded, innermost first
 	machines []*machine         // in the order of their declaration
+	networks map[int]attest.NetworkConfig
+	declared map[int]string // where the networks are
 }
 
 // A module is one file.
@@ -224,6 +227,7 @@ func (l *loader) loadFrom(path string) func(*sl.Thread, string) (sl.StringDict, 
 // sense. Host names do not differ by case.
 func (l *loader) checkMachines(f *File) []*script.Error {
 	var errs []*script.Error
+	f.networks = l.networks
 	byName := map[string]*machine{}
 	for _, m := range l.machines {
 		c := m.config

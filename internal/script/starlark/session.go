@@ -58,6 +58,9 @@ func (s *Session) Machines() ([]attest.MachineConfig, error) {
 	return declared.machines, nil
 }
 
+// Networks are those declared so far.
+func (s *Session) Networks() map[int]attest.NetworkConfig { return s.loader.networks }
+
 // An input is one statement.
 type input struct {
 	name string

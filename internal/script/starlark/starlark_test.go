@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -271,6 +272,9 @@ func TestLoadErrors(t *testing.T) {
 		{"unknown backend", "m = machine(image = debian(), backend = 'vmware')\n" + main, `x.star:1:12: machine "m": unknown backend "vmware"; this attest has ` + backends()},
 		{"too little memory", "m = machine(image = debian(), memory = 1)\n" + main, `x.star:1:12: machine "m": memory=1 is out of range; want 64 to 1048576 MiB`},
 		{"unknown argument of machine", "m = machine(image = debian(), memroy = 1)\n" + main, `x.star:1:12: machine(…): there is no argument "memroy"; did you mean memory?`},
+		{"a network twice", m + "network(1, dhcp = False)\nnetwork(1)\n" + main, "x.star:3:8: network 1 is declared twice: here and at x.star:2:8"},
+		{"no such network", m + "network(0)\n" + main, "x.star:2:8: network 0 is out of range; want 1 to 255"},
+		{"no such service", m + "network(1, ntp = False)\n" + main, `x.star:2:8: network: unexpected keyword argument "ntp"`},
 		{"image by position", "m = machine(debian())\n" + main, "x.star:1:12: machine: arguments are given by name, as in machine(image = debian())"},
 		{"bad networks", "m = machine(image = debian(), networks = ['a'])\n" + main, `x.star:1:12: machine(…): networks: the string "a" in the list is not an integer`},
 		{"bad package", "debian(packages = ['--yes'])\n" + main, `x.star:1:7: debian: image: package "--yes": not a package name`},
@@ -898,5 +902,18 @@ def test_a():
 		if n := strings.Count(out.String(), fmt.Sprintf("LAB %d\n", i)); n != 1 {
 			t.Errorf("lab %d printed %d lines of\n%s", i, n, &out)
 		}
+	}
+}
+
+// What network(…) declares goes to the lab, and network is the lab's networks still.
+func TestNetworks(t *testing.T) {
+	f := load(t, "m = machine(image = debian())\nnetwork(1, dhcp = False)\nnetwork(2, dns = False, ra = False)\ndef main():\n    network.heal()\n")
+	want := map[int]attest.NetworkConfig{1: {NoDHCP: true}, 2: {NoDNS: true, NoRA: true}}
+	if got := f.Networks(); !maps.Equal(got, want) {
+		t.Errorf("got %v", got)
+	}
+	lab := &fakeLab{}
+	if err := f.Call(t.Context(), lab, "main"); err != nil || len(lab.calls) != 1 {
+		t.Errorf("%q, %v", lab.calls, err)
 	}
 }
