@@ -140,11 +140,7 @@ func (s script) bootSavable(ctx context.Context, known examination, try bool) (m
 
 // restore goes on from a state, if the command still starts what was saved.
 func (s script) restore(ctx context.Context) (*scripted, error) {
-	head, device, err := splitState(s.config.Restore.Device)
-	var saved examination
-	if err == nil {
-		err = json.Unmarshal(head, &saved.scriptState)
-	}
+	saved, device, err := splitScript(s.config.Restore.Device)
 	if err != nil {
 		return nil, s.failed(time.Now(), fmt.Errorf("the saved state does not come from a start command: %w", err), nil)
 	}
@@ -159,7 +155,7 @@ func (s script) restore(ctx context.Context) (*scripted, error) {
 		m.discard()
 		return nil, s.failed(start, fmt.Errorf("the start command has changed since the machine was saved: %s, now %s", was, is), nil)
 	}
-	m.seen.scriptState, m.seen.reason = saved.scriptState, ""
+	m.seen.scriptState, m.seen.reason = saved, ""
 	return m, s.proceed(ctx, m)
 }
 
@@ -449,4 +445,16 @@ func (m *scripted) Save(ctx context.Context, memory *os.File) ([]byte, error) {
 		return nil, err
 	}
 	return joinState(head, device), nil
+}
+
+// splitScript takes apart what Save returned.
+func splitScript(state []byte) (saved scriptState, device []byte, err error) {
+	head, device, err := splitState(state)
+	if err == nil {
+		err = json.Unmarshal(head, &saved)
+	}
+	if err == nil && saved.Memory <= 0 {
+		err = fmt.Errorf("it has a memory of %d bytes", saved.Memory)
+	}
+	return saved, device, err
 }

@@ -173,7 +173,7 @@ func (m *machine) saveDevices(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(devices) < sectionHeader {
+	if len(devices) < streamHeader+sectionHeader {
 		return nil, fmt.Errorf("QEMU wrote only %d bytes of its devices", len(devices))
 	}
 	devices = devices[streamHeader:]
@@ -237,15 +237,15 @@ func (m *machine) migrateOut(ctx context.Context) ([]byte, error) {
 const (
 	streamHeader  = 8
 	sectionFull   = 4
-	sectionHeader = streamHeader + 1 + 4 + 1
+	sectionHeader = 1 + 4 + 1
 )
 
 // beforeDevices is the part of a stream that comes before the first device.
 func beforeDevices(stream, devices []byte) ([]byte, error) {
-	if devices[0] != sectionFull {
-		return nil, fmt.Errorf("QEMU's state of devices begins with %#x", devices[0])
+	if len(devices) < sectionHeader || devices[0] != sectionFull {
+		return nil, fmt.Errorf("QEMU's state of devices begins with %q", devices[:min(len(devices), sectionHeader)])
 	}
-	first := devices[:min(len(devices), 6+int(devices[5]))]
+	first := devices[:min(len(devices), sectionHeader+int(devices[5]))]
 	i := bytes.Index(stream, first)
 	if i < 0 || i != bytes.LastIndex(stream, first) {
 		return nil, fmt.Errorf("no device state found in a migration of %d bytes", len(stream))
