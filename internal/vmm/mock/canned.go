@@ -98,6 +98,9 @@ func (c *canned) load(r io.Reader, device []byte) error {
 	if len(c.state.Used) != len(c.script.Answers) {
 		return errors.New("it was saved with another script")
 	}
+	if c.state.Units == nil {
+		c.state.Units = map[string]string{}
+	}
 	if err := os.RemoveAll(c.dir); err != nil {
 		return err
 	}
