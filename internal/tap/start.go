@@ -147,8 +147,10 @@ func (a answer) err() error {
 		err = errors.New(a.Err)
 	}
 	switch {
-	case a.Step == "":
+	case a == (answer{}):
 		return nil
+	case a.Step == "" || err.Error() == "":
+		return fmt.Errorf("it reported an incomplete failure: %+v", a)
 	case a.Step == execStep:
 		return err
 	}
