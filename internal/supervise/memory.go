@@ -123,6 +123,9 @@ func parseMapping(line string) (m mapping, err error) {
 		}
 		return m, fmt.Errorf("/proc/<pid>/maps: %q: %w", line, err)
 	}
+	if page := int64(os.Getpagesize()); m.start < 0 || m.end < m.start || m.offset < 0 || m.start%page != 0 || m.end%page != 0 {
+		return mapping{}, fmt.Errorf("/proc/<pid>/maps: %q: not a range of pages", line)
+	}
 	m.dev = unix.Mkdev(major, minor)
 	if fields := strings.SplitN(line, "/", 2); len(fields) == 2 {
 		m.path = "/" + fields[1]

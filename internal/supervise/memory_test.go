@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -22,4 +23,20 @@ func TestParseMapping(t *testing.T) {
 	if m, err := parseMapping("nonsense"); err == nil {
 		t.Errorf("got %+v", m)
 	}
+}
+
+// FuzzParseMapping: a line is refused, or is a range of whole pages of a file.
+func FuzzParseMapping(f *testing.F) {
+	f.Add("7f1c00000000-7f1c10000000 rw-p 00001000 00:01 1037 /memfd:attest-memory (deleted)")
+	f.Add("ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]")
+	f.Add("7ffd2000-7ffd1000 rw-p 00000000 00:00 0 ")
+	f.Add("1-800 rw-p 00000000 00:00 0 ")
+	f.Add("-1000-1000 rw-p -1000 00:00 0 ")
+	page := int64(os.Getpagesize())
+	f.Fuzz(func(t *testing.T, line string) {
+		m, err := parseMapping(line)
+		if err == nil && (m.start < 0 || m.end < m.start || m.offset < 0 || m.start%page != 0 || m.end%page != 0) {
+			t.Errorf("%q: got %+v", line, m)
+		}
+	})
 }
