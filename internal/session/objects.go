@@ -63,7 +63,7 @@ func (s *Session) Invoke(ctx context.Context, on any, name string, positional []
 	if err != nil {
 		return nil, err
 	}
-	v, err := runner{s}.Invoke(event.WithBus(ctx, &s.bus), object, o, args)
+	v, err := runner{s}.Invoke(event.WithBus(ctx, s.bus), object, o, args)
 	if err != nil {
 		machine, _ := object.(operation.MachineName)
 		return nil, &operation.Error{Machine: string(machine), Operation: o.Name, Err: err}

@@ -36,7 +36,7 @@ type Lab interface {
 type Session struct {
 	options Options
 	ctx     context.Context // of the lab: it outlives statements
-	bus     event.Bus
+	bus     *event.Bus
 	file    string
 
 	mu       sync.Mutex
@@ -48,13 +48,26 @@ type Session struct {
 
 // Begin begins a session. Its lab ends with ctx at the latest.
 func Begin(ctx context.Context, o Options) *Session {
-	s := &Session{options: o}
+	s := &Session{options: o, bus: &event.Bus{}}
 	if o.Record != nil {
 		s.bus.Subscribe(o.Record)
 	}
-	s.ctx = event.WithBus(ctx, &s.bus)
+	s.ctx = event.WithBus(ctx, s.bus)
 	return s
 }
+
+// Over is a session on a lab that somebody else has made and closes. Its events go to
+// the bus of ctx. It has no language.
+func Over(ctx context.Context, lab operation.Runner) *Session {
+	return &Session{ctx: ctx, bus: event.BusOf(ctx), lab: borrowed{lab}}
+}
+
+// borrowed is a lab that the session neither changes nor closes.
+type borrowed struct{ operation.Runner }
+
+func (borrowed) Has(string) bool                                    { return true }
+func (borrowed) Create(context.Context, attest.MachineConfig) error { return nil }
+func (borrowed) Close() error                                       { return nil }
 
 // Load gives the session a language to be typed, with the machines and functions
 // of a file unless path is empty, and further machines. After an error it can be
@@ -195,7 +208,7 @@ func (s *Session) Read(line func(first bool) (string, error)) (script.Statement,
 
 // Run runs a statement; see script.Session. Its events go to the session's bus.
 func (s *Session) Run(ctx context.Context, statement script.Statement) (string, error) {
-	return s.language.Run(event.WithBus(ctx, &s.bus), statement)
+	return s.language.Run(event.WithBus(ctx, s.bus), statement)
 }
 
 // Complete says how a statement can go on; see script.Session.
