@@ -6,6 +6,7 @@ import (
 	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -20,5 +21,9 @@ func init() {
 	}
 	access.Failure = func(err error) *event.Failure { return failureOf(err, "", "") }
 	access.Settle = func(ctx context.Context, n any) error { return n.(*Network).settle(ctx) }
+	access.StartHelper = func(ctx context.Context, l any, prepare func(string) (supervise.Command, error)) (*supervise.Process, error) {
+		return l.(*Lab).startHelper(ctx, prepare)
+	}
+	access.OutDir = func(l any) string { return l.(*Lab).outDir() }
 	access.Speed = func(h any) string { return h.(*Host).speed() }
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/attest-vm/attest/internal/inguest"
 	"github.com/attest-vm/attest/internal/printable"
 	"github.com/attest-vm/attest/internal/script"
+	_ "github.com/attest-vm/attest/internal/script/python"   // registers the language
 	_ "github.com/attest-vm/attest/internal/script/starlark" // registers the language
 )
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -34,6 +35,12 @@ var (
 	// Settle heals the faults in an *attest.Network that the test of ctx has left in
 	// force, says so, and ends the captures of the test.
 	Settle func(ctx context.Context, network any) error
+	// StartHelper starts a program of this host that works for an *attest.Lab, such as the
+	// interpreter of a test script. prepare describes it, and may put files into a
+	// directory that is its own. Both end with the lab at the latest.
+	StartHelper func(ctx context.Context, lab any, prepare func(dir string) (supervise.Command, error)) (*supervise.Process, error)
+	// OutDir is where the operations of an *attest.Lab put files, as an absolute path.
+	OutDir func(lab any) string
 	// Speed says in one line how machines run on an *attest.Host.
 	Speed func(host any) string
 )

@@ -9,6 +9,7 @@ import (
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/supervise"
 )
 
 // A Runner runs operations on a lab. Front ends know a lab only by this, so
@@ -56,6 +57,15 @@ type Capturer interface {
 	Capture(ctx context.Context, path string) error
 }
 
+// A Helped is a Runner that starts programs of this host for a front end: they end with the lab.
+type Helped interface {
+	// StartHelper starts the program that prepare describes, which may put files into
+	// a directory of its own.
+	StartHelper(ctx context.Context, prepare func(dir string) (supervise.Command, error)) (*supervise.Process, error)
+	// OutDir is where operations put files, as an absolute path.
+	OutDir() string
+}
+
 // Of returns the Runner of a lab.
 func Of(lab *attest.Lab) Runner { return runner{lab} }
 
@@ -65,6 +75,12 @@ func (r runner) Capture(ctx context.Context, path string) error {
 	_, err := r.Network().Capture(ctx, path)
 	return err
 }
+
+func (r runner) StartHelper(ctx context.Context, prepare func(dir string) (supervise.Command, error)) (*supervise.Process, error) {
+	return access.StartHelper(ctx, r.Lab, prepare)
+}
+
+func (r runner) OutDir() string { return access.OutDir(r.Lab) }
 
 func (r runner) Settle(ctx context.Context) error { return access.Settle(ctx, r.Network()) }
 

@@ -2,7 +2,6 @@ package script
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,6 +15,9 @@ import (
 type Language struct {
 	Name   string // "Starlark"
 	Ending string // ".star"
+	// OnlyNamed keeps a directory from standing for its *_test files: others have files
+	// of such names too.
+	OnlyNamed bool
 	// Load reads a file, and checks all that can be checked without a machine. A file
 	// that cannot be run is a *LoadError. Nothing is started.
 	Load func(ctx context.Context, path string, opts Options) (File, error)
@@ -27,7 +29,7 @@ type Language struct {
 
 var (
 	mu        sync.Mutex
-	languages []Language // the first one registered is the one that people type
+	languages []Language // the first one registered that can be typed is the one that people type
 )
 
 // Register makes a language known. It panics if there is one of the same ending.
@@ -50,7 +52,7 @@ func Languages() []Language {
 // IsTest reports whether a file is one that a directory stands for: *_test and the
 // ending of a language.
 func IsTest(name string) bool {
-	return slices.ContainsFunc(Languages(), func(l Language) bool { return strings.HasSuffix(name, "_test"+l.Ending) })
+	return slices.ContainsFunc(Languages(), func(l Language) bool { return !l.OnlyNamed && strings.HasSuffix(name, "_test"+l.Ending) })
 }
 
 // An UnknownError is a file that no language reads.
@@ -77,9 +79,6 @@ func of(path string) (Language, error) {
 	for _, l := range known {
 		endings = append(endings, l.Ending)
 	}
-	if filepath.Ext(path) == ".py" {
-		return Language{}, &UnknownError{path, fmt.Sprintf("Python test scripts are not supported by this version; write a %s file", strings.Join(endings, " or ")), attest.Unsupported}
-	}
 	return Language{}, &UnknownError{path, "not a test file: its name must end in " + strings.Join(endings, " or "), attest.Invalid}
 }
 
@@ -93,14 +92,16 @@ func Load(ctx context.Context, path string, opts Options) (File, error) {
 }
 
 // NewSession begins a session in the language of a file; without one, in the
-// language that was registered first.
+// first language that was registered and can be typed.
 func NewSession(ctx context.Context, path string, opts Options, lab operation.Runner) (Session, error) {
-	l := Languages()[0]
+	var l Language
 	if path != "" {
 		var err error
 		if l, err = of(path); err != nil {
 			return nil, err
 		}
+	} else if known := Languages(); len(known) > 0 {
+		l = known[max(0, slices.IndexFunc(known, func(l Language) bool { return l.NewSession != nil }))]
 	}
 	if l.NewSession == nil {
 		return nil, &UnknownError{path, l.Name + " cannot be typed", attest.Unsupported}

@@ -224,7 +224,9 @@ func inDirectory(dir string) ([]string, error) {
 	if len(out) == 0 {
 		var names []string
 		for _, l := range script.Languages() {
-			names = append(names, "*_test"+l.Ending)
+			if !l.OnlyNamed {
+				names = append(names, "*_test"+l.Ending)
+			}
 		}
 		return nil, refusef(event.Invalid, "%s: no %s in this directory", dir, strings.Join(names, " or "))
 	}

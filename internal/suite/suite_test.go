@@ -324,8 +324,8 @@ func TestFailure(t *testing.T) {
 // One file that makes no sense: nothing boots, and all mistakes are shown.
 func TestInvalidFiles(t *testing.T) {
 	o := runFiles(t, t.Context(), Options{}, &fakeHost{},
-		"good.star", "def main(): pass\n", "bad.star", machine+"def main():\n    m.suceed('a')\n    m.strat()\n", "test.py", "start_all()\n", "notes.txt", "")
-	o.expect(t, event.Invalid, 2, "good.star skipped", "bad.star invalid", "test.py unsupported", "notes.txt invalid")
+		"good.star", "def main(): pass\n", "bad.star", machine+"def main():\n    m.suceed('a')\n    m.strat()\n", "notes.txt", "")
+	o.expect(t, event.Invalid, 2, "good.star skipped", "bad.star invalid", "notes.txt invalid")
 	if len(o.host.labs) != 0 || o.host.closed || o.err != nil {
 		t.Errorf("the host was used: %+v, %v", o.host, o.err)
 	}
@@ -336,17 +336,9 @@ func TestInvalidFiles(t *testing.T) {
 	if len(f.Details) != 1 || f.Details[0].Text != "bad.star:4:7: machine has no operation strat; did you mean start?\nm.strat()" {
 		t.Errorf("got %+v", f.Details)
 	}
-	if f := o.fails["test.py"]; f.Message != "test.py: Python test scripts are not supported by this version; write a .star file" {
-		t.Errorf("got %+v", f)
-	}
 	if f := o.fails["notes.txt"]; f.Message != "notes.txt: not a test file: its name must end in .star" {
 		t.Errorf("got %+v", f)
 	}
-}
-
-func TestUnsupportedFileAlone(t *testing.T) {
-	o := runFiles(t, t.Context(), Options{}, &fakeHost{}, "test.py", "start_all()\n")
-	o.expect(t, event.Unsupported, 4, "test.py unsupported")
 }
 
 func TestUsage(t *testing.T) {

@@ -1,0 +1,80 @@
+import json, symtable, sys
+out = {"version": "%d.%d.%d" % sys.version_info[:3], "errors": []}
+def done():
+    print(json.dumps(out))
+    sys.exit()
+if sys.version_info < (3, 9):
+    done()
+path, known = sys.argv[1], set(json.loads(sys.argv[2]))
+import ast, builtins, warnings
+warnings.simplefilter("ignore")
+source = sys.stdin.buffer.read()
+def bad(line, column, message, text=None):
+    out["errors"].append({"line": line or 0, "column": column or 0, "message": message, "text": text or ""})
+try:
+    tree = ast.parse(source, path)
+    compile(source, path, "exec", dont_inherit=True)
+except SyntaxError as e:
+    bad(e.lineno, e.offset, e.msg, (e.text or "").rstrip("\n"))
+    done()
+except (ValueError, UnicodeDecodeError, RecursionError, MemoryError) as e:
+    bad(0, 0, str(e) or type(e).__name__)
+    done()
+
+# Names that nothing defines. A script that makes names in ways that cannot be seen is left alone.
+star = any(isinstance(n, ast.ImportFrom) and any(a.name == "*" for a in n.names) for n in ast.walk(tree))
+dynamic = any(isinstance(n, ast.Name) and n.id in ("globals", "exec", "vars", "locals", "eval") for n in ast.walk(tree))
+defined = set(dir(builtins)) | known | {"__file__", "__name__", "__builtins__", "__annotations__", "test_script", "run_tests"}
+try:
+    table = symtable.symtable(source.decode("utf-8-sig"), path, "exec")
+except Exception:
+    table = None
+if table is not None and not star and not dynamic:
+    missing = set()
+    def globals_of(t):
+        for s in t.get_symbols():
+            if s.is_assigned() or s.is_imported():
+                if t is table or s.is_declared_global():
+                    defined.add(s.get_name())
+        for c in t.get_children():
+            if t is table:
+                defined.add(c.get_name())
+            globals_of(c)
+    def uses(t):
+        for s in t.get_symbols():
+            if s.is_referenced() and (s.is_global() or t is table) and s.get_name() not in defined:
+                missing.add(s.get_name())
+        for c in t.get_children():
+            uses(c)
+    globals_of(table)
+    uses(table)
+    guarded = set()
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Try):
+            for h in n.handlers:
+                for x in ast.walk(h.type) if h.type else [ast.Name(id="NameError")]:
+                    if isinstance(x, ast.Name) and x.id in ("NameError", "Exception", "BaseException"):
+                        guarded.update(m.id for b in n.body for m in ast.walk(b) if isinstance(m, ast.Name))
+    lines = source.decode("utf-8", "replace").splitlines()
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Name) and n.id in missing and n.id not in guarded:
+            bad(n.lineno, n.col_offset + 1, "name " + repr(n.id) + " is not defined", lines[n.lineno - 1])
+            out["errors"][-1]["name"] = n.id
+            missing.discard(n.id)
+    out["errors"].sort(key=lambda e: (e["line"], e["column"]))
+
+# Operations of machines that do not exist, where the machine is certain.
+if len(sys.argv) > 3:
+    machines, operations = json.loads(sys.argv[3])
+    assigned = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    assigned |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+    lines = source.decode("utf-8", "replace").splitlines()
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and isinstance(n.func.value, ast.Name):
+            who, what = n.func.value.id, n.func.attr
+            if who in machines and who not in assigned and what not in operations:
+                bad(n.func.lineno, n.func.end_col_offset - len(what.encode()) + 1, "a machine has no operation " + what, lines[n.func.lineno - 1])
+                out["errors"][-1]["operation"] = what
+doc = ast.get_docstring(tree)
+out["title"] = doc.strip().splitlines()[0] if doc and doc.strip() else ""
+done()

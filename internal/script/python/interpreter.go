@@ -1,0 +1,85 @@
+package python
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/attest-vm/attest"
+)
+
+//go:embed lib/main.py lib/test_driver/*.py
+var library embed.FS
+
+// oldestMinor is of the oldest Python that runs scripts: 3.9.
+const oldestMinor = 9
+
+// startLimit is how long Python may take to start, or to compile a script.
+const startLimit = time.Minute
+
+// program is the Python to run.
+func program() string { return cmp.Or(os.Getenv("ATTEST_PYTHON"), "python3") }
+
+// once runs Python for a moment, with a program of a few lines, and returns what it wrote.
+func once(ctx context.Context, code string, stdin []byte, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("%s has not ended within %v", program(), startLimit))
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program(), append([]string{"-I", "-B", "-c", code}, args...)...)
+	cmd.Stdin = bytes.NewReader(stdin)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.WaitDelay = time.Second
+	err := cmd.Run()
+	switch {
+	case err == nil:
+		return stdout.Bytes(), nil
+	case context.Cause(ctx) != nil:
+		return nil, context.Cause(ctx)
+	case errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist):
+		return nil, missing("there is none on this host")
+	}
+	return nil, &attest.InfraError{Action: "run " + program(), Err: fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))}
+}
+
+// missing is a Python that cannot be used.
+func missing(found string) error {
+	return &attest.MissingError{
+		What:   fmt.Sprintf("Python 3.%d or newer, which runs .py files", oldestMinor),
+		Reason: program() + ": " + found,
+		Remedy: "install python3, or name another one in ATTEST_PYTHON",
+	}
+}
+
+// checkVersion refuses a Python that is too old. what is its version: "3.8.18".
+func checkVersion(what string) error {
+	major, rest, _ := strings.Cut(what, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	if n, err := strconv.Atoi(minor); major != "3" || err != nil || n < oldestMinor {
+		return missing("it is Python " + what)
+	}
+	return nil
+}
+
+// unpack writes the library to a directory, and returns the path of what Python runs.
+func unpack(dir string) (string, error) {
+	lib, err := fs.Sub(library, "lib")
+	if err == nil {
+		err = os.CopyFS(dir, lib)
+	}
+	if err != nil {
+		return "", &attest.InfraError{Action: "unpack the Python library", Err: err}
+	}
+	return filepath.Join(dir, "main.py"), nil
+}

@@ -1,0 +1,156 @@
+package python
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/script"
+)
+
+func init() {
+	script.Register(script.Language{Name: "Python", Ending: ".py", OnlyNamed: true, Load: func(ctx context.Context, path string, opts script.Options) (script.File, error) {
+		f, err := load(ctx, path, opts)
+		if err != nil {
+			return nil, err
+		}
+		return f, nil
+	}})
+}
+
+//go:embed check.py
+var checker string
+
+// symbols are the names that a script finds besides Python's own, its machines and
+// its networks.
+var symbols = []string{
+	"start_all", "join_all", "test_script", "run_tests", "machines", "machines_qemu", "machines_nspawn", "vlans", "driver", "log", "os",
+	"create_machine", "subtest", "retry", "serial_stdout_off", "serial_stdout_on", "polling_condition", "t", "debug",
+	"BaseMachine", "QemuMachine", "NspawnMachine", "Machine", "lab",
+}
+
+// forms are methods that machines have besides the operations.
+var forms = []string{"connect", "release", "log_serial"}
+
+// checked is what the checker says.
+type checked struct {
+	Version string
+	Title   string
+	Errors  []struct {
+		Line, Column             int
+		Message, Text, Operation string
+		Name                     string
+	}
+}
+
+// load compiles a script, and looks at the names in it. Nothing of it is run.
+func load(ctx context.Context, path string, opts script.Options) (*file, error) {
+	source, err := os.ReadFile(path)
+	if err != nil {
+		return nil, &script.LoadError{Path: path, Errors: []*script.Error{{Position: event.Position{File: path}, Err: err}}}
+	}
+	f := &file{path: path, machines: slices.Clone(opts.Machines), stdout: opts.Stdout}
+	if f.stdout == nil {
+		f.stdout = io.Discard
+	}
+	if len(f.machines) == 0 && !bytes.Contains(source, []byte("create_machine")) {
+		return nil, &script.LoadError{Path: path, Errors: []*script.Error{{Position: event.Position{File: path}, Err: errors.New(
+			"the script has no machines; name a machine configuration (--machine-config)")}}}
+	}
+	names, err := variables(path, f.machines)
+	if err != nil {
+		return nil, err
+	}
+	known := slices.Concat(symbols, operation.Names(operation.Lab), names)
+	for _, on := range operation.Kinds() {
+		if g := on.Global(); g != "" {
+			known = append(known, g)
+		}
+	}
+	for _, n := range f.networks() {
+		known = append(known, fmt.Sprint("vlan", n))
+	}
+	operations := append(operation.Names(operation.Machine), forms...)
+	text, err := once(ctx, checker, source, path, asJSON(known), asJSON([]any{names, operations}))
+	if err != nil {
+		return nil, err
+	}
+	var c checked
+	if err := json.Unmarshal(text, &c); err != nil {
+		return nil, &attest.InfraError{Action: "check " + path + " with " + program(), Err: fmt.Errorf("its answer makes no sense: %w", err)}
+	}
+	if err := checkVersion(c.Version); err != nil {
+		return nil, err
+	}
+	f.title = c.Title
+	return f, c.asError(path, known, operations)
+}
+
+func asJSON(v any) string {
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // strings and lists
+	}
+	return string(text)
+}
+
+func (c *checked) asError(path string, known, operations []string) error {
+	var errs []*script.Error
+	for _, e := range c.Errors {
+		hint := ""
+		switch {
+		case e.Name == "machine" && !slices.Contains(known, "machine"):
+			hint = "; the machines of a script are in a machine configuration (--machine-config), and only one that is alone is also called machine"
+		case e.Name != "":
+			hint = operation.DidYouMean(e.Name, known)
+		case e.Operation != "":
+			hint = operation.DidYouMean(e.Operation, operations)
+		}
+		errs = append(errs, &script.Error{Position: event.Position{File: path, Line: e.Line, Column: e.Column}, Source: e.Text, Err: errors.New(e.Message + hint)})
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return &script.LoadError{Path: path, Errors: errs}
+}
+
+// variables are the names of machines as variables. Two machines must not have the same one.
+func variables(path string, machines []attest.MachineConfig) ([]string, error) {
+	var out []string
+	of := map[string]string{}
+	for _, m := range machines {
+		v := variable(m.Name)
+		if other, twice := of[v]; twice {
+			return nil, &script.LoadError{Path: path, Errors: []*script.Error{{
+				Position: event.Position{File: path}, Err: fmt.Errorf("the machines %s and %s are both the variable %s in Python; rename one", other, m.Name, v),
+			}}}
+		}
+		of[v] = m.Name
+		out = append(out, v)
+	}
+	if len(machines) == 1 {
+		out = append(out, "machine")
+	}
+	return out, nil
+}
+
+// variable is a machine's name with _ for what a variable cannot have.
+func variable(name string) string {
+	v := []byte(name)
+	for i, c := range v {
+		letter := c == '_' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+		if !letter && (i == 0 || c < '0' || c > '9') {
+			v[i] = '_'
+		}
+	}
+	return string(v)
+}
