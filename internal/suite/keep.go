@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -40,7 +41,13 @@ func ReadKept(dir string) (*Kept, error) {
 	if err == nil {
 		err = json.Unmarshal(data, k)
 	}
-	return k, err
+	if err == nil && (!filepath.IsAbs(k.File) || k.Test == "") {
+		err = errors.New("it names no test of a file")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", keptFile, err)
+	}
+	return k, nil
 }
 
 // A keptError is a failure whose lab was kept, or could not be.
