@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -79,11 +80,14 @@ func downAs(r wire.ExecResult, err error) error {
 
 // longScript returns the text of the command, which comes on its own channel
 // when it does not fit into the request.
-func longScript(stream *wire.Stream, q wire.ExecRequest, script []byte) ([]byte, error) {
-	if !q.Long {
-		return script, nil
+func longScript(stream *wire.Stream, q wire.ExecRequest, script []byte) (_ []byte, err error) {
+	if q.Long {
+		script, err = io.ReadAll(stream.Reader(wire.Script))
 	}
-	return io.ReadAll(stream.Reader(wire.Script))
+	if err == nil && bytes.IndexByte(script, 0) >= 0 {
+		err = errorf(wire.KindInvalid, "a command cannot contain a NUL byte")
+	}
+	return script, err
 }
 
 // detach starts a command and leaves it alone.

@@ -272,9 +272,7 @@ func (j *job) attach(stream *wire.Stream, q wire.AdoptRequest) error {
 		j.abandon(j.stream)
 	}
 	for channel, has := range map[int]int64{wire.Stdout: q.Stdout, wire.Stderr: q.Stderr} {
-		unheard := j.unheard[channel]
-		unheard = unheard[min(max(has-j.begins(channel), 0), int64(len(unheard))):]
-		if _, err := stream.Write(channel, unheard); err != nil { // there is credit for all of it
+		if _, err := stream.Write(channel, missing(j.unheard[channel], j.begins(channel), has)); err != nil { // there is credit for all of it
 			return err
 		}
 	}
@@ -284,6 +282,15 @@ func (j *job) attach(stream *wire.Stream, q wire.AdoptRequest) error {
 	clear(j.unheard[:])
 	j.stream = stream
 	return nil
+}
+
+// missing is what a host lacks of output that begins at a byte of the stream, if it has
+// so many bytes already.
+func missing(unheard []byte, begins, has int64) []byte {
+	if has <= begins {
+		return unheard
+	}
+	return unheard[min(has-begins, int64(len(unheard))):]
 }
 
 // jobInput is what a job reads. When its host goes away it is as if nothing were typed

@@ -109,43 +109,49 @@ func (t *tty) text() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return screen(cells, columns), nil
+}
+
+// screen is the text of a terminal that is so many columns wide.
+func screen(cells []rune, columns int) string {
 	var b strings.Builder
 	for i, r := range cells {
 		if i > 0 && i%columns == 0 {
 			b.WriteByte('\n')
 		}
-		b.WriteRune(r)
+		b.WriteRune(max(r, ' '))
 	}
-	return b.String(), nil
+	return b.String()
 }
 
 // cells are the characters on the screen. A kernel before 4.19, or a terminal
 // that is not in UTF-8 mode, has only the numbers of its font's glyphs.
 func (t *tty) cells(n int) ([]rune, error) {
-	cells := make([]rune, n)
 	if data, err := readFile(fmt.Sprintf("/dev/vcsu%d", t.number), 4*n); err == nil {
-		for i := range cells {
-			cells[i] = printableCell(rune(binary.NativeEndian.Uint32(data[4*i:])))
-		}
-		return cells, nil
+		return characters(data), nil
 	}
 	data, err := readFile(fmt.Sprintf("/dev/vcs%d", t.number), n)
-	if err != nil {
-		return nil, err
-	}
+	return glyphs(data), err
+}
+
+// characters are those of /dev/vcsuN: numbers of 32 bits, native-endian.
+func characters(data []byte) []rune {
+	cells := make([]rune, len(data)/4)
 	for i := range cells {
-		if cells[i] = printableCell(rune(data[i])); data[i] >= 0x7f {
+		cells[i] = rune(binary.NativeEndian.Uint32(data[4*i:]))
+	}
+	return cells
+}
+
+// glyphs are those of /dev/vcsN. What is not ASCII depends on the font.
+func glyphs(data []byte) []rune {
+	cells := make([]rune, len(data))
+	for i, b := range data {
+		if cells[i] = rune(b); b >= 0x7f {
 			cells[i] = '?'
 		}
 	}
-	return cells, nil
-}
-
-func printableCell(r rune) rune {
-	if r < ' ' {
-		return ' '
-	}
-	return r
+	return cells
 }
 
 // readFile reads exactly n bytes.
