@@ -216,6 +216,12 @@ func (h *Host) openSnapshot(dir string, config LabConfig) (_ *Snapshot, err erro
 		return nil, &InfraError{Action: "create a directory for a snapshot", Err: err}
 	}
 	for _, m := range saved.Machines {
+		if !machineName.MatchString(m.Name) { // its directory is called so
+			return nil, &snapshot.DamagedError{Dir: dir, Reason: fmt.Sprintf("%s: %q is not a machine name", labFile, m.Name)}
+		}
+		if s.machines[m.Name] != nil {
+			return nil, &snapshot.DamagedError{Dir: dir, Reason: fmt.Sprintf("%s: there are two machines %q", labFile, m.Name)}
+		}
 		if m.StartCommand == "" {
 			m.MachineConfig.Image = imageOf(m.Image)
 		}
