@@ -24,10 +24,12 @@ test:
 
 # What takes minutes to show: networks under load lose nothing; machines that
 # are restored again and again, or sixteen at once, or killed, leave nothing; builds
-# of which a process is killed fail, and the next works.
+# of which a process is killed fail, and the next works; and every decoder is fuzzed,
+# FUZZTIME (30s) each.
 stress:
 	$(GO) test ./test -run Stress -v -timeout 90m -args -stress
 	$(GO) test ./internal/network -run UnderLoad -v -args -load 60s
+	GO="$(GO)" scripts/fuzz
 
 # Measures, beside the NixOS driver's protocol in the same run.
 bench: build
