@@ -52,9 +52,9 @@ func (w *words) Path() string                     { return w.path }
 func (w *words) Machines() []attest.MachineConfig { return nil }
 
 func (w *words) Networks() map[int]attest.NetworkConfig { return nil }
-func (w *words) Tests() []script.Test             { return w.tests }
-func (w *words) HasSetup() bool                   { return false }
-func (w *words) KeepOnFailure() bool              { return false }
+func (w *words) Tests() []script.Test                   { return w.tests }
+func (w *words) HasSetup() bool                         { return false }
+func (w *words) KeepOnFailure() bool                    { return false }
 
 func (w *words) Call(_ context.Context, _ operation.Runner, name string) error {
 	for _, t := range w.tests {

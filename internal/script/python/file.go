@@ -37,7 +37,8 @@ type file struct {
 	stdout   io.Writer
 }
 
-func (f *file) Path() string                     { return f.path }
+func (f *file) Path() string { return f.path }
+
 // Networks are none: a script has no way to say what is different about them.
 func (f *file) Networks() map[int]attest.NetworkConfig { return nil }
 
