@@ -21,6 +21,7 @@ func init() {
 	}
 	access.Failure = func(err error) *event.Failure { return failureOf(err, "", "") }
 	access.Settle = func(ctx context.Context, n any) error { return n.(*Network).settle(ctx) }
+	access.AwaitBooted = func(ctx context.Context, l any) error { return l.(*Lab).settle(ctx) }
 	access.StartHelper = func(ctx context.Context, l any, prepare func(string) (supervise.Command, error)) (*supervise.Process, error) {
 		return l.(*Lab).startHelper(ctx, prepare)
 	}

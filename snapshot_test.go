@@ -3,6 +3,7 @@ package attest
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -312,5 +313,29 @@ func TestWarmUp(t *testing.T) {
 	}
 	if err := l.WarmUp(ctx); err != nil || s.starts() != 2 {
 		t.Errorf("again: %d starts, %v", s.starts(), err)
+	}
+}
+
+// What is to be written to files is of machines that have booted, or an error.
+func TestSettleLab(t *testing.T) {
+	defer func(limit time.Duration, booted, jobs string) {
+		settleLimit, bootedScript, jobsScript = limit, booted, jobs
+	}(settleLimit, bootedScript, jobsScript)
+	bootedScript, jobsScript = "exit 0", "echo 7 slow.service start running"
+	s := newStage(t, mock.Options{})
+	l := s.lab(t, "a", "off")
+	ctx := limited(t)
+	prints(t, l.Machine("a"), "echo up", "up\n")
+	if err := l.settle(ctx); err != nil {
+		t.Error(err)
+	}
+	settleLimit, bootedScript = 100*time.Millisecond, "sleep 1000"
+	err := l.settle(ctx)
+	var late *StillBootingError
+	if !errors.As(err, &late) || late.Machine != "a" || !slices.Equal(late.Units, []string{"slow.service"}) || StatusOf(err) != BootFailed {
+		t.Errorf("got %v", err)
+	}
+	if l.Machine("off").IsUp() || s.starts() != 1 {
+		t.Error("a machine that was off was started")
 	}
 }

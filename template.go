@@ -366,6 +366,24 @@ func (r *run) awaitBooted(ctx context.Context, limit time.Duration) error {
 	return late
 }
 
+// settle waits until the boots of all machines that run are over.
+func (l *Lab) settle(ctx context.Context) error {
+	return each(l.Machines(), func(_ int, m *Machine) error {
+		r := m.running()
+		if r == nil {
+			return nil
+		}
+		err := r.awake("snapshot")
+		if err == nil {
+			err = r.awaitReady(ctx)
+		}
+		if err == nil {
+			err = r.awaitBooted(ctx, l.host.scale(settleLimit))
+		}
+		return r.explain(ctx, "snapshot", err)
+	})
+}
+
 // saveTemplate saves the machine, which ends with that.
 func (m *Machine) saveTemplate(ctx context.Context, d *snapshot.Draft) error {
 	r := m.running()

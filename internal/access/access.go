@@ -35,6 +35,9 @@ var (
 	// Settle heals the faults in an *attest.Network that the test of ctx has left in
 	// force, says so, and ends the captures of the test.
 	Settle func(ctx context.Context, network any) error
+	// AwaitBooted waits until the boots of all machines of an *attest.Lab that run are
+	// over. One that does not get there is an *attest.StillBootingError.
+	AwaitBooted func(ctx context.Context, lab any) error
 	// StartHelper starts a program of this host that works for an *attest.Lab, such as the
 	// interpreter of a test script. prepare describes it, and may put files into a
 	// directory that is its own. Both end with the lab at the latest.

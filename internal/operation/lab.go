@@ -36,6 +36,12 @@ type Snapshotter interface {
 	Snapshot(ctx context.Context) (Snapshot, error)
 }
 
+// A Booter is a Runner that knows whether its machines have booted.
+type Booter interface {
+	// AwaitBooted waits until the boots of all machines that run are over.
+	AwaitBooted(ctx context.Context) error
+}
+
 // A Saver is a Runner whose lab can be written to a directory, to be opened again.
 type Saver interface {
 	Save(ctx context.Context, dir string) error
@@ -83,6 +89,8 @@ func (r runner) StartHelper(ctx context.Context, prepare func(dir string) (super
 func (r runner) OutDir() string { return access.OutDir(r.Lab) }
 
 func (r runner) Settle(ctx context.Context) error { return access.Settle(ctx, r.Network()) }
+
+func (r runner) AwaitBooted(ctx context.Context) error { return access.AwaitBooted(ctx, r.Lab) }
 
 func (r runner) Snapshot(ctx context.Context) (Snapshot, error) {
 	s, err := r.Lab.Snapshot(ctx)

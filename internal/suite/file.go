@@ -174,6 +174,13 @@ func (p *pass) snapshot(ctx context.Context, lab operation.Runner) (operation.Sn
 	if !ok {
 		return anew{p}, nil
 	}
+	if b, ok := lab.(operation.Booter); ok && p.suite.opts.SaveTo != "" {
+		// What is written to files is to be of machines that have booted, not of some
+		// that will go on with it in every run.
+		if err := b.AwaitBooted(ctx); err != nil {
+			return nil, err
+		}
+	}
 	state, err := s.Snapshot(ctx)
 	switch {
 	case err == nil:
