@@ -135,6 +135,18 @@ func hopeless(err error) bool {
 	return errors.As(err, &boot) && boot.final
 }
 
+// tellBoot publishes the boot of a template that is the machine's own, since there
+// will be no other.
+func (m *Machine) tellBoot(err error) {
+	m.announce("starting", "", 0)
+	for _, line := range m.console.Tail(1000) {
+		event.Publish(m.lab.ctx, event.Console{Machine: m.Name(), Line: line})
+	}
+	var boot *BootError
+	errors.As(err, &boot)
+	m.announce("panicked", boot.Reason, boot.After)
+}
+
 // advice returns what to do about a machine without a template.
 func advice(err error) string {
 	if late := (*StillBootingError)(nil); errors.As(err, &late) {
@@ -255,6 +267,9 @@ func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, titl
 			booted := lab.Machines()[0]
 			if err := booted.settle(silent); err != nil {
 				m.console.Restore(booted.console.Save()) // it says more than the error
+				if hopeless(err) {
+					m.tellBoot(err)
+				}
 				return err
 			}
 			p.say("saving")

@@ -139,7 +139,7 @@ func testTriggeredUnits(t *testing.T, m tried) {
 	if err := m.WaitForUnit(ctx, "lazy.socket"); err != nil {
 		t.Error(err)
 	}
-	if e := errorAs[*attest.WaitError](t, m.WaitForUnit(ctx, "lazy.service")); !strings.Contains(e.Reason, "it is started by lazy.socket") {
+	if e := errorAs[*attest.WaitError](t, m.WaitForUnit(ctx, "lazy.service")); !strings.Contains(e.Reason, "lazy.socket starts it") {
 		t.Errorf("got %+v", e)
 	}
 	m.succeed(": < /dev/tcp/127.0.0.1/5555")
@@ -190,7 +190,7 @@ func testUnitState(t *testing.T, m tried) {
 		t.Errorf("got %q, %v", got, err)
 	}
 	_, err = m.UnitProperty(ctx, "state", "NoSuchProperty")
-	if e := errorAs[*attest.UnitError](t, err); !strings.Contains(e.Reason, `no property "NoSuchProperty" of unit "state"`) {
+	if e := errorAs[*attest.UnitError](t, err); !strings.Contains(e.Reason, `unit "state" has no property "NoSuchProperty"`) {
 		t.Errorf("got %v", err)
 	}
 	_, err = m.UnitProperty(ctx, "-/-", "ActiveState")

@@ -42,7 +42,8 @@ func (b *Bus) Publish(scope Scope, e Event) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.seq++
-	r := Record{Seq: b.seq, Time: time.Now(), Scope: scope, Event: e}
+	// Without the monotonic clock, which a file of events does not have.
+	r := Record{Seq: b.seq, Time: time.Now().Round(0), Scope: scope, Event: e}
 	for _, s := range b.subscribers {
 		s.fn(r)
 	}
