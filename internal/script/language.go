@@ -104,7 +104,7 @@ func NewSession(ctx context.Context, path string, opts Options, lab operation.Ru
 		l = known[max(0, slices.IndexFunc(known, func(l Language) bool { return l.NewSession != nil }))]
 	}
 	if l.NewSession == nil {
-		return nil, &UnknownError{path, l.Name + " cannot be typed", attest.Unsupported}
+		return nil, &UnknownError{path, l.Name + " has no prompt here; want a .star file", attest.Unsupported}
 	}
 	return l.NewSession(ctx, path, opts, lab)
 }
