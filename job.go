@@ -57,7 +57,7 @@ func (m *Machine) Spawn(ctx context.Context, command string, opts ...CommandOpti
 func (m *Machine) Jobs(ctx context.Context) ([]*Job, error) {
 	if r := m.running(); r != nil { // what it goes on with is known when its guest has answered
 		if err := r.awaitReady(ctx); err != nil {
-			return nil, err
+			return nil, outward(err)
 		}
 	}
 	m.mu.Lock()

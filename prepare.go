@@ -33,7 +33,7 @@ func (l *Lab) WarmUp(ctx context.Context) error {
 	for _, m := range l.Machines() {
 		p, err := m.plan(ctx)
 		if err != nil {
-			return err
+			return outward(err)
 		}
 		if fits := m.templateFits(p); fits != nil && !l.host.snapshots.Has(fits) {
 			cold, plans = append(cold, m), append(plans, p)
@@ -57,5 +57,5 @@ func (l *Lab) WarmUp(ctx context.Context) error {
 		return err
 	})
 	progress.done(err)
-	return err
+	return outward(err)
 }
