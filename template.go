@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/attest-vm/attest/internal/cache"
@@ -451,21 +452,22 @@ func (m *Machine) templateInMemory(ctx context.Context, dir string) (*template, 
 	return &template{state: s.state, disks: s.disk, text: s.console.SinceBoot(), agent: s.agent}, nil
 }
 
-// templateProgress reports that a template is made.
+// templateProgress reports that templates are made. Its methods may be called at
+// the same time.
 type templateProgress struct {
 	ctx   context.Context
 	title string
 	start time.Time
-	said  bool
+	said  atomic.Bool
 }
 
 func (p *templateProgress) say(format string, args ...any) {
-	p.said = true
+	p.said.Store(true)
 	p.publish(event.Progress{Message: fmt.Sprintf(format, args...)})
 }
 
 func (p *templateProgress) done(err error) {
-	if !p.said { // somebody else had just made it
+	if !p.said.Load() { // somebody else had just made it
 		return
 	}
 	e := event.Progress{Message: "done", Done: true}
