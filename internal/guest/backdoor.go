@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -173,25 +174,29 @@ func (b *Backdoor) install(ctx context.Context, i *installation) error {
 	}
 }
 
-// try is one try. It is started when the guest wanted to have the agent.
+// try is one try. It is started when the guest wanted to have the agent; a guest that
+// has the same one among its own programs takes that.
 func (b *Backdoor) try(ctx context.Context, i *installation, call string, binary io.Reader) (started bool, err error) {
 	b.setStep("its root shell has announced itself, and does not take the agent")
 	if err := writeAll(ctx, b.Shell, strings.NewReader(call)); err != nil {
 		return false, b.broken(ctx, err)
 	}
-	if _, err := i.await(ctx, b, "ready"); err != nil {
+	r, err := i.await(ctx, b, "ready", "started")
+	if err != nil {
 		return false, err
 	}
-	b.setStep("its root shell has not got all of the agent")
-	if err := writeAll(ctx, b.Upload, binary); err != nil {
-		return false, b.broken(ctx, err)
+	if r.word == "ready" {
+		b.setStep("its root shell has not got all of the agent")
+		if err := writeAll(ctx, b.Upload, binary); err != nil {
+			return false, b.broken(ctx, err)
+		}
+		b.setStep("the agent was put into the guest, and has not started")
+		if r, err = i.await(ctx, b, "started"); err != nil {
+			return true, err
+		}
 	}
-	b.setStep("the agent was put into the guest, and has not started")
-	where, err := i.await(ctx, b, "started")
-	if err == nil {
-		b.setStep("the agent was started in the guest, from " + where + ", and has not answered")
-	}
-	return true, err
+	b.setStep("the agent was started in the guest, from " + r.text + ", and has not answered")
+	return true, nil
 }
 
 func (b *Backdoor) broken(ctx context.Context, err error) error {
@@ -201,19 +206,20 @@ func (b *Backdoor) broken(ctx context.Context, err error) error {
 	return &InstallError{b.Machine, err.Error()}
 }
 
-// await waits for a reply. There is no limit but the boot's: a guest may be slow.
-func (i *installation) await(ctx context.Context, b *Backdoor, want string) (text string, err error) {
+// await waits for one of some replies. There is no limit but the boot's: a guest may
+// be slow.
+func (i *installation) await(ctx context.Context, b *Backdoor, wanted ...string) (reply, error) {
 	for {
 		select {
 		case r := <-i.replies:
-			switch r.word {
-			case want:
-				return r.text, nil
-			case "failed":
-				return "", &InstallError{b.Machine, r.text}
+			if r.word == "failed" {
+				return reply{}, &InstallError{b.Machine, r.text}
+			}
+			if slices.Contains(wanted, r.word) {
+				return r, nil
 			}
 		case <-ctx.Done():
-			return "", context.Cause(ctx)
+			return reply{}, context.Cause(ctx)
 		}
 	}
 }

@@ -129,6 +129,20 @@ func TestBackdoor(t *testing.T) {
 	}
 }
 
+// A guest that has the agent among its programs gets nothing.
+func TestBackdoorOfGuestWithAgent(t *testing.T) {
+	g := newShellGuest(t)
+	g.say(Marker + "\n")
+	nonce, _ := g.called()
+	g.say("attest:" + nonce + ":started:/usr/bin/attest-agent\n")
+	if err := g.result(); err != nil {
+		t.Error(err)
+	}
+	if step, _ := g.backdoor.State(); !strings.Contains(step, "from /usr/bin/attest-agent") {
+		t.Errorf("at the end: %q", step)
+	}
+}
+
 // What the guest says goes wrong is a typed error, once more tried where the agent
 // may not have arrived whole.
 func TestBackdoorFails(t *testing.T) {
@@ -297,6 +311,35 @@ func TestInstallScript(t *testing.T) {
 		}
 		if left, _ := os.ReadDir(filepath.Join(dir, "run/attest")); len(left) != 1 {
 			t.Errorf("it leaves %v", left)
+		}
+	}
+}
+
+// An agent that the guest has is taken if it is the one, and not fetched.
+func TestInstallScriptTakesGuestsOwn(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "bin"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	own := filepath.Join(dir, "bin/attest-agent")
+	if err := os.WriteFile(own, []byte("#!/bin/sh\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	say, hear, upload := bashGuest(t, dir, dir+"/run")
+	for _, tt := range []struct{ of, want string }{
+		{"#!/bin/sh\n", "started:" + own},
+		{"#!/bin/sh\nexit 0\n", "ready:" + dir + "/run/attest"},
+	} {
+		say(fmt.Sprintf("PATH=%s/bin:$PATH; attest_install N %d %x 1 %s", dir, len(tt.of), sha256.Sum256([]byte(tt.of)), wire.UploadPort))
+		r := hear()
+		if r.word+":"+r.text != tt.want {
+			t.Errorf("got %+v, want %s", r, tt.want)
+		}
+		if r.word == "ready" {
+			upload.WriteString(tt.of)
+			if r := hear(); r.word != "started" {
+				t.Errorf("got %+v", r)
+			}
 		}
 	}
 }
