@@ -170,7 +170,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
 	})
 	root.SetHelpCommand(newHelp())
-	root.AddCommand(newRun(), newREPL(), newDebug(), newReport(), newDoctor(), newImage(), newSnapshot(), newGC())
+	root.AddCommand(newRun(), newREPL(), newDebug(), newReport(), newDoctor(), newImage(), newSnapshot(), newGC(), newMan())
 	return root
 }
 

@@ -1,0 +1,237 @@
+# What the functions and modules of nix/ evaluate to, for nix_test.go: as JSON.
+{
+  # nixpkgs' lib, if there is one.
+  nixpkgsLib ? "",
+}:
+let
+  stub = import ./lib.nix;
+  lib = if nixpkgsLib == "" then stub else import nixpkgsLib;
+  pkgs = import ./pkgs.nix { inherit lib; };
+  makeTest = import ../test.nix { inherit pkgs lib; };
+
+  nodes = {
+    server = { };
+    client-1 = {
+      testing.vlans = [
+        1
+        2
+      ];
+    };
+    alone = {
+      testing.vlans = [ ];
+    };
+  };
+  base = {
+    name = "t";
+    inherit nodes;
+    testScript = "start_all()\n";
+  };
+
+  # What a test came to, without its store paths' contents.
+  shown = test: {
+    inherit (test) config;
+    features = test.attributes.requiredSystemFeatures;
+    script = test.attributes.script;
+    driver = test.driver.attributes.script;
+    interactive = test.driverInteractive.attributes.script;
+    machines = lib.mapAttrs (_: config: {
+      inherit (config.networking)
+        extraHosts
+        interfaces
+        useDHCP
+        defaultGateway
+        ;
+      inherit (config.boot) kernelParams kernelModules;
+      modules = config.boot.initrd.availableKernelModules;
+      inherit (config) fileSystems;
+      units = lib.mapAttrs (_: unit: removeAttrs unit [ "serviceConfig" ]) config.systemd.services;
+      qemu = config.virtualisation.qemu.options or [ ];
+      packages = map toString config.environment.systemPackages;
+      journal = config.services.journald.settings;
+    }) test.nodes;
+    vms = lib.mapAttrs (_: toString) test.vms;
+    rootfs = lib.mapAttrs (_: image: image.attributes.script) test.rootfsImages;
+    snapshots = lib.mapAttrs (_: snapshot: snapshot.attributes.script) test.snapshots;
+  };
+
+  ours = import ../. { inherit pkgs; };
+
+  # As much of NixOS' test framework as the module meets: with an option for the
+  # driver's package that tests may set, with one that is read-only, and without.
+  framework =
+    extra:
+    let
+      option = type: default: lib.mkOption { inherit type default; };
+      inherit (lib) types;
+      test = lib.evalModules {
+        modules = [
+          (import ../modules/test.nix { inherit (ours) attest nixos-test-driver; })
+          extra
+          {
+            options = {
+              name = option types.str "t";
+              hostPkgs = option types.raw (pkgs // { nixos-test-driver = throw "NixOS' own driver"; });
+              enableOCR = option types.bool false;
+              extraPythonPackages = option types.raw (_: [ ]);
+              extraDriverArgs = option types.raw [ ];
+              globalTimeout = option types.int 3600;
+              testScriptString = option types.str "start_all()";
+              qemu.package = option types.raw pkgs.qemu_test;
+              nodes = option types.raw (
+                lib.mapAttrs (name: vlans: {
+                  system.name = name;
+                  system.build.vm = "/nix/store/vm-${name}";
+                  virtualisation.vlans = vlans;
+                }) {
+                  client = [ 1 ];
+                  server = [
+                    1
+                    2
+                  ];
+                }
+              );
+            };
+          }
+        ];
+      };
+      node = (test.config.nodeDefaults or test.config.defaults);
+      value =
+        content: # what mkDefault and mkForce are around
+        content.content or content;
+    in
+    {
+      driver = test.config.driver.attributes.script or test.config.driver.script;
+      node = {
+        useNixStoreImage = value node.virtualisation.useNixStoreImage;
+        sharedDirectories = lib.length (lib.attrNames (value node.virtualisation.sharedDirectories));
+        agent = map toString node.environment.systemPackages == [ (toString pkgs.attest.agent) ];
+      };
+    };
+  packaged =
+    readOnly:
+    { config, hostPkgs, ... }:
+    {
+      options = {
+        pythonTestDriverPackage = lib.mkOption {
+          type = lib.types.raw;
+          default = hostPkgs.nixos-test-driver;
+          inherit readOnly;
+        };
+        driver = lib.mkOption { type = lib.types.raw; };
+        nodeDefaults = lib.mkOption { type = lib.types.raw; };
+      };
+      config.driver.script =
+        (config.pythonTestDriverPackage.override {
+          inherit (config) enableOCR extraPythonPackages;
+          qemu_pkg = config.qemu.package;
+          enableNspawn = false;
+        }).attributes.script;
+    };
+
+  flake = (import ../../flake.nix).outputs {
+    self = { };
+    nixpkgs = {
+      inherit lib;
+      legacyPackages = lib.genAttrs [
+        "x86_64-linux"
+        "aarch64-linux"
+      ] (_: pkgs);
+    };
+  };
+  system = "x86_64-linux";
+
+  failure =
+    test:
+    let
+      result = builtins.tryEval (builtins.deepSeq test.config.machines test.drvPath);
+    in
+    if result.success then "no error" else "error";
+in
+{
+  qemu = shown (makeTest base);
+  starlark = shown (makeTest (removeAttrs base [ "testScript" ] // { test = ./one.star; }));
+  firecracker = shown (
+    makeTest (
+      base
+      // {
+        backend = "firecracker";
+        hugePages = true;
+        entropy = false;
+        memorySize = 384;
+        vcpus = 2;
+      }
+    )
+  );
+  split = shown (
+    makeTest (
+      base
+      // {
+        backend = "cloud-hypervisor";
+        splitStore = true;
+        usePrebuiltSnapshots = true;
+        extraDriverArgs = [ "--verbose" ];
+      }
+    )
+  );
+  old = {
+    qemu =
+      (shown (import ../make-test.nix {
+        inherit pkgs;
+        inherit (base) name nodes testScript;
+      })).config;
+    firecracker =
+      (shown (import ../firecracker/make-test.nix {
+        inherit pkgs;
+        inherit (base) name nodes testScript;
+        memSize = 512;
+        vcpuCount = 2;
+      })).config;
+    cloud-hypervisor =
+      (shown (import ../cloud-hypervisor/make-test.nix {
+        inherit pkgs;
+        inherit (base) name nodes testScript;
+      })).config;
+  };
+  function =
+    (makeTest (base // { testScript = { nodes, ... }: "assert '${nodes.server.networking.hostName}'\n"; })).driver.script.text;
+  modules = {
+    settable = framework (packaged false);
+    readOnly = framework (packaged true);
+    before = framework {
+      options.driver = lib.mkOption { type = lib.types.raw; };
+      options.defaults = lib.mkOption { type = lib.types.raw; };
+    };
+  };
+  outputs = {
+    inherit (lib.mapAttrs (_: lib.attrNames) flake) lib overlays nixosModules;
+    packages = lib.attrNames flake.packages.${system};
+    apps = lib.attrNames flake.apps.${system};
+    devShells = lib.attrNames flake.devShells.${system};
+    checks = lib.attrNames flake.checks.${system};
+  };
+  checks = lib.mapAttrs (_: test: test.config) flake.checks.${system};
+  examples = lib.mapAttrs (_: test: test.config) (
+    import ../examples/headscale {
+      inherit pkgs;
+      attest = ours;
+    }
+  );
+  bench = builtins.deepSeq ours.bench.attributes.budgets ours.bench.attributes.script;
+  budget =
+    (ours.perfBudget {
+      name = "smoke";
+      checks.smoke = {
+        test = ours.checks.integration;
+        budget.total = 60000;
+      };
+    }).attributes.script;
+  package = ours.attest.given.installPhase;
+  refused = lib.mapAttrs (_: args: failure (makeTest (base // args))) {
+    backend.backend = "xen";
+    both.test = "def test_x(): pass\n";
+    nothing.testScript = null;
+    nodes.nodes = { };
+    hugePages.hugePages = true;
+    splitStore.splitStore = true;
+  };
+}
