@@ -21,7 +21,7 @@ import (
 	"github.com/attest-vm/attest/internal/wire"
 )
 
-// Main is the whole life of the agent: it finds its port and serves. Descriptor
+// Main is the whole life of the agent: it finds its port, of virtio or vsock, and serves. Descriptor
 // 3, if it is a pipe, is where whoever started it waits for "ok\n": the first
 // Identity has been applied. It does not return; an agent that is killed is
 // followed by another, see keep.
@@ -40,16 +40,24 @@ func Main(args []string) int {
 	log := openLog()
 	keep(args, log)
 	s := &Server{Log: log.printf, Ready: readyPipe(3)}
-	ctx := context.Background()
+	serve := s.servePort
+	if cmdline, _ := os.ReadFile("/proc/cmdline"); byVsock(string(cmdline)) {
+		serve = s.serveVsock
+	}
 	for {
-		port, err := openPort(ctx, "/sys/class/virtio-ports", "/dev")
-		if err == nil {
-			err = s.Serve(ctx, port)
-			port.Close()
-		}
-		log.printf("%v; trying again", err)
+		log.printf("%v; trying again", serve(context.Background()))
 		time.Sleep(time.Second)
 	}
+}
+
+// servePort serves the host on the other end of the agent's virtio port.
+func (s *Server) servePort(ctx context.Context) error {
+	port, err := openPort(ctx, "/sys/class/virtio-ports", "/dev")
+	if err != nil {
+		return err
+	}
+	defer port.Close()
+	return s.Serve(ctx, port)
 }
 
 // keepAt executes the agent again under a name that begins with "@" unless it

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/wire"
 )
 
 // diskTimeout is generous: a driver has found its disks when its module has
@@ -18,8 +20,8 @@ import (
 const diskTimeout = 10 * time.Second
 
 // waitForDisks waits until there is a disk for each serial, and returns the
-// devices by serial.
-func waitForDisks(serials []string, timeout time.Duration) (map[string]string, error) {
+// devices by serial. order are the serials of vda, vdb, …; nil: the disks have them.
+func waitForDisks(serials, order []string, timeout time.Duration) (map[string]string, error) {
 	events, err := openUevents() // before the first look, so that nothing is missed
 	if err != nil {
 		return nil, err
@@ -28,6 +30,9 @@ func waitForDisks(serials []string, timeout time.Duration) (map[string]string, e
 	deadline := time.Now().Add(timeout)
 	for {
 		disks, err := disksBySerial("/sys/block")
+		if order != nil {
+			disks, err = disksByOrder("/sys/block", order)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -52,7 +57,7 @@ func missingDisksError(missing []string, disks map[string]string, waited time.Du
 	if len(disks) > 0 {
 		have = strings.Join(slices.Sorted(maps.Keys(disks)), ", ")
 	}
-	return fmt.Errorf("no disk with the serial %s appeared within %v (found: %s); the VMM must provide it as virtio-blk with that serial, and the kernel needs virtio_blk with virtio_pci or virtio_mmio",
+	return fmt.Errorf("no disk with the serial %s appeared within %v (found: %s); the VMM must provide it as virtio-blk with that serial, or name it in "+wire.DisksArgument+", and the kernel needs virtio_blk with virtio_pci or virtio_mmio",
 		strings.Join(missing, ", "), waited, have)
 }
 
@@ -73,6 +78,30 @@ func disksBySerial(sysBlock string) (map[string]string, error) {
 		}
 	}
 	return disks, nil
+}
+
+// disksByOrder are the disks that serials belong to by the order of both.
+func disksByOrder(sysBlock string, serials []string) (map[string]string, error) {
+	disks := map[string]string{}
+	for i, serial := range serials {
+		name := virtioDisk(i)
+		switch _, err := os.Stat(filepath.Join(sysBlock, name)); {
+		case err == nil:
+			disks[serial] = "/dev/" + name
+		case !errors.Is(err, os.ErrNotExist):
+			return nil, err
+		}
+	}
+	return disks, nil
+}
+
+// virtioDisk is the name that the kernel gives virtio disk i: vda to vdz, vdaa, …
+func virtioDisk(i int) string {
+	suffix := ""
+	for ; i >= 0; i = i/26 - 1 {
+		suffix = string(rune('a'+i%26)) + suffix
+	}
+	return "vd" + suffix
 }
 
 // openUevents subscribes to the kernel's device events.

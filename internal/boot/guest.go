@@ -58,6 +58,11 @@ type Guest struct {
 	Init string
 	// Verbose shows all kernel messages on the console, not only warnings.
 	Verbose bool
+	// Vsock says that the host comes by vsock, and not by a virtio serial port; Disks are
+	// the serials of the disks vda, vdb and so on, for a VMM that gives them others. The
+	// backends of such VMMs add both to the command line (package wire).
+	Vsock bool
+	Disks []string
 	// Args are further kernel arguments, or several of them in one string, as the
 	// kernel reads them. They come last, so they win over ours.
 	Args []string
@@ -169,8 +174,13 @@ func (g Guest) Cmdline() (string, error) {
 func parseCmdline(line string) (Guest, error) {
 	var g Guest
 	for _, arg := range splitArgs(line) {
+		if arg == wire.VsockArgument {
+			g.Vsock = true
+		}
 		key, value, _ := strings.Cut(arg, "=")
 		switch key {
+		case wire.DisksArgument:
+			g.Disks = strings.Split(value, ",")
 		case "attest.root":
 			kind, n, layered := strings.Cut(value, ":")
 			g.Root, g.Layers = Root(kind), 0

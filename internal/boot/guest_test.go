@@ -91,6 +91,15 @@ func TestCmdlineRoundTrip(t *testing.T) {
 	})
 }
 
+// What backends add for a VMM without serial ports and serials of disks.
+func TestParseCmdlineOfBackends(t *testing.T) {
+	got, err := parseCmdline("attest.root=layers:1 attest.vsock=1 attest.disks=attest-l0,attest-rw")
+	want := Guest{Root: RootLayers, Layers: 1, Vsock: true, Disks: []string{"attest-l0", "attest-rw"}}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Error(err, diff)
+	}
+}
+
 func TestParseCmdlineErrors(t *testing.T) {
 	for line, want := range map[string]string{
 		"console=ttyS0 quiet":       "no kernel argument attest.root",

@@ -53,8 +53,13 @@ func (b *booting) run() error {
 	if err := loadModules("boot"); err != nil {
 		return err
 	}
+	if b.guest.Vsock {
+		if err := openVsock(); err != nil {
+			return err
+		}
+	}
 	b.phase("modules")
-	if b.disks, err = waitForDisks(b.guest.Serials(), diskTimeout); err != nil {
+	if b.disks, err = waitForDisks(b.guest.Serials(), b.guest.Disks, diskTimeout); err != nil {
 		return err
 	}
 	b.phase("disks")

@@ -146,7 +146,10 @@ func (i Initramfs) writeModules(c *cpio.Writer) error {
 		return err
 	}
 	defer tree.close()
-	if err := writeModuleSet(c, tree, "boot", bootModules); err != nil {
+	if err := writeModuleSet(c, tree, "boot", bootModules, nil); err != nil {
+		return err
+	}
+	if err := writeModuleSet(c, tree, vsockSet, vsockModules, bootModules); err != nil {
 		return err
 	}
 	for _, name := range i.Filesystems {
@@ -157,18 +160,27 @@ func (i Initramfs) writeModules(c *cpio.Writer) error {
 			return fmt.Errorf("initramfs: the kernel of %s does not support the file system %s of the image; use another kernel", i.Modules, name)
 		}
 		names := append(slices.Clone(filesystemModules[name]), name)
-		if err := writeModuleSet(c, tree, name, names); err != nil {
+		if err := writeModuleSet(c, tree, name, names, nil); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func writeModuleSet(c *cpio.Writer, tree *moduleTree, set string, names []string) error {
+// writeModuleSet writes modules with all that they depend on, but for those that come
+// with others, which are loaded before.
+func writeModuleSet(c *cpio.Writer, tree *moduleTree, set string, names, before []string) error {
 	modules, err := tree.closure(names)
 	if err != nil {
 		return err
 	}
+	loaded, err := tree.closure(before)
+	if err != nil {
+		return err
+	}
+	modules = slices.DeleteFunc(modules, func(m module) bool {
+		return slices.ContainsFunc(loaded, func(l module) bool { return l.name == m.name })
+	})
 	dir := moduleRoot + "/" + set
 	if err := c.WriteHeader(&cpio.Header{Name: dir, Mode: cpio.TypeDir | 0o755, Links: 2}); err != nil {
 		return fmt.Errorf("initramfs: %w", err)
@@ -196,7 +208,7 @@ func writeFile(c *cpio.Writer, name string, mode cpio.FileMode, data []byte) err
 // write, without reading them.
 func (i Initramfs) identity() (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "initramfs 1 %q %q\n", i.Filesystems, bootModules)
+	fmt.Fprintf(h, "initramfs 2 %q %q %q\n", i.Filesystems, bootModules, vsockModules)
 	paths := []string{i.Binary}
 	if st, err := os.Stat(i.Modules); err == nil && st.IsDir() {
 		tree, err := openModules(i.Modules)

@@ -49,14 +49,16 @@ func entries(t *testing.T, archive []byte) (order []string, files map[string][]b
 
 func kernelTree(t *testing.T) string {
 	return writeTree(t, map[string][]byte{
-		"kernel/virtio_pci.ko":    fakeModule("virtio"),
-		"kernel/virtio.ko":        fakeModule(""),
-		"kernel/virtio_blk.ko":    fakeModule("virtio"),
-		"kernel/fs/erofs.ko":      fakeModule("libcrc32c"),
-		"kernel/fs/xfs.ko":        fakeModule("libcrc32c"),
-		"kernel/lib/libcrc32c.ko": fakeModule(""),
-		"kernel/sound/snd.ko":     fakeModule(""),
-		"modules.builtin":         []byte("kernel/fs/ext4/ext4.ko\nkernel/fs/squashfs/squashfs.ko\n"),
+		"kernel/virtio_pci.ko":                     fakeModule("virtio"),
+		"kernel/virtio.ko":                         fakeModule(""),
+		"kernel/virtio_blk.ko":                     fakeModule("virtio"),
+		"kernel/fs/erofs.ko":                       fakeModule("libcrc32c"),
+		"kernel/fs/xfs.ko":                         fakeModule("libcrc32c"),
+		"kernel/lib/libcrc32c.ko":                  fakeModule(""),
+		"kernel/sound/snd.ko":                      fakeModule(""),
+		"kernel/net/vmw_vsock_virtio_transport.ko": fakeModule("virtio,vsock"),
+		"kernel/net/vsock.ko":                      fakeModule(""),
+		"modules.builtin":                          []byte("kernel/fs/ext4/ext4.ko\nkernel/fs/squashfs/squashfs.ko\n"),
 	})
 }
 
@@ -73,6 +75,8 @@ func TestInitramfsEntries(t *testing.T) {
 		"modules/boot",
 		"modules/boot/000-virtio.ko", "modules/boot/001-virtio_pci.ko", "modules/boot/002-virtio_blk.ko",
 		"modules/boot/003-libcrc32c.ko", "modules/boot/004-erofs.ko",
+		"modules/vsock",
+		"modules/vsock/000-vsock.ko", "modules/vsock/001-vmw_vsock_virtio_transport.ko",
 		"modules/xfs",
 		"modules/xfs/000-libcrc32c.ko", "modules/xfs/001-xfs.ko",
 	}

@@ -29,6 +29,12 @@ var bootModules = []string{
 	"button", // ACPI's power button
 }
 
+// vsockModules are loaded in a guest whose host comes by vsock, in the set vsockSet:
+// elsewhere they would only cost boot time.
+var vsockModules = []string{"vmw_vsock_virtio_transport"}
+
+const vsockSet = "vsock"
+
 // filesystemModules is what a file system asks the kernel for by name (modprobe
 // aliases, softdeps), and /init, which has no modprobe, loads before it.
 var filesystemModules = map[string][]string{
