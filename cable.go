@@ -24,7 +24,7 @@ func (m *Machine) cards() []vmm.NIC {
 type plugs struct {
 	m    *Machine
 	mu   sync.Mutex
-	taps []*network.Port
+	taps map[string]*network.Port // by card
 }
 
 // all are the machine's network cards with their cables.
@@ -41,6 +41,21 @@ func (p *plugs) close() {
 	defer p.mu.Unlock()
 	for _, port := range p.taps {
 		port.Close()
+	}
+}
+
+// plug notes the port on a card's TAP. It takes the place of that of a VMM that was
+// started before for the same card.
+func (p *plugs) plug(nic string, port *network.Port) {
+	p.mu.Lock()
+	old := p.taps[nic]
+	if p.taps == nil {
+		p.taps = map[string]*network.Port{}
+	}
+	p.taps[nic] = port
+	p.mu.Unlock()
+	if old != nil {
+		old.Close()
 	}
 }
 
@@ -95,9 +110,7 @@ func (c cable) TAP(tap *os.File) error {
 		taken = true
 		port, err := sw.AttachTAP(ctx, c.nic(), tap)
 		if err == nil {
-			c.plugs.mu.Lock()
-			c.plugs.taps = append(c.plugs.taps, port)
-			c.plugs.mu.Unlock()
+			c.plugs.plug(c.i.Name, port)
 		}
 		return port, err
 	})

@@ -3,11 +3,14 @@ package attest
 import (
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/attest-vm/attest/internal/network"
 	"github.com/attest-vm/attest/internal/vmm/mock"
@@ -77,8 +80,7 @@ func TestPlugs(t *testing.T) {
 			talks(b, a, macB, macA)
 
 			// The cable goes with the machine, on each plug.
-			ports := lab.network.fabric.Switch(1).Ports()
-			ports = slices.DeleteFunc(ports, func(p *network.Port) bool { return !strings.Contains(fmt.Sprint(p), ": a/") })
+			ports := portsOf(lab, "a")
 			if err := lab.Machine("a").Crash(ctx); err != nil || len(ports) != 1 {
 				t.Fatal(ports, err)
 			}
@@ -102,4 +104,45 @@ func TestPlugs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A VMM that is started again for the same machine hands in another TAP: the cable
+// leads there from then on, and stays pulled.
+func TestTAPIsReplaced(t *testing.T) {
+	stage := newStage(t, mock.Options{TAP: true})
+	lab := stage.open(t, LabConfig{Machines: []MachineConfig{{Name: "a", Backend: stage.backend, Boot: BootCold}}})
+	ctx := limited(t)
+	if err := lab.StartAll(ctx); err != nil {
+		t.Fatal(err)
+	}
+	a := stage.started(t, 1)
+	before := portsOf(lab, "a")
+	if err := lab.Machine("a").Block(ctx); err != nil {
+		t.Fatal(err)
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fds[0])
+	if err := a.Config().NICs[0].Link.TAP(os.NewFile(uintptr(fds[1]), "tap")); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-before[0].Done():
+	case <-ctx.Done():
+		t.Fatal("the first port did not end")
+	}
+	after := portsOf(lab, "a")
+	if len(before) != 1 || len(after) != 1 || after[0] == before[0] {
+		t.Fatalf("ports before and after: %v, %v", before, after)
+	}
+	if !lab.network.fabric.Down("a", a.Config().NICs[0].ID) {
+		t.Error("the cable is plugged in again")
+	}
+}
+
+// portsOf are the ports of a machine on the first network.
+func portsOf(lab *Lab, machine string) []*network.Port {
+	return slices.DeleteFunc(lab.network.fabric.Switch(1).Ports(), func(p *network.Port) bool { return !strings.Contains(fmt.Sprint(p), ": "+machine+"/") })
 }

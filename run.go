@@ -89,6 +89,7 @@ const maxLastWords = 2 * time.Second
 const (
 	agentGrace    = 10 * time.Second
 	agentPatience = 2 * time.Minute
+	agentSilence  = 10 * time.Second // before another connection is tried, where there can be one
 )
 
 // panicGrace is how long a panicking kernel may go on talking.
@@ -238,7 +239,12 @@ func (r *run) powerOn(ctx context.Context, config vmm.Config) (err error) {
 func (r *run) begin() error {
 	m := r.machine
 	announced := make(chan struct{}) // a guest that is restored may answer at once
+	redial := time.Duration(0)
+	if _, ok := r.vm.(vmm.Reconnecter); ok {
+		redial = m.lab.host.scale(agentSilence)
+	}
 	r.guest = guest.New(m.Name(), r.vm.Dial, guest.Options{
+		Redial:       redial,
 		LastWords:    min(m.lab.host.scale(guest.LastWords), maxLastWords),
 		Grace:        m.lab.host.scale(agentGrace),
 		AgentTimeout: m.bootLimit(),

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/attest-vm/attest/internal/wire"
@@ -36,6 +37,10 @@ type Options struct {
 	// Reconnect is how long a session outlives its connection: what is under way goes
 	// on when there is another one by then. Default 60 s.
 	Reconnect time.Duration
+	// Redial is how long the agent may be silent on a connection that expects an answer
+	// before another one is made, and up to eight times that while none answers. 0: it is
+	// not given up, as for a channel that has no connections.
+	Redial time.Duration
 	// Stall is how long a copy may stand still, without a byte of it that moves.
 	// It limits as well what an agent may take for an operation that waits for
 	// nothing, such as to set the clock. Default 5 min.
@@ -119,6 +124,7 @@ type session struct {
 
 	mu       sync.Mutex
 	w        *wire.Writer // of the connection; nil: there is none
+	hangUp   func()       // ends the connection, if another one can be made
 	heard    time.Time    // when the last frame came
 	last     wire.Type    // what it was
 	pinged   time.Time    // when the ping left that has no answer; zero: none
@@ -396,6 +402,31 @@ type link struct {
 	try   uint32   // of that Hello
 	s     *session // nil: none
 	heard bool     // there was a Welcome on this connection
+
+	patience time.Duration // with the next connection's silence
+	welcomed func()        // ends the limit of that
+	silent   atomic.Bool   // this connection was given up for it
+	hangUp   func()        // gives it up; nil: there would be no other
+}
+
+// maxPatience is how many times Redial it becomes: a guest that is slow would get to
+// each connection that was given up before it gets to the last.
+const maxPatience = 8
+
+// watchSilence gives up a connection on which no Welcome comes.
+func (l *link) watchSilence(conn net.Conn) {
+	l.welcomed, l.hangUp = func() {}, nil
+	l.silent.Store(false)
+	if l.c.opt.Redial <= 0 {
+		return
+	}
+	l.hangUp = func() {
+		l.silent.Store(true)
+		conn.Close()
+	}
+	l.patience = min(max(2*l.patience, l.c.opt.Redial), maxPatience*l.c.opt.Redial)
+	begun := l.c.clock()
+	l.welcomed = l.c.after(l.patience, func() time.Duration { return begun }, l.hangUp)
 }
 
 // serve speaks with the agent until the connection breaks, and says whether there
@@ -406,6 +437,8 @@ func (l *link) serve(conn net.Conn) bool {
 	l.w, l.dec, l.heard = wire.NewWriter(conn), wire.NewDecoder(conn), false
 	defer l.w.Close()
 	defer conn.Close()
+	l.watchSilence(conn)
+	defer func() { l.welcomed() }()
 	l.hello()
 	for {
 		f, err := l.dec.Next()
@@ -417,6 +450,9 @@ func (l *link) serve(conn net.Conn) bool {
 		case errors.As(err, &bad):
 			l.broken(bad.Reason)
 		case err != nil:
+			if l.silent.Load() {
+				err = errNoWelcome
+			}
 			if l.s != nil {
 				l.suspend(err)
 			}
@@ -469,7 +505,7 @@ var errNoWelcome = errors.New("the agent does not answer")
 // suspend leaves the session without a connection that carries it, for a while.
 func (l *link) suspend(err error) {
 	s, c := l.s, l.c
-	s.carry(nil)
+	s.carry(nil, nil)
 	if s.forsake == nil {
 		begun := c.clock()
 		s.forsake = c.after(c.opt.Reconnect, func() time.Duration { return begun }, func() {
@@ -487,12 +523,12 @@ func (s *session) found() {
 }
 
 // carry notes which connection carries the session; nil: none.
-func (s *session) carry(w *wire.Writer) {
+func (s *session) carry(w *wire.Writer, hangUp func()) {
 	if w == nil {
 		s.mux.Detach()
 	}
 	s.mu.Lock()
-	s.w, s.heard, s.pinged = w, time.Now(), time.Time{}
+	s.w, s.hangUp, s.heard, s.pinged = w, hangUp, time.Now(), time.Time{}
 	s.mu.Unlock()
 }
 
@@ -572,7 +608,8 @@ func (l *link) welcome(f wire.Frame) error {
 	if err := m.Check(); err != nil {
 		return &wire.FormatError{Reason: "welcome: " + err.Error()}
 	}
-	l.heard = true
+	l.heard, l.patience = true, 0
+	l.welcomed()
 	if l.s != nil && l.s.ctx.Err() != nil {
 		l.hello() // it was given up at this moment
 		return nil
@@ -616,7 +653,7 @@ func (l *link) start(received uint32) error {
 		return &wire.FormatError{Reason: "welcome: " + err.Error()}
 	}
 	l.s.found()
-	l.s.carry(l.w)
+	l.s.carry(l.w, l.hangUp)
 	return nil
 }
 
@@ -653,7 +690,8 @@ func (s *session) finish() {
 
 // watchdog pings an agent that is silent while something is under way, and ends
 // what is under way when there is no answer. It does not end the session: an
-// agent that wakes up goes on, and a later operation finds out by itself.
+// agent that wakes up goes on, and a later operation finds out by itself. Where there can
+// be another connection, it gives up the silent one instead.
 func (c *Client) watchdog(s *session) {
 	for {
 		s.mu.Lock()
@@ -708,7 +746,11 @@ func (s *session) due(now time.Time, opt Options) time.Duration {
 	if s.heard.After(last) { // it talks, and gets to the ping in time
 		last = s.heard
 	}
-	return last.Add(opt.PingTimeout).Sub(now)
+	limit := opt.PingTimeout
+	if s.hangUp != nil {
+		limit = min(limit, opt.Redial)
+	}
+	return last.Add(limit).Sub(now)
 }
 
 func (c *Client) check(s *session) {
@@ -736,9 +778,12 @@ func (c *Client) check(s *session) {
 		s.mu.Unlock()
 		return
 	}
-	silent := now.Sub(s.heard)
-	s.pinged = time.Time{}
-	s.heard = now
+	silent, hangUp := now.Sub(s.heard), s.hangUp
+	s.pinged, s.heard, s.hangUp = time.Time{}, now, nil
 	s.mu.Unlock()
+	if hangUp != nil { // what is under way goes on with the next one
+		hangUp()
+		return
+	}
 	s.mux.Abort(&UnresponsiveError{Machine: c.name, Silent: silent})
 }

@@ -54,6 +54,9 @@ type Hardware struct {
 
 	Disks   []Disk // in the order in which the guest numbers them
 	Display bool   // a screen, as a VGA adapter has one
+
+	// Options are what only this backend has: a JSON object, which it decodes strictly.
+	Options json.RawMessage
 }
 
 // Command is somebody else's command that starts the VMM. It runs in Config.Dir,
@@ -134,7 +137,8 @@ type Link interface {
 	// TAP plugs the cable into a TAP that the backend has made: each read of the
 	// non-blocking descriptor is a frame, without packet information or offloads
 	// (IFF_NO_PI). The file belongs to the link from here on, also on error. The
-	// cable is unplugged when the VMM is gone.
+	// cable is unplugged when the VM is gone, and when another TAP is handed in: that of
+	// a VMM that was started again for the same VM.
 	TAP(*os.File) error
 }
 
@@ -155,6 +159,13 @@ type Backend interface {
 	// Start starts the VMM and the guest in it, and returns as soon as the VMM
 	// runs. On error nothing is left.
 	Start(context.Context, Host, Config) (VM, error)
+}
+
+// RawOnly is a Backend whose VMM reads raw disks only: what a machine has written is
+// copied for each that goes on from it, where another VMM puts an overlay on it.
+type RawOnly interface {
+	Backend
+	RawOnly()
 }
 
 // A Mocker is a Backend of a *Mock.
@@ -179,6 +190,10 @@ type VM interface {
 	// that the guest had synced is on the disks.
 	Kill() error
 }
+
+// A Reconnecter is a VM each of whose Dials makes a connection of its own. It may be cut at
+// any time, and one on which nobody answers is worth another Dial.
+type Reconnecter interface{ Reconnects() }
 
 // Exit is why a VMM ended.
 type Exit struct {

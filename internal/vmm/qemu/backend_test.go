@@ -207,7 +207,7 @@ func TestStartIsCancelled(t *testing.T) {
 func TestEndlessOutput(t *testing.T) {
 	fake(t, sayVersion+"yes | head -c 10000000; echo the end; exit 1")
 	err := startFails(t, t.Context(), vmm.Config{Boot: &vmm.Hardware{}})
-	if len(err.Output) > maxOutput || !strings.HasSuffix(err.Output, "the end") {
+	if len(err.Output) > vmm.MaxOutput || !strings.HasSuffix(err.Output, "the end") {
 		t.Errorf("%d bytes, …%q", len(err.Output), err.Output[max(0, len(err.Output)-20):])
 	}
 }

@@ -30,7 +30,7 @@ type machine struct {
 	monitor *qmp.Client
 	console net.Conn
 	agent   *vmm.Channel
-	output  *tail // what QEMU itself says
+	output  *vmm.Tail // what QEMU itself says
 	events  vmm.EventLog
 	done    chan struct{}
 	saved   saved
@@ -109,7 +109,7 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	}
 	if err != nil {
 		m.abandon()
-		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(began), Err: err, Output: m.output.text()}
+		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(began), Err: err, Output: m.output.Text()}
 	}
 	go m.watch()
 	return m, nil
@@ -169,7 +169,7 @@ func (m *machine) run(ctx context.Context, host vmm.Host, c supervise.Command) e
 		return err
 	}
 	defer stderr.Close()
-	m.output = newTail(out)
+	m.output = vmm.NewTail(out)
 	c.Stdout, c.Stderr = stderr, stderr
 	m.process, err = host.Supervisor.Start(ctx, c)
 	return err
@@ -181,7 +181,7 @@ func (m *machine) abandon() {
 		m.process.Kill()
 		<-m.process.Done()
 	}
-	m.output.finish()
+	m.output.Finish()
 }
 
 // begin connects to the monitor, restores the machine if it is to be restored,
@@ -258,7 +258,7 @@ func (m *machine) watch() {
 	<-m.process.Done()
 	<-m.monitor.Done() // it read the last events first
 	m.events.End()
-	m.output.finish()
+	m.output.Finish()
 	m.monitor.Close()
 	m.mu.Lock()
 	m.exit = m.classify(m.process.Status())
@@ -271,7 +271,7 @@ func (m *machine) watch() {
 // classify is called with mu held.
 func (m *machine) classify(status supervise.Status) vmm.Exit {
 	detail := status.String()
-	if text := m.output.text(); text != "" {
+	if text := m.output.Text(); text != "" {
 		detail += ": " + text
 	}
 	reasons := map[string]vmm.ExitReason{ // QAPI ShutdownCause
@@ -405,63 +405,4 @@ func (c *closers) close(failed bool) {
 			x.Close()
 		}
 	}
-}
-
-// maxOutput is how much is kept of what QEMU says of itself.
-const maxOutput = 16 << 10
-
-// A tail reads a pipe to its end and keeps the last of it.
-type tail struct {
-	pipe io.Closer
-	done chan struct{}
-	mu   sync.Mutex
-	buf  []byte
-}
-
-func newTail(r io.ReadCloser) *tail {
-	t := &tail{pipe: r, done: make(chan struct{})}
-	go func() {
-		defer close(t.done)
-		defer r.Close()
-		p := make([]byte, 4096)
-		for {
-			n, err := r.Read(p)
-			t.mu.Lock()
-			t.buf = append(t.buf, p[:n]...)
-			if extra := len(t.buf) - maxOutput; extra > 0 {
-				t.buf = append(t.buf[:0], t.buf[extra:]...)
-			}
-			t.mu.Unlock()
-			if err != nil {
-				return
-			}
-		}
-	}()
-	return t
-}
-
-// outputGrace is how long the output may go on when the process has ended: what a
-// start command has left in the background may hold it.
-const outputGrace = 2 * time.Second
-
-// finish returns when there is nothing more to come.
-func (t *tail) finish() {
-	if t == nil {
-		return
-	}
-	select {
-	case <-t.done:
-	case <-time.After(outputGrace):
-		t.pipe.Close()
-		<-t.done
-	}
-}
-
-func (t *tail) text() string {
-	if t == nil {
-		return ""
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return strings.TrimSpace(strings.ToValidUTF8(string(t.buf), "\uFFFD"))
 }

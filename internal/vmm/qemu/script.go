@@ -171,9 +171,9 @@ func (s script) proceed(ctx context.Context, m *scripted) error {
 	return nil
 }
 
-func (s script) failed(start time.Time, err error, output *tail) error {
+func (s script) failed(start time.Time, err error, output *vmm.Tail) error {
 	return &vmm.StartError{Machine: s.config.Name, Backend: s.backend.Name(), After: time.Since(start),
-		Err: fmt.Errorf("start command `%s`: %w", s.command.Line, err), Output: output.text()}
+		Err: fmt.Errorf("start command `%s`: %w", s.command.Line, err), Output: output.Text()}
 }
 
 // scriptFDs is how many descriptors from 3 on are left to scripts, which like to

@@ -272,7 +272,7 @@ func splitState(state []byte) (prefix, devices []byte, err error) {
 func (b *backend) Fingerprint(host vmm.Host, config vmm.Config) (string, error) {
 	if command, ok := config.Boot.(*vmm.Command); ok {
 		// What that starts is known when it runs, and compared then (scriptState).
-		return strings.Join(append(stamps(namedFiles([]string{command.Line}, config.Dir)), command.Line, processor()), "\n"), nil
+		return strings.Join(append(stamps(namedFiles([]string{command.Line}, config.Dir)), command.Line, vmm.Processor()), "\n"), nil
 	}
 	hw := *config.Boot.(*vmm.Hardware)
 	qemu, err := b.find()
@@ -297,23 +297,7 @@ func (b *backend) Fingerprint(host vmm.Host, config vmm.Config) (string, error) 
 	// The clock's frequency is measured anew by each process, and is never twice
 	// the same; a percent of difference would be another processor.
 	line := clockFrequency.ReplaceAllString(strings.Join(c.args, "\n"), "${1}xxxx")
-	return strings.Join([]string{qemu.path, qemu.version, fmt.Sprint(st.Size(), st.ModTime().UnixNano()), processor(), line}, "\n"), nil
+	return strings.Join([]string{qemu.path, qemu.version, fmt.Sprint(st.Size(), st.ModTime().UnixNano()), vmm.Processor(), line}, "\n"), nil
 }
 
 var clockFrequency = regexp.MustCompile(`(tsc_early_khz=\d+)\d{4}`)
-
-// processor is what the guest may see of the host's.
-func processor() string {
-	cpuinfo, _ := os.ReadFile("/proc/cpuinfo")
-	var lines []string
-	for line := range strings.Lines(string(cpuinfo)) {
-		key, _, _ := strings.Cut(line, ":")
-		switch strings.TrimSpace(key) {
-		case "model name", "stepping", "flags":
-			lines = append(lines, strings.TrimSpace(line))
-		case "":
-			return strings.Join(lines, "\n")
-		}
-	}
-	return strings.Join(lines, "\n")
-}
