@@ -32,6 +32,7 @@
         "makeRootfs"
         "makeStoreImage"
         "makeSharedStoreImage"
+        "perfBudget"
       ] withPkgs;
       nixosModules = {
         # For the nodes of a test of your own framework.

@@ -347,7 +347,7 @@ func (e evaluation) modules(t *testing.T) {
 // What the flake gives, and what all its checks and examples come to.
 func (e evaluation) flake(t *testing.T) {
 	want := map[string][]string{
-		"apps": {"default"}, "devShells": {"default"}, "lib": {"makeDriver", "makeRootfs", "makeSharedStoreImage", "makeSnapshot", "makeStoreImage", "makeTest"},
+		"apps": {"default"}, "devShells": {"default"}, "lib": {"makeDriver", "makeRootfs", "makeSharedStoreImage", "makeSnapshot", "makeStoreImage", "makeTest", "perfBudget"},
 		"nixosModules": {"test", "testInstrumentation"}, "overlays": {"default"}, "packages": {"attest", "bench", "default", "nixos-test-driver"},
 		"checks": {
 			"cloud-hypervisor-network", "cloud-hypervisor-prebuilt", "cloud-hypervisor-smoke", "cloud-hypervisor-snapshot", "cloud-hypervisor-split",

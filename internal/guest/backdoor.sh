@@ -14,7 +14,7 @@ mkdir -p "$d/attest" && chmod 700 "$d/attest" && printf '#!/bin/sh\n' > "$d/atte
 done 2>/dev/null
 [ -n "$dir" ] || { echo "$say:failed:there is no directory in which a program can be put and run (of /run, /dev/shm, /tmp and /var/tmp)"; return; }
 rm -f "$dir/try" "$dir/agent"
-own=$(type -P attest-agent) && [ "$(sha256sum < "$own")" = "$sum  -" ] && cp "$own" "$dir/agent" && chmod 700 "$dir/agent" && (exec -a attest-install "$dir/agent" "$sum") > /dev/null 2>&1 && { echo "$say:started:$own"; return; }
+own=$(type -P attest-agent) && [ "$(sha256sum < "$own")" = "$sum  -" ] && cp -p "$own" "$dir/agent" && chmod 700 "$dir/agent" && (exec -a attest-install "$dir/agent" "$sum") > /dev/null 2>&1 && { echo "$say:started:$own"; return; }
 rm -f "$dir/agent"
 [ "$4" = 1 ] || timeout 2 cat < "$port" > /dev/null
 echo "$say:ready:$dir"

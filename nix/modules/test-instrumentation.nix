@@ -109,7 +109,8 @@ in
             "dev-${serial}.device"
           ];
           script = shell + ''
-            exec </dev/hvc0 >/dev/hvc0 2>/dev/${serial}
+            exec </dev/hvc0 >/dev/hvc0
+            until exec 2>/dev/${serial}; do sleep 0.1; done # which a getty may be closing
             stty -F /dev/hvc0 raw -echo
             echo "Spawning backdoor root shell..."
             PS1= exec ${pkgs.bash}/bin/bash --norc /dev/hvc0
