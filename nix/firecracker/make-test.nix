@@ -1,16 +1,2 @@
-# lib.makeTest on Firecracker, with the argument names of older tests.
-{ pkgs, attest ? pkgs.attest, memSize ? 256, vcpuCount ? 1, enableNetwork ? false, ... }@args:
-import ../test.nix { inherit pkgs attest; } (
-  {
-    backend = "firecracker";
-    memorySize = memSize;
-    vcpus = vcpuCount;
-    inherit enableNetwork;
-  }
-  // removeAttrs args [
-    "pkgs"
-    "attest"
-    "memSize"
-    "vcpuCount"
-  ]
-)
+# lib.makeTest on Firecracker.
+import ../microvm.nix "firecracker"
