@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,10 @@ const (
 
 	// maxPlugs is how many clients are served at a time.
 	maxPlugs = 1024
+
+	// maxWarnings is of how many clients attest says what goes wrong with them: one that
+	// tries again and again would fill all reports.
+	maxWarnings = 100
 )
 
 // A Plug is a client.
@@ -59,6 +64,7 @@ type Hub struct {
 	end    context.CancelFunc
 	ln     *net.UnixListener
 	serves sync.WaitGroup
+	warned atomic.Int64 // clients with which something went wrong
 }
 
 // DirTooLongError is a directory in which the sockets of clients have no room.
@@ -112,6 +118,9 @@ func (h *Hub) Close() error {
 	h.end()
 	h.ln.Close()
 	h.serves.Wait()
+	if n := h.warned.Load() - maxWarnings - 1; n > 0 {
+		h.log("warning", fmt.Errorf("something went wrong with %d more clients", n))
+	}
 	return os.RemoveAll(h.dir)
 }
 
@@ -128,16 +137,26 @@ func (h *Hub) accept() {
 		select {
 		case places <- struct{}{}:
 		default:
-			h.log("warning", fmt.Errorf("client %d rejected: the limit is %d", n, maxPlugs))
+			h.warn(fmt.Errorf("client %d rejected: the limit is %d", n, maxPlugs))
 			control.Close()
 			continue
 		}
 		h.serves.Go(func() {
 			defer func() { <-places }()
 			if err := h.serve(control, n); err != nil && h.ctx.Err() == nil {
-				h.log("warning", fmt.Errorf("client %d: %w", n, err))
+				h.warn(fmt.Errorf("client %d: %w", n, err))
 			}
 		})
+	}
+}
+
+// warn says what went wrong with a client, of the first ones.
+func (h *Hub) warn(err error) {
+	switch n := h.warned.Add(1); {
+	case n <= maxWarnings:
+		h.log("warning", err)
+	case n == maxWarnings+1:
+		h.log("warning", fmt.Errorf("%w; of further clients like this one only the number is told, at the end", err))
 	}
 }
 

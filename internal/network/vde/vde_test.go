@@ -346,6 +346,33 @@ func TestRefusedClients(t *testing.T) {
 	m.expect(frame(1, "still here"))
 }
 
+// A client that tries again and again fills no report: what goes wrong is told for the
+// first ones, and counted.
+func TestWarningsAreBounded(t *testing.T) {
+	l := newLAN(t)
+	const clients = maxWarnings + 1 + 150
+	for range clients {
+		conn := dial(t, l.hub.Dir())
+		conn.Write(bytes.Repeat([]byte("garbage "), 100))
+		conn.CloseWrite()
+		io.ReadAll(conn) // to the end of the connection
+		conn.Close()
+	}
+	for deadline := time.Now().Add(patience); l.hub.warned.Load() < clients; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("of %d clients %d were served", clients, l.hub.warned.Load())
+		}
+	}
+	if err := l.hub.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := len(l.log); n != maxWarnings+2 || !strings.HasSuffix(l.log[n-1], "something went wrong with 150 more clients") {
+		t.Errorf("%d lines, the last: %s", n, l.log[n-1])
+	}
+}
+
 func TestCloseWithClients(t *testing.T) {
 	l := newLAN(t)
 	a := plugIn(t, l.hub.Dir(), "")
