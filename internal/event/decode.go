@@ -187,7 +187,7 @@ func decodeFields(fields map[string]json.RawMessage, v reflect.Value) error {
 	for i := range v.NumField() {
 		name, _ := fieldName(v.Type().Field(i))
 		raw, ok := fields[name]
-		if !ok || bytes.Equal(raw, []byte("null")) {
+		if !ok || name == "-" || bytes.Equal(raw, []byte("null")) {
 			continue
 		}
 		if exact, ok := fields[name+"_base64"]; ok {

@@ -8,6 +8,8 @@
 package event
 
 import (
+	"cmp"
+	"crypto/sha256"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -29,18 +31,41 @@ type Scope struct {
 	Boot    string `json:"boot,omitempty"`    // "cold" or "warm" where each test runs both ways, see FileStarted
 	Step    uint64 `json:"step,omitempty"`    // the step that is under way, see StepStarted
 	Subtest string `json:"subtest,omitempty"` // names of the subtests that are open, joined by "/"
+	Label   string `json:"-"`                 // of the file, where FileLabel gives another file of the run the same; see Labels
 }
 
 // Name is a name for files and directories that is different for every test of a
 // run: "web_test-test_serves".
 func (s Scope) Name() string {
-	file := strings.TrimSuffix(s.File, filepath.Ext(s.File))
-	file = strings.NewReplacer("/", "-", "..", "").Replace(filepath.ToSlash(filepath.Clean(file)))
-	name := strings.Trim(file, "-") + "-" + s.Test
+	name := cmp.Or(s.Label, FileLabel(s.File)) + "-" + s.Test
 	if s.Boot != "" {
 		name += "-" + s.Boot
 	}
 	return name
+}
+
+// FileLabel is the part of a Scope's name that stands for a file: "sub/web_test.star" is
+// "sub-web_test".
+func FileLabel(file string) string {
+	label := strings.TrimSuffix(file, filepath.Ext(file))
+	label = strings.NewReplacer("/", "-", "..", "").Replace(filepath.ToSlash(filepath.Clean(label)))
+	return strings.Trim(label, "-")
+}
+
+// Labels are labels for the files of a run, in their order: FileLabel, or more where
+// that is the same for several, such as "a/b.star" and "a-b.star".
+func Labels(files []string) []string {
+	count := map[string]int{}
+	for _, f := range files {
+		count[FileLabel(f)]++
+	}
+	labels := make([]string, len(files))
+	for i, f := range files {
+		if labels[i] = FileLabel(f); count[labels[i]] > 1 {
+			labels[i] += fmt.Sprintf("-%.3x", sha256.Sum256([]byte(filepath.Clean(f))))
+		}
+	}
+	return labels
 }
 
 // A Record is an event with its place in the run. Seq counts from 1 without

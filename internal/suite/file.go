@@ -317,7 +317,7 @@ func (p *pass) report(ctx context.Context, t script.Test, fn func(context.Contex
 
 // scoped is the context of a test of this pass.
 func (p *pass) scoped(ctx context.Context, test string) context.Context {
-	return event.WithScope(ctx, event.Scope{File: p.file.path, Test: test, Boot: p.label})
+	return event.WithScope(ctx, event.Scope{File: p.file.path, Test: test, Boot: p.label, Label: p.file.label})
 }
 
 func (p *pass) newLab(ctx context.Context) (operation.Runner, error) {

@@ -41,3 +41,21 @@ func TestOnePcapForSeveralTests(t *testing.T) {
 		}
 	}
 }
+
+// Whatever two files of a run are called, their tests write to places of their own.
+func TestLabels(t *testing.T) {
+	files := []string{"a/b.star", "a-b.star", "web_test.star", "sub/web_test.star", "../x.star", "x.star", "x.py", "/x.star"}
+	seen := map[string]string{}
+	for i, label := range event.Labels(files) {
+		name := event.Scope{File: files[i], Test: "main", Label: label}.Name()
+		if seen[name] != "" || strings.ContainsAny(name, "/.") {
+			t.Errorf("%s: %s, as %q", files[i], name, seen[name])
+		}
+		seen[name] = files[i]
+	}
+	for _, plain := range []string{"web_test-main", "sub-web_test-main"} {
+		if seen[plain] == "" {
+			t.Errorf("nothing is called %s: %v", plain, seen)
+		}
+	}
+}

@@ -32,6 +32,7 @@ type plan struct {
 // A file is one test file.
 type file struct {
 	path   string
+	label  string // event.Labels
 	script script.File
 	err    error         // why it cannot be run
 	tests  []script.Test // those that are selected
@@ -103,8 +104,9 @@ func (r *run) plan(ctx context.Context, machines []attest.MachineConfig) (*plan,
 	}
 	var bus event.Bus
 	bus.Subscribe(func(rec event.Record) { p.said = append(p.said, rec) })
-	for _, path := range paths {
-		f := &file{path: path}
+	labels := event.Labels(paths)
+	for i, path := range paths {
+		f := &file{path: path, label: labels[i]}
 		p.files = append(p.files, f)
 		if f.err = context.Cause(ctx); f.err == nil {
 			ctx := event.WithScope(event.WithBus(ctx, &bus), event.Scope{File: path})
