@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/user"
 	"strings"
+	"syscall"
 
 	"github.com/attest-vm/attest/internal/cache"
 	"github.com/attest-vm/attest/internal/doctor"
@@ -21,10 +23,27 @@ func Examine(ctx context.Context) []doctor.Finding {
 		}
 		out = append(out, f)
 	}
+	return append(out, buildRights(), cacheFinding())
+}
+
+// buildRights looks for what a build needs of this user. Root has it by itself, unless
+// it is a root without rights, as in a container.
+func buildRights() doctor.Finding {
 	if os.Geteuid() != 0 {
-		out = append(out, subordinateIDs())
+		return subordinateIDs()
 	}
-	return append(out, cacheFinding())
+	f := doctor.Finding{Name: "builds as root", OK: true, Detail: "in namespaces of their own"}
+	// What mmdebstrap does first. Unshareflags also makes the mounts private.
+	try := exec.Command("/bin/sh", "-c", ":")
+	try.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:   syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC,
+		Unshareflags: syscall.CLONE_NEWNS,
+	}
+	if err := try.Run(); err != nil {
+		f.OK, f.Detail = false, fmt.Sprintf("this root may not make namespaces and mount in them (%v)", err)
+		f.Remedy = "give the container CAP_SYS_ADMIN, or run attest as a user with subordinate ids (/etc/subuid)"
+	}
+	return f
 }
 
 // subordinateIDs looks for what a build without root needs: a range of user

@@ -72,10 +72,8 @@ func (s *Store) runMmdebstrap(ctx context.Context, m mmdebstrap, said *transcrip
 	if err != nil {
 		return err
 	}
-	if os.Geteuid() != 0 {
-		if f := subordinateIDs(); !f.OK {
-			return &doctor.MissingError{What: f.Name, Reason: f.Detail, Remedy: f.Remedy}
-		}
+	if f := buildRights(); !f.OK {
+		return &doctor.MissingError{What: f.Name, Reason: f.Detail, Remedy: f.Remedy}
 	}
 	tmp, err := s.buildDir(ctx)
 	if err != nil {

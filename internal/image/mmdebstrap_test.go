@@ -7,9 +7,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/event"
@@ -112,7 +115,7 @@ func fakeMmdebstrap(t *testing.T, script string) {
 // needBuilds has a user who may not build be told how to, and ends the test.
 func needBuilds(t *testing.T) {
 	t.Helper()
-	if f := subordinateIDs(); os.Geteuid() != 0 && !f.OK {
+	if !buildRights().OK {
 		var missing *doctor.MissingError
 		_, err := openTest(t).mmdebstrap(t.Context(), mmdebstrap{})
 		if !errors.As(err, &missing) || missing.Remedy == "" {
@@ -194,6 +197,33 @@ func TestStreamsThatFail(t *testing.T) {
 				t.Errorf("left below tmp: %v", left)
 			}
 		})
+	}
+}
+
+// A root that may not make namespaces is told so before a build begins, and by attest
+// doctor.
+func TestRootWithoutRights(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("it takes root to give up its rights")
+	}
+	found := make(chan doctor.Finding)
+	var look func()
+	look = func() {
+		runtime.LockOSThread() // for good: the thread is without rights afterwards
+		if unix.Gettid() == os.Getpid() {
+			go look() // on another one; Go never ends the first
+			return
+		}
+		header, none := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, [2]unix.CapUserData{}
+		if err := unix.Capset(&header, &none[0]); err != nil {
+			found <- doctor.Finding{OK: true, Detail: err.Error()}
+			return
+		}
+		found <- buildRights()
+	}
+	go look()
+	if f := <-found; f.OK || f.Remedy == "" || !strings.Contains(f.Detail, "operation not permitted") {
+		t.Errorf("%+v", f)
 	}
 }
 
