@@ -128,7 +128,7 @@ func (h *Host) scale(d time.Duration) time.Duration {
 
 // guestBinary is the attest binary that guests run as /init and as agent.
 func (h *Host) guestBinary(ctx context.Context) (string, error) {
-	h.guestOnce.Do(func() { h.guestPath, h.guestErr = boot.GuestBinary(ctx) })
+	h.guestOnce.Do(func() { h.guestPath, h.guestErr = boot.GuestBinary(ctx, h.supervisor) })
 	return h.guestPath, h.guestErr
 }
 

@@ -112,7 +112,7 @@ func (o *own) media(ctx context.Context, hw *vmm.Hardware, img *image.Image) err
 	if hw.Cmdline, err = guest.Cmdline(); err != nil {
 		return &ConfigError{Subject: "machine " + m.Name(), Reason: err.Error()}
 	}
-	if hw.Initrd, err = initramfs.Build(ctx); err != nil {
+	if hw.Initrd, err = initramfs.Build(ctx, m.lab.host.supervisor); err != nil {
 		return &InfraError{m.Name(), "build the initramfs", err}
 	}
 	hw.Kernel = kernel.Path

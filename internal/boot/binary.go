@@ -17,7 +17,6 @@ import (
 	"runtime/debug"
 	"strings"
 
-	"github.com/attest-vm/attest/internal/atomicfile"
 	"github.com/attest-vm/attest/internal/flock"
 )
 
@@ -40,8 +39,9 @@ var embedded []byte
 // attest command it is the cmd/attest-agent that it contains, or, built without
 // one, itself. Of a test binary it is what ATTEST_BINARY names, or cmd/attest-agent
 // of the version of attest that the test's module requires, built with the go
-// command. Both are kept in the user's cache.
-func GuestBinary(ctx context.Context) (string, error) {
+// command. Both are kept in the user's cache. owner, which may be nil, has what is not
+// finished.
+func GuestBinary(ctx context.Context, owner Owner) (string, error) {
 	info, _ := debug.ReadBuildInfo()
 	if info == nil {
 		info = &debug.BuildInfo{}
@@ -51,7 +51,7 @@ func GuestBinary(ctx context.Context) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		return unpackGuestBinary(dir, embedded)
+		return unpackGuestBinary(dir, embedded, owner)
 	}
 	if info.Path == commandPath {
 		// Not os.Executable: its file may have been replaced since.
@@ -70,7 +70,7 @@ func GuestBinary(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return buildGuestBinary(ctx, dir, info)
+	return buildGuestBinary(ctx, dir, info, owner)
 }
 
 // checkGuestBinary refuses what cannot run in a guest's first file system.
@@ -89,24 +89,22 @@ func checkGuestBinary(path string) error {
 }
 
 // unpackGuestBinary writes an executable below dir, once for each content.
-func unpackGuestBinary(dir string, program []byte) (string, error) {
+func unpackGuestBinary(dir string, program []byte, owner Owner) (string, error) {
 	own := filepath.Join(dir, fmt.Sprintf("%x", sha256.Sum256(program))[:32])
 	path := filepath.Join(own, "attest-agent")
 	if there, err := os.ReadFile(path); err == nil && bytes.Equal(there, program) {
 		used(own)
 		return path, nil
 	}
-	if err := os.MkdirAll(own, 0o755); err != nil {
-		return "", fmt.Errorf("unpack the agent for guests: %w", err)
-	}
-	f, err := atomicfile.Create(own)
+	tmp, err := newScratch(dir, owner)
 	if err != nil {
 		return "", fmt.Errorf("unpack the agent for guests: %w", err)
 	}
-	defer f.Discard()
-	if _, err = f.Write(program); err == nil {
-		if err = f.Chmod(0o755); err == nil {
-			err = f.Commit(path)
+	defer tmp.remove()
+	unpacked := filepath.Join(tmp.dir, "attest-agent")
+	if err = os.WriteFile(unpacked, program, 0o755); err == nil {
+		if err = os.MkdirAll(own, 0o755); err == nil {
+			err = os.Rename(unpacked, path)
 		}
 	}
 	if err != nil {
@@ -117,7 +115,7 @@ func unpackGuestBinary(dir string, program []byte) (string, error) {
 }
 
 // buildGuestBinary builds cmd/attest-agent below dir, once for each version of attest.
-func buildGuestBinary(ctx context.Context, dir string, info *debug.BuildInfo) (string, error) {
+func buildGuestBinary(ctx context.Context, cache string, info *debug.BuildInfo, owner Owner) (string, error) {
 	key, fixed := buildKey(info)
 	var module goModule
 	if !fixed {
@@ -128,7 +126,7 @@ func buildGuestBinary(ctx context.Context, dir string, info *debug.BuildInfo) (s
 		}
 		key = "dir\n" + module.Root
 	}
-	dir = filepath.Join(dir, fmt.Sprintf("%x", sha256.Sum256([]byte(key)))[:32])
+	dir := filepath.Join(cache, fmt.Sprintf("%x", sha256.Sum256([]byte(key)))[:32])
 	path := filepath.Join(dir, "attest-agent")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("build attest for guests: %w", err)
@@ -139,7 +137,7 @@ func buildGuestBinary(ctx context.Context, dir string, info *debug.BuildInfo) (s
 	}
 	defer unlock()
 	used(dir)
-	pruneDir(filepath.Dir(dir))
+	pruneDir(cache)
 	if fixed {
 		if checkGuestBinary(path) == nil {
 			return path, nil
@@ -148,7 +146,12 @@ func buildGuestBinary(ctx context.Context, dir string, info *debug.BuildInfo) (s
 			return "", err
 		}
 	}
-	if err := module.build(ctx, path); err != nil {
+	tmp, err := newScratch(cache, owner)
+	if err != nil {
+		return "", fmt.Errorf("build attest for guests: %w", err)
+	}
+	defer tmp.remove()
+	if err := module.build(ctx, tmp.dir, path); err != nil {
 		return "", err
 	}
 	return path, nil
@@ -202,15 +205,10 @@ func findModule(ctx context.Context) (goModule, error) {
 	return goModule{goTool: goTool, Root: filepath.Dir(env.GOMOD), GoMod: env.GOMOD, GoWork: env.GOWORK}, nil
 }
 
-// build builds cmd/attest-agent to path, which is replaced at once when it is done.
+// build builds cmd/attest-agent in tmp, and replaces path at once when it is done.
 // The module's go.mod and go.sum stay as they are: what the command needs
 // beyond what the module's packages need is added to copies of them.
-func (m goModule) build(ctx context.Context, path string) error {
-	tmp, err := os.MkdirTemp(filepath.Dir(path), ".build-*")
-	if err != nil {
-		return fmt.Errorf("build attest for guests: %w", err)
-	}
-	defer os.RemoveAll(tmp)
+func (m goModule) build(ctx context.Context, tmp, path string) error {
 	args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", filepath.Join(tmp, "attest-agent")}
 	if m.GoWork == "" { // a workspace takes neither flag, and adds nothing by itself
 		modfile := filepath.Join(tmp, "go.mod")

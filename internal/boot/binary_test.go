@@ -14,14 +14,14 @@ import (
 func TestGuestBinaryFromEnvironment(t *testing.T) {
 	static := buildProgram(t, "./testdata/hello")
 	t.Setenv(BinaryEnv, static)
-	if got, err := GuestBinary(t.Context()); err != nil || got != static {
+	if got, err := GuestBinary(t.Context(), nil); err != nil || got != static {
 		t.Errorf("got %s, %v; want %s", got, err, static)
 	}
 	for path, want := range map[string]string{
 		"/nowhere": "ATTEST_BINARY", "/bin/sh": "CGO_ENABLED=0", "/etc/passwd": "not an attest binary",
 	} {
 		t.Setenv(BinaryEnv, path)
-		if _, err := GuestBinary(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := GuestBinary(t.Context(), nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want %q", path, err, want)
 		}
 	}
@@ -29,7 +29,7 @@ func TestGuestBinaryFromEnvironment(t *testing.T) {
 
 func TestGuestBinaryWithoutGo(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	_, err := buildGuestBinary(t.Context(), t.TempDir(), &debug.BuildInfo{})
+	_, err := buildGuestBinary(t.Context(), t.TempDir(), &debug.BuildInfo{}, nil)
 	if err == nil || !strings.Contains(err.Error(), "no go command") || !strings.Contains(err.Error(), BinaryEnv) {
 		t.Errorf("error %v does not say what to do", err)
 	}
@@ -37,7 +37,7 @@ func TestGuestBinaryWithoutGo(t *testing.T) {
 
 func TestGuestBinaryOutsideOfModules(t *testing.T) {
 	t.Chdir(t.TempDir())
-	_, err := buildGuestBinary(t.Context(), t.TempDir(), &debug.BuildInfo{})
+	_, err := buildGuestBinary(t.Context(), t.TempDir(), &debug.BuildInfo{}, nil)
 	if err == nil || !strings.Contains(err.Error(), "not in a Go module") {
 		t.Errorf("error %v", err)
 	}
@@ -71,7 +71,7 @@ func TestGuestBinaryIsBuilt(t *testing.T) {
 	var errs [3]error
 	var wg sync.WaitGroup
 	for i := range paths {
-		wg.Go(func() { paths[i], errs[i] = buildGuestBinary(t.Context(), cache, &debug.BuildInfo{}) })
+		wg.Go(func() { paths[i], errs[i] = buildGuestBinary(t.Context(), cache, &debug.BuildInfo{}, nil) })
 	}
 	wg.Wait()
 	if err := errors.Join(errs[:]...); err != nil {
@@ -90,7 +90,7 @@ func TestGuestBinaryIsBuilt(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(root, "go.sum")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a go.sum was made: %v", err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(paths[0]), ".build-*")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(cache, scratchPrefix+"*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
 
@@ -99,7 +99,7 @@ func TestGuestBinaryIsBuilt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := buildGuestBinary(t.Context(), cache, &debug.BuildInfo{}); err != nil {
+	if _, err := buildGuestBinary(t.Context(), cache, &debug.BuildInfo{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if again, err := os.Stat(paths[0]); err != nil || !os.SameFile(first, again) {
@@ -113,12 +113,12 @@ func TestGuestBinaryOfARelease(t *testing.T) {
 	cache := t.TempDir()
 	t.Chdir(userModule(t))
 	t.Setenv("GOFLAGS", "")
-	first, err := buildGuestBinary(t.Context(), cache, info)
+	first, err := buildGuestBinary(t.Context(), cache, info, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", t.TempDir())
-	again, err := buildGuestBinary(t.Context(), cache, info)
+	again, err := buildGuestBinary(t.Context(), cache, info, nil)
 	if err != nil || again != first {
 		t.Errorf("%s, %v; want %s", again, err, first)
 	}
@@ -128,7 +128,7 @@ func TestGuestBinaryOfARelease(t *testing.T) {
 func TestGuestBinaryIsUnpacked(t *testing.T) {
 	cache := t.TempDir()
 	program := []byte("#!/bin/sh\necho agent\n")
-	path, err := unpackGuestBinary(cache, program)
+	path, err := unpackGuestBinary(cache, program, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,7 @@ func TestGuestBinaryIsUnpacked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := unpackGuestBinary(cache, program); err != nil {
+	if _, err := unpackGuestBinary(cache, program, nil); err != nil {
 		t.Fatal(err)
 	}
 	if again, err := os.Stat(path); err != nil || !os.SameFile(first, again) {
@@ -145,7 +145,7 @@ func TestGuestBinaryIsUnpacked(t *testing.T) {
 	if err := os.WriteFile(path, program[:5], 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := unpackGuestBinary(cache, program); err != nil {
+	if _, err := unpackGuestBinary(cache, program, nil); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command(path).Output(); err != nil || string(out) != "agent\n" {
@@ -160,7 +160,7 @@ func TestGuestBinaryBuildError(t *testing.T) {
 	}
 	t.Chdir(root)
 	t.Setenv("GOFLAGS", "")
-	_, err := buildGuestBinary(t.Context(), t.TempDir(), &debug.BuildInfo{})
+	_, err := buildGuestBinary(t.Context(), t.TempDir(), &debug.BuildInfo{}, nil)
 	if err == nil || !strings.Contains(err.Error(), "nonsense") {
 		t.Errorf("error %v does not have the compiler's message", err)
 	}

@@ -62,7 +62,7 @@ func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{kernel: testKernel(t), program: buildProgram(t, "./testdata/guest", "-ldflags", "-s -w")}
 	var err error
-	b.initrd, err = Initramfs{Binary: b.program, Modules: b.kernel.Modules.Path}.build(t.Context(), t.TempDir())
+	b.initrd, err = Initramfs{Binary: b.program, Modules: b.kernel.Modules.Path}.build(t.Context(), t.TempDir(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,12 +1,18 @@
 package boot
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/flock"
 )
 
 // cacheDir is a directory of the user's cache, made if missing.
@@ -36,7 +42,96 @@ func used(path string) {
 	os.Chtimes(path, now, now) // only Prune looks at it
 }
 
-// Prune removes initramfs and binaries for guests that were not used for a while,
+// An Owner removes what it owns when this process is killed
+// (*supervise.Supervisor). It is told of a path before that is made.
+type Owner interface {
+	Own(path string)
+	Disown(path string)
+}
+
+// A scratch is a directory for what is not finished. It belongs to this process, and
+// goes with it: its owner removes it, or else the next who looks after the cache.
+type scratch struct {
+	dir   string
+	lock  *os.File // the directory, locked as long as the process lives
+	owner Owner    // may be nil
+}
+
+const scratchPrefix = ".building-"
+
+// newScratch makes a scratch directory below dir, in the file system of what is to be
+// made there.
+func newScratch(dir string, owner Owner) (_ *scratch, err error) {
+	// Held while the directory exists and is not locked yet; see sweep.
+	guard, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer guard.Close()
+	if err := flock.Lock(guard, unix.LOCK_SH); err != nil {
+		return nil, err
+	}
+	s := &scratch{dir: filepath.Join(dir, scratchPrefix+rand.Text()[:8]), owner: owner}
+	if owner != nil {
+		owner.Own(s.dir)
+	}
+	defer func() {
+		if err != nil {
+			s.remove()
+		}
+	}()
+	if err := os.Mkdir(s.dir, 0o755); err != nil {
+		return nil, err
+	}
+	if s.lock, err = os.Open(s.dir); err != nil {
+		return nil, err
+	}
+	return s, flock.Lock(s.lock, unix.LOCK_EX)
+}
+
+// remove removes it with all that is in it.
+func (s *scratch) remove() error {
+	err := os.RemoveAll(s.dir)
+	if s.lock != nil {
+		s.lock.Close()
+	}
+	if err == nil && s.owner != nil {
+		s.owner.Disown(s.dir)
+	}
+	return err
+}
+
+// sweep removes the scratch directories below dir whose processes have ended.
+func sweep(dir string) (removed []string, err error) {
+	guard, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer guard.Close()
+	if err := flock.Lock(guard, unix.LOCK_EX); err != nil {
+		return nil, err
+	}
+	names, err := guard.Readdirnames(-1)
+	for _, name := range names {
+		if !strings.HasPrefix(name, scratchPrefix) {
+			continue
+		}
+		path := filepath.Join(dir, name)
+		f, openErr := os.Open(path)
+		if openErr != nil {
+			continue // removed by its owner
+		}
+		if flock.Lock(f, unix.LOCK_EX|unix.LOCK_NB) == nil {
+			err = errors.Join(err, os.RemoveAll(path))
+			removed = append(removed, path)
+		}
+		f.Close()
+	}
+	return removed, err
+}
+
+// Prune removes what processes that were killed have left unfinished, and initramfs and
+// binaries for guests that were not used for a while,
 // and returns their paths. Whoever needs one makes it again.
 func Prune() (removed []string, err error) {
 	for _, name := range []string{"initramfs", "guest"} {
@@ -54,9 +149,13 @@ func Prune() (removed []string, err error) {
 }
 
 func pruneDir(dir string) (removed []string, err error) {
+	removed, err = sweep(dir)
+	if err != nil {
+		return removed, err
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, err
+		return removed, err
 	}
 	type file struct {
 		path string
@@ -64,7 +163,7 @@ func pruneDir(dir string) (removed []string, err error) {
 	}
 	var files []file
 	for _, e := range entries {
-		if info, err := e.Info(); err == nil && e.Name() != memoDir {
+		if info, err := e.Info(); err == nil && e.Name() != memoDir && !strings.HasPrefix(e.Name(), scratchPrefix) {
 			files = append(files, file{filepath.Join(dir, e.Name()), info.ModTime()})
 		}
 	}
@@ -73,6 +172,14 @@ func pruneDir(dir string) (removed []string, err error) {
 		if age := time.Since(f.used); age > keepUnused || i >= keepNewest && age > keepRecent {
 			err = errors.Join(err, os.RemoveAll(f.path))
 			removed = append(removed, f.path)
+		}
+	}
+	// Older versions of attest built in the directories of what they built.
+	builds, _ := filepath.Glob(filepath.Join(dir, "*", ".build-*"))
+	for _, path := range builds {
+		if info, statErr := os.Stat(path); statErr == nil && time.Since(info.ModTime()) > keepRecent {
+			err = errors.Join(err, os.RemoveAll(path))
+			removed = append(removed, path)
 		}
 	}
 	// Memos of what is gone.

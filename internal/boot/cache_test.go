@@ -48,3 +48,42 @@ func TestPruneDir(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An owned remembers what it owns.
+type owned map[string]bool
+
+func (o owned) Own(path string)    { o[path] = true }
+func (o owned) Disown(path string) { delete(o, path) }
+
+// What is not finished belongs to somebody who removes it, from before it is there; and
+// what a process has left that was killed together with that somebody goes with the
+// next look at the cache, and only that.
+func TestScratchGoesWithItsProcess(t *testing.T) {
+	dir, owner := t.TempDir(), owned{}
+	live, err := newScratch(dir, owner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !owner[live.dir] {
+		t.Errorf("%s is nobody's: %v", live.dir, owner)
+	}
+	dead := filepath.Join(dir, scratchPrefix+"dead") // its process holds no lock any more
+	if err := os.Mkdir(dead, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dead, "initramfs"), []byte("half"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := pruneDir(dir); err != nil || len(removed) != 1 || removed[0] != dead {
+		t.Errorf("removed %v, %v", removed, err)
+	}
+	if _, err := os.Stat(live.dir); err != nil {
+		t.Error(err)
+	}
+	if err := live.remove(); err != nil || len(owner) != 0 {
+		t.Errorf("%v, %v", err, owner)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}

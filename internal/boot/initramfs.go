@@ -44,16 +44,17 @@ const memoDir = "by-input"
 
 // Build returns the initramfs as a file in the user's cache, made if it is not
 // there yet. The file's name is the digest of its content. It is never modified;
-// Prune may remove it, and the next Build makes it again.
-func (i Initramfs) Build(ctx context.Context) (string, error) {
+// Prune may remove it, and the next Build makes it again. owner, which may be nil, has
+// what is not finished.
+func (i Initramfs) Build(ctx context.Context, owner Owner) (string, error) {
 	dir, err := cacheDir("initramfs")
 	if err != nil {
 		return "", err
 	}
-	return i.build(ctx, dir)
+	return i.build(ctx, dir, owner)
 }
 
-func (i Initramfs) build(ctx context.Context, dir string) (string, error) {
+func (i Initramfs) build(ctx context.Context, dir string, owner Owner) (string, error) {
 	if i.Binary == "" {
 		return "", errors.New("initramfs: no binary for /init")
 	}
@@ -74,7 +75,7 @@ func (i Initramfs) build(ctx context.Context, dir string) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
-	path, err := i.buildIn(dir)
+	path, err := i.buildIn(dir, owner)
 	if err != nil {
 		return "", err
 	}
@@ -89,22 +90,27 @@ func (i Initramfs) build(ctx context.Context, dir string) (string, error) {
 }
 
 // buildIn writes the archive below dir under the name of its digest.
-func (i Initramfs) buildIn(dir string) (path string, err error) {
-	f, err := atomicfile.Create(dir)
+func (i Initramfs) buildIn(dir string, owner Owner) (path string, err error) {
+	tmp, err := newScratch(dir, owner)
 	if err != nil {
 		return "", fmt.Errorf("initramfs: %w", err)
 	}
-	defer f.Discard()
+	defer tmp.remove()
+	f, err := os.Create(filepath.Join(tmp.dir, "initramfs"))
+	if err != nil {
+		return "", fmt.Errorf("initramfs: %w", err)
+	}
+	defer f.Close()
 	digest := sha256.New()
 	w := bufio.NewWriterSize(io.MultiWriter(f, digest), 1<<20)
 	if err := i.write(w); err != nil {
 		return "", err
 	}
-	if err := errors.Join(w.Flush(), f.Chmod(0o444)); err != nil {
+	if err := errors.Join(w.Flush(), f.Chmod(0o444), f.Close()); err != nil {
 		return "", fmt.Errorf("initramfs: %w", err)
 	}
 	path = filepath.Join(dir, hex.EncodeToString(digest.Sum(nil))[:32]+".cpio")
-	if err := f.Commit(path); err != nil {
+	if err := os.Rename(f.Name(), path); err != nil {
 		return "", fmt.Errorf("initramfs: %w", err)
 	}
 	return path, nil

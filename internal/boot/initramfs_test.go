@@ -114,7 +114,7 @@ func TestInitramfsCache(t *testing.T) {
 	i := Initramfs{Binary: buildProgram(t, "./testdata/hello"), Modules: kernelTree(t)}
 	build := func() string {
 		t.Helper()
-		path, err := i.build(t.Context(), cache)
+		path, err := i.build(t.Context(), cache, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -145,11 +145,11 @@ func TestInitramfsCache(t *testing.T) {
 	if err := os.WriteFile(module, fakeModule("erofs."), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := i.build(t.Context(), cache); err == nil {
+	if _, err := i.build(t.Context(), cache, nil); err == nil {
 		t.Error("a changed module was not noticed")
 	}
 
-	leftovers, err := filepath.Glob(filepath.Join(cache, ".new-*"))
+	leftovers, err := filepath.Glob(filepath.Join(cache, scratchPrefix+"*"))
 	if err != nil || len(leftovers) > 0 {
 		t.Errorf("left behind: %v, %v", leftovers, err)
 	}
@@ -200,7 +200,7 @@ func TestInitramfsErrors(t *testing.T) {
 		},
 	} {
 		cache := t.TempDir()
-		_, err := c.initramfs.build(t.Context(), cache)
+		_, err := c.initramfs.build(t.Context(), cache, nil)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want %q", name, err, c.want)
 		}
