@@ -62,7 +62,8 @@ var consolesTable = []*Operation{
 		Name: "send_monitor_command", Subject: "Consoles", Result: String, Needs: vmm.CanInteract,
 		Params: []Param{{Name: "command", Type: String, Doc: "a command of QEMU's monitor (HMP), such as `info status`"}},
 		Doc: "Runs a command of QEMU's monitor, and returns its output.\n\n" +
-			"It works before the guest has booted and on a paused machine. attest does not notice what the command changes.",
+			"It works before the guest has booted and on a paused machine. attest does not notice what the command changes. " +
+			"Where the kernel has Landlock, QEMU opens only its machine's files and writes to the machine's directory, which is its current one.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return t.machine.SendMonitorCommand(ctx, a.String("command"))
 		},

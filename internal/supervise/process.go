@@ -41,6 +41,11 @@ type Command struct {
 	// network namespace of its own, in which it is root. A host that forbids it is an
 	// *os.PathError.
 	Contained bool
+
+	// View limits what the process sees of the host; nil: it sees what the client
+	// does. It is not for one in namespaces of its own, and takes a kernel that can
+	// (CanView).
+	View *View
 }
 
 func (c *Command) request(stateDir string) (*startRequest, []*os.File, error) {
@@ -53,6 +58,7 @@ func (c *Command) request(stateDir string) (*startRequest, []*os.File, error) {
 		Network: c.Network,
 
 		Contained: c.Contained,
+		View:      c.View,
 	}
 	var err error
 	if !strings.Contains(r.Path, "/") {

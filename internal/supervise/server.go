@@ -42,9 +42,10 @@ type server struct {
 	conn     *net.UnixConn
 	out      *sender
 	null     *os.File
-	children map[int]uint64 // pid → the client's number
-	whole    map[int]bool   // of these, those whose group ends with them
-	copied   chan reply     // copyings that have ended
+	children map[int]uint64        // pid → the client's number
+	whole    map[int]bool          // of these, those whose group ends with them
+	viewed   map[int]chan struct{} // of these, those with a view: closed at their end
+	copied   chan reply            // copyings that have ended
 	owned    map[string]bool
 }
 
@@ -61,7 +62,7 @@ func serve() error {
 	// PR_SET_PDEATHSIG fires when the thread that forked ends (golang/go#27505).
 	// The main thread does not end before the process, and init runs on it.
 	runtime.LockOSThread()
-	s := &server{dir: os.Args[1], scratch: os.Args[2], children: map[int]uint64{}, whole: map[int]bool{}, copied: make(chan reply), owned: map[string]bool{}}
+	s := &server{dir: os.Args[1], scratch: os.Args[2], children: map[int]uint64{}, whole: map[int]bool{}, viewed: map[int]chan struct{}{}, copied: make(chan reply), owned: map[string]bool{}}
 	control := os.NewFile(3, "control")
 	unix.CloseOnExec(3)
 	// The locks on the directories. They end with this process.
@@ -178,7 +179,11 @@ func (s *server) handle(in incoming) {
 		if !errors.As(err, &errno) {
 			errno = syscall.EINVAL
 		}
-		s.reply(reply{ID: in.ID, Err: errno})
+		r := reply{ID: in.ID, Err: errno}
+		if in.Start.View != nil && err != error(errno) {
+			r.Failure = err.Error()
+		}
+		s.reply(r)
 		return
 	}
 	s.children[pid] = in.ID
@@ -196,6 +201,7 @@ func (s *server) start(r *startRequest, fds []int) (int, error) {
 		Setpgid:   true,
 		Pdeathsig: syscall.SIGKILL,
 	}}
+	inherited := fds
 	for _, null := range r.Null {
 		if null {
 			attr.Files = append(attr.Files, s.null.Fd())
@@ -206,6 +212,13 @@ func (s *server) start(r *startRequest, fds []int) (int, error) {
 	}
 	for _, fd := range fds {
 		attr.Files = append(attr.Files, uintptr(fd))
+	}
+	if r.View != nil {
+		pid, ended, err := startInView(r, attr, inherited)
+		if err == nil {
+			s.viewed[pid] = ended
+		}
+		return pid, err
 	}
 	if r.Contained {
 		return startAsRoot(r, attr, syscall.CLONE_NEWNS|syscall.CLONE_NEWPID|syscall.CLONE_NEWUTS|syscall.CLONE_NEWIPC|syscall.CLONE_NEWNET)
@@ -239,6 +252,10 @@ func (s *server) reap() {
 			continue
 		}
 		delete(s.children, pid)
+		if ended := s.viewed[pid]; ended != nil {
+			delete(s.viewed, pid)
+			close(ended)
+		}
 		if s.whole[pid] {
 			delete(s.whole, pid)
 			syscall.Kill(-pid, syscall.SIGKILL) // as long as somebody is in it, the number is the group's

@@ -273,7 +273,11 @@ func (s *Supervisor) deliver(r reply) {
 		p.finish(*r.Exit, nil)
 	case r.Err != 0:
 		delete(s.processes, r.ID)
-		p.finish(Status{ExitCode: -1}, &os.PathError{Op: "start", Path: p.path, Err: r.Err})
+		err := error(&os.PathError{Op: "start", Path: p.path, Err: r.Err})
+		if r.Failure != "" {
+			err = fmt.Errorf("start %s: %s", p.path, r.Failure)
+		}
+		p.finish(Status{ExitCode: -1}, err)
 	default:
 		p.pid = r.Pid
 		close(p.started)

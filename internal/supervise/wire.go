@@ -53,6 +53,7 @@ type startRequest struct {
 	Whole   bool
 
 	Contained bool
+	View      *View
 }
 
 func (r *startRequest) files() int {
@@ -66,7 +67,8 @@ func (r *startRequest) files() int {
 }
 
 // reply says what became of process ID: that it was started (Pid), that it was
-// not (Err), or how it ended (Exit); or that a copying ended, and what went wrong.
+// not (Err, and Failure where that says more), or how it ended (Exit); or that a
+// copying ended, and what went wrong.
 type reply struct {
 	ID      uint64
 	Pid     int

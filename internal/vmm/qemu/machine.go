@@ -99,8 +99,12 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if qemu.sandbox {
 		c.add("-sandbox", sandboxOptions)
 	}
+	start := supervise.Command{Path: qemu.path, Args: append([]string{qemu.path}, c.args...), Dir: config.Dir, ExtraFiles: c.files}
+	if qemu.visible == "" {
+		start.View = view(config, hw)
+	}
 	m := newMachine(config.Name, ours[1], ours[2], c.saved)
-	err = m.run(ctx, host, supervise.Command{Path: qemu.path, Args: append([]string{qemu.path}, c.args...), Dir: config.Dir, ExtraFiles: c.files})
+	err = m.run(ctx, host, start)
 	for _, f := range append(theirs, h.nics...) {
 		f.Close() // so that only QEMU's end keeps the sockets open
 	}

@@ -1,0 +1,96 @@
+package qemu
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/attest-vm/attest/internal/supervise"
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+// A QEMU that does what somebody else wants opens no file of the host that its machine
+// was not given. The monitor stands for a guest that has broken out.
+func TestQEMUSeesItsOwnFiles(t *testing.T) {
+	if why := whyVisible("/usr/bin/qemu-system-x86_64"); why != "" {
+		t.Skip(why)
+	}
+	secret := writeFile(t, "secret", make([]byte, 1<<20))
+	given := writeFile(t, "given", make([]byte, 1<<20))
+	shared := writeFile(t, "shared", make([]byte, 1<<20))
+	g := start(t, vmm.Config{Boot: &vmm.Hardware{
+		Kernel: kernel().print("ready\n").halt().write(t),
+		Disks:  []vmm.Disk{{Path: given}, {Path: shared, ReadOnly: true}},
+	}})
+	g.expect("ready")
+	open := func(path string, readOnly bool) error {
+		const node = "another"
+		err := g.monitor.Do(t.Context(), "blockdev-add", map[string]any{
+			"node-name": node, "driver": "file", "filename": path, "read-only": readOnly, "locking": "off",
+		}, nil)
+		if err == nil {
+			g.must(g.monitor.Do(t.Context(), "blockdev-del", map[string]string{"node-name": node}, nil))
+		}
+		return err
+	}
+	dump := func(path string) error {
+		return g.monitor.Do(t.Context(), "pmemsave", map[string]any{"val": 0, "size": 4096, "filename": path}, nil)
+	}
+	own, err := filepath.EvalSymlinks("/proc/self/exe") // of this user, and not of the system
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		err error
+		may bool
+	}{
+		"read what is not the machine's":         {open(secret, true), false},
+		"write to what is not the machine's":     {open(secret, false), false},
+		"read a program of the user's":           {open(own, true), false},
+		"read the user's list":                   {open("/etc/passwd", true), false},
+		"make a file beside what was given":      {dump(filepath.Join(filepath.Dir(given), "new")), false},
+		"make a file in the user's directory":    {dump(filepath.Join(t.TempDir(), "new")), false},
+		"read the machine's disk":                {open(given, true), true},
+		"write to the machine's disk":            {open(given, false), true},
+		"read a disk that is shared":             {open(shared, true), true},
+		"write to a disk that is shared":         {open(shared, false), false},
+		"read a program of the system":           {open("/usr/bin/true", true), true},
+		"make a file in the machine's directory": {dump(filepath.Join(g.dir(), "new")), true},
+	} {
+		switch {
+		case tt.may && tt.err != nil:
+			t.Errorf("%s: %v", name, tt.err)
+		case !tt.may && (tt.err == nil || !strings.Contains(tt.err.Error(), "ermission denied")):
+			t.Errorf("%s: got %v", name, tt.err)
+		}
+	}
+}
+
+// dir is the machine's directory.
+func (g *guest) dir() string {
+	dir, err := os.Readlink(filepath.Join("/proc", itoa(g.process.Pid()), "cwd"))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return dir
+}
+
+// A QEMU of which nobody knows what it needs sees all, and doctor says so.
+func TestWhyVisible(t *testing.T) {
+	if !supervise.CanView() {
+		t.Skip(whyVisible("/usr/bin/true"))
+	}
+	script := writeFile(t, "script", []byte("#!/bin/sh\nexec qemu\n"))
+	for path, want := range map[string]string{
+		"/usr/bin/true": "", "/bin/true": "", "/usr/bin/ldd": "is a script",
+		script: "not installed in /usr", "/nix/store/x-qemu/bin/qemu-kvm": "",
+	} {
+		if got := whyVisible(path); got != want && (want == "" || !strings.Contains(got, want)) {
+			t.Errorf("%s: got %q", path, got)
+		}
+		if f := filesFinding(installed{visible: whyVisible(path)}); f.OK != (want == "") || f.OK == (f.Remedy != "") {
+			t.Errorf("%s: %+v", path, f)
+		}
+	}
+}
