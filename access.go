@@ -25,6 +25,10 @@ func init() {
 	access.StartHelper = func(ctx context.Context, l any, prepare func(string) (supervise.Command, error)) (*supervise.Process, error) {
 		return l.(*Lab).startHelper(ctx, prepare)
 	}
+	access.CheckFiles = func(c any) error { return c.(MachineConfig).checkOverlays() }
+	access.Refresh = func(ctx context.Context, s, machines any) ([]string, error) {
+		return s.(*Snapshot).refresh(ctx, machines.([]MachineConfig))
+	}
 	access.OutDir = func(l any) string { return l.(*Lab).outDir() }
 	access.Speed = func(h any) string { return h.(*Host).speed() }
 }

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -90,6 +91,14 @@ type MachineConfig struct {
 	// AllowReboot lets the guest reboot by itself. Otherwise a guest that
 	// resets ends, as with the NixOS driver; Machine.Reboot works either way.
 	AllowReboot bool
+	// Files are files that lie over those of the image, by their absolute path in the
+	// guest, and Mount files and trees of the host, by their path in the guest as well.
+	// The machine gets them at its first start, and what has changed of them on the host
+	// whenever it goes on from a snapshot, such as in a fork. They are part of no image
+	// and of no snapshot's key. Relative paths of the host begin at LabConfig.SourceDir.
+	// See docs/files.md.
+	Files map[string]File
+	Mount map[string]string
 	// MockScript are the canned answers of a machine of the backend "mock", which
 	// needs no image (docs/mock.md): JSON. Empty, or an empty object: its commands
 	// are executed, in namespaces of this host.
@@ -177,6 +186,9 @@ func (m *MachineConfig) normalize() error {
 		if _, err := m.Boot.resolve(); err != nil {
 			return bad("boot=%q is not a way to start; want %s or %s", m.Boot, BootWarm, BootCold)
 		}
+	}
+	if err := m.normalizeOverlays(); err != nil {
+		return bad("%v", err)
 	}
 	if _, err := egress.ParseRules(m.Egress); err != nil {
 		return bad("egress: %v", err)
@@ -309,6 +321,12 @@ func (m *MachineConfig) normalizeMock(bad func(string, ...any) error) error {
 		if _, err := mock.ParseScript(m.MockScript); err != nil {
 			return bad("script: %v", err)
 		}
+		// A saved lab has it in other lines, and is to be the same.
+		var compact bytes.Buffer
+		if err := json.Compact(&compact, m.MockScript); err != nil {
+			return bad("script: %v", err)
+		}
+		m.MockScript = compact.Bytes()
 	}
 	return nil
 }

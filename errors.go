@@ -351,3 +351,33 @@ func (e *UnitError) Error() string {
 func (*UnitError) Status() Status { return Failed }
 
 func (e *UnitError) describe(f *event.Failure) { setDetails(f, e.Details) }
+
+// A FilesError is files of the host ([MachineConfig.Files], [MachineConfig.Mount]) that
+// did not come into a guest.
+type FilesError struct {
+	Machine string
+	Path    string // in the guest
+	Source  string // on the host; empty: the content is in the configuration
+	Err     error
+
+	refused bool // they cannot be read on the host, or the guest has no place for them
+}
+
+func (e *FilesError) Error() string {
+	from := ""
+	if e.Source != "" {
+		from = " from " + e.Source
+	}
+	return fmt.Sprintf("%s: %s%s: %v", e.Machine, e.Path, from, e.Err)
+}
+
+func (e *FilesError) Unwrap() error { return e.Err }
+
+// Status is Invalid if the host cannot read the files or the guest has no place for
+// them, and that of the cause otherwise.
+func (e *FilesError) Status() Status {
+	if e.refused {
+		return Invalid
+	}
+	return StatusOf(e.Err)
+}

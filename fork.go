@@ -144,6 +144,7 @@ func (m *Machine) adopt(s *machineState) error {
 	}
 	m.mu.Lock()
 	m.booted, m.ended, m.id, m.inherited = s.booted, s.down, s.id, s.jobs
+	m.laid, m.unlaid, m.stale = s.laid, true, nil
 	m.mu.Unlock()
 	m.console.Restore(s.console)
 	var err error

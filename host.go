@@ -39,6 +39,7 @@ type Host struct {
 	images     *image.Store
 	snapshots  *snapshot.Store
 	templates  templates // of a floor above: they live as long as the host, whichever lab has made them
+	trees      trees     // of the files that are laid over machines
 	probe      accel.Probe
 
 	bootTimeout time.Duration // of BootTimeoutEnv; 0: not set

@@ -48,6 +48,11 @@ func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) 
 	if err := config.normalize(); err != nil {
 		return nil, err
 	}
+	for i := range config.Machines {
+		if err := config.Machines[i].resolveOverlays(config.SourceDir); err != nil {
+			return nil, err
+		}
+	}
 	l := &Lab{host: h, config: config, out: output{dir: config.OutDir}, images: map[string]*image.Image{}}
 	l.network = newNetwork(l, config.Seed, config.network)
 	plan := make([]network.Machine, len(config.Machines))
@@ -98,7 +103,7 @@ func (l *Lab) newMachine(config MachineConfig) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Machine{lab: l, config: config, backend: b, id: machineID()}
+	m := &Machine{lab: l, config: config, backend: b, id: machineID(), unlaid: true}
 	m.kind = kindOf(m)
 	m.address, _ = l.addresses.Machine(config.Name)
 	if len(config.Egress) > 0 {
@@ -234,11 +239,17 @@ func (l *Lab) createMachine(ctx context.Context, config MachineConfig) (*Machine
 	if err := config.normalize(); err != nil {
 		return nil, err
 	}
+	if err := config.resolveOverlays(l.config.SourceDir); err != nil {
+		return nil, err
+	}
 	b, err := config.lookupBackend()
 	if err != nil {
 		return nil, err
 	}
 	// What cannot work is refused before the lab changes.
+	if err := config.checkOverlays(); err != nil {
+		return nil, err
+	}
 	m := &Machine{lab: l, config: config, backend: b}
 	m.kind = kindOf(m)
 	if _, err := m.plan(ctx); err != nil {

@@ -39,6 +39,9 @@ type Machine struct {
 	jobs      []*Job     // since it has booted
 	inherited []jobState // those of the snapshot that it goes on from
 	id        string     // its /etc/machine-id
+	laid      laid       // what of the host's files is on its disk
+	unlaid    bool       // it has not looked for what has changed of them
+	stale     []string   // what had changed of them after something in the guest had used it
 	closed    bool
 }
 

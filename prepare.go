@@ -11,7 +11,11 @@ import (
 // run them, so that what cannot work is refused before anything boots.
 func (l *Lab) Prepare(ctx context.Context) error {
 	for _, m := range l.Machines() {
-		p, err := m.plan(ctx)
+		err := m.config.checkOverlays()
+		var p plan
+		if err == nil {
+			p, err = m.plan(ctx)
+		}
 		if err == nil {
 			err = m.checkSnapshot(p)
 		}

@@ -297,6 +297,11 @@ func (r *run) pump() {
 // the first boot and after each reboot, before any operation gets through.
 func (r *run) greet(ctx context.Context, info wire.Info) error {
 	m := r.machine
+	if r.origin == nil { // the guest's init starts as soon as it knows who it is
+		if err := r.lay(ctx); err != nil {
+			return err
+		}
+	}
 	r.identityMu.Lock()
 	id := m.kind.identity(r, r.origin != nil && r.origin.agent == info.Instance)
 	err := r.guest.Identity(ctx, id)
@@ -304,6 +309,9 @@ func (r *run) greet(ctx context.Context, info wire.Info) error {
 	r.identityMu.Unlock()
 	if err == nil && !id.Time.IsZero() {
 		err = r.guest.SetClock(ctx) // the time that came with the identity was as old as that
+	}
+	if err == nil && r.origin != nil {
+		err = r.lay(ctx)
 	}
 	if err != nil {
 		return err
@@ -374,6 +382,7 @@ func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest
 	boot := &BootError{Machine: m.Name(), After: time.Since(r.started), Console: m.console.Tail(consoleTail)}
 	var down *DownError
 	var install *guest.InstallError
+	var files *FilesError
 	switch {
 	case errors.As(err, &install):
 		boot.Reason, boot.Err = "attest's agent cannot run in it: "+install.Reason, install
@@ -381,6 +390,8 @@ func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest
 		return down
 	case errors.As(err, &down):
 		boot.Reason, boot.final = down.Reason, m.console.PanicLine() != "" || m.console.FatalLine() != ""
+	case errors.As(err, &files):
+		return files
 	case ctx.Err() != nil && garbage != nil:
 		boot.Reason = fmt.Sprintf("the only data within %v was this: %v", limit, garbage)
 	case ctx.Err() != nil:

@@ -35,9 +35,16 @@ const (
 // savedMachine is a MachineConfig whose image can be read again.
 type savedMachine struct {
 	MachineConfig
-	Image   image.Spec // in place of the one above
-	Created bool       // by CreateMachine
-	Started bool       // it has a directory
+	Image   image.Spec           // in place of the one above
+	Files   map[string]savedFile // likewise: a file may have any bytes
+	Created bool                 // by CreateMachine
+	Started bool                 // it has a directory
+}
+
+type savedFile struct {
+	Content []byte `json:",omitempty"`
+	Path    string `json:",omitempty"`
+	Mode    uint32 `json:",omitempty"`
 }
 
 // savedState is what a machineState has beyond files.
@@ -49,6 +56,7 @@ type savedState struct {
 	MACs        []string   `json:"macs,omitempty"`
 	Jobs        []jobState `json:"jobs,omitempty"`
 	Booted      bool       `json:"booted,omitempty"` // of a template: its boot was over
+	Laid        laid       `json:"laid,omitempty"`
 }
 
 // Save writes the lab as it is now to a directory, which must not exist or be
@@ -101,6 +109,12 @@ func (s *Snapshot) save(ctx context.Context, dir string) (err error) {
 		if m.config.Image != nil {
 			saved.Image = image.SpecOf(m.config.Image.spec())
 		}
+		for path, f := range m.config.Files {
+			if saved.Files == nil {
+				saved.Files = map[string]savedFile{}
+			}
+			saved.Files[path] = savedFile{[]byte(f.Content), f.Path, f.Mode}
+		}
 		if state := s.machines[m.Name()]; state != nil && state.booted {
 			saved.Started = true
 			if err := m.save(ctx, state, filepath.Join(dir, m.Name())); err != nil {
@@ -136,7 +150,7 @@ func (m *Machine) save(ctx context.Context, s *machineState, dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	extra := savedState{ID: s.id, Agent: s.agent, AllowReboot: s.allowReboot, MACs: s.macs, Jobs: s.jobs}
+	extra := savedState{ID: s.id, Agent: s.agent, AllowReboot: s.allowReboot, MACs: s.macs, Jobs: s.jobs, Laid: s.laid}
 	if down := (*DownError)(nil); errors.As(s.down, &down) {
 		extra.Down = down.Reason
 	}
@@ -175,8 +189,9 @@ func (h *Host) OpenLab(ctx context.Context, dir string, config LabConfig) (*Lab,
 	return s.Fork(ctx)
 }
 
-// OpenSnapshot opens a lab that was saved. Of config the directories count, and
-// the name if there is one; the machines are those that were saved. The directory
+// OpenSnapshot opens a lab that was saved. Of config the directories count, the name
+// if there is one, and the Files and Mount of machines, by their names; otherwise the
+// machines are those that were saved. The directory
 // is not changed, and has to stay as long as the snapshot is open. What is damaged
 // or does not fit this host is an error that says what it is: a
 // *SnapshotDamagedError or a *SnapshotMismatchError, the latter when it is forked.
@@ -205,6 +220,7 @@ func (h *Host) openSnapshot(dir string, config LabConfig) (_ *Snapshot, err erro
 	if config.Name == "" {
 		config.Name = saved.Name
 	}
+	given := config.Machines
 	config.Seed, config.Machines, config.Networks = saved.Seed, nil, saved.Networks
 	s := &Snapshot{host: h, machines: map[string]*machineState{}}
 	defer func() {
@@ -225,6 +241,12 @@ func (h *Host) openSnapshot(dir string, config LabConfig) (_ *Snapshot, err erro
 		if m.StartCommand == "" {
 			m.MachineConfig.Image = imageOf(m.Image)
 		}
+		for path, f := range m.Files {
+			if m.MachineConfig.Files == nil {
+				m.MachineConfig.Files = map[string]File{}
+			}
+			m.MachineConfig.Files[path] = File{string(f.Content), f.Path, f.Mode}
+		}
 		if m.Created {
 			config.created = append(config.created, m.MachineConfig)
 		} else {
@@ -239,7 +261,7 @@ func (h *Host) openSnapshot(dir string, config LabConfig) (_ *Snapshot, err erro
 		s.machines[m.Name] = state
 	}
 	s.config = config
-	return s, nil
+	return s, s.refile(given)
 }
 
 // checkSnapshot looks at the snapshot of the machine's configuration: whether it
@@ -286,7 +308,7 @@ func openState(dir string) (*machineState, error) {
 	}
 	s := &machineState{
 		booted: true, disk: saved.Disks, id: extra.ID, state: saved.State,
-		agent: extra.Agent, allowReboot: extra.AllowReboot, macs: extra.MACs, jobs: extra.Jobs,
+		agent: extra.Agent, allowReboot: extra.AllowReboot, macs: extra.MACs, jobs: extra.Jobs, laid: extra.Laid,
 		console: console.StateOf(saved.Console), fits: saved.Check,
 	}
 	if extra.Down != "" {

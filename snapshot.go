@@ -33,6 +33,7 @@ type machineState struct {
 	disk    []vmm.Backing // what it had written, uppermost first; none if it was never started
 	console console.State
 	id      string // its /etc/machine-id
+	laid    laid   // what of the host's files is on its disk
 	// fits returns an error if a saved state does not fit the machine as it is now;
 	// nil: it was captured here.
 	fits func(now map[string]string) error
@@ -186,7 +187,7 @@ func (m *Machine) pausable(ctx context.Context) (*run, error) {
 // capture saves one machine that is paused, or off.
 func (m *Machine) capture(ctx context.Context, r *run, dir string) (s *machineState, err error) {
 	m.mu.Lock()
-	s = &machineState{booted: m.booted, down: m.ended, id: m.id}
+	s = &machineState{booted: m.booted, down: m.ended, id: m.id, laid: m.laid}
 	m.mu.Unlock()
 	s.console = m.console.Save()
 	if r != nil {

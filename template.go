@@ -184,7 +184,7 @@ func (m *Machine) beginning(ctx context.Context, p plan) (*origin, error) {
 			m.snapshot.Memory.Close()
 		}
 		m.snapshot = s.state // to be closed with the machine
-		if err := m.adopt(&machineState{id: m.id, disk: s.disk, console: s.console}); err != nil || s.state == nil {
+		if err := m.adopt(&machineState{id: m.id, disk: s.disk, console: s.console, laid: s.laid}); err != nil || s.state == nil {
 			return nil, err
 		}
 		return &origin{state: s.state, fits: s.fits, macs: s.macs}, nil
@@ -294,6 +294,7 @@ func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, titl
 func (m *Machine) templateLab(ctx context.Context) (*Lab, error) {
 	config := m.config
 	config.AllowReboot, config.Boot = false, BootCold
+	config.Files, config.Mount = nil, nil // they change more often than it does
 	addresses := m.lab.plan()
 	return newLab(ctx, m.lab.host, LabConfig{Name: "template", Machines: []MachineConfig{config}, SourceDir: m.lab.config.SourceDir, Networks: m.lab.config.Networks, addresses: &addresses})
 }

@@ -42,6 +42,14 @@ var (
 	// interpreter of a test script. prepare describes it, and may put files into a
 	// directory that is its own. Both end with the lab at the latest.
 	StartHelper func(ctx context.Context, lab any, prepare func(dir string) (supervise.Command, error)) (*supervise.Process, error)
+	// CheckFiles refuses an attest.MachineConfig whose Files or Mount name something that
+	// the host does not have, with an *attest.ConfigError.
+	CheckFiles func(machineConfig any) error
+	// Refresh gives later forks of an *attest.Snapshot the Files and the Mount that
+	// machines, a []attest.MachineConfig, have now. It returns which of them, as
+	// "MACHINE: PATH", have changed since after something in the guests had used them: what
+	// runs in the snapshot does not fit the files then.
+	Refresh func(ctx context.Context, snapshot, machines any) (used []string, err error)
 	// OutDir is where the operations of an *attest.Lab put files, as an absolute path.
 	OutDir func(lab any) string
 	// Speed says in one line how machines run on an *attest.Host.

@@ -278,7 +278,7 @@ func (s *Server) run(stream *wire.Stream, r wire.Request) {
 func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 	ctx := stream.Context()
 	switch r.Op { // all others wait for process 1, which waits for the first of these
-	case wire.OpIdentity, wire.OpClock, wire.OpEcho:
+	case wire.OpIdentity, wire.OpClock, wire.OpEcho, wire.OpLay:
 	default:
 		if err := s.init.await(ctx); err != nil {
 			return nil, err
@@ -320,6 +320,8 @@ func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 		return do(r, func(q wire.CopyRequest) (any, error) { return putTar(stream, string(q.Path)) })
 	case wire.OpGetTar:
 		return do(r, func(q wire.CopyRequest) (any, error) { return getTar(stream, string(q.Path)) })
+	case wire.OpLay:
+		return do(r, func(q wire.LayRequest) (any, error) { return lay(stream, q) })
 	case wire.OpConnect:
 		return do(r, func(q wire.ConnectRequest) (any, error) { return nil, connect(stream, q) })
 	case wire.OpIdentity:

@@ -37,22 +37,14 @@ func (c *Client) CopyIn(ctx context.Context, src, dst string) (CopyResult, error
 	if err != nil {
 		return CopyResult{}, err
 	}
-	k.stall = c.opt.Stall
-	var local tarfs.Stats
-	sent := make(chan error, 1)
-	go func() {
-		var err error
-		local, err = tarfs.Write(k.stream.Writer(wire.Stdin), abs, name)
-		if err != nil && !errors.Is(err, io.ErrClosedPipe) { // that is: the guest ended it, and says why
-			err = fmt.Errorf("%s: copy %s: %w", c.name, src, err)
-			k.stream.Cancel(err)
-		}
-		k.stream.CloseWrite(wire.Stdin)
-		sent <- err
-	}()
 	var r wire.CopyResult
-	err = k.wait(ctx, &r)
-	<-sent // the stream is over, so that Write has failed if it had not ended
+	local, err := c.send(ctx, k, &r, func(w io.Writer) (tarfs.Stats, error) {
+		st, err := tarfs.Write(w, abs, name)
+		if err != nil && !errors.Is(err, io.ErrClosedPipe) {
+			err = fmt.Errorf("%s: copy %s: %w", c.name, src, err)
+		}
+		return st, err
+	})
 	return CopyResult{Files: r.Files, Bytes: r.Bytes, Skipped: append(local.Skipped, r.Skipped...)}, err
 }
 

@@ -413,7 +413,7 @@ func TestOlderAgent(t *testing.T) {
 	ctx := testContext(t)
 	go func() { done <- c.Echo(ctx) }()
 	a.w.Restart(a.welcomeFrame(wire.Info{Version: wire.Version - 1, Instance: "i"}))
-	wantError[*guest.VersionError](t, done, "an older build of attest: it speaks version 1 of the protocol, this build version 2")
+	wantError[*guest.VersionError](t, done, fmt.Sprintf("an older build of attest: it speaks version %d of the protocol, this build version %d", wire.Version-1, wire.Version))
 	go func() { done <- c.Echo(ctx) }() // and it stays so
 	wantError[*guest.VersionError](t, done, "an older build")
 }

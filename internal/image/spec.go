@@ -140,7 +140,7 @@ func (f *File) UnmarshalJSON(data []byte) error {
 	}
 	var j fileJSON
 	if err := decodeStrict(data, &j); err != nil {
-		return err
+		return fmt.Errorf("%w (a file is a string, or an object with content or path, and mode)", err)
 	}
 	f.Content, f.Path = j.Content, j.Path
 	if j.Mode != "" {

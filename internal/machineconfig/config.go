@@ -42,6 +42,8 @@ type Machine struct {
 	Memory       int             // MiB; 0: the backend's default
 	CPUs         int
 	SnapshotPath string
+	Files        map[string]any    // path in the guest → string, or map[string]any with content or path, and mode
+	Mount        map[string]string // path in the guest → path of the host
 
 	Binary      string // firecracker_bin, cloud_hypervisor_bin
 	KernelImage string
@@ -66,7 +68,7 @@ func (m Machine) Settings() map[string]any {
 	out := map[string]any{"name": m.Name, "backend": m.Backend, "vlans": m.VLANs}
 	for key, v := range map[string]any{
 		"start_command": m.StartCommand, "allow_reboot": m.AllowReboot, "mem_size_mib": m.Memory, "vcpu_count": m.CPUs,
-		"snapshot_path": m.SnapshotPath, "script": []byte(m.MockScript),
+		"snapshot_path": m.SnapshotPath, "script": []byte(m.MockScript), "files": m.Files, "mount": m.Mount,
 	} {
 		if !reflect.ValueOf(v).IsZero() {
 			out[key] = v
@@ -178,8 +180,10 @@ func (r *reader) machine(at string, v any, vlans []int) Machine {
 	case !ok:
 		r.fail(at+"/backend", fmt.Sprintf("unknown backend %q; want %s", m.Backend, backendNames))
 	}
-	known := []string{"name", "backend", "vlans"}
+	known := []string{"name", "backend", "vlans", "files", "mount"}
 	r.take(o, "vlans", func(v any) { m.VLANs = r.vlans(at+"/vlans", v) })
+	r.take(o, "files", func(v any) { m.Files = r.files(at+"/files", v) })
+	r.take(o, "mount", func(v any) { m.Mount = r.paths(at+"/mount", v) })
 	for _, key := range keys {
 		known = append(known, key)
 		r.take(o, key, func(v any) { readers[key](r, &m, at+"/"+key, v) })
@@ -219,7 +223,7 @@ func (r *reader) complete(at string, m Machine) {
 
 const backendNames = "qemu, firecracker, cloud-hypervisor or mock"
 
-// backends lists the keys of each backend beside name, backend and vlans.
+// backends lists the keys of each backend beside those that all have.
 var backends = func() map[string][]string {
 	image := []string{"image", "mem_size_mib", "vcpu_count", "snapshot_path"}
 	micro := append([]string{"kernel_image_path", "rootfs_path", "initrd_path", "kernel_boot_args",

@@ -15,7 +15,8 @@ func TestParse(t *testing.T) {
 	got, err := Parse("lab.json", []byte(`{
 		"machines": [
 			{"name": "server", "backend": "qemu", "start_command": "/run-server-vm", "vlans": [1]},
-			{"name": "client", "backend": "qemu", "image": {"debian": {}}, "mem_size_mib": 512, "snapshot_path": null},
+			{"name": "client", "backend": "qemu", "image": {"debian": {}}, "mem_size_mib": 512, "snapshot_path": null,
+			 "files": {"/etc/a": "a", "/etc/b": {"path": "b", "mode": "0600"}}, "mount": {"/opt/app": "build"}},
 			{"name": "micro", "backend": "firecracker", "kernel_image_path": "/vmlinux", "rootfs_path": "/root.ext4",
 			 "tap_interfaces": [["eth0", "tap0", "AA:FC:00:01:01:01"]], "entropy": false}
 		],
@@ -30,6 +31,8 @@ func TestParse(t *testing.T) {
 	server.Name, server.Backend, server.StartCommand, server.VLANs = "server", "qemu", "/run-server-vm", []int{1}
 	server.CPUs = 0
 	client.Name, client.Backend, client.Image, client.Memory = "client", "qemu", json.RawMessage(`{"debian":{}}`), 512
+	client.Files = map[string]any{"/etc/a": "a", "/etc/b": map[string]any{"path": "b", "mode": "0600"}}
+	client.Mount = map[string]string{"/opt/app": "build"}
 	micro.Name, micro.Backend, micro.KernelImage, micro.Rootfs = "micro", "firecracker", "/vmlinux", "/root.ext4"
 	micro.TAPs, micro.Entropy = []TAP{{"eth0", "tap0", "AA:FC:00:01:01:01"}}, false
 	want := &File{Path: "lab.json", Machines: []Machine{server, client, micro}, VLANs: []int{1, 2}, GlobalTimeout: 90 * time.Second}
@@ -47,8 +50,8 @@ func TestParseErrors(t *testing.T) {
 		{"trailing", `{} {}`, "machine configuration lab.json: unexpected data after the JSON object"},
 		{"no object", `[]`, "machine configuration lab.json: want an object, not an array"},
 		{"unknown top key", `{"machine": []}`, "machine configuration lab.json: /machine: unknown key; known keys are global_timeout, machines, vlans"},
-		{"unknown key", qemu(`, "kernel_image_path": "x"`), `machine configuration lab.json: machine "a": /machines/0/kernel_image_path: unknown key; known keys are allow_reboot, backend, image, mem_size_mib, name, snapshot_path, start_command, vcpu_count, vlans`},
-		{"pointer escapes", qemu(`, "a/b~c": 1`), `machine configuration lab.json: machine "a": /machines/0/a~1b~0c: unknown key; known keys are allow_reboot, backend, image, mem_size_mib, name, snapshot_path, start_command, vcpu_count, vlans`},
+		{"unknown key", qemu(`, "kernel_image_path": "x"`), `machine configuration lab.json: machine "a": /machines/0/kernel_image_path: unknown key; known keys are allow_reboot, backend, files, image, mem_size_mib, mount, name, snapshot_path, start_command, vcpu_count, vlans`},
+		{"pointer escapes", qemu(`, "a/b~c": 1`), `machine configuration lab.json: machine "a": /machines/0/a~1b~0c: unknown key; known keys are allow_reboot, backend, files, image, mem_size_mib, mount, name, snapshot_path, start_command, vcpu_count, vlans`},
 		{"wrong type", qemu(`, "vcpu_count": "2"`), `machine configuration lab.json: machine "a": /machines/0/vcpu_count: want a positive whole number, not the string "2"`},
 		{"boolean for a number", qemu(`, "mem_size_mib": true`), `machine configuration lab.json: machine "a": /machines/0/mem_size_mib: want a positive whole number, not the boolean true`},
 		{"fraction", qemu(`, "mem_size_mib": 1.5`), `machine configuration lab.json: machine "a": /machines/0/mem_size_mib: want a positive whole number, not the number 1.5`},
@@ -62,6 +65,9 @@ func TestParseErrors(t *testing.T) {
 		{"twice", `{"machines": [{"name": "a", "backend": "mock"}, {"name": "a", "backend": "mock"}]}`, `machine configuration lab.json: machine "a": /machines/1/name: another machine has the same name`},
 		{"vlan", `{"vlans": [1, "x"]}`, `machine configuration lab.json: /vlans/1: want a positive whole number, not the string "x"`},
 		{"timeout", `{"global_timeout": -1}`, `machine configuration lab.json: /global_timeout: want a positive number of seconds, not the number -1`},
+		{"file", qemu(`, "files": {"/etc/x": 1}`), `machine configuration lab.json: machine "a": /machines/0/files/~1etc~1x: want a string or an object, not the number 1`},
+		{"field of a file", qemu(`, "files": {"/x": {"source": "x"}}`), `machine configuration lab.json: machine "a": /machines/0/files/~1x/source: unknown key; known keys are content, mode, path`},
+		{"mount", qemu(`, "mount": {"/x": {}}`), `machine configuration lab.json: machine "a": /machines/0/mount/~1x: want a string, not an object`},
 		{"tap", `{"machines": [{"name": "a", "backend": "cloud-hypervisor", "kernel_image_path": "k", "rootfs_path": "r", "tap_interfaces": [["x"]]}]}`, `machine configuration lab.json: machine "a": /machines/0/tap_interfaces/0: want [interface, host device, MAC address]`},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -139,6 +139,41 @@ func (r *reader) taps(at string, v any) []TAP {
 	return taps
 }
 
+// files reads files of a guest: a string or an object for each.
+func (r *reader) files(at string, v any) map[string]any {
+	out := map[string]any{}
+	for path, v := range r.object(at, v) {
+		at := at + "/" + escape(path)
+		if content, ok := v.(string); ok {
+			out[path] = content
+			continue
+		}
+		if _, ok := v.(map[string]any); !ok {
+			r.want(at, "a string or an object", v)
+		}
+		file := map[string]any{}
+		o := r.object(at, v)
+		for _, key := range fileKeys {
+			r.take(o, key, func(v any) { file[key] = r.string(at+"/"+key, v) })
+		}
+		r.rest(at, o, slices.Clone(fileKeys)...)
+		out[path] = file
+	}
+	return out
+}
+
+// fileKeys are the keys of a file's object; mode is an octal number such as "0755".
+var fileKeys = []string{"content", "mode", "path"}
+
+// paths reads paths of the host by paths in the guest.
+func (r *reader) paths(at string, v any) map[string]string {
+	out := map[string]string{}
+	for path, v := range r.object(at, v) {
+		out[path] = r.string(at+"/"+escape(path), v)
+	}
+	return out
+}
+
 // raw keeps a value as JSON. Another package knows its form.
 func (r *reader) raw(v any) json.RawMessage {
 	data, err := json.Marshal(v)

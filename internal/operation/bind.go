@@ -220,8 +220,10 @@ func (t Type) convert(v any) (any, error) {
 		return destinationsOf(v)
 	case Machines:
 		return listOf[MachineName](v, "a machine")
-	case Dict:
+	case Dict, Paths:
 		return dictOf(v)
+	case Files:
+		return filesOf(v)
 	case Ints:
 		return intsOf(v)
 	case Image:
@@ -313,6 +315,10 @@ func (t Type) phrase() string {
 		return "True, False or a list of destinations"
 	case Ints:
 		return "a list of numbers, such as [1, 2]"
+	case Files:
+		return "a dict of paths in the guest and contents"
+	case Paths:
+		return "a dict of paths in the guest and paths of the host"
 	case Duration:
 		return `a duration (a number of seconds, or a string such as "200ms")`
 	}

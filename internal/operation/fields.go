@@ -83,6 +83,16 @@ var Fields = []Field{
 		set: func(c *attest.MachineConfig, v any) { c.Egress = v.([]string) },
 	},
 	{
+		Name: "files", JSON: "files", Type: Files, Path: true, Shown: "none",
+		Doc: "Files that change: absolute path in the guest → content, as in `debian(files=)`. They lie over the image, and are part of no snapshot ([files.md](files.md#files-that-change)).",
+		set: func(c *attest.MachineConfig, v any) { c.Files = v.(map[string]attest.File) },
+	},
+	{
+		Name: "mount", JSON: "mount", Type: Paths, Path: true, Shown: "none",
+		Doc: "The same for files and trees of the host: path in the guest → path of the host.",
+		set: func(c *attest.MachineConfig, v any) { c.Mount = v.(map[string]string) },
+	},
+	{
 		Name: "allow_reboot", JSON: "allow_reboot", Type: Bool, Shown: "`False`",
 		Doc: "The guest may reboot by itself. Otherwise a reset ends the machine. `reboot()` works either way.",
 		set: func(c *attest.MachineConfig, v any) { c.AllowReboot = v.(bool) },
@@ -156,15 +166,24 @@ func MachineConfigOf(a Args) attest.MachineConfig {
 }
 
 // MachineConfigOfFile is the machine that the settings of a machine configuration
-// file describe, by their keys; keys that concern no field are left out.
-func MachineConfigOfFile(settings map[string]any) attest.MachineConfig {
+// file describe, by their keys; keys that concern no field are left out. Its error
+// names the key.
+func MachineConfigOfFile(settings map[string]any) (attest.MachineConfig, error) {
 	var c attest.MachineConfig
 	for _, f := range Fields {
-		if v, ok := settings[f.JSON]; ok && f.JSON != "" {
-			f.set(&c, v)
+		v, ok := settings[f.JSON]
+		if !ok || f.JSON == "" {
+			continue
 		}
+		if f.Type == Files {
+			var err error
+			if v, err = FilesOf(v); err != nil {
+				return c, fmt.Errorf("%s%w", f.JSON, err)
+			}
+		}
+		f.set(&c, v)
 	}
-	return c
+	return c, nil
 }
 
 // FieldsPage is the table of fields in docs/machines.md.

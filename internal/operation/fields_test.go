@@ -36,6 +36,10 @@ func sample(t *testing.T, f Field) any {
 		return []string{"*"}
 	case Image:
 		return attest.Debian{}
+	case Files:
+		return map[string]attest.File{"/etc/x": {Content: "x"}}
+	case Paths:
+		return map[string]string{"/opt/x": "x"}
 	case "":
 		return []byte(`{}`)
 	}
@@ -79,6 +83,7 @@ func TestMachinesHaveAllFields(t *testing.T) {
 			{"name", "m"}, {"image", attest.Debian{}}, {"start_command", "run-m-vm"}, {"backend", "qemu"}, {"memory", int64(99)}, {"cpus", int64(2)},
 			{"networks", []any{int64(2)}}, {"type", "microvm"}, {"cmdline", "quiet"}, {"display", true}, {"egress", true}, {"allow_reboot", true},
 			{"boot", "cold"}, {"boot_timeout", int64(7)}, {"snapshot", "saved"},
+			{"files", map[string]any{"/etc/x": "x", "/etc/y": map[string]any{"path": "y", "mode": int64(0o755)}}}, {"mount", map[string]any{"/opt/x": "x"}},
 		}
 		a, err := o.Bind(nil, named)
 		if err != nil {
@@ -87,6 +92,7 @@ func TestMachinesHaveAllFields(t *testing.T) {
 		want := attest.MachineConfig{
 			Name: "m", Image: attest.Debian{}, StartCommand: "run-m-vm", Backend: "qemu", Memory: 99, CPUs: 2, Networks: []int{2}, Type: "microvm",
 			Cmdline: "quiet", Display: true, Egress: []string{"*"}, AllowReboot: true, Boot: attest.BootCold, BootTimeout: 7 * time.Second, Snapshot: "saved",
+			Files: map[string]attest.File{"/etc/x": {Content: "x"}, "/etc/y": {Path: "y", Mode: 0o755}}, Mount: map[string]string{"/opt/x": "x"},
 		}
 		if diff := cmp.Diff(want, MachineConfigOf(a)); diff != "" {
 			t.Errorf("%s (-want +got)\n%s", o.Name, diff)
@@ -102,6 +108,11 @@ func TestMachinesHaveAllFields(t *testing.T) {
 			{"boot", "lukewarm", `boot: "lukewarm" is not a way to start a machine; it is "warm" or "cold"`},
 			{"egress", int64(1), "egress must be True, False or a list of destinations, not the number 1"},
 			{"networks", "net1", `networks must be a list of numbers, such as [1, 2], not the string "net1"`},
+			{"files", "x", `files must be a dict of paths in the guest and contents, not the string "x"`},
+			{"files", map[string]any{"/x": map[string]any{"pth": "x"}}, `files: ["/x"]: there is no field "pth"; the fields are content, mode and path; did you mean path?`},
+			{"files", map[string]any{"/x": map[string]any{"mode": "rwx"}}, `files: ["/x"]: mode must be permission bits such as 0o755 or "0755", not the string "rwx"`},
+			{"files", map[string]any{"/x": int64(1)}, `files: ["/x"]: want a string, or a dict or struct with content, mode and path; not the number 1`},
+			{"mount", map[string]any{"/x": int64(1)}, `mount: the value of "/x" must be a string, not the number 1`},
 			{"memroy", int64(1), `there is no argument "memroy"; did you mean memory?`},
 		} {
 			if _, err := o.Bind(nil, []Named{{tt.name, tt.value}}); err == nil || err.Error() != o.Name+"(…): "+tt.want {
@@ -115,13 +126,19 @@ func TestMachinesHaveAllFields(t *testing.T) {
 func TestFieldsOfFiles(t *testing.T) {
 	m := machineconfig.Machine{
 		Name: "m", Backend: "qemu", VLANs: []int{2}, StartCommand: "x", AllowReboot: true, Memory: 99, CPUs: 2, SnapshotPath: "s", MockScript: []byte(`{}`),
+		Files: map[string]any{"/etc/x": map[string]any{"path": "x", "mode": "0755"}}, Mount: map[string]string{"/opt/x": "x"},
 	}
 	settings := m.Settings()
 	settings["image"] = attest.Debian{}
 	want := attest.MachineConfig{
 		Name: "m", Backend: "qemu", Networks: []int{2}, StartCommand: "x", AllowReboot: true, Memory: 99, CPUs: 2, Snapshot: "s", MockScript: []byte(`{}`), Image: attest.Debian{},
+		Files: map[string]attest.File{"/etc/x": {Path: "x", Mode: 0o755}}, Mount: map[string]string{"/opt/x": "x"},
 	}
-	if diff := cmp.Diff(want, MachineConfigOfFile(settings)); diff != "" {
+	got, err := MachineConfigOfFile(settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	var keys []string

@@ -74,6 +74,8 @@ const (
 	Pair     Type = "result" // see Result
 	List     Type = "list of strings"
 	AnyDict  Type = "dict"
+	Files    Type = "dict of files" // see FilesOf
+	Paths    Type = "dict of paths" // of the host, by paths in the guest
 )
 
 // On is the kind of object that a type stands for.

@@ -280,13 +280,40 @@ func machinesOf(f *machineconfig.File) ([]attest.MachineConfig, error) {
 			}
 			settings["image"] = access.Image(spec).(attest.Image)
 		}
-		c := operation.MachineConfigOfFile(settings)
+		c, err := operation.MachineConfigOfFile(settings)
+		if err == nil {
+			err = absoluteFiles(&c)
+		}
+		if err != nil {
+			return nil, refusef(event.Invalid, "machine configuration %s: machine %q: /machines/%d/%v", f.Path, m.Name, i, err)
+		}
 		if err := access.Check(attest.LabConfig{Machines: []attest.MachineConfig{c}}); err != nil {
 			return nil, refusef(event.Invalid, "machine configuration %s: %v", f.Path, err)
 		}
 		out = append(out, c)
 	}
 	return out, nil
+}
+
+// absoluteFiles makes the host's paths of Files and Mount absolute, as those of images
+// are: they begin at the current directory.
+func absoluteFiles(c *attest.MachineConfig) (err error) {
+	for target, f := range c.Files {
+		if f.Path != "" {
+			if f.Path, err = filepath.Abs(f.Path); err != nil {
+				return err
+			}
+			c.Files[target] = f
+		}
+	}
+	for target, path := range c.Mount {
+		if path != "" {
+			if c.Mount[target], err = filepath.Abs(path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // asInvalid makes an error that has no kind of its own one of usage.

@@ -6,7 +6,7 @@ import (
 )
 
 // Version is of the protocol; both sides must have the same.
-const Version = 2
+const Version = 3
 
 // The names of the operations, with their request and result types.
 const (
@@ -24,6 +24,7 @@ const (
 	OpWaitX      = "wait-x"      // WindowRequest, WindowState
 	OpPutTar     = "put-tar"     // CopyRequest and a tar stream on Stdin, CopyResult
 	OpGetTar     = "get-tar"     // CopyRequest, a tar stream on Stdout and CopyResult
+	OpLay        = "lay"         // LayRequest and a tar stream on Stdin, LayResult
 	OpConnect    = "connect"     // ConnectRequest, bytes both ways on Stdin and Stdout, nothing
 	OpIdentity   = "identity"    // Identity, nothing
 	OpClock      = "clock"       // ClockRequest, ClockResult
@@ -260,6 +261,35 @@ type CopyResult struct {
 	Files   int      `json:"files"`
 	Bytes   int64    `json:"bytes"`
 	Skipped []string `json:"skipped,omitempty"` // devices, sockets, …: at most a hundred
+}
+
+// LayRequest makes a file or a tree of the guest what it is on the host. First what is
+// gone is removed, and then the stream brings what is new. It is done before the
+// guest's init starts, if the agent has it by then.
+type LayRequest struct {
+	Path []byte `json:"path"`           // of the file or the tree in the guest
+	Tree bool   `json:"tree,omitempty"` // a directory: a link to one at Path is followed
+	// Paths below Path, "." for itself.
+	Clear   [][]byte `json:"clear,omitempty"`   // removed with all that is in it
+	Remove  [][]byte `json:"remove,omitempty"`  // removed, a directory only if it is empty
+	Modes   []Mode   `json:"modes,omitempty"`   // of directories that are there
+	Touched [][]byte `json:"touched,omitempty"` // what is to be told of: see LayResult.Used
+}
+
+// Mode is the permissions of a file.
+type Mode struct {
+	Path []byte `json:"path"`
+	Bits uint32 `json:"bits"`
+}
+
+// LayResult is what has come of a LayRequest.
+type LayResult struct {
+	CopyResult
+	// Used are those of Touched that somebody has read, changed or removed since an
+	// earlier request brought them.
+	Used [][]byte `json:"used,omitempty"`
+	// Blind says that this file system does not tell who reads what the stream brought.
+	Blind bool `json:"blind,omitempty"`
 }
 
 // ConnectRequest connects to a TCP port of the guest itself.

@@ -3,7 +3,6 @@ package starlark
 import (
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	sl "go.starlark.net/starlark"
@@ -147,114 +146,24 @@ func stringList(b *sl.Builtin, name string, v sl.Value) ([]string, error) {
 	return out, nil
 }
 
-// imageFiles reads {path: content}, where content is a string or has the
-// fields content or source, and mode.
+// imageFiles reads the files of an image.
 func imageFiles(b *sl.Builtin, v sl.Value, rel func(string) string) (map[string]attest.File, error) {
 	if v == nil || v == sl.None {
 		return nil, nil
 	}
-	dict, ok := v.(*sl.Dict)
-	if !ok {
-		return nil, usagef("%s: files must be a dict of paths and contents, not %s", b.Name(), operation.Describe(plain(v)))
+	out, err := operation.FilesOf(plain(v))
+	if err != nil {
+		return nil, usagef("%s: files%v", b.Name(), err)
 	}
-	out := map[string]attest.File{}
-	for k, v := range dict.Entries() {
-		path, ok := sl.AsString(k)
-		if !ok {
-			return nil, usagef("%s: files has %s for a path", b.Name(), operation.Describe(plain(k)))
+	for path, f := range out {
+		if f.Path == "" {
+			continue
 		}
-		f, err := imageFile(v, rel)
-		if err != nil {
+		f.Path = rel(f.Path)
+		if _, err := os.Stat(f.Path); err != nil {
 			return nil, usagef("%s: files[%q]: %v", b.Name(), path, err)
 		}
 		out[path] = f
 	}
 	return out, nil
-}
-
-var fileFields = []string{"content", "source", "mode"}
-
-func imageFile(v sl.Value, rel func(string) string) (f attest.File, err error) {
-	if s, ok := sl.AsString(v); ok {
-		return attest.File{Content: s}, nil
-	}
-	fields, err := fieldsOf(v)
-	if err != nil {
-		return f, err
-	}
-	for name, v := range fields {
-		switch name {
-		case "content", "source":
-			s, ok := sl.AsString(v)
-			if !ok {
-				return f, usagef("%s must be a string, not %s", name, operation.Describe(plain(v)))
-			}
-			if name == "content" {
-				f.Content = s
-			} else {
-				f.Path = rel(s)
-			}
-		case "mode":
-			if f.Mode, err = fileMode(v); err != nil {
-				return f, err
-			}
-		default:
-			return f, usagef("there is no field %q%s", name, operation.DidYouMean(name, fileFields))
-		}
-	}
-	if f.Path != "" {
-		_, err = os.Stat(f.Path)
-	}
-	return f, err
-}
-
-// fieldsOf are the entries of a dict, or the fields of a struct.
-func fieldsOf(v sl.Value) (map[string]sl.Value, error) {
-	fields := map[string]sl.Value{}
-	switch v := v.(type) {
-	case *sl.Dict:
-		for k, x := range v.Entries() {
-			name, _ := sl.AsString(k)
-			fields[name] = x
-		}
-		return fields, nil
-	case sl.HasAttrs:
-		if v.Type() == "struct" {
-			for _, name := range v.AttrNames() {
-				x, err := v.Attr(name)
-				if err != nil {
-					return nil, err
-				}
-				fields[name] = x
-			}
-			return fields, nil
-		}
-	}
-	return nil, usagef("must be a string, or a dict or struct with content or source, and mode; not %s", operation.Describe(plain(v)))
-}
-
-// fileMode reads 0o755, or "0755" as chmod does.
-func fileMode(v sl.Value) (uint32, error) {
-	bad := usagef(`mode must be permission bits such as 0o755, not %s`, operation.Describe(plain(v)))
-	var mode uint64
-	switch v := v.(type) {
-	case sl.Int:
-		m, ok := v.Uint64()
-		if !ok {
-			return 0, bad
-		}
-		mode = m
-	case sl.String:
-		m, err := strconv.ParseUint(string(v), 8, 32)
-		if err != nil {
-			return 0, bad
-		}
-		mode = m
-	default:
-		return 0, bad
-	}
-	if mode == 0 || mode > 0o7777 {
-		return 0, bad
-	}
-	return uint32(mode), nil
 }

@@ -107,9 +107,9 @@ func operate(owner string, on any, o *operation.Operation) *sl.Builtin {
 func (th *thread) bind(t *sl.Thread, o *operation.Operation, args sl.Tuple, kwargs []sl.Tuple) (operation.Args, error) {
 	positional, named := th.plainArgs(t, args, kwargs)
 	for i, n := range named {
-		path, ok := n.Value.(string)
-		if ok && slices.ContainsFunc(o.Params, func(p operation.Param) bool { return p.Name == n.Name && p.Path }) {
-			named[i].Value = th.relative(t)(path)
+		at := slices.IndexFunc(o.Params, func(p operation.Param) bool { return p.Name == n.Name && p.Path })
+		if at >= 0 {
+			named[i].Value = o.Params[at].Relative(n.Value, th.relative(t))
 		}
 	}
 	return o.Bind(positional, named)

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	sl "go.starlark.net/starlark"
+	"go.starlark.net/starlarkstruct"
 	"go.starlark.net/syntax"
 
 	"github.com/attest-vm/attest"
@@ -46,6 +47,16 @@ func plain(v sl.Value) any {
 			dict[key] = plain(x)
 		}
 		return dict
+	case *starlarkstruct.Struct:
+		fields := map[string]any{}
+		for _, name := range v.AttrNames() {
+			x, err := v.Attr(name)
+			if err != nil {
+				return operation.Opaque(v.Type())
+			}
+			fields[name] = plain(x)
+		}
+		return fields
 	case *machine:
 		return operation.MachineName(v.name())
 	case *image:

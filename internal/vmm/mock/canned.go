@@ -152,6 +152,15 @@ func (c *canned) Operate(stream *wire.Stream, r wire.Request, next func(wire.Req
 			q.Path = []byte(path)
 			return next(request(r, q))
 		})
+	case wire.OpLay:
+		return decode(r, func(q wire.LayRequest) (any, error) {
+			path, err := c.path(string(q.Path))
+			if err != nil {
+				return nil, err
+			}
+			q.Path = []byte(path)
+			return next(request(r, q))
+		})
 	}
 	return nil, &wire.Error{Kind: wire.KindInvalid, Message: fmt.Sprintf("a machine with canned answers cannot do %q", r.Op)}
 }

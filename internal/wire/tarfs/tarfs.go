@@ -71,8 +71,45 @@ func Write(w io.Writer, src, name string) (Stats, error) {
 	return x.Stats, x.tw.Close()
 }
 
+// WriteOnly is Write of some of the entries, by their paths in src, "." for src itself,
+// with directories before what is in them. An entry that is gone is skipped. mode is
+// what src gets for permissions if it is a file; 0: its own.
+func WriteOnly(w io.Writer, src, name string, paths []string, mode fs.FileMode) (Stats, error) {
+	src, err := filepath.EvalSymlinks(src)
+	if err != nil {
+		return Stats{}, err
+	}
+	x := &writer{tw: tar.NewWriter(w), buf: make([]byte, 64<<10), linked: map[inode]string{}, mode: mode}
+	for _, rel := range paths {
+		file := filepath.Join(src, filepath.FromSlash(rel))
+		info, err := os.Lstat(file)
+		if err == nil {
+			err = x.entry(file, path.Join(name, rel), info)
+		}
+		if errors.Is(err, fs.ErrNotExist) && rel != "." {
+			x.skip(rel, "removed while it was read")
+			continue
+		}
+		if err != nil {
+			return x.Stats, err
+		}
+	}
+	return x.Stats, x.tw.Close()
+}
+
+// WriteContent writes a stream of one file.
+func WriteContent(w io.Writer, name, content string, mode fs.FileMode) (Stats, error) {
+	tw := tar.NewWriter(w)
+	err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: int64(mode.Perm()), Size: int64(len(content)), Format: tar.FormatPAX})
+	if err == nil {
+		_, err = io.WriteString(tw, content)
+	}
+	return Stats{Files: 1, Bytes: int64(len(content))}, errors.Join(err, tw.Close())
+}
+
 type writer struct {
 	Stats
+	mode   fs.FileMode // of files, in place of their own; 0: their own
 	tw     *tar.Writer
 	buf    []byte
 	linked map[inode]string // files with several names: the first that was written
@@ -105,6 +142,9 @@ func (x *writer) entry(file, name string, info fs.FileInfo) error {
 			x.linked[key] = name
 		}
 		h.Typeflag, h.Size = tar.TypeReg, info.Size()
+		if x.mode != 0 {
+			h.Mode = int64(x.mode.Perm())
+		}
 		return x.file(file, h)
 	}
 	x.skip(name, kind(info.Mode()))
@@ -177,6 +217,15 @@ func Extract(r io.Reader, root *os.Root, name string, reserve int64) (Stats, err
 	return newExtractor(root, name, reserve).extract(r)
 }
 
+// Lay is Extract for a stream that is trusted: a file or a link that is there already
+// makes room, so that a program which has it open keeps what it has. made is called for
+// each file when it is complete, and for each directory when it is made.
+func Lay(r io.Reader, root *os.Root, name string, made func(in *os.Root, base string, mode fs.FileMode) error) (Stats, error) {
+	x := newExtractor(root, name, 0)
+	x.made = made
+	return x.extract(r)
+}
+
 func newExtractor(root *os.Root, name string, reserve int64) *extractor {
 	return &extractor{name: name, reserve: reserve, buf: make([]byte, 64<<10), chain: chain{root: root}, statfs: syscall.Fstatfs}
 }
@@ -212,6 +261,8 @@ type extractor struct {
 	entries int
 	dirs    []dir // that get their permissions at the end
 	names   int   // bytes of their names
+
+	made func(in *os.Root, base string, mode fs.FileMode) error // see Lay; nil: files are written in place
 
 	reserve int64
 	unknown int64 // bytes written since the free space was looked at
@@ -320,6 +371,11 @@ func (x *extractor) dir(in *os.Root, name, base string, mode fs.FileMode) error 
 	if err != nil {
 		return err
 	}
+	if x.made != nil {
+		if err := x.made(in, base, fs.ModeDir|mode); err != nil {
+			return err
+		}
+	}
 	if mode&0o300 == 0o300 {
 		return in.Chmod(base, mode) // whatever the umask
 	}
@@ -386,6 +442,11 @@ func (x *extractor) file(r io.Reader, h *tar.Header, in *os.Root, name string, m
 			return fmt.Errorf("the copied stream has an entry %q with a record %q", h.Name, record)
 		}
 	}
+	if x.made != nil {
+		if err := makeRoom(in, name); err != nil {
+			return err
+		}
+	}
 	f, err := create(in, name, 0o600)
 	if err != nil {
 		return err
@@ -395,7 +456,11 @@ func (x *extractor) file(r io.Reader, h *tar.Header, in *os.Root, name string, m
 	} else {
 		_, err = x.content(f, r)
 	}
-	return errors.Join(err, f.Chmod(mode), f.Close())
+	err = errors.Join(err, f.Chmod(mode), f.Close())
+	if err == nil && x.made != nil {
+		err = x.made(in, name, mode)
+	}
+	return err
 }
 
 // create opens a file for writing. One that exists is written in place, as cp

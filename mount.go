@@ -1,0 +1,447 @@
+package attest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
+
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/guest"
+	"github.com/attest-vm/attest/internal/tree"
+	"github.com/attest-vm/attest/internal/wire"
+	"github.com/attest-vm/attest/internal/wire/tarfs"
+)
+
+// This file lays files of the host over a machine: MachineConfig.Files and Mount. They
+// go through the agent, and only what has changed since the machine, or the snapshot
+// that it goes on from, got them.
+
+// An overlay is one entry of Files or Mount.
+type overlay struct {
+	field  string // "mount", for errors
+	target string // in the guest
+	path   string // on the host; empty: content
+	file   File   // of Files
+}
+
+func (o overlay) String() string { return fmt.Sprintf("%s[%q]", o.field, o.target) }
+
+// overlays are all of a machine, each before those that lie in it.
+func (m *MachineConfig) overlays() []overlay {
+	var out []overlay
+	for target, path := range m.Mount {
+		out = append(out, overlay{field: "mount", target: target, path: path})
+	}
+	for target, f := range m.Files {
+		out = append(out, overlay{field: "files", target: target, path: f.Path, file: f})
+	}
+	slices.SortFunc(out, func(a, b overlay) int { return strings.Compare(a.target, b.target) })
+	return out
+}
+
+// emptyAtBoot are the directories in which guests mount empty file systems.
+var emptyAtBoot = regexp.MustCompile(`^/(dev|proc|run|sys|tmp)(/|$)`)
+
+func (m *MachineConfig) normalizeOverlays() error {
+	seen := map[string]bool{}
+	for _, o := range m.overlays() {
+		reason := ""
+		switch {
+		case !path.IsAbs(o.target) || path.Clean(o.target) != o.target || strings.ContainsRune(o.target, 0):
+			reason = "want a clean absolute path in the guest"
+		case o.target == "/":
+			reason = "want a path below /, such as /opt/app"
+		case emptyAtBoot.MatchString(o.target):
+			reason = "the guest mounts an empty file system there when it boots; choose another place, such as below /opt or /etc"
+		case seen[o.target]:
+			reason = "it is in files, too"
+		case o.field == "mount" && o.path == "":
+			reason = "want the path of a file or a directory of the host"
+		case o.file.Content != "" && o.file.Path != "":
+			reason = "it has both content and path; leave out one of the two"
+		case o.file.Mode > 0o7777:
+			reason = fmt.Sprintf("mode %#o is not permission bits", o.file.Mode)
+		}
+		if reason != "" {
+			return fmt.Errorf("%s: %s", o, reason)
+		}
+		seen[o.target] = true
+	}
+	return nil
+}
+
+// resolveOverlays makes the host's paths independent of where attest runs.
+func (m *MachineConfig) resolveOverlays(dir string) error {
+	abs := func(p string) (string, error) {
+		if filepath.IsAbs(p) {
+			return p, nil
+		}
+		return filepath.Abs(filepath.Join(dir, p))
+	}
+	m.Files, m.Mount = maps.Clone(m.Files), maps.Clone(m.Mount)
+	for target, f := range m.Files {
+		if f.Path == "" {
+			continue
+		}
+		var err error
+		if f.Path, err = abs(f.Path); err != nil {
+			return err
+		}
+		m.Files[target] = f
+	}
+	for target, p := range m.Mount {
+		p, err := abs(p)
+		if err != nil {
+			return err
+		}
+		m.Mount[target] = p
+	}
+	return nil
+}
+
+// checkOverlays refuses files that the host does not have.
+func (m MachineConfig) checkOverlays() error {
+	for _, o := range m.overlays() {
+		if o.path == "" {
+			continue
+		}
+		info, err := os.Stat(o.path)
+		reason := ""
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			reason = "no such file or directory"
+		case err != nil:
+			reason = errors.Unwrap(err).Error()
+		case o.field == "files" && info.IsDir():
+			reason = "a directory; mount takes directories"
+		case !info.Mode().IsRegular() && !info.IsDir():
+			reason = "neither a file nor a directory"
+		}
+		if reason != "" {
+			return &ConfigError{fmt.Sprintf("machine %q", m.Name), fmt.Sprintf("%s: %s: %s", o, o.path, reason)}
+		}
+	}
+	return nil
+}
+
+// laid is what of the host's files is in a guest, by their targets.
+type laid map[string]laidTree
+
+type laidTree struct {
+	Tree  tree.Tree `json:"tree"`
+	Blind bool      `json:"blind,omitempty"` // it is not known whether something in the guest has used them
+}
+
+// trees are the lists of the host's files that were made last, so that the labs of a
+// host read a file once.
+type trees struct {
+	mu   sync.Mutex
+	last map[string]tree.Tree
+}
+
+// scan lists a file or a tree of the host.
+func (t *trees) scan(path string) (tree.Tree, error) {
+	t.mu.Lock()
+	before := t.last[path]
+	t.mu.Unlock()
+	now, err := tree.Scan(path, before)
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.last == nil {
+		t.last = map[string]tree.Tree{}
+	}
+	t.last[path] = now
+	return now, nil
+}
+
+// list is what an overlay has now. inside are the targets that lie in it and have
+// overlays of their own.
+func (t *trees) list(o overlay, inside []string) (tree.Tree, error) {
+	if o.path == "" {
+		return tree.OfContent(o.file.Content, fs.FileMode(o.file.mode(0o644))), nil
+	}
+	now, err := t.scan(o.path)
+	if err != nil {
+		return nil, err
+	}
+	if e, ok := now["."]; ok && e.Mode.IsRegular() && o.file.Mode != 0 {
+		e.Mode = fs.FileMode(o.file.Mode).Perm()
+		now = maps.Clone(now)
+		now["."] = e
+	}
+	for _, target := range inside {
+		now = now.Without(strings.TrimPrefix(target, o.target+"/"))
+	}
+	return now, nil
+}
+
+func (f File) mode(otherwise uint32) uint32 {
+	if f.Mode != 0 {
+		return f.Mode
+	}
+	return otherwise
+}
+
+// A laying is what has to be done for one overlay.
+type laying struct {
+	overlay
+	dir     bool // it is a directory, or was one
+	now     tree.Tree
+	change  tree.Change
+	touches []string // see tree.Change.Touches
+	blind   bool
+}
+
+func newLaying(o overlay, now tree.Tree, old laidTree) laying {
+	c := now.Since(old.Tree)
+	return laying{
+		overlay: o, dir: now["."].Mode.IsDir() || old.Tree["."].Mode.IsDir(),
+		now: now, change: c, touches: c.Touches(old.Tree), blind: old.Blind,
+	}
+}
+
+// layings are what has changed of a machine's files since it had what it has.
+func (h *Host) layings(config MachineConfig, have laid) ([]laying, error) {
+	var out []laying
+	all := config.overlays()
+	for i, o := range all {
+		var inside []string
+		for _, other := range all[i+1:] {
+			if strings.HasPrefix(other.target, o.target+"/") {
+				inside = append(inside, other.target)
+			}
+		}
+		now, err := h.trees.list(o, inside)
+		if err != nil {
+			return nil, &FilesError{Machine: config.Name, Path: o.target, Source: o.path, Err: err, refused: true}
+		}
+		out = append(out, newLaying(o, now, have[o.target]))
+	}
+	for _, target := range slices.Sorted(maps.Keys(have)) {
+		if !slices.ContainsFunc(all, func(o overlay) bool { return o.target == target }) { // it is declared no more
+			out = append(out, newLaying(overlay{field: "mount", target: target}, nil, have[target]))
+		}
+	}
+	return out, nil
+}
+
+// lay gives the guest what has changed on the host since it got its files. It does so
+// once for each machine that starts for the first time or goes on from a snapshot: what a
+// test has made of the files since is the test's.
+func (r *run) lay(ctx context.Context) error {
+	m := r.machine
+	m.mu.Lock()
+	have, todo := m.laid, m.unlaid
+	m.mu.Unlock()
+	if !todo || len(m.config.Files)+len(m.config.Mount)+len(have) == 0 {
+		return nil
+	}
+	all, err := m.lab.host.layings(m.config, have)
+	if err != nil {
+		return err
+	}
+	now, stale := laid{}, []string{}
+	var files tarfs.Stats
+	removed := 0
+	work := func(context.Context) error {
+		for _, l := range all {
+			done := laidTree{Tree: l.now, Blind: l.blind}
+			if !l.change.Empty() {
+				result, err := r.layOne(ctx, l)
+				if err != nil {
+					return err
+				}
+				files.Files += result.Files
+				files.Bytes += result.Bytes
+				removed += len(l.change.Clear) + len(l.change.Remove)
+				if done.Blind = result.Blind || l.blind; l.blind {
+					result.Used = names(l.touches)
+				}
+				for _, p := range result.Used {
+					stale = append(stale, path.Join(l.target, string(p)))
+				}
+			}
+			if l.now != nil {
+				now[l.target] = done
+			}
+		}
+		return nil
+	}
+	if slices.ContainsFunc(all, func(l laying) bool { return !l.change.Empty() }) {
+		err = step(m.lab.ctx, m.Name(), "files", strings.Join(targets(all), ", "), work)
+	} else {
+		err = work(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.laid, m.unlaid, m.stale = now, false, stale
+	m.mu.Unlock()
+	m.tellFiles(have != nil, files, removed, stale)
+	return nil
+}
+
+// targets are the paths in the guest whose files have changed.
+func targets(all []laying) []string {
+	var out []string
+	for _, l := range all {
+		if !l.change.Empty() {
+			out = append(out, l.target)
+		}
+	}
+	return out
+}
+
+// tellFiles says what has changed of the files of a machine that had them before.
+func (m *Machine) tellFiles(before bool, files tarfs.Stats, removed int, stale []string) {
+	if !before || files.Files+removed == 0 {
+		return
+	}
+	text := fmt.Sprintf("%s of the host changed since the snapshot (%s)", english.Plural(files.Files+removed, "file", ""), humanize.IBytes(uint64(files.Bytes)))
+	level := "info"
+	if len(stale) > 0 {
+		level = "warning"
+		text += "; the guest had used " + some(stale) + " before, and what it started then goes on with what it had"
+	}
+	event.Publish(m.lab.ctx, event.Log{Machine: m.Name(), Level: level, Text: text})
+}
+
+// some names the first of many.
+func some(list []string) string {
+	const most = 3
+	if len(list) <= most {
+		return strings.Join(list, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), len(list)-most)
+}
+
+// layOne lays one overlay.
+func (r *run) layOne(ctx context.Context, l laying) (wire.LayResult, error) {
+	m := r.machine
+	q := wire.LayRequest{
+		Path: []byte(l.target), Tree: l.dir,
+		Clear: names(l.change.Clear), Remove: names(l.change.Remove), Touched: names(l.touches),
+	}
+	for _, p := range slices.Sorted(maps.Keys(l.change.Modes)) {
+		q.Modes = append(q.Modes, wire.Mode{Path: []byte(p), Bits: uint32(l.change.Modes[p])})
+	}
+	name := path.Base(l.target)
+	result, err := r.guest.Lay(ctx, q, func(w io.Writer) (tarfs.Stats, error) {
+		if l.path == "" {
+			if len(l.change.Write) == 0 {
+				return tarfs.WriteOnly(w, "/", name, nil, 0)
+			}
+			return tarfs.WriteContent(w, name, l.file.Content, l.now["."].Mode)
+		}
+		return tarfs.WriteOnly(w, l.path, name, l.change.Write, fs.FileMode(l.file.Mode))
+	})
+	for _, what := range result.Skipped {
+		event.Publish(m.lab.ctx, event.Log{Machine: m.Name(), Level: "warning", Text: fmt.Sprintf("%s: not copied: %s", l.overlay, what)})
+	}
+	if err == nil {
+		return result, nil
+	}
+	files := &FilesError{Machine: m.Name(), Path: l.target, Source: l.path, Err: err}
+	if op := (*guest.OpError)(nil); errors.As(err, &op) {
+		files.Err, files.refused = errors.New(op.Message), true
+	}
+	return result, files
+}
+
+func names(paths []string) [][]byte {
+	var out [][]byte
+	for _, p := range paths {
+		out = append(out, []byte(p))
+	}
+	return out
+}
+
+// refile gives the labs that are made of the snapshot the files of these machines.
+func (s *Snapshot) refile(machines []MachineConfig) error {
+	for _, given := range machines {
+		if err := given.normalizeOverlays(); err != nil {
+			return &ConfigError{fmt.Sprintf("machine %q", given.Name), err.Error()}
+		}
+		if err := given.resolveOverlays(s.config.SourceDir); err != nil {
+			return err
+		}
+		for _, list := range []*[]MachineConfig{&s.config.Machines, &s.config.created} {
+			*list = slices.Clone(*list)
+			for i := range *list {
+				if m := &(*list)[i]; m.Name == given.Name {
+					m.Files, m.Mount = given.Files, given.Mount
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// refresh is access.Refresh.
+func (s *Snapshot) refresh(ctx context.Context, machines []MachineConfig) (used []string, err error) {
+	if err := s.refile(machines); err != nil {
+		return nil, err
+	}
+	ask := false
+	for _, config := range slices.Concat(s.config.Machines, s.config.created) {
+		state := s.machines[config.Name]
+		if state == nil || state.laid == nil {
+			continue
+		}
+		all, err := s.host.layings(config, state.laid)
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range all {
+			switch {
+			case len(l.touches) == 0:
+			case state.state == nil: // it is off, and cannot be asked
+				for _, p := range l.touches {
+					used = append(used, config.Name+": "+path.Join(l.target, p))
+				}
+			default:
+				ask = true
+			}
+		}
+	}
+	if !ask || len(used) > 0 {
+		return used, nil
+	}
+	lab, err := s.Fork(event.WithBus(ctx, &event.Bus{})) // what it does is nobody's business
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, lab.Close()) }()
+	all := lab.Machines()
+	err = each(all, func(_ int, m *Machine) error {
+		if r := m.running(); r != nil {
+			return r.awaitReady(ctx)
+		}
+		return nil
+	})
+	for _, m := range all {
+		m.mu.Lock()
+		for _, p := range m.stale {
+			used = append(used, m.Name()+": "+p)
+		}
+		m.mu.Unlock()
+	}
+	return used, err
+}
