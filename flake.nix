@@ -13,7 +13,11 @@
       ];
       version = "0-${self.shortRev or self.dirtyShortRev or "dev"}";
       of = pkgs: import ./nix { inherit pkgs version; };
-      each = f: lib.genAttrs systems (system: f (of nixpkgs.legacyPackages.${system}) nixpkgs.legacyPackages.${system});
+      each =
+        f:
+        lib.genAttrs systems (
+          system: f (of nixpkgs.legacyPackages.${system}) nixpkgs.legacyPackages.${system}
+        );
       # A function of makeTest's arguments and pkgs.
       withPkgs = name: { pkgs, ... }@args: (of pkgs).${name} (removeAttrs args [ "pkgs" ]);
     in

@@ -1,7 +1,13 @@
 # lib.makeTest on QEMU.
-{ pkgs, attest ? pkgs.attest, ... }@args:
+{
+  pkgs,
+  attest ? pkgs.attest,
+  ...
+}@args:
 import ./test.nix { inherit pkgs attest; } (
-  { backend = "qemu"; }
+  {
+    backend = "qemu";
+  }
   // removeAttrs args [
     "pkgs"
     "attest"

@@ -43,7 +43,9 @@ func nixCommand(t *testing.T, name string, args ...string) ([]byte, error) {
 	return out, err
 }
 
-func TestParse(t *testing.T) {
+// files are all Nix files of the repository.
+func files(t *testing.T) []string {
+	t.Helper()
 	files := []string{"../flake.nix", "../default.nix"}
 	err := filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
 		if filepath.Ext(path) == ".nix" {
@@ -54,8 +56,23 @@ func TestParse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := nixCommand(t, "nix-instantiate", append([]string{"--parse"}, files...)...); err != nil {
+	return files
+}
+
+func TestParse(t *testing.T) {
+	if _, err := nixCommand(t, "nix-instantiate", append([]string{"--parse"}, files(t)...)...); err != nil {
 		t.Error(err)
+	}
+}
+
+// Debian has no nixfmt: this is for those who have it.
+func TestFormat(t *testing.T) {
+	nixfmt, err := exec.LookPath("nixfmt")
+	if err != nil {
+		t.Skip("no nixfmt to compare the files with what it makes of them")
+	}
+	if out, err := exec.CommandContext(t.Context(), nixfmt, append([]string{"--check"}, files(t)...)...).CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 

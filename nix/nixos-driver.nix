@@ -15,7 +15,9 @@ let
   startScripts = map (node: "${node.system.build.vm}/bin/run-${node.system.name}-vm") nodes;
   vlans = lib.unique (
     lib.concatMap (
-      node: node.virtualisation.vlans ++ lib.mapAttrsToList (_: i: i.vlan) (node.virtualisation.interfaces or { })
+      node:
+      node.virtualisation.vlans
+      ++ lib.mapAttrsToList (_: i: i.vlan) (node.virtualisation.interfaces or { })
     ) nodes
   );
 in
@@ -38,5 +40,7 @@ pkgs.runCommand "nixos-test-driver-${config.name}"
       --set testScript $out/test-script \
       --set globalTimeout ${toString config.globalTimeout} \
       --set vlans ${lib.escapeShellArg (lib.concatMapStringsSep " " toString vlans)} \
-      ${lib.concatMapStringsSep " " (arg: "--add-flags ${lib.escapeShellArg arg}") config.extraDriverArgs}
+      ${lib.concatMapStringsSep " " (
+        arg: "--add-flags ${lib.escapeShellArg arg}"
+      ) config.extraDriverArgs}
   ''

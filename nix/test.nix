@@ -86,7 +86,17 @@ let
           };
         }
         (if microVM then { } else ./modules/qemu.nix)
-        (if microVM then { } else { virtualisation = { memorySize = lib.mkDefault memorySize; cores = lib.mkDefault vcpus; }; })
+        (
+          if microVM then
+            { }
+          else
+            {
+              virtualisation = {
+                memorySize = lib.mkDefault memorySize;
+                cores = lib.mkDefault vcpus;
+              };
+            }
+        )
       ];
     }
   ) nodes;
@@ -150,7 +160,9 @@ let
   started =
     nodeName: config:
     machine nodeName config
-    // lib.optionalAttrs usePrebuiltSnapshots { snapshot_path = "${snapshots.${nodeName}}/${nodeName}"; };
+    // lib.optionalAttrs usePrebuiltSnapshots {
+      snapshot_path = "${snapshots.${nodeName}}/${nodeName}";
+    };
 
   machines = lib.mapAttrsToList started configs;
 
@@ -170,11 +182,7 @@ let
   script =
     given: suffix:
     let
-      text =
-        if lib.isFunction given then
-          given { nodes = configs; }
-        else
-          given;
+      text = if lib.isFunction given then given { nodes = configs; } else given;
     in
     if builtins.isPath text then text else pkgs.writeText "${name}${suffix}" text;
 

@@ -127,13 +127,15 @@ in
             Restart = "always";
             ExecStart =
               "${pkgs.socat}/bin/socat VSOCK-LISTEN:${toString cfg.vsockPort},fork,reuseaddr "
-              + "EXEC:${pkgs.writeShellScript "vsock-shell" (
-                shell
-                + ''
-                  echo "Spawning backdoor root shell..."
-                  PS1= exec ${pkgs.bash}/bin/bash --norc 2>/dev/console
-                ''
-              )}";
+              + "EXEC:${
+                pkgs.writeShellScript "vsock-shell" (
+                  shell
+                  + ''
+                    echo "Spawning backdoor root shell..."
+                    PS1= exec ${pkgs.bash}/bin/bash --norc 2>/dev/console
+                  ''
+                )
+              }";
           };
         };
 

@@ -78,17 +78,19 @@ let
               testScriptString = option types.str "start_all()";
               qemu.package = option types.raw pkgs.qemu_test;
               nodes = option types.raw (
-                lib.mapAttrs (name: vlans: {
-                  system.name = name;
-                  system.build.vm = "/nix/store/vm-${name}";
-                  virtualisation.vlans = vlans;
-                }) {
-                  client = [ 1 ];
-                  server = [
-                    1
-                    2
-                  ];
-                }
+                lib.mapAttrs
+                  (name: vlans: {
+                    system.name = name;
+                    system.build.vm = "/nix/store/vm-${name}";
+                    virtualisation.vlans = vlans;
+                  })
+                  {
+                    client = [ 1 ];
+                    server = [
+                      1
+                      2
+                    ];
+                  }
               );
             };
           }
@@ -175,25 +177,33 @@ in
   );
   old = {
     qemu =
-      (shown (import ../make-test.nix {
-        inherit pkgs;
-        inherit (base) name nodes testScript;
-      })).config;
+      (shown (
+        import ../make-test.nix {
+          inherit pkgs;
+          inherit (base) name nodes testScript;
+        }
+      )).config;
     firecracker =
-      (shown (import ../firecracker/make-test.nix {
-        inherit pkgs;
-        inherit (base) name nodes testScript;
-        memSize = 512;
-        vcpuCount = 2;
-      })).config;
+      (shown (
+        import ../firecracker/make-test.nix {
+          inherit pkgs;
+          inherit (base) name nodes testScript;
+          memSize = 512;
+          vcpuCount = 2;
+        }
+      )).config;
     cloud-hypervisor =
-      (shown (import ../cloud-hypervisor/make-test.nix {
-        inherit pkgs;
-        inherit (base) name nodes testScript;
-      })).config;
+      (shown (
+        import ../cloud-hypervisor/make-test.nix {
+          inherit pkgs;
+          inherit (base) name nodes testScript;
+        }
+      )).config;
   };
   function =
-    (makeTest (base // { testScript = { nodes, ... }: "assert '${nodes.server.networking.hostName}'\n"; })).driver.script.text;
+    (makeTest (
+      base // { testScript = { nodes, ... }: "assert '${nodes.server.networking.hostName}'\n"; }
+    )).driver.script.text;
   modules = {
     settable = framework (packaged false);
     readOnly = framework (packaged true);

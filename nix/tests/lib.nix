@@ -68,7 +68,9 @@ let
     inherit concatStringsSep;
     concatStrings = concatStringsSep "";
     concatMapStrings = f: list: concatStrings (map f list);
-    concatMapStringsSep = separator: f: list: concatStringsSep separator (map f list);
+    concatMapStringsSep =
+      separator: f: list:
+      concatStringsSep separator (map f list);
     optionalString = condition: text: if condition then text else "";
     toLower =
       let
@@ -96,8 +98,12 @@ let
 
   trivial = {
     inherit isFunction;
-    throwIf = condition: message: value: if condition then throw message else value;
-    throwIfNot = condition: message: value: if condition then value else throw message;
+    throwIf =
+      condition: message: value:
+      if condition then throw message else value;
+    throwIfNot =
+      condition: message: value:
+      if condition then value else throw message;
     toHexString =
       number:
       let
@@ -159,7 +165,10 @@ let
       let
         bad = filter (value: !check value) definitions;
       in
-      if bad == [ ] then merge at definitions else throw "the option ${at} is not of type ${name}: ${builtins.toJSON (head bad)}";
+      if bad == [ ] then
+        merge at definitions
+      else
+        throw "the option ${at} is not of type ${name}: ${builtins.toJSON (head bad)}";
   };
   one =
     at: definitions:
@@ -183,7 +192,11 @@ let
       name = "null or ${inner.name}";
       merge = at: definitions: if all isNull definitions then null else inner.merge at definitions;
     };
-    listOf = inner: type "list of ${inner.name}" isList (at: definitions: map (value: inner.merge at [ value ]) (concatLists definitions));
+    listOf =
+      inner:
+      type "list of ${inner.name}" isList (
+        at: definitions: map (value: inner.merge at [ value ]) (concatLists definitions)
+      );
     attrsOf =
       inner:
       type "attribute set of ${inner.name}" isAttrs (
@@ -336,7 +349,8 @@ let
         _: set:
         strings.concatStrings (
           attrsets.mapAttrsToList (
-            name: value: "${name}=${if builtins.isBool value then (if value then "true" else "false") else toString value}\n"
+            name: value:
+            "${name}=${if builtins.isBool value then (if value then "true" else "false") else toString value}\n"
           ) set
         );
       # The files of a package do not matter here.

@@ -36,7 +36,9 @@ let
     // {
       meta = attributes.meta or { };
       # For tests of what was asked for.
-      attributes = attributes // { inherit name script; };
+      attributes = attributes // {
+        inherit name script;
+      };
     };
 
   # The host's programs as a package.
