@@ -184,7 +184,7 @@ func styleOf(s event.Status) string {
 
 // failureText is a failure for a person at a terminal. It ends with a newline.
 //
-//	FAIL web_test.star test_serves (3.2s)
+//	FAIL web_test.star test_serves (3.2s)  the client gets nginx's page
 //	  web_test.star:12:9: client: command failed with exit code 7
 //
 //	    12 | client.succeed("curl -sf http://server/")
@@ -192,15 +192,23 @@ func styleOf(s event.Status) string {
 //
 //	  machine    client
 //	  …
-func failureText(p painter, name string, f *event.Failure, d time.Duration, room room) string {
+func failureText(p painter, name, title string, f *event.Failure, d time.Duration, room room) string {
 	var b strings.Builder
 	b.WriteString(p.paint(styleOf(f.Status), statusWord(f.Status)) + " " + p.paint(bold, clean(name)))
 	if d > 0 {
 		b.WriteString(p.paint(dim, " ("+took(d)+")"))
 	}
-	b.WriteString("\n")
+	b.WriteString(titleText(p, title) + "\n")
 	writeFailure(&b, p, f, room)
 	return b.String()
+}
+
+// titleText is a test's title behind its name and time.
+func titleText(p painter, title string) string {
+	if title = firstLine(title); title == "" {
+		return ""
+	}
+	return p.paint(dim, "  "+title)
 }
 
 // Explain is a failure for a person who has just caused it, in colour or not:

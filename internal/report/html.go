@@ -76,6 +76,7 @@ type htmlFile struct {
 type htmlTest struct {
 	ID       string
 	Name     string
+	Title    string
 	Status   htmlStatus
 	Took     string
 	Open     bool
@@ -255,7 +256,7 @@ func (r *Run) htmlMachines(f *file, k testKey, began time.Time, whole time.Durat
 }
 
 func (r *Run) htmlTest(f *file, t *test, id string) htmlTest {
-	h := htmlTest{ID: id, Name: clean(t.name), Status: newStatus(t.status), Took: took(t.duration)}
+	h := htmlTest{ID: id, Name: clean(t.name), Title: firstLine(t.title), Status: newStatus(t.status), Took: took(t.duration)}
 	h.Open = t.status != event.Passed && t.status != event.Skipped
 	switch {
 	case t.isSetup() && t.status == event.Passed:

@@ -24,6 +24,7 @@ import (
 //     tells tests apart by classname and name.
 //   - file and line are the place of the failure, which GitLab and the GitHub
 //     actions link.
+//   - A test's title is its property "title", and stands above what went wrong.
 //   - failure is the test's own claim that did not hold; every other bad end is an
 //     error, whose type is the status ("boot_failed", "infra", …).
 //   - system-out has the steps and, unless the test passed, the end of what each
@@ -90,11 +91,14 @@ type junitProperty struct {
 }
 
 type junitCase struct {
-	Name      string        `xml:"name,attr"`
-	Classname string        `xml:"classname,attr"`
-	Time      string        `xml:"time,attr"`
-	File      string        `xml:"file,attr"`
-	Line      int           `xml:"line,attr,omitempty"`
+	Name      string `xml:"name,attr"`
+	Classname string `xml:"classname,attr"`
+	Time      string `xml:"time,attr"`
+	File      string `xml:"file,attr"`
+	Line      int    `xml:"line,attr,omitempty"`
+
+	Properties *junitProperties `xml:"properties"`
+
 	Failure   *junitFailure `xml:"failure"`
 	Error     *junitFailure `xml:"error"`
 	Skipped   *junitSkipped `xml:"skipped"`
@@ -142,17 +146,17 @@ func (r *Run) junitSuite(f *file) junitSuite {
 		if t.isSetup() && t.status == event.Passed {
 			continue
 		}
-		c := junitEnd(f, t.name, t.duration, t.status, t.failure)
+		c := junitEnd(f, t.name, t.title, t.duration, t.status, t.failure)
 		if out := r.junitOut(f, t); out != "" {
 			c.SystemOut = &junitText{out}
 		}
 		s.add(c)
 		for _, sub := range t.subtests {
-			s.add(junitEnd(f, t.name+"/"+sub.path, sub.duration, sub.status, sub.failure(t)))
+			s.add(junitEnd(f, t.name+"/"+sub.path, "", sub.duration, sub.status, sub.failure(t)))
 		}
 	}
 	if own := f.ownFailure(); own != nil {
-		s.add(junitEnd(f, "(file)", f.duration, own.Status, own))
+		s.add(junitEnd(f, "(file)", "", f.duration, own.Status, own))
 	}
 	return s
 }
@@ -182,8 +186,11 @@ func (s *junitSuite) add(c junitCase) {
 	s.Cases = append(s.Cases, c)
 }
 
-func junitEnd(f *file, name string, d time.Duration, status event.Status, fail *event.Failure) junitCase {
+func junitEnd(f *file, name, title string, d time.Duration, status event.Status, fail *event.Failure) junitCase {
 	c := junitCase{Name: firstLine(name), Classname: classname(f.name), Time: seconds(d), File: clean(f.name)}
+	if title = firstLine(title); title != "" {
+		c.Properties = &junitProperties{[]junitProperty{{"title", title}}}
+	}
 	if fail == nil {
 		fail = &event.Failure{Status: status}
 	}
@@ -202,7 +209,7 @@ func junitEnd(f *file, name string, d time.Duration, status event.Status, fail *
 		if message == "" {
 			message = strings.ReplaceAll(string(status), "_", " ")
 		}
-		jf := &junitFailure{Message: message, Type: clean(string(status)), Text: failureText(false, name, fail, d, documentRoom)}
+		jf := &junitFailure{Message: message, Type: clean(string(status)), Text: failureText(false, name, title, fail, d, documentRoom)}
 		if status == event.Failed {
 			c.Failure = jf
 		} else {

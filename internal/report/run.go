@@ -87,6 +87,7 @@ func (k testKey) String() string {
 type test struct {
 	testKey
 	name     string // of the key
+	title    string // what it says that it is about
 	began    time.Time
 	done     bool
 	status   event.Status
@@ -254,7 +255,9 @@ func (r *Run) Record(rec event.Record) {
 		f.done, f.status, f.duration, f.failure = true, e.Status, e.Duration, r.limits.failure(e.Failure)
 	case event.TestStarted:
 		f := r.file(rec)
-		f.tests = append(f.tests, newTest(rec))
+		t := newTest(rec)
+		t.title = r.limits.bound(e.Title)
+		f.tests = append(f.tests, t)
 	case event.TestFinished:
 		t := r.test(rec)
 		t.done, t.status, t.duration, t.failure = true, e.Status, e.Duration, r.limits.failure(e.Failure)
@@ -758,6 +761,9 @@ func faultLog(e event.Event) event.Log {
 		l.Text = "network: " + e.Fault
 	case event.FaultEnded:
 		l.Text = fmt.Sprintf("network: healed %s after %s (%d of %s affected)", e.Fault, took(e.Duration), e.Affected, plural(int(e.Frames), "frame"))
+		if e.Reason != "" {
+			l.Text += ", " + e.Reason
+		}
 	}
 	return l
 }

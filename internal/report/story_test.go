@@ -99,11 +99,14 @@ func (s *story) begin() {
 	s.is(p)
 }
 
+// titles are what some tests say that they are about.
+var titles = map[string]string{"setup": "the server is up", "test_serves": "nginx's <page> comes", "test_partition": "no page through a partition"}
+
 // test runs a test that ends with f, or passes if f is nil.
 func (s *story) test(name string, f *event.Failure, during func()) {
 	s.scope.Test = name
 	begin := time.Now()
-	s.is(event.TestStarted{})
+	s.is(event.TestStarted{Title: titles[name]})
 	during()
 	status := event.Passed
 	if f != nil {

@@ -46,7 +46,7 @@ func (t *Terminal) fileSummary(b *strings.Builder, p painter, f *file) {
 	var rows [][3]string // status, name, time and why
 	var styles []string
 	wordWidth, nameWidth := 4, 0
-	add := func(s event.Status, word, name string, d time.Duration, fail *event.Failure, differs bool) {
+	add := func(s event.Status, word, name, title string, d time.Duration, fail *event.Failure, differs bool) {
 		if t.o.Level == Quiet && s == event.Passed && !differs {
 			return
 		}
@@ -56,6 +56,8 @@ func (t *Terminal) fileSummary(b *strings.Builder, p painter, f *file) {
 		}
 		if fail != nil {
 			rest = fmt.Sprintf("%-6s  %s", rest, oneLine(fail))
+		} else if title = firstLine(title); title != "" {
+			rest = fmt.Sprintf("%-6s  %s", rest, p.paint(dim, title))
 		}
 		if differs {
 			name += " ≠"
@@ -68,10 +70,10 @@ func (t *Terminal) fileSummary(b *strings.Builder, p painter, f *file) {
 		if ts.isSetup() && ts.status == event.Passed {
 			word = ""
 		}
-		add(ts.status, word, ts.name, ts.duration, ts.failure, f.differs(ts))
+		add(ts.status, word, ts.name, ts.title, ts.duration, ts.failure, f.differs(ts))
 	}
 	if own := f.ownFailure(); own != nil {
-		add(own.Status, statusWord(own.Status), "", f.duration, own, false)
+		add(own.Status, statusWord(own.Status), "", "", f.duration, own, false)
 	}
 	if len(rows) == 0 {
 		return

@@ -171,7 +171,7 @@ func (t *Terminal) show(r event.Record, step *entry) {
 		}
 	case event.FileFinished:
 		if f := t.run.file(r); f.ownFailure() != nil {
-			t.failed(at, f.name, e.Failure, e.Duration)
+			t.failed(at, f.name, "", e.Failure, e.Duration)
 		}
 	case event.TestStarted:
 		if verbose {
@@ -319,22 +319,22 @@ func (t *Terminal) testFinished(r event.Record, e event.TestFinished) {
 	p := painter(t.o.ColorStderr)
 	switch {
 	case e.Failure != nil:
-		t.failed(r.Time, testName(r.Scope), e.Failure, e.Duration)
+		t.failed(r.Time, testName(r.Scope), t.run.test(r).title, e.Failure, e.Duration)
 	case keyOf(r.Scope).isSetup() && e.Status == event.Passed:
 		setUp := strings.Replace(testName(r.Scope), " setup", " set up", 1)
 		t.line(r.Time, setUp+p.paint(dim, " ("+took(e.Duration)+")"))
 	default:
-		t.line(r.Time, t.endLine(p, e.Status, testName(r.Scope), e.Duration, ""))
+		t.line(r.Time, t.endLine(p, e.Status, testName(r.Scope), e.Duration, "")+titleText(p, t.run.test(r).title))
 	}
 }
 
 // failed shows a failure at once, as a result. Where results go elsewhere than
 // progress, progress gets its one line, too.
-func (t *Terminal) failed(at time.Time, name string, f *event.Failure, d time.Duration) {
+func (t *Terminal) failed(at time.Time, name, title string, f *event.Failure, d time.Duration) {
 	if !t.o.Shared {
 		t.line(at, t.endLine(painter(t.o.ColorStderr), f.Status, name, d, oneLine(f)))
 	}
-	t.result("\n" + failureText(painter(t.o.ColorStdout), name, f, d, terminalRoom) + "\n")
+	t.result("\n" + failureText(painter(t.o.ColorStdout), name, title, f, d, terminalRoom) + "\n")
 	t.spaced = true
 }
 
