@@ -140,7 +140,7 @@ func (n *Network) begin(ctx context.Context, kind string, names []string, r netw
 		}
 		defer func() {
 			ctx := context.WithoutCancel(ctx)
-			n.endAll(ctx, "at the end of during", func(x *Fault) bool { return x.during == f })
+			n.endDuring(ctx, f)
 			f.end(ctx, "")
 		}()
 		return o.during(context.WithValue(ctx, duringKey{}, f))

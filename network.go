@@ -104,11 +104,15 @@ func (n *Network) Heal(ctx context.Context) error {
 	})
 }
 
-// settle heals what a test has left broken, and says so, and ends its captures. It is
-// for the end of the test that ctx belongs to.
+// settle heals what a test has left broken, which is its right, and ends its captures.
+// It is for the end of the test that ctx belongs to.
 func (n *Network) settle(ctx context.Context) error {
 	test := event.ScopeOf(ctx).Test
-	n.endAll(ctx, "at the end of the test", func(f *Fault) bool { return f.test == test })
+	for _, f := range n.faults.all() {
+		if f.test == test {
+			f.end(ctx, "still in force at the end of the test")
+		}
+	}
 	var errs []error
 	for _, c := range n.captures.all() {
 		if c.test == test {
@@ -118,12 +122,12 @@ func (n *Network) settle(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// endAll heals faults that are still active.
-func (n *Network) endAll(ctx context.Context, when string, which func(*Fault) bool) {
+// endDuring heals the faults that the function of another one has left in force.
+func (n *Network) endDuring(ctx context.Context, of *Fault) {
 	for _, f := range n.faults.all() {
-		if which(f) {
-			event.Warnf(ctx, "network: %v was still active %s and was healed", f, when)
-			f.end(ctx, "still in force "+when)
+		if f.during == of {
+			event.Warnf(ctx, "network: %v was still active at the end of during and was healed", f)
+			f.end(ctx, "still in force at the end of during")
 		}
 	}
 }

@@ -30,7 +30,7 @@ type TestJob struct {
 }
 
 // A TestNetwork is a Network whose operations end the test when they fail.
-// Faults that are still in force when the test ends are healed, with a warning.
+// Faults that are still in force when the test ends are healed.
 type TestNetwork struct {
 	Network *Network
 	scope

@@ -139,7 +139,7 @@ func TestSubtestWithLab(t *testing.T) {
 		})
 		lab.Machine("a").Log("the parent goes on")
 	})
-	wantIn(t, sub.text(), "network: down(a)", "down(a) was still active at the end of the test and was healed", "`exit 4` failed")
+	wantIn(t, sub.text(), "network: down(a)", "network: down(a) ended after", "`exit 4` failed")
 	wantIn(t, parent.text(), "a: ready", "a: the parent goes on")
 	if parent.Failed() || strings.Contains(parent.text(), "down(a)") {
 		t.Errorf("the parent has failed, or has the subtest's log: %s", parent.text())
