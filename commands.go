@@ -29,7 +29,7 @@ func (m *Machine) Execute(ctx context.Context, command string, opts ...CommandOp
 // Detach starts a command as Execute does and returns as soon as it runs: nobody
 // learns what it writes or how it ends. [Machine.Spawn] is for those that a test has
 // to do with later.
-func (m *Machine) Detach(ctx context.Context, command string, opts ...CommandOption) error {
+func (m *Machine) Detach(ctx context.Context, command string, opts ...DetachOption) error {
 	return step(ctx, m.Name(), "execute", strconv.Quote(command), func(ctx context.Context) error {
 		o := collect(opts)
 		o.timeout, o.hasTimeout = o.limit(m.lab.host, defaultTimeout), true

@@ -17,9 +17,16 @@ type CommandOption interface {
 	forCommand()
 }
 
+// A DetachOption is an option of [Machine.Detach], which hears nothing of the command
+// and says nothing to it: [Timeout], [User], [Env] and [Dir].
+type DetachOption interface {
+	CommandOption
+	forDetach()
+}
+
 // A WaitOption is an option of whatever takes a while: [Timeout].
 type WaitOption interface {
-	CommandOption
+	DetachOption
 	UnitOption
 	PortOption
 	SocketOption
@@ -60,7 +67,7 @@ type ShellOption interface {
 
 // A UserOption is what [User] returns.
 type UserOption interface {
-	CommandOption
+	DetachOption
 	UnitOption
 	JournalOption
 	ShellOption
@@ -84,6 +91,7 @@ type option func(*options)
 func (fn option) set(o *options) { fn(o) }
 
 func (option) forCommand() {}
+func (option) forDetach()  {}
 func (option) forWait()    {}
 func (option) forUnit()    {}
 func (option) forPort()    {}
@@ -154,7 +162,7 @@ func Stdout(w io.Writer) CommandOption { return option(func(o *options) { o.stdo
 func Stderr(w io.Writer) CommandOption { return option(func(o *options) { o.stderr = w }) }
 
 // Env adds a variable to a command's environment.
-func Env(name, value string) CommandOption {
+func Env(name, value string) DetachOption {
 	return option(func(o *options) {
 		if o.env == nil {
 			o.env = map[string]string{}
@@ -164,7 +172,7 @@ func Env(name, value string) CommandOption {
 }
 
 // Dir is the directory in which a command runs; /tmp unless given.
-func Dir(path string) CommandOption { return option(func(o *options) { o.dir = path }) }
+func Dir(path string) DetachOption { return option(func(o *options) { o.dir = path }) }
 
 // Delay is how long a key is held down, and how long after it the next may follow.
 func Delay(d time.Duration) KeyOption {

@@ -11,7 +11,7 @@ import (
 func TestOptionsAreTypedByWhatTheyApplyTo(t *testing.T) {
 	var kinds []reflect.Type
 	for _, operation := range []any{
-		(*Machine).Succeed, (*Machine).WaitForFile, (*Machine).WaitForUnit, (*Machine).WaitForOpenPort,
+		(*Machine).Succeed, (*Machine).Detach, (*Machine).WaitForFile, (*Machine).WaitForUnit, (*Machine).WaitForOpenPort,
 		(*Machine).WaitForOpenUnixSocket, (*Machine).Journal, (*Machine).Shell, (*Machine).SendKey, (*Machine).Start,
 		(*Network).Drop, (*Network).Delay, (*Network).Reorder, (*Network).Rate, (*Network).Down, (*Network).Partition, (*Network).Isolate,
 	} {
@@ -22,14 +22,14 @@ func TestOptionsAreTypedByWhatTheyApplyTo(t *testing.T) {
 		option any
 		want   string // the kinds of operations that take it
 	}{
-		{Timeout, "Command Wait Unit Port Socket Journal"},
-		{User, "Command Unit Journal Shell"},
+		{Timeout, "Command Detach Wait Unit Port Socket Journal"},
+		{User, "Command Detach Unit Journal Shell"},
 		{Stdin, "Command"},
 		{Input, "Command"},
 		{Stdout, "Command"},
 		{Stderr, "Command"},
-		{Env, "Command"},
-		{Dir, "Command"},
+		{Env, "Command Detach"},
+		{Dir, "Command Detach"},
 		{Address, "Port"},
 		{Datagram, "Socket"},
 		{Lines, "Journal"},

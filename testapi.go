@@ -180,7 +180,7 @@ func (m *TestMachine) Crash() {
 
 // Detach starts a command as Execute does and returns as soon as it runs:
 // nobody learns what it writes or how it ends. See [Machine.Detach].
-func (m *TestMachine) Detach(command string, opts ...CommandOption) {
+func (m *TestMachine) Detach(command string, opts ...DetachOption) {
 	m.t.Helper()
 	m.check(m.Machine.Detach(m.at(), command, opts...))
 }

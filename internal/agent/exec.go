@@ -92,6 +92,7 @@ func longScript(stream *wire.Stream, q wire.ExecRequest, script []byte) (_ []byt
 
 // detach starts a command and leaves it alone.
 func (sh *shell) detach(q wire.ExecRequest, script []byte) (any, error) {
+	q.Stdin = false // nobody writes to it
 	c, err := sh.startCold(q, script)
 	if err != nil {
 		return nil, err

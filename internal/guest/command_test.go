@@ -279,7 +279,8 @@ func TestDetach(t *testing.T) {
 	m := newMachine(t)
 	dir := t.TempDir()
 	script := fmt.Sprintf("cd %s; until test -e go; do sleep 0.01; done; touch done", dir)
-	r, err := m.Run(testContext(t), guest.Command{Script: script, Detach: true})
+	// Nobody writes to what it reads; the agent survives that somebody asks for it.
+	r, err := m.Run(testContext(t), guest.Command{Script: script, Detach: true, Stdin: strings.NewReader("x")})
 	if err != nil || r.Pid == 0 {
 		t.Fatalf("%+v, %v", r, err)
 	}

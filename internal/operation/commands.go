@@ -43,16 +43,23 @@ var commandsTable = []*Operation{
 // execute differs from the NixOS driver in one thing: a command with
 // check_output=False does not disturb the result of the next command.
 func execute(ctx context.Context, t target, a Args) (any, error) {
-	opts := a.command()
-	if a.None("timeout") {
-		opts = append(opts, attest.Timeout(0))
-	}
 	command := a.String("command")
 	if !a.Bool("check_output") {
+		if a.Given("stdin") {
+			return nil, &attest.ConfigError{Subject: t.machine.Name() + ": execute", Reason: "a command that is only started (check_output) reads no stdin; spawn starts one that does"}
+		}
+		opts := a.detached()
+		if a.None("timeout") {
+			opts = append(opts, attest.Timeout(0))
+		}
 		if err := t.machine.Detach(ctx, command, opts...); err != nil {
 			return nil, err
 		}
 		return Result{Status: -2, Result: attest.Result{ExitCode: -2}}, nil
+	}
+	opts := a.command()
+	if a.None("timeout") {
+		opts = append(opts, attest.Timeout(0))
 	}
 	r, err := t.machine.Execute(ctx, command, opts...)
 	if err != nil {

@@ -36,10 +36,19 @@ var table = slices.Concat(commandsTable, jobsTable, unitsTable, waitsTable, file
 
 // command are the options that commandParams and timeout stand for.
 func (a Args) command() []attest.CommandOption {
-	opts := []attest.CommandOption{a.limit(), a.user()}
+	var opts []attest.CommandOption
+	for _, o := range a.detached() {
+		opts = append(opts, o)
+	}
 	if a.Given("stdin") {
 		opts = append(opts, attest.Input(a.Bytes("stdin")))
 	}
+	return opts
+}
+
+// detached are those of a command that is only started: it has no stdin.
+func (a Args) detached() []attest.DetachOption {
+	opts := []attest.DetachOption{a.limit(), a.user()}
 	for name, value := range a.Dict("env") {
 		opts = append(opts, attest.Env(name, value))
 	}
