@@ -127,26 +127,21 @@ func (r runner) Invoke(ctx context.Context, object any, o *Operation, args Args)
 	result, err := o.call(ctx, t, args)
 	switch r := result.(type) {
 	case string:
-		result = t.text(ctx, o, r)
-	case Result:
-		r.Output = t.text(ctx, o, r.Output)
-		result = r
+		result = Text(ctx, object, o, r)
 	}
 	return result, err
 }
 
-// text is what an operation returns as text. Front ends have strings of characters;
-// what is not UTF-8 is replaced, which must not go unnoticed.
-func (t target) text(ctx context.Context, o *Operation, s string) string {
+// Text is what an operation on an object returns as text. Front ends have strings of
+// characters; what is not UTF-8 is replaced, which must not go unnoticed. Of a Result,
+// which has the bytes too, it is up to the front end when it is read.
+func Text(ctx context.Context, object any, o *Operation, s string) string {
 	if utf8.ValidString(s) {
 		return s
 	}
-	warning := event.Log{Level: "warning", Text: o.Name + ": the output is not UTF-8 text, and what is not is U+FFFD in the result; " +
-		"stdout_bytes and stderr_bytes of the result of execute have the bytes as they are"}
-	if t.machine != nil {
-		warning.Machine = t.machine.Name()
-	}
-	event.Publish(ctx, warning)
+	machine, _ := object.(MachineName)
+	event.Publish(ctx, event.Log{Machine: string(machine), Level: "warning", Text: o.Name + ": the output is not UTF-8 text, and what is not is U+FFFD in the result; " +
+		"stdout_bytes and stderr_bytes of the result of execute have the bytes as they are"})
 	return strings.ToValidUTF8(s, "\uFFFD")
 }
 

@@ -153,7 +153,7 @@ type target struct {
 // callers that unpack it, and everything about the command for those that ask.
 type Result struct {
 	Status int    // ExitCode; -1 if the caller did not want it, -2 if the command was only started
-	Output string // Stdout as text
+	Output string // Stdout, for Text
 	attest.Result
 }
 

@@ -18,10 +18,10 @@ func TestText(t *testing.T) {
 	})()
 	ctx := event.WithBus(context.Background(), &bus)
 	execute := Find(Machine, "execute")
-	if got := (target{}).text(ctx, execute, "déjà vu"); got != "déjà vu" || warnings != 0 {
+	if got := Text(ctx, MachineName("a"), execute, "déjà vu"); got != "déjà vu" || warnings != 0 {
 		t.Errorf("got %q, %d warnings", got, warnings)
 	}
-	if got := (target{}).text(ctx, execute, "\xe9t\xe9"); got != "\uFFFDt\uFFFD" || warnings != 1 {
+	if got := Text(ctx, MachineName("a"), execute, "\xe9t\xe9"); got != "\uFFFDt\uFFFD" || warnings != 1 {
 		t.Errorf("got %q, %d warnings", got, warnings)
 	}
 }

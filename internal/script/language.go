@@ -2,6 +2,7 @@ package script
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,6 +22,9 @@ type Language struct {
 	// Load reads a file, and checks all that can be checked without a machine. A file
 	// that cannot be run is a *LoadError. Nothing is started.
 	Load func(ctx context.Context, path string, opts Options) (File, error)
+	// Names are the tests that a file may have which Load refuses, by its text alone. A
+	// nil Names: that cannot be known.
+	Names func(text []byte) []string
 	// NewSession begins a session, with the machines and functions of a file unless
 	// path is empty. Operations go to lab, which asks the session for the machines that
 	// are declared by then. A nil NewSession: nobody can type this language.
@@ -89,6 +93,20 @@ func Load(ctx context.Context, path string, opts Options) (File, error) {
 		return nil, err
 	}
 	return l.Load(ctx, path, opts)
+}
+
+// Names are the tests of a file that cannot be loaded, as far as its text tells; known
+// is false if that is not known.
+func Names(path string) (names []string, known bool) {
+	l, err := of(path)
+	if err != nil || l.Names == nil {
+		return nil, false
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, false
+	}
+	return l.Names(text), true
 }
 
 // NewSession begins a session in the language of a file; without one, in the

@@ -53,7 +53,7 @@ func (w *words) Machines() []attest.MachineConfig { return nil }
 
 func (w *words) Networks() map[int]attest.NetworkConfig { return nil }
 func (w *words) Tests() []script.Test                   { return w.tests }
-func (w *words) HasSetup() bool                         { return false }
+func (w *words) Setup() *script.Test                    { return nil }
 func (w *words) KeepOnFailure() bool                    { return false }
 
 func (w *words) Call(_ context.Context, _ operation.Runner, name string) error {

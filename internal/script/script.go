@@ -3,6 +3,7 @@ package script
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
@@ -20,8 +21,8 @@ type File interface {
 	Networks() map[int]attest.NetworkConfig
 	// Tests are the functions to run, in the order of the file.
 	Tests() []Test
-	// HasSetup reports whether there is something to run before the tests.
-	HasSetup() bool
+	// Setup is what runs before the tests; nil: nothing does.
+	Setup() *Test
 	// KeepOnFailure reports whether the file wants the labs of its failed tests kept.
 	KeepOnFailure() bool
 	// Call runs Setup or a test on a lab. Operations publish their events on the
@@ -35,6 +36,7 @@ type Test struct {
 	Name     string
 	Title    string // what it is about, in one line; may be empty
 	Position event.Position
+	Timeout  time.Duration // of its run, not scaled to the host; 0: none of its own
 }
 
 // Setup is the name of what runs before the tests.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -122,7 +123,7 @@ func (p *pass) inOne(ctx context.Context) (o ending) {
 		return p.failed(ctx, err)
 	}
 	defer func() { o = p.closed(o, lab.Close()) }()
-	if p.file.script.HasSetup() {
+	if p.file.script.Setup() != nil {
 		if o := p.setup(ctx, lab); o.status != event.Passed {
 			return o
 		}
@@ -140,7 +141,7 @@ func (p *pass) inOne(ctx context.Context) (o ending) {
 // come to that.
 func (p *pass) prepare(ctx context.Context) (state operation.Snapshot, o ending) {
 	scope := ctx
-	if p.file.script.HasSetup() {
+	if p.file.script.Setup() != nil {
 		scope = p.scoped(ctx, script.Setup)
 	}
 	lab, err := p.newLab(scope)
@@ -156,7 +157,7 @@ func (p *pass) prepare(ctx context.Context) (state operation.Snapshot, o ending)
 			}
 		}
 	}()
-	if p.file.script.HasSetup() {
+	if p.file.script.Setup() != nil {
 		if o := p.setup(ctx, lab); o.status != event.Passed {
 			return nil, o
 		}
@@ -187,7 +188,7 @@ func (p *pass) snapshot(ctx context.Context, lab operation.Runner) (operation.Sn
 		return state, nil
 	case attest.StatusOf(err) != attest.Unsupported:
 		return nil, asInfra("take a snapshot for the tests to begin from", err)
-	case p.file.script.HasSetup():
+	case p.file.script.Setup() != nil:
 		event.Warnf(ctx, "setup runs again for each test: %v", err)
 	}
 	return anew{p}, nil
@@ -201,7 +202,7 @@ func (anew) Close() error { return nil }
 
 func (a anew) Fork(ctx context.Context) (operation.Runner, error) {
 	lab, err := a.newLab(ctx)
-	if err != nil || !a.file.script.HasSetup() {
+	if err != nil || a.file.script.Setup() == nil {
 		return lab, err
 	}
 	scope := event.ScopeOf(ctx)
@@ -209,7 +210,7 @@ func (a anew) Fork(ctx context.Context) (operation.Runner, error) {
 	ctx = event.WithScope(ctx, scope)
 	start := time.Now()
 	event.Publish(ctx, event.SubtestStarted{Name: script.Setup})
-	err = a.call(ctx, lab, setupTest)
+	err = a.call(ctx, lab, *a.file.script.Setup())
 	done := event.SubtestFinished{Name: script.Setup, Status: classify(ctx, err), Duration: time.Since(start)}
 	if err != nil {
 		done.Message = failureOf(err, done.Status).Message
@@ -286,22 +287,41 @@ func (p *pass) test(ctx context.Context, lab operation.Runner, t script.Test) er
 	return err
 }
 
-// call calls setup or a test.
+// call calls setup or a test, for as long as it may take.
 func (p *pass) call(ctx context.Context, lab operation.Runner, t script.Test) error {
-	return p.keep(ctx, lab, t, p.file.script.Call(ctx, lab, t.Name))
+	limited := ctx
+	if t.Timeout > 0 {
+		over := &LimitError{Test: t.Name, Limit: t.Timeout}
+		var cancel context.CancelFunc
+		limited, cancel = context.WithTimeoutCause(ctx, t.Timeout, over)
+		defer cancel()
+	}
+	return p.keep(ctx, lab, t, p.file.script.Call(limited, lab, t.Name))
 }
+
+// A LimitError is a test that took longer than its file allows it.
+type LimitError struct {
+	Test  string
+	Limit time.Duration
+}
+
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("%s timed out after %v, the limit that its file gives", e.Test, e.Limit)
+}
+
+// Status is that of a claim that was not made in time.
+func (*LimitError) Status() event.Status { return event.Failed }
 
 // setup runs setup. Unless it passed, the tests are skipped.
 func (p *pass) setup(ctx context.Context, lab operation.Runner) ending {
-	status, failure := p.report(ctx, setupTest, func(ctx context.Context) error { return p.call(ctx, lab, setupTest) })
+	setup := *p.file.script.Setup()
+	status, failure := p.report(ctx, setup, func(ctx context.Context) error { return p.call(ctx, lab, setup) })
 	if status != event.Passed {
 		p.suite.count(status)
 		p.skip(ctx, p.file.tests)
 	}
 	return ending{status, failure}
 }
-
-var setupTest = script.Test{Name: script.Setup}
 
 // report runs one function of the file between its two events.
 func (p *pass) report(ctx context.Context, t script.Test, fn func(context.Context) error) (event.Status, *event.Failure) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -44,7 +45,7 @@ func (f *file) alone() bool { return len(f.tests) == 1 }
 // begins is what the file takes of the host before its tests: without setup,
 // machines start in the tests only.
 func (f *file) begins() need {
-	if f.script.HasSetup() || f.alone() {
+	if f.script.Setup() != nil || f.alone() {
 		return f.need()
 	}
 	return need{}
@@ -119,7 +120,7 @@ func (r *run) plan(ctx context.Context, machines []attest.MachineConfig) (*plan,
 		case f.err != nil:
 		case r.opts.SaveTo == "":
 			f.tests = f.script.Tests()
-		case !f.script.HasSetup():
+		case f.script.Setup() == nil:
 			f.err = refusef(event.Invalid, "%s: it has no setup() to make the state", path)
 		}
 	}
@@ -128,6 +129,32 @@ func (r *run) plan(ctx context.Context, machines []attest.MachineConfig) (*plan,
 
 func (p *plan) invalid() bool {
 	return slices.ContainsFunc(p.files, func(f *file) bool { return f.err != nil })
+}
+
+// setAside takes out the files that cannot be run and of which no test is selected:
+// who runs one test does not have to mend all files first.
+func (p *plan) setAside(re *regexp.Regexp) {
+	if re == nil || !slices.ContainsFunc(p.files, func(f *file) bool { return f.err == nil }) {
+		return
+	}
+	p.files = slices.DeleteFunc(p.files, func(f *file) bool {
+		if f.err == nil || timedOut(f.err) {
+			return false
+		}
+		names, known := script.Names(f.path)
+		if !known || slices.ContainsFunc(names, func(name string) bool { return selects(re, f.path, name) }) {
+			return false
+		}
+		text, _, _ := strings.Cut(f.err.Error(), "\n")
+		p.said = append(p.said, event.Record{Event: event.Log{Level: "warning",
+			Text: fmt.Sprintf("%s cannot be run; --run %q selects none of its tests: %s", f.path, re, text)}})
+		return true
+	})
+}
+
+// selects reports whether --run selects a test.
+func selects(re *regexp.Regexp, path, name string) bool {
+	return re.MatchString(name) || re.MatchString(path+":"+name)
 }
 
 // checkState refuses what makes no sense of the options about saved states.
@@ -161,7 +188,7 @@ func (p *plan) selectTests(re *regexp.Regexp) error {
 	for _, f := range p.files {
 		total += len(f.tests)
 		f.tests = slices.DeleteFunc(slices.Clone(f.tests), func(t script.Test) bool {
-			return !re.MatchString(t.Name) && !re.MatchString(f.path+":"+t.Name)
+			return !selects(re, f.path, t.Name)
 		})
 		left += len(f.tests)
 	}

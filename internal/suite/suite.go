@@ -188,6 +188,7 @@ func (r *run) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	plan.setAside(r.opts.Select)
 	if plan.invalid() {
 		r.announce(ctx, plan)
 		r.refuse(ctx, plan)

@@ -380,6 +380,56 @@ func TestSelect(t *testing.T) {
 	}
 }
 
+// A file that cannot be run is in the way of what it may have to do with only.
+func TestSelectBesideInvalidFiles(t *testing.T) {
+	files := []string{"a.star", "def test_a(): pass\n", "b.star", machine + "def test_b(): m.suceed('x')\n", "c.star", "def test_c(:\n", "d_test.star", "def main(): nothing\n"}
+	o := runFiles(t, t.Context(), Options{Select: regexp.MustCompile("^test_a$")}, &fakeHost{}, files...)
+	o.expect(t, event.Passed, 0, "a.star:test_a passed", "a.star passed")
+	var warned []string
+	for _, r := range o.seq {
+		if e, ok := r.Event.(event.Log); ok && e.Level == "warning" {
+			warned = append(warned, e.Text)
+		}
+	}
+	want := `b.star cannot be run; --run "^test_a$" selects none of its tests: b.star:2:17: machine has no operation suceed; did you mean succeed?`
+	if len(warned) != 3 || warned[0] != want {
+		t.Errorf("warned of %q", warned)
+	}
+	o = runFiles(t, t.Context(), Options{Select: regexp.MustCompile("test_[ac]")}, &fakeHost{}, files...)
+	o.expect(t, event.Invalid, 2, "a.star skipped", "c.star invalid")
+	o = runFiles(t, t.Context(), Options{Select: regexp.MustCompile("test_a")}, &fakeHost{}, files[2:]...)
+	o.expect(t, event.Invalid, 2, "b.star invalid", "c.star invalid", "d_test.star invalid")
+}
+
+// A test has the limit that its file gives, or that of its own.
+func TestLimits(t *testing.T) {
+	host := &fakeHost{}
+	o := inTime(t, Options{Jobs: 4}, host, "a.star", machine+`timeout = 0.2
+def setup(timeout = "5m"):
+    """the setup"""
+    m.succeed("write x")
+def test_a(): m.succeed("hang")
+def test_b(timeout = "2m"):
+    m.succeed("hang")
+def test_c(): m.succeed("boots")
+def test_d(): pass
+`)
+	o.expect(t, event.Failed, 1, "a.star:setup passed", "a.star:test_a failed", "a.star:test_b failed", "a.star:test_c boot_failed", "a.star:test_d passed", "a.star failed")
+	for name, want := range map[string]string{
+		"test_a": "test_a timed out after 200ms, the limit that its file gives",
+		"test_b": "test_b timed out after 2m0s, the limit that its file gives",
+	} {
+		if f := o.fails["a.star:"+name]; f.Message != want || f.Machine != "m" || f.Operation != "succeed" || f.Position.Line == 0 {
+			t.Errorf("%s: %+v", name, f)
+		}
+	}
+	for _, r := range o.seq {
+		if e, ok := r.Event.(event.TestStarted); ok && r.Scope.Test == "setup" && e.Title != "the setup" {
+			t.Errorf("setup's title is %q", e.Title)
+		}
+	}
+}
+
 func TestDirectories(t *testing.T) {
 	o := runFiles(t, t.Context(), Options{Files: []string{".", "./b_test.star"}}, &fakeHost{},
 		"b_test.star", "def main(): pass\n", "a/a_test.star", "def main(): pass\n", "lib.star", "x = 1\n", ".hidden/x_test.star", "bad(")

@@ -43,7 +43,7 @@ func (f *file) Path() string { return f.path }
 func (f *file) Networks() map[int]attest.NetworkConfig { return nil }
 
 func (f *file) Machines() []attest.MachineConfig { return f.machines }
-func (f *file) HasSetup() bool                   { return false }
+func (f *file) Setup() *script.Test              { return nil }
 func (f *file) KeepOnFailure() bool              { return false }
 
 func (f *file) Tests() []script.Test {

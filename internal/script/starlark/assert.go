@@ -43,21 +43,25 @@ func asTuple(v sl.Value) sl.Value {
 	return v
 }
 
-// Values that are longer than this, or have several lines, are shown as a diff.
+// Values that are longer than this, or have several lines, are shown as a diff, too.
 const shortValue = 100
 
+// difference shows both values in one line, which is all that some reports show, and
+// below it what differs, where the line cannot.
 func difference(got, want sl.Value) string {
 	g, w := got.String(), want.String()
+	gType, wType := "", ""
 	if got.Type() != want.Type() {
-		return fmt.Sprintf("got %s, of type %s\nwant %s, of type %s", clip(g), got.Type(), clip(w), want.Type())
+		gType, wType = " ("+got.Type()+")", " ("+want.Type()+")"
 	}
+	line := fmt.Sprintf("got %s%s, want %s%s", shorten(g, shortValue), gType, shorten(w, shortValue), wType)
 	gl, wl := layOut(got), layOut(want)
 	_, text := got.(sl.String)
 	lines := max(strings.Count(gl, "\n"), strings.Count(wl, "\n"))
-	if max(len(g), len(w)) <= shortValue && !(text && lines > 1) {
-		return fmt.Sprintf("got %s\nwant %s", g, w)
+	if gType != "" || max(len(g), len(w)) <= shortValue && !(text && lines > 1) {
+		return line
 	}
-	return "got is not want\n" + clip(strings.TrimSuffix(string(diff.Diff("want", []byte(wl), "got", []byte(gl))), "\n"))
+	return line + "\n" + clip(strings.TrimSuffix(string(diff.Diff("want", []byte(wl), "got", []byte(gl))), "\n"))
 }
 
 // layOut writes a value on several lines, so that a diff shows what differs in

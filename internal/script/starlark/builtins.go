@@ -24,7 +24,7 @@ import (
 // predeclared is what every file finds besides Starlark's own names.
 func (l *loader) predeclared() sl.StringDict {
 	env := sl.StringDict{
-		"json": sljson.Module, "math": slmath.Module, "time": sltime.Module,
+		"json": sljson.Module, "math": slmath.Module, "re": reModule, "time": sltime.Module,
 		"machines": machineList{l},
 	}
 	for name, fn := range map[string]func(*sl.Thread, *sl.Builtin, sl.Tuple, []sl.Tuple) (sl.Value, error){

@@ -31,7 +31,7 @@ func (s *Session) Complete(text string) (head string, words []string) {
 		if words = s.matching(s.parameters(head), word, value); len(words) > 0 && word != "" {
 			return head, words
 		}
-		all := slices.Concat(slices.Collect(maps.Keys(s.globals)), slices.Collect(maps.Keys(sl.Universe)))
+		all := slices.Concat(slices.Collect(maps.Keys(s.globals)), universe())
 		return head, append(words, s.matching(all, word, value)...)
 	}
 	owner, _ := s.lookUp(word[:dot]).(sl.HasAttrs)

@@ -19,6 +19,9 @@
 // instead; one with both, or with neither, is invalid. The first line of a
 // function's docstring is the test's title.
 //
+// A global variable timeout is the limit of each test, and a parameter of that name with
+// a default that of its function.
+//
 // Global variables are frozen when the file has been read, so that tests cannot
 // leave anything for each other in them, and setup nothing but the machines.
 //
@@ -39,7 +42,7 @@
 //	wait_all(list, fn)    calls fn with every element, all at once; returns the results in order
 //	log(text)  print(...) to the log of the run; to standard output
 //
-// and the modules json, math, time and struct. Methods of a machine are the
+// and the modules json, math, re, time and struct. Methods of a machine are the
 // operations of the table in package operation; what some of them return, such as
 // the job of spawn, has operations of its own. Durations are numbers of
 // seconds or strings such as "200ms". Paths of the host are relative to the

@@ -139,7 +139,7 @@ var (
 		"except":   "Starlark has no exceptions; retry(fn) calls again what fails, m.execute tells how a command ended",
 		"from":     `write load("lib.star", "name")`,
 		"global":   "global variables are frozen when the file has been read",
-		"import":   `write load("lib.star", "name"); json, math, time and struct are there already`,
+		"import":   `write load("lib.star", "name"); json, math, re, time and struct are there already`,
 		"nonlocal": "keep what inner functions change in a list or a dict",
 		"raise":    "write fail(text)",
 		"try":      "Starlark has no exceptions; retry(fn) calls again what fails, m.execute tells how a command ended",
@@ -151,7 +151,6 @@ var (
 		"map":        "write [fn(x) for x in list]",
 		"open":       "a test file does not read files of the host; m.copy_from_host copies them to a machine",
 		"os":         "a test file does not see the host",
-		"re":         "there is assert_matches(text, regexp)",
 		"sleep":      "write m.sleep(secs), or better a wait or retry(fn)",
 		"sum":        "add the numbers in a loop",
 	}
@@ -176,7 +175,7 @@ func undefinedHint(msg string, env sl.StringDict) string {
 	if hint := undefinedNames[name]; hint != "" {
 		return " (" + hint + ")"
 	}
-	return operation.DidYouMean(name, append(env.Keys(), sl.Universe.Keys()...))
+	return operation.DidYouMean(name, append(env.Keys(), universe()...))
 }
 
 // cancelled reports whether Starlark ended because its thread was cancelled.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	sl "go.starlark.net/starlark"
 
@@ -20,15 +21,19 @@ type File struct {
 	sources  sources
 	print    *printer
 	globals  sl.StringDict
+	loaded   sl.StringDict // what load() has brought into it
 	machines []attest.MachineConfig
 	networks map[int]attest.NetworkConfig
-	setup    bool
+	setup    *script.Test
 	keep     bool
 	tests    []script.Test
 }
 
-// keepOnFailure is the global variable that is a setting of the file.
-const keepOnFailure = "keep_on_failure"
+// Global variables that are settings of the file.
+const (
+	keepOnFailure = "keep_on_failure"
+	timeout       = "timeout" // of each test; a parameter of this name is that of a function
+)
 
 // Path is the file's name, as it was given.
 func (f *File) Path() string { return f.path }
@@ -39,8 +44,8 @@ func (f *File) Machines() []attest.MachineConfig { return f.machines }
 // Networks are those that the file has declared, by their numbers.
 func (f *File) Networks() map[int]attest.NetworkConfig { return f.networks }
 
-// HasSetup reports whether there is a function setup.
-func (f *File) HasSetup() bool { return f.setup }
+// Setup is the function setup; nil if there is none.
+func (f *File) Setup() *script.Test { return f.setup }
 
 // KeepOnFailure reports whether the file wants the labs of its failed tests kept.
 func (f *File) KeepOnFailure() bool { return f.keep }
@@ -79,6 +84,13 @@ func (f *File) choose(m *module) []*script.Error {
 		}
 		f.keep = bool(keep)
 	}
+	var each time.Duration
+	if v, ok := m.globals[timeout]; ok && !callable(v) {
+		var err error
+		if each, err = limitOf(v); err != nil {
+			errs = append(errs, f.sources.errorAt(m.positions[timeout], err))
+		}
+	}
 	for _, name := range m.names {
 		isTest := strings.HasPrefix(name, "test_")
 		if !isTest && name != script.Setup && name != "main" {
@@ -91,11 +103,19 @@ func (f *File) choose(m *module) []*script.Error {
 		}
 		doc, _, _ := strings.Cut(strings.TrimSpace(fn.Doc()), "\n")
 		test := script.Test{Name: name, Title: doc, Position: positionOf(fn.Position())}
+		if name != script.Setup {
+			test.Timeout = each
+		}
+		if own, err := ownLimit(fn); err != nil {
+			errs = append(errs, f.sources.errorAt(test.Position, err))
+		} else if own > 0 {
+			test.Timeout = own
+		}
 		switch {
 		case isTest:
 			f.tests = append(f.tests, test)
 		case name == script.Setup:
-			f.setup = true
+			f.setup = &test
 		default:
 			main = &test
 		}
@@ -110,6 +130,31 @@ func (f *File) choose(m *module) []*script.Error {
 		errs = append(errs, f.sources.errorAt(event.Position{File: f.path}, usagef("the file has nothing to run: no function test_* and no main()")))
 	}
 	return errs
+}
+
+// ownLimit is the limit that a function gives itself by the default of its parameter
+// timeout; 0 if it has none.
+func ownLimit(fn *sl.Function) (time.Duration, error) {
+	for i := range fn.NumParams() {
+		if name, _ := fn.Param(i); name == timeout && fn.ParamDefault(i) != nil {
+			return limitOf(fn.ParamDefault(i))
+		}
+	}
+	return 0, nil
+}
+
+// limitOf is a limit of a test as a duration.
+func limitOf(v sl.Value) (time.Duration, error) {
+	d, err := operation.ParseDuration(plain(v))
+	if err != nil || d <= 0 {
+		return 0, usagef("timeout is the limit of a test, a number of seconds or a duration such as \"2m\", greater than 0; not %s", operation.Describe(plain(v)))
+	}
+	return d, nil
+}
+
+func callable(v sl.Value) bool {
+	_, ok := v.(sl.Callable)
+	return ok
 }
 
 // runnable checks that a global is a function which can be called without arguments.

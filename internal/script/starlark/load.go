@@ -25,6 +25,9 @@ import (
 // dialect is what people who know Python expect, as far as Starlark has it.
 var dialect = &syntax.FileOptions{Set: true, While: true, TopLevelControl: true, GlobalReassign: true, Recursion: true}
 
+// testNames are the functions that a file of whatever text would have run.
+var testNames = regexp.MustCompile(`(?m)^(?:def[ \t]+)?(test_\w*|main)[ \t]*[(=]`)
+
 func init() {
 	script.Register(script.Language{
 		Name: "Starlark", Ending: ".star",
@@ -34,6 +37,13 @@ func init() {
 				return nil, err // and not a *File that is nil
 			}
 			return f, nil
+		},
+		Names: func(text []byte) []string {
+			var names []string
+			for _, m := range testNames.FindAllSubmatch(text, -1) {
+				names = append(names, string(m[1]))
+			}
+			return names
 		},
 		NewSession: func(ctx context.Context, path string, opts script.Options, lab operation.Runner) (script.Session, error) {
 			s, err := NewSession(ctx, path, opts, lab)
@@ -93,7 +103,7 @@ func (l *loader) read(path string, choose func(*File, *module) []*script.Error) 
 	if err != nil {
 		return nil, l.failed(path, err)
 	}
-	f.globals = m.globals
+	f.globals, f.loaded = m.globals, l.loadedBy(m)
 	errs := l.checkMachines(f)
 	for _, m := range l.order {
 		errs = append(errs, m.check(l.sources)...)
@@ -167,7 +177,10 @@ func (l *loader) load(path string) (*module, error) {
 	defer func() { m.loading = false }()
 	l.sources.add(path, text)
 	var program *sl.Program
-	m.syntax, program, err = sl.SourceProgramOptions(dialect, path, text, l.env.Has)
+	if m.syntax, err = dialect.Parse(path, text, 0); err == nil {
+		extendFormat(m.syntax)
+		program, err = sl.FileProgram(m.syntax, l.env.Has)
+	}
 	if err != nil {
 		return nil, &script.LoadError{Path: path, Errors: l.sources.parseErrors(err, l.env)}
 	}
@@ -207,6 +220,27 @@ func (l *loader) run(m *module, program *sl.Program) error {
 		return e
 	}
 	return nil
+}
+
+// loadedBy are the names that load() has brought into a file. To Starlark they are
+// variables of the file, which nobody else sees.
+func (l *loader) loadedBy(m *module) sl.StringDict {
+	names := sl.StringDict{}
+	syntax.Walk(m.syntax, func(n syntax.Node) bool {
+		load, ok := n.(*syntax.LoadStmt)
+		if !ok {
+			return true
+		}
+		key, err := filepath.Abs(filepath.Join(filepath.Dir(m.path), load.ModuleName()))
+		from := l.modules[key]
+		for i := range load.To {
+			if err == nil && from != nil {
+				names[load.To[i].Name] = from.globals[load.From[i].Name]
+			}
+		}
+		return false
+	})
+	return names
 }
 
 // loadFrom is load("name", …) in the file at path.

@@ -98,6 +98,9 @@ func operate(owner string, on any, o *operation.Operation) *sl.Builtin {
 			machine, _ := on.(operation.MachineName)
 			return nil, &operation.Error{Machine: string(machine), Operation: o.Name, Err: err}
 		}
+		if r, ok := v.(operation.Result); ok {
+			return result{r, &reading{text: func(s string) string { return operation.Text(ctx, on, o, s) }}}, nil
+		}
 		return th.value(v), nil
 	})
 }

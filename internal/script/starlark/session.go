@@ -45,6 +45,7 @@ func NewSession(ctx context.Context, path string, opts script.Options, lab opera
 	if err != nil {
 		return nil, err
 	}
+	maps.Copy(s.globals, f.loaded)
 	maps.Copy(s.globals, f.globals)
 	return s, nil
 }
@@ -107,6 +108,7 @@ func (s *Session) Read(line func(first bool) (string, error)) (script.Statement,
 		}
 	}
 	in.file = f
+	extendFormat(f)
 	return in, nil
 }
 

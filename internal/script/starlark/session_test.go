@@ -105,8 +105,8 @@ func TestSessionOfAFile(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
 	for name, text := range map[string]string{
-		"lab.star": "load('lib.star', 'double')\nweb = machine(image = debian())\ncount = 3\ndef setup():\n    \"\"\"starts the web\"\"\"\n    web.succeed('start')\ndef test_x():\n    print(double(count))\n",
-		"lib.star": "def double(x): return 2 * x\n",
+		"lab.star": "load('lib.star', 'double', thrice = 'triple')\nweb = machine(image = debian())\ncount = 3\ndef setup():\n    \"\"\"starts the web\"\"\"\n    web.succeed('start')\ndef test_x():\n    print(double(count))\n",
+		"lib.star": "def double(x): return 2 * x\ndef triple(x): return 3 * x\n",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -116,6 +116,12 @@ func TestSessionOfAFile(t *testing.T) {
 	s, out := newSession(t, "lab.star", lab)
 	if got := converse(t, s, "count\ncount = 4\ncount\ntest_x()\nload('lib.star', twice = 'double')\ntwice(4)\n"); fmt.Sprint(got) != "[3 4 8]" || out.String() != "6\n" {
 		t.Errorf("got %q, printed %q", got, out)
+	}
+	if got := converse(t, s, "double(5)\nthrice(5)\n'%.1f' % 2.25\nx = '%5.2f'\nx %= 1.5\nx\n"); fmt.Sprintf("%q", got) != `["10" "15" "\"2.2\"" "\" 1.50\""]` {
+		t.Errorf("what the file has loaded, and %%: %q", got)
+	}
+	if _, words := s.Complete("dou"); fmt.Sprint(words) != "[double(]" {
+		t.Errorf("completion: %v", words)
 	}
 	converse(t, s, "db = machine(image = debian())\nsetup()\ndb.fail('x')\n")
 	converse(t, s, "late = machine(image = debian())\nlate.succeed('x')\n")

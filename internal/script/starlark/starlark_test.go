@@ -102,7 +102,7 @@ def helper(): pass
 
 def test_a(): pass
 `)
-	if !f.HasSetup() {
+	if f.Setup() == nil {
 		t.Error("no setup")
 	}
 	var got []string
@@ -262,6 +262,8 @@ func TestLoadErrors(t *testing.T) {
 		{"nothing to run", m, "x.star: the file has nothing to run: no function test_* and no main()"},
 		{"main and tests", "def test_a(): pass\n" + main, "x.star:2:1: the file has both main() and tests such as test_a(); main() is for files without test_* functions, so call it test_main or remove it"},
 		{"a test that is none", "test_a = 5\n", "x.star:1:1: test_a must be a function, not the number 5"},
+		{"no limit", "timeout = 'soon'\n" + main, `x.star:1:1: timeout is the limit of a test, a number of seconds or a duration such as "2m", greater than 0; not the string "soon"`},
+		{"no limit of a test", "def test_a(timeout = 0): pass\n", `x.star:1:1: timeout is the limit of a test, a number of seconds or a duration such as "2m", greater than 0; not the number 0`},
 		{"not a setting", "keep_on_failure = 'yes'\n" + main, `x.star:1:1: keep_on_failure must be True or False, not the string "yes"`},
 		{"a test with parameters", "def test_a(x): pass\n", "x.star:1:5: test_a is called without arguments, but has the parameter x"},
 		{"two of one name", m + "n = machine(name = 'M', image = debian())\n" + main, `x.star:2:12: two machines have the name "M": this one and the one at x.star:1:12`},
@@ -338,11 +340,11 @@ func TestRunErrors(t *testing.T) {
 		{"frozen global", "state.append(1)", nil, "x.star:3:17: append: cannot append to frozen list", attest.Failed},
 		{"recursion", "deep()", nil, "x.star:2:13: calls are nested too deeply (the limit is 1000); is a recursion endless?", attest.Failed},
 		{"fail", "fail('no luck')", nil, "x.star:3:9: no luck", attest.Failed},
-		{"assert_eq", "assert_eq(1 + 1, 3)", nil, "x.star:3:14: assert_eq: got 2\nwant 3", attest.Failed},
-		{"assert_eq of strings", `assert_eq("a\n", "a")`, nil, "x.star:3:14: assert_eq: got \"a\\n\"\nwant \"a\"", attest.Failed},
-		{"assert_eq of types", `assert_eq("1", 1)`, nil, "x.star:3:14: assert_eq: got \"1\", of type string\nwant 1, of type int", attest.Failed},
-		{"assert_eq of texts", `assert_eq("a\nb\nc\n", "a\nB\nc\n")`, nil, "x.star:3:14: assert_eq: got is not want\ndiff want got\n--- want\n+++ got\n@@ -1,3 +1,3 @@\n a\n-B\n+b\n c", attest.Failed},
-		{"assert_eq of lists", `assert_eq([1, 2], [1, 3])`, nil, "x.star:3:14: assert_eq: got [1, 2]\nwant [1, 3]", attest.Failed},
+		{"assert_eq", "assert_eq(1 + 1, 3)", nil, "x.star:3:14: assert_eq: got 2, want 3", attest.Failed},
+		{"assert_eq of strings", `assert_eq("a\n", "a")`, nil, "x.star:3:14: assert_eq: got \"a\\n\", want \"a\"", attest.Failed},
+		{"assert_eq of types", `assert_eq("1", 1)`, nil, "x.star:3:14: assert_eq: got \"1\" (string), want 1 (int)", attest.Failed},
+		{"assert_eq of texts", `assert_eq("a\nb\nc\n", "a\nB\nc\n")`, nil, "x.star:3:14: assert_eq: got \"a\\nb\\nc\\n\", want \"a\\nB\\nc\\n\"\ndiff want got\n--- want\n+++ got\n@@ -1,3 +1,3 @@\n a\n-B\n+b\n c", attest.Failed},
+		{"assert_eq of lists", `assert_eq([1, 2], [1, 3])`, nil, "x.star:3:14: assert_eq: got [1, 2], want [1, 3]", attest.Failed},
 		{"assert_contains", `assert_contains("abc", "x")`, nil, `x.star:3:20: assert_contains: "x" is not in "abc"`, attest.Failed},
 		{"assert_contains of lines", `assert_contains("a\nb\n", "x")`, nil, "x.star:3:20: assert_contains: \"x\" is not in this text:\n\ta\n\tb", attest.Failed},
 		{"assert_contains of nothing", `assert_contains(None, "x")`, nil, `x.star:3:20: assert_contains: cannot look for a string in a NoneType`, attest.Invalid},
@@ -444,8 +446,48 @@ def main():
 		}
 		return nil, nil
 	}}
-	if err := f.Call(t.Context(), lab, "main"); err != nil {
+	var warnings int
+	var bus event.Bus
+	bus.Subscribe(func(r event.Record) {
+		if e, ok := r.Event.(event.Log); ok && e.Level == "warning" {
+			warnings++
+		}
+	})
+	if err := f.Call(event.WithBus(t.Context(), &bus), lab, "main"); err != nil {
 		t.Error(err)
+	}
+	if warnings != 1 { // stderr was read as text
+		t.Errorf("%d warnings", warnings)
+	}
+}
+
+// Only who reads text of what is none is warned, and once of each stream.
+func TestResultThatIsNoText(t *testing.T) {
+	f := load(t, `m = machine(image = debian())
+def test_bytes():
+    r = m.execute("x")
+    assert_eq([r.stdout_bytes, r.exit_code], [b"\xe9", 0])
+def test_text():
+    r = m.execute("x")
+    assert_eq([r[1], r.stdout], ["\uFFFD", "\uFFFD"])
+`)
+	lab := &fakeLab{answer: func(context.Context, string, string, operation.Args) (any, error) {
+		return operation.Result{Output: "\xe9", Result: attest.Result{Stdout: "\xe9"}}, nil
+	}}
+	for test, want := range map[string]int{"test_bytes": 0, "test_text": 1} {
+		var said []string
+		var bus event.Bus
+		bus.Subscribe(func(r event.Record) {
+			if e, ok := r.Event.(event.Log); ok {
+				said = append(said, e.Machine+" "+e.Level+" "+e.Text)
+			}
+		})
+		if err := f.Call(event.WithBus(t.Context(), &bus), lab, test); err != nil {
+			t.Error(err)
+		}
+		if len(said) != want || want > 0 && !strings.HasPrefix(said[0], "m warning execute: the output is not UTF-8 text") {
+			t.Errorf("%s: %q", test, said)
+		}
 	}
 }
 

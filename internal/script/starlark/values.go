@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
+	"unicode/utf8"
 
 	sl "go.starlark.net/starlark"
 	"go.starlark.net/starlarkstruct"
@@ -135,7 +137,7 @@ func (th *thread) value(v any) sl.Value {
 		}
 		return &object{on: v.On, of: v, maker: maker}
 	case operation.Result:
-		return result{v}
+		return result{Result: v}
 	}
 	panic(fmt.Sprintf("operation result of type %T", v)) // the table has no such type
 }
@@ -158,7 +160,27 @@ func dictValue[T any](th *thread, m map[string]T) sl.Value {
 
 // A result is the pair of status and output that execute returns, with the rest
 // as attributes.
-type result struct{ operation.Result }
+type result struct {
+	operation.Result
+	read *reading // nil: nobody is to know
+}
+
+// A reading makes a text of what a command wrote. Each stream is warned of once.
+type reading struct {
+	text           func(string) string
+	stdout, stderr sync.Once
+}
+
+func (r result) text(stream string) string {
+	if r.read != nil && !utf8.ValidString(stream) {
+		once := &r.read.stdout
+		if stream == r.Stderr && stream != r.Output {
+			once = &r.read.stderr
+		}
+		once.Do(func() { r.read.text(stream) })
+	}
+	return strings.ToValidUTF8(stream, "\uFFFD")
+}
 
 var (
 	_ sl.Sequence   = result{}
@@ -167,7 +189,9 @@ var (
 	_ sl.Comparable = result{}
 )
 
-func (r result) tuple() sl.Tuple       { return sl.Tuple{sl.MakeInt(r.Status), sl.String(r.Output)} }
+func (r result) tuple() sl.Tuple {
+	return sl.Tuple{sl.MakeInt(r.Status), sl.String(r.text(r.Output))}
+}
 func (r result) String() string        { return r.tuple().String() }
 func (r result) Type() string          { return "result" }
 func (r result) Freeze()               {}
@@ -189,11 +213,11 @@ func (r result) Attr(name string) (sl.Value, error) {
 	case "exit_code":
 		return sl.MakeInt(r.ExitCode), nil
 	case "stdout":
-		return sl.String(strings.ToValidUTF8(r.Stdout, "\uFFFD")), nil
+		return sl.String(r.text(r.Stdout)), nil
 	case "stdout_bytes":
 		return sl.Bytes(r.Stdout), nil
 	case "stderr":
-		return sl.String(strings.ToValidUTF8(r.Stderr, "\uFFFD")), nil
+		return sl.String(r.text(r.Stderr)), nil
 	case "stderr_bytes":
 		return sl.Bytes(r.Stderr), nil
 	case "duration":
