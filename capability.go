@@ -19,6 +19,12 @@ func (c MachineConfig) supports(ctx context.Context, operation string, what vmm.
 	if !ok {
 		return nil // that has an error of its own
 	}
+	if what == vmm.CanRead {
+		if err := c.supports(ctx, operation, vmm.CanShow); err != nil {
+			return err
+		}
+		return canRead(c.Name, operation)
+	}
 	ok, lack := c.offers(b, what)
 	if ok {
 		return nil

@@ -177,6 +177,23 @@ func (e *DownError) Status() Status {
 
 func (e *DownError) describe(f *event.Failure) { f.Console = e.Console }
 
+// A MissingProgramError is an operation that needs a program which is not installed on
+// this host.
+type MissingProgramError struct {
+	Machine   string
+	Operation string // "wait_for_text"
+	Program   string // "tesseract"
+	Reason    string // "not found on PATH (/usr/bin:/bin)"
+	Remedy    string // "apt-get install tesseract-ocr"
+}
+
+func (e *MissingProgramError) Error() string {
+	return fmt.Sprintf("%s: %s needs the program %s on this host: %s; %s", e.Machine, e.Operation, e.Program, e.Reason, e.Remedy)
+}
+
+// Status is Unsupported.
+func (*MissingProgramError) Status() Status { return Unsupported }
+
 // A ConfigError is a lab, a machine or an argument that makes no sense. Nothing
 // was started.
 type ConfigError struct {

@@ -2,10 +2,13 @@ package attest
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/attest-vm/attest/internal/supervise"
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // startHelper starts a program of this host that works for the lab and is not on its
@@ -27,6 +30,45 @@ func (l *Lab) startHelper(ctx context.Context, prepare func(dir string) (supervi
 	context.AfterFunc(l.ctx, func() { p.Kill() })
 	return p, nil
 }
+
+// runProgram runs a program of this host that works for the lab: from its standard input to its
+// standard output, of which at most maxOutput bytes count. The program ends with ctx.
+func (l *Lab) runProgram(ctx context.Context, c supervise.Command, input []byte) ([]byte, error) {
+	var files [3]*os.File
+	for i, name := range []string{"input", "output", "messages"} {
+		f, err := vmm.MemoryFile("attest-" + name)
+		if err != nil {
+			return nil, &InfraError{Action: "start " + c.Path, Err: err}
+		}
+		defer f.Close()
+		files[i] = f
+	}
+	if _, err := files[0].WriteAt(input, 0); err != nil {
+		return nil, &InfraError{Action: "start " + c.Path, Err: err}
+	}
+	c.Stdin, c.Stdout, c.Stderr, c.Whole = files[0], files[1], files[2], true
+	p, err := l.host.supervisor.Start(ctx, c)
+	if err != nil {
+		return nil, &InfraError{Action: "start " + c.Path, Err: err}
+	}
+	stop := context.AfterFunc(ctx, func() { p.Kill() })
+	defer stop()
+	status, err := p.Wait(context.WithoutCancel(ctx))
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err == nil && !status.Success():
+		said, _ := io.ReadAll(io.NewSectionReader(files[2], 0, maxOutput))
+		err = fmt.Errorf("%v%s", status, lastLine(string(said)))
+	}
+	if err != nil {
+		return nil, &InfraError{Action: "run " + c.Path, Err: err}
+	}
+	return io.ReadAll(io.NewSectionReader(files[1], 0, maxOutput))
+}
+
+// maxOutput bounds what is read of a program's output.
+const maxOutput = 16 << 20
 
 // outDir is where operations put files, as an absolute path.
 func (l *Lab) outDir() string {

@@ -12,6 +12,7 @@ import (
 	"github.com/attest-vm/attest/internal/boot"
 	"github.com/attest-vm/attest/internal/cache"
 	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/screen/glyph"
 	"github.com/attest-vm/attest/internal/snapshot"
 	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/vmm"
@@ -47,6 +48,8 @@ type Host struct {
 	guestOnce sync.Once
 	guestPath string
 	guestErr  error
+
+	glyphs *glyph.Reader // of the consoles on screens
 
 	digestOnce sync.Once // of the same
 	digest     string
@@ -97,7 +100,7 @@ func OpenHost(ctx context.Context, config HostConfig) (*Host, error) {
 		sup.Close()
 		return nil, &ConfigError{Reason: err.Error()}
 	}
-	return &Host{config: config, supervisor: sup, images: store, snapshots: snapshots, probe: probe, bootTimeout: bootTimeout}, nil
+	return &Host{config: config, supervisor: sup, images: store, snapshots: snapshots, probe: probe, bootTimeout: bootTimeout, glyphs: newGlyphs()}, nil
 }
 
 // Close ends every machine that is still there and removes all state.

@@ -11,6 +11,7 @@ import (
 	"github.com/attest-vm/attest/internal/console"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/network"
+	"github.com/attest-vm/attest/internal/screen/ocr"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -25,6 +26,7 @@ type Machine struct {
 	dir     string
 	console *console.Console
 	outside sync.WaitGroup // the ways out of the lab of its starts
+	text    *ocr.Reader    // what was read of its screen
 
 	snapshot    *vmm.State  // that of its configuration, once it has begun with it
 	checkpoints checkpoints // of a floor above: they go with the machine
@@ -74,6 +76,7 @@ func (m *Machine) prepare() error {
 	if err != nil {
 		return &InfraError{m.Name(), "create the console log", err}
 	}
+	m.text = ocr.NewReader(m.lab.tesseract)
 	m.console = console.New(log, func(line string) {
 		event.Publish(m.lab.ctx, event.Console{Machine: m.Name(), Line: line})
 	})

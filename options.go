@@ -2,6 +2,7 @@ package attest
 
 import (
 	"bytes"
+	"image"
 	"io"
 	"time"
 )
@@ -31,6 +32,7 @@ type WaitOption interface {
 	PortOption
 	SocketOption
 	JournalOption
+	TextOption
 	forWait()
 }
 
@@ -57,6 +59,18 @@ type SocketOption interface {
 type JournalOption interface {
 	set(*options)
 	forJournal()
+}
+
+// A TextOption is an option of [Machine.WaitForText]: [Timeout] and [Region].
+type TextOption interface {
+	set(*options)
+	forText()
+}
+
+// A RegionOption is an option of whatever reads a screen: [Region].
+type RegionOption interface {
+	TextOption
+	forRegion()
 }
 
 // A ShellOption is an option of [Machine.Shell]: [User].
@@ -100,6 +114,8 @@ func (option) forJournal() {}
 func (option) forShell()   {}
 func (option) forKey()     {}
 func (option) forStart()   {}
+func (option) forText()    {}
+func (option) forRegion()  {}
 
 type options struct {
 	timeout     time.Duration
@@ -119,6 +135,7 @@ type options struct {
 	lines       int
 	since       string
 	allowReboot bool
+	region      image.Rectangle // empty: all of the screen
 }
 
 func collect[O interface{ set(*options) }](opts []O) options {
@@ -173,6 +190,12 @@ func Env(name, value string) DetachOption {
 
 // Dir is the directory in which a command runs; /tmp unless given.
 func Dir(path string) DetachOption { return option(func(o *options) { o.dir = path }) }
+
+// Region limits what is read to a part of the screen, in pixels from its upper left
+// corner.
+func Region(part image.Rectangle) RegionOption {
+	return option(func(o *options) { o.region = part })
+}
 
 // Delay is how long a key is held down, and how long after it the next may follow.
 func Delay(d time.Duration) KeyOption {

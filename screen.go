@@ -200,18 +200,13 @@ func (m *Machine) Screenshot(ctx context.Context, filename string) error {
 // others, and a file that is there is complete.
 func (r *run) screenshot(ctx context.Context, s vmm.Screener, path string) error {
 	m := r.machine
-	shot, err := os.CreateTemp(m.dir, "screen-*.png")
+	var data []byte
+	err := r.dump(ctx, s, vmm.PNG, func(shot string) (err error) {
+		data, err = os.ReadFile(shot)
+		return err
+	})
 	if err != nil {
-		return &InfraError{m.Name(), "take a screenshot", err}
-	}
-	shot.Close()
-	defer os.Remove(shot.Name())
-	if err := s.Screenshot(ctx, shot.Name()); err != nil {
-		return r.whenGone(err)
-	}
-	data, err := os.ReadFile(shot.Name())
-	if err != nil {
-		return &InfraError{m.Name(), "read the screenshot", err}
+		return err
 	}
 	f, path, err := m.lab.out.create(path, m.Name()+": screenshot")
 	if err == nil {
@@ -222,6 +217,25 @@ func (r *run) screenshot(ctx context.Context, s vmm.Screener, path string) error
 		return fmt.Errorf("%s: write the screenshot: %w", m.Name(), err)
 	}
 	event.Publish(ctx, event.Artifact{Kind: "screenshot", Path: path})
+	return nil
+}
+
+// dump has the VMM write what is on the screen to a file of the machine's own, hands
+// that to read, and removes it.
+func (r *run) dump(ctx context.Context, s vmm.Screener, format vmm.PictureFormat, read func(path string) error) error {
+	m := r.machine
+	shot, err := os.CreateTemp(m.dir, "screen-*."+string(format))
+	if err != nil {
+		return &InfraError{m.Name(), "take a screenshot", err}
+	}
+	shot.Close()
+	defer os.Remove(shot.Name())
+	if err := s.Screenshot(ctx, shot.Name(), format); err != nil {
+		return r.whenGone(err)
+	}
+	if err := read(shot.Name()); err != nil {
+		return &InfraError{m.Name(), "read the screenshot", err}
+	}
 	return nil
 }
 

@@ -297,6 +297,25 @@ func (m *TestMachine) Resume() {
 	m.check(m.Machine.Resume(m.at()))
 }
 
+// ScreenText reads what is on the machine's screen. See [Machine.ScreenText].
+func (m *TestMachine) ScreenText(opts ...RegionOption) string {
+	m.t.Helper()
+	result, err := m.Machine.ScreenText(m.at(), opts...)
+	m.check(err)
+	return result
+}
+
+// ScreenTextVariants is ScreenText with the picture prepared in several ways,
+// of which each may help with a text that others garble: as it is, enlarged
+// with more contrast, and that with dark and light exchanged. See
+// [Machine.ScreenTextVariants].
+func (m *TestMachine) ScreenTextVariants(opts ...RegionOption) []string {
+	m.t.Helper()
+	result, err := m.Machine.ScreenTextVariants(m.at(), opts...)
+	m.check(err)
+	return result
+}
+
 // Screenshot writes what is on the machine's screen to a PNG file below
 // LabConfig.OutDir. See [Machine.Screenshot].
 func (m *TestMachine) Screenshot(filename string) {
@@ -531,6 +550,14 @@ func (m *TestMachine) WaitForShutdown(opts ...WaitOption) {
 	m.check(m.Machine.WaitForShutdown(m.at(), opts...))
 }
 
+// WaitForText waits until some text on the machine's screen matches a regular
+// expression (Go's syntax, ^ and $ match at lines), in one of the variants of
+// ScreenTextVariants. See [Machine.WaitForText].
+func (m *TestMachine) WaitForText(pattern string, opts ...TextOption) {
+	m.t.Helper()
+	m.check(m.Machine.WaitForText(m.at(), pattern, opts...))
+}
+
 // WaitForUnit waits until a systemd unit is active. See [Machine.WaitForUnit].
 func (m *TestMachine) WaitForUnit(unit string, opts ...UnitOption) {
 	m.t.Helper()
@@ -609,7 +636,7 @@ func (j *TestJob) Machine() *TestMachine {
 	return &TestMachine{j.Job.Machine(), j.scope}
 }
 
-// Running reports whether the job has not ended yet. See [Job.Running].
+// Running reports whether the job still runs. See [Job.Running].
 func (j *TestJob) Running() bool {
 	return j.Job.Running()
 }

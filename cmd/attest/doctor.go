@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os/exec"
 	"runtime"
 
 	"github.com/spf13/cobra"
@@ -13,6 +14,7 @@ import (
 	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/screen/ocr"
 	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/tap"
 	"github.com/attest-vm/attest/internal/vmm"
@@ -52,7 +54,7 @@ func thisHost() doctor.Host {
 	h := doctor.Host{
 		Version: version(),
 		Checks: []doctor.Check{
-			{Look: hostFinding}, {Look: accel.Examine}, {Look: stateFinding, Needed: true}, {Look: tapFinding},
+			{Look: hostFinding}, {Look: accel.Examine}, {Look: stateFinding, Needed: true}, {Look: tapFinding}, {Look: ocrFinding},
 		},
 		Images:   image.Examine,
 		Backends: map[string]doctor.Backend{},
@@ -82,6 +84,15 @@ func stateFinding(context.Context) doctor.Finding {
 	}
 	f.OK, f.Detail = true, root
 	return f
+}
+
+// ocrFinding looks for the program that reads text on screens. Only tests that do so need it.
+func ocrFinding(context.Context) doctor.Finding {
+	path, err := exec.LookPath(ocr.Program)
+	if err != nil {
+		return doctor.Finding{Name: "OCR", Detail: ocr.Program + ": not found (only tests that read text on screens need it)", Remedy: "apt-get install " + ocr.Package}
+	}
+	return doctor.Finding{Name: "OCR", OK: true, Detail: path}
 }
 
 // tapFinding tries whether programs of this host can be on a lab's networks, and

@@ -176,7 +176,7 @@ func (p Param) convert(v any) (any, error) {
 	if err == nil && c == nil {
 		err = fmt.Errorf("must be %s, not %s", p.Type.phrase(), Describe(v))
 	}
-	if err == nil && p.Check != nil {
+	if err == nil && p.Check != nil && !partlyUnknown(v) {
 		err = p.Check(c)
 	}
 	if err == nil {
@@ -186,6 +186,12 @@ func (p Param) convert(v any) (any, error) {
 		return nil, fmt.Errorf("%s %s", p.Name, reason)
 	}
 	return nil, fmt.Errorf("%s: %w", p.Name, err)
+}
+
+// partlyUnknown reports whether a value is a list of which not all is known yet.
+func partlyUnknown(v any) bool {
+	list, _ := v.([]any)
+	return slices.ContainsFunc(list, func(x any) bool { _, is := x.(unknown); return is })
 }
 
 // convert returns nil, without an error, for a value of another type.
@@ -411,6 +417,9 @@ func (a Args) Bytes(name string) []byte { return get[[]byte](a, name) }
 
 // Strings are the arguments of a variadic parameter, or the strings of a list.
 func (a Args) Strings(name string) []string { return get[[]string](a, name) }
+
+// Ints are the numbers of a list; nil if it is not given.
+func (a Args) Ints(name string) []int { return get[[]int](a, name) }
 
 // Dict is the argument; nil if it is not given.
 func (a Args) Dict(name string) map[string]string { return get[map[string]string](a, name) }

@@ -2,6 +2,8 @@ package operation
 
 import (
 	"context"
+	"fmt"
+	"image"
 	"maps"
 	"reflect"
 	"slices"
@@ -14,7 +16,9 @@ import (
 var (
 	ttyParam   = Param{Name: "tty", Type: String, Doc: "a virtual terminal, `\"1\"` to `\"63\"`"}
 	delayParam = Param{Name: "delay", Type: Duration, Default: 10 * time.Millisecond, Doc: "how long a key is held down, and the pause after it"}
-	regexDoc   = "a regular expression in Go's syntax; `^` and `$` match at lines"
+	// regionParam is a part of the screen.
+	regionParam = Param{Name: "region", Type: Ints, Default: Absent, Check: checkRegion, Doc: "look only at this part of the screen: `[x, y, width, height]`, in pixels from the upper left corner"}
+	regexDoc    = "a regular expression in Go's syntax; `^` and `$` match at lines"
 )
 
 var consolesTable = []*Operation{
@@ -177,6 +181,21 @@ func (a Args) delay() attest.KeyOption {
 	return attest.Delay(a.Duration("delay"))
 }
 
+func checkRegion(v any) error {
+	if r := v.([]int); len(r) != 4 || r[0] < 0 || r[1] < 0 || r[2] < 1 || r[3] < 1 {
+		return fmt.Errorf("%v is not a part of a screen; want [x, y, width, height]", r)
+	}
+	return nil
+}
+
+func (a Args) region() attest.RegionOption {
+	if !a.Given("region") {
+		return nil
+	}
+	r := a.Ints("region")
+	return attest.Region(image.Rect(r[0], r[1], r[0]+r[2], r[1]+r[3]))
+}
+
 var screenTable = []*Operation{
 	{
 		Name: "screenshot", Subject: "Screen", Result: None, Needs: vmm.CanShow,
@@ -185,6 +204,33 @@ var screenTable = []*Operation{
 			"The machine needs a screen: `machine(display = True)`. It works before the guest has booted and on a paused machine.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.Screenshot(ctx, a.String("filename"))
+		},
+	},
+	{
+		Name: "get_screen_text", Subject: "Screen", Result: String, Needs: vmm.CanRead,
+		Params: []Param{regionParam},
+		Doc: "Returns the text on the machine's screen.\n\n" +
+			"The text of a console is exact. Other text is read by OCR, which makes mistakes ([screen.md](screen.md#text)). It works before the guest has booted and on a paused machine.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return t.machine.ScreenText(ctx, a.region())
+		},
+	},
+	{
+		Name: "get_screen_text_variants", Subject: "Screen", Result: List, Needs: vmm.CanRead,
+		Params: []Param{regionParam},
+		Doc: "Returns the text on the machine's screen in three variants, one for each way to prepare the picture for OCR: as it is, enlarged with full contrast, and that with dark and light exchanged.\n\n" +
+			"The text of a console is exact, and the only variant.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return t.machine.ScreenTextVariants(ctx, a.region())
+		},
+	},
+	{
+		Name: "wait_for_text", Subject: "Screen", Result: None, Needs: vmm.CanRead,
+		Params: []Param{{Name: "regex", Type: String, Doc: regexDoc}, limitParam, regionParam},
+		Doc: "Waits until the text on the machine's screen, in one of the variants of `get_screen_text_variants`, matches.\n\n" +
+			"It works before the guest has booted. The error has the text, and a screenshot.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.WaitForText(ctx, a.String("regex"), a.limit(), a.region())
 		},
 	},
 	{

@@ -74,7 +74,7 @@ var Fields = []Field{
 	},
 	{
 		Name: "display", Type: Bool, Shown: "`False`",
-		Doc: "A VGA adapter ([keyboard.md](keyboard.md#screen)).",
+		Doc: "A VGA adapter ([screen.md](screen.md)).",
 		set: func(c *attest.MachineConfig, v any) { c.Display = v.(bool) },
 	},
 	{

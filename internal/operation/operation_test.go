@@ -109,6 +109,7 @@ func TestSignatures(t *testing.T) {
 		`wait_for_closed_port(port, addr="localhost", timeout=900)`,
 		"wait_for_file(filename, timeout=900)",
 		"wait_for_console_text(regex, timeout=None)",
+		"get_screen_text(region=None)", "get_screen_text_variants(region=None)", "wait_for_text(regex, timeout=900, region=None)",
 		"systemctl(q, user=None)",
 		"get_unit_info(unit, user=None)", "get_unit_property(unit, property, user=None)",
 		`require_unit_state(unit, require_state="active")`,
@@ -167,6 +168,13 @@ func TestBind(t *testing.T) {
 	}
 }
 
+// A list of which not all is known yet is checked when it is.
+func TestBindPartly(t *testing.T) {
+	if _, err := Find(Machine, "get_screen_text").Bind([]any{[]any{Unknown, int64(2), int64(3), int64(4)}}, nil); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestBindErrors(t *testing.T) {
 	const unit = "wait_for_unit(unit, user=None, timeout=900): "
 	const succeed = "succeed(*commands, timeout=None, stdin=None, user=None, env=None, cwd=None): "
@@ -197,6 +205,7 @@ func TestBindErrors(t *testing.T) {
 		{"succeed", nil, []Named{{"commands", "true"}}, succeed + "*commands is given by position, without its name"},
 		{"wait_for_open_port", []any{"80"}, nil, port + `port must be an integer, not the string "80"`},
 		{"wait_for_open_port", []any{80.5}, nil, port + "port must be an integer, not the number 80.5"},
+		{"get_screen_text", []any{[]any{int64(1), int64(2)}}, nil, "get_screen_text(region=None): region: [1 2] is not a part of a screen; want [x, y, width, height]"},
 		{"shutdown", []any{int64(1)}, nil, "shutdown(): takes at most 0 arguments, not 1"},
 	}
 	for _, tt := range tests {

@@ -18,6 +18,7 @@ const (
 	CanReset    Capability = "reset"        // Rebooter
 	CanType     Capability = "keyboard"     // Keyboarder
 	CanShow     Capability = "screen"       // Screener
+	CanRead     Capability = "screen text"  // Screener, on a host that can read what it shows
 	CanListen   Capability = "serial input" // ConsoleWriter
 	CanInteract Capability = "monitor"      // Monitor
 	CanTell     Capability = "events"       // EventSource
@@ -53,9 +54,17 @@ type Keyboarder interface {
 
 // Screener has a screen to look at.
 type Screener interface {
-	// Screenshot writes what is on the screen as PNG to a file that the VMM creates.
-	Screenshot(ctx context.Context, path string) error
+	// Screenshot writes what is on the screen to a file that the VMM creates.
+	Screenshot(ctx context.Context, path string, format PictureFormat) error
 }
+
+// A PictureFormat is how a VMM writes a picture.
+type PictureFormat string
+
+const (
+	PNG PictureFormat = "png" // small
+	PPM PictureFormat = "ppm" // quick (netpbm's P6)
+)
 
 // ConsoleWriter has a serial console that also takes input.
 type ConsoleWriter interface {

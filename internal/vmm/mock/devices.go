@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/attest-vm/attest/internal/screen"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -51,19 +52,36 @@ func (m *Machine) Pressed() []string {
 	return slices.Clone(m.keys)
 }
 
-// The size of the screen, on which there is never anything.
+// The size of the screen, which is dark until something is shown.
 const screenWidth, screenHeight = 720, 400
 
-// Screenshot writes a dark screen.
-func (m *Machine) Screenshot(_ context.Context, path string) error {
+// Show has the screen show a picture from now on, of which it is the only owner.
+func (m *Machine) Show(picture *image.RGBA) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.screen = picture
+}
+
+// Screenshot writes what is shown.
+func (m *Machine) Screenshot(_ context.Context, path string, format vmm.PictureFormat) error {
+	m.mu.Lock()
+	shown := m.screen
+	m.mu.Unlock()
+	if shown == nil {
+		shown = image.NewRGBA(image.Rect(0, 0, screenWidth, screenHeight))
+		draw.Draw(shown, shown.Rect, image.NewUniform(color.Black), image.Point{}, draw.Src)
+	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
 	if err != nil {
 		return fmt.Errorf("%s: %w", m.config.Name, err)
 	}
 	defer f.Close()
-	screen := image.NewGray(image.Rect(0, 0, screenWidth, screenHeight))
-	draw.Draw(screen, screen.Bounds(), image.NewUniform(color.Black), image.Point{}, draw.Src)
-	if err := png.Encode(f, screen); err != nil {
+	if format == vmm.PPM {
+		err = screen.EncodePPM(f, shown)
+	} else {
+		err = png.Encode(f, shown)
+	}
+	if err != nil {
 		return fmt.Errorf("%s: %w", m.config.Name, err)
 	}
 	return f.Close()

@@ -3,6 +3,7 @@ package mock
 import (
 	"context"
 	"fmt"
+	"image"
 	"io"
 	"net"
 	"sync"
@@ -33,8 +34,9 @@ type Machine struct {
 	allowReboot bool
 	paused      bool
 	exit        vmm.Exit
-	typed       []byte   // on the console
-	keys        []string // pressed and released
+	typed       []byte      // on the console
+	keys        []string    // pressed and released
+	screen      *image.RGBA // what it shows; nil: nothing
 	boots       atomic.Int32
 }
 

@@ -402,7 +402,7 @@ func TestDevices(t *testing.T) {
 	file := t.TempDir() + "/screen.png"
 	for _, err := range []error{
 		s.WriteConsole(ctx, []byte("root\n")), s.Keys(ctx, []string{"ctrl", "a"}, true), s.Keys(ctx, []string{"ctrl", "a"}, false),
-		s.Screenshot(ctx, file), s.Pause(ctx), s.Resume(ctx),
+		s.Screenshot(ctx, file, vmm.PNG), s.Pause(ctx), s.Resume(ctx),
 	} {
 		if err != nil {
 			t.Error(err)

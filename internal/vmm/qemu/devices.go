@@ -56,8 +56,8 @@ func (m *machine) Keys(ctx context.Context, keys []string, down bool) error {
 	return m.do(ctx, "input-send-event", map[string]any{"events": events})
 }
 
-func (m *machine) Screenshot(ctx context.Context, path string) error {
-	return m.do(ctx, "screendump", map[string]string{"filename": path, "format": "png"})
+func (m *machine) Screenshot(ctx context.Context, path string, format vmm.PictureFormat) error {
+	return m.do(ctx, "screendump", map[string]any{"filename": path, "format": format})
 }
 
 func (m *machine) InjectNMI(ctx context.Context) error { return m.do(ctx, "inject-nmi", nil) }

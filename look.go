@@ -1,0 +1,90 @@
+package attest
+
+import (
+	"context"
+	"image"
+	"time"
+
+	"github.com/attest-vm/attest/internal/screen"
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+// lookPause is the pause between two looks at a screen. One that takes long has a longer
+// one, so that the machine is at most half of the time busy with being looked at.
+const lookPause = 100 * time.Millisecond
+
+// A sight is something that a wait looks for on a screen. It is asked for each picture that differs
+// from the one before, and returns nil for one that has it. Otherwise it returns what
+// it saw instead, which becomes the wait's error.
+type sight func(ctx context.Context, r *run, shown *image.RGBA) (*WaitError, error)
+
+// watch waits until a machine's screen has what is looked for. The guest need not have booted. The limit
+// counts from the moment at which the machine runs.
+func (m *Machine) watch(ctx context.Context, operation, args string, what vmm.Capability, o options, look sight) error {
+	w := m.newWait(operation, args, o, defaultTimeout)
+	return step(ctx, m.Name(), operation, args, func(outer context.Context) error {
+		return withVMM(outer, m, operation, what, func(r *run, s vmm.Screener) error {
+			w.start = time.Now()
+			limit := w.limit
+			if limit <= 0 { // one look takes the time that it takes
+				limit = m.lab.host.scale(defaultTimeout)
+			}
+			return w.limited(outer, limit, func(ctx context.Context) (*run, error) {
+				return r, r.await(ctx, s, operation, o.once(), look)
+			})
+		})
+	})
+}
+
+func (r *run) await(ctx context.Context, s vmm.Screener, operation string, once bool, look sight) error {
+	seen := &WaitError{LastSeen: "the screen had not been looked at yet"}
+	var last *image.RGBA
+	for tries := 1; ; tries++ {
+		began := time.Now()
+		shown, err := r.look(ctx, s)
+		took := time.Since(began)
+		if err == nil && !screen.Changed(last, shown).Empty() {
+			last = shown
+			var instead *WaitError
+			if instead, err = look(ctx, r, shown); err == nil {
+				if instead == nil {
+					return nil
+				}
+				seen = instead
+			}
+		}
+		if err == nil && !once {
+			err = r.pause(ctx, max(lookPause, took))
+		}
+		if err == nil && !once {
+			continue
+		}
+		if err != nil && context.Cause(ctx) != errWaitOver {
+			return err
+		}
+		seen.Tries = tries
+		r.attachScreenshot(seen, operation)
+		return seen
+	}
+}
+
+// pause waits for d, or for the end of ctx or of the machine.
+func (r *run) pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-r.over:
+		return r.down
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// look is what is on the screen.
+func (r *run) look(ctx context.Context, s vmm.Screener) (shown *image.RGBA, err error) {
+	err = r.dump(ctx, s, vmm.PPM, func(path string) (err error) {
+		shown, err = screen.ReadFile(path)
+		return err
+	})
+	return shown, err
+}
