@@ -18,6 +18,7 @@ type Options struct {
 	JUnit    string           // path of a JUnit XML file, written by Close
 	HTML     string           // path of an HTML page, written by Close
 	JSON     string           // path of a JSON lines file, written as events happen
+	XML      string           // path of the NixOS test driver's log, written as events happen
 }
 
 // A Set is all reports of one run.
@@ -25,6 +26,8 @@ type Set struct {
 	terminal  *Terminal
 	json      *JSON
 	jsonFile  *os.File
+	xml       *XMLLog
+	xmlFile   *os.File
 	run       *Run // for the documents
 	documents []document
 }
@@ -42,7 +45,7 @@ type document struct {
 func Open(o Options) (_ *Set, err error) {
 	s := &Set{}
 	seen := make(map[string]string)
-	for _, d := range []document{{"json", o.JSON, nil}, {"junit", o.JUnit, WriteJUnit}, {"html", o.HTML, WriteHTML}} {
+	for _, d := range []document{{"json", o.JSON, nil}, {"xml", o.XML, nil}, {"junit", o.JUnit, WriteJUnit}, {"html", o.HTML, WriteHTML}} {
 		if d.path == "" {
 			continue
 		}
@@ -64,8 +67,15 @@ func Open(o Options) (_ *Set, err error) {
 		s.run = NewRun()
 		s.run.dir = filepath.Dir(s.documents[len(s.documents)-1].path)
 	}
+	if o.XML != "" {
+		if s.xmlFile, err = os.Create(o.XML); err != nil {
+			return nil, fmt.Errorf("xml report %s: %w", o.XML, reason(err))
+		}
+		s.xml = NewXMLLog(s.xmlFile)
+	}
 	if o.JSON != "" { // last, so that no other error leaves it open
 		if s.jsonFile, err = os.Create(o.JSON); err != nil {
+			s.Abandon()
 			return nil, fmt.Errorf("json report %s: %w", o.JSON, reason(err))
 		}
 		s.json = NewJSON(s.jsonFile)
@@ -156,6 +166,9 @@ func (s *Set) Record(r event.Record) {
 	if s.json != nil {
 		s.json.Record(r)
 	}
+	if s.xml != nil {
+		s.xml.Record(r)
+	}
 	if s.run != nil {
 		s.run.Record(r)
 	}
@@ -199,6 +212,10 @@ func (s *Set) Close() ([]event.Artifact, error) {
 		}
 		done("json", path, err)
 	}
+	if s.xml != nil {
+		path, _ := filepath.Abs(s.xmlFile.Name())
+		done("xml", path, errors.Join(s.xml.Close(), s.xmlFile.Close()))
+	}
 	if s.terminal != nil {
 		if err := s.terminal.Close(written...); err != nil {
 			errs = append(errs, err)
@@ -210,8 +227,10 @@ func (s *Set) Close() ([]event.Artifact, error) {
 
 // Abandon ends all reports and writes none.
 func (s *Set) Abandon() {
-	if s.jsonFile != nil {
-		s.jsonFile.Close()
+	for _, f := range []*os.File{s.jsonFile, s.xmlFile} {
+		if f != nil {
+			f.Close()
+		}
 	}
 	if s.terminal != nil {
 		s.terminal.abandon()
