@@ -29,6 +29,7 @@ func init() {
 	access.Refresh = func(ctx context.Context, s, machines any) ([]string, error) {
 		return s.(*Snapshot).refresh(ctx, machines.([]MachineConfig))
 	}
+	access.Directories = func(l any, machine string) (string, string, error) { return l.(*Lab).directories(machine) }
 	access.OutDir = func(l any) string { return l.(*Lab).outDir() }
 	access.Speed = func(h any) string { return h.(*Host).speed() }
 }

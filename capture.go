@@ -32,7 +32,7 @@ func (n *Network) Capture(ctx context.Context, path string) (c *Capture, err err
 		}
 		name := path
 		if !filepath.IsAbs(name) {
-			name = place(ctx, "", name)
+			name = n.lab.out.place(ctx, "", name)
 		}
 		f, path, err := n.lab.out.create(name, "network.capture")
 		if err != nil {

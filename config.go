@@ -28,6 +28,14 @@ type LabConfig struct {
 	// OutDir is where copy_from_machine and the like put files. Empty: the
 	// current directory.
 	OutDir string
+	// FlatOutDir leaves out the directories of tests and machines below OutDir, as the
+	// NixOS test driver does: of two things of one name the later one is kept.
+	FlatOutDir bool
+	// StateDir is where machines with a StartCommand have their files, in vm-state-NAME,
+	// and find them again in a later lab. Such machines boot cold, and a directory belongs
+	// to one lab at a time; forks of the lab do without. Empty: what a machine has
+	// written ends with the lab.
+	StateDir string
 	// SourceDir is where relative paths of copy_from_host begin. Empty: the
 	// current directory.
 	SourceDir string

@@ -50,7 +50,7 @@ func (m *Machine) CopyFromMachine(ctx context.Context, source, targetDir string)
 		}
 		dir := targetDir
 		if !filepath.IsAbs(dir) {
-			dir = place(ctx, m.Name(), dir)
+			dir = m.lab.out.place(ctx, m.Name(), dir)
 		}
 		name := filepath.Base(filepath.Clean(source))
 		root, path, err := m.lab.out.directory(dir, name, fmt.Sprintf("%s: copy of %s", m.Name(), source))

@@ -79,10 +79,8 @@ func (f *foreign) plan(ctx context.Context) (plan, error) {
 func (f *foreign) attach(_ context.Context, _ plan, c *vmm.Config, _ *plugs) error {
 	m := f.m
 	shared := filepath.Join(m.lab.scratch, sharedDir)
-	for _, dir := range []string{m.disks(), shared} {
-		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return &InfraError{m.Name(), "create the machine's directory", err}
-		}
+	if err := f.makeDirectories(shared); err != nil {
+		return err
 	}
 	command := *c.Boot.(*vmm.Command)
 	command.Env = []string{
@@ -101,6 +99,21 @@ func (f *foreign) attach(_ context.Context, _ plan, c *vmm.Config, _ *plugs) err
 	}
 	c.Boot = &command
 	return nil
+}
+
+func (f *foreign) makeDirectories(shared string) error {
+	for _, dir := range []string{f.m.disks(), shared} {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return &InfraError{f.m.Name(), "create the machine's directory", err}
+		}
+	}
+	return nil
+}
+
+// hasFiles reports whether somebody has put files into the machine's directory.
+func (f *foreign) hasFiles() bool {
+	entries, err := os.ReadDir(f.m.disks())
+	return err == nil && len(entries) > 0
 }
 
 // identity contains only what the guest lacks. The guest keeps its own identity, and one that has

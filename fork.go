@@ -139,7 +139,7 @@ func (l *Lab) restore(ctx context.Context, machines []*Machine, states map[strin
 // adopt makes a machine that is off what it was in a snapshot, but for running.
 // startMu is held, or nobody has the machine yet.
 func (m *Machine) adopt(s *machineState) error {
-	if err := os.RemoveAll(m.disks()); err != nil {
+	if err := m.removeDisks(); err != nil {
 		return &InfraError{m.Name(), "remove the machine's disk", err}
 	}
 	m.mu.Lock()
@@ -148,7 +148,7 @@ func (m *Machine) adopt(s *machineState) error {
 	m.mu.Unlock()
 	m.console.Restore(s.console)
 	var err error
-	if len(s.disk) > 0 {
+	if len(s.disk) > 0 && m.kept == nil {
 		err = os.Mkdir(m.disks(), 0o700)
 	}
 	if err == nil {
@@ -158,6 +158,13 @@ func (m *Machine) adopt(s *machineState) error {
 		return &InfraError{m.Name(), "create the machine's disk", err}
 	}
 	return nil
+}
+
+func (m *Machine) removeDisks() error {
+	if m.kept != nil {
+		return m.kept.empty()
+	}
+	return os.RemoveAll(m.disks())
 }
 
 // resume lets those machines go on that run in a snapshot, all at once. It holds

@@ -70,6 +70,22 @@ func (l *Lab) runProgram(ctx context.Context, c supervise.Command, input []byte)
 // maxOutput bounds what is read of a program's output.
 const maxOutput = 16 << 20
 
+// directories are those of this host that the start command of a machine knows: its own,
+// and the one of all machines. They are made if they are missing, so that files can be put
+// there before the first start.
+func (l *Lab) directories(machine string) (state, shared string, err error) {
+	m := l.Machine(machine)
+	if m == nil {
+		return "", "", fmt.Errorf("the lab has no machine %q", machine)
+	}
+	state, shared = m.dir, filepath.Join(l.scratch, sharedDir)
+	if f, ok := m.kind.(*foreign); ok {
+		state = m.disks()
+		err = f.makeDirectories(shared)
+	}
+	return state, shared, err
+}
+
 // outDir is where operations put files, as an absolute path.
 func (l *Lab) outDir() string {
 	dir, err := filepath.Abs(l.config.OutDir)

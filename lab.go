@@ -53,7 +53,7 @@ func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) 
 			return nil, err
 		}
 	}
-	l := &Lab{host: h, config: config, out: output{dir: config.OutDir}, images: map[string]*image.Image{}}
+	l := &Lab{host: h, config: config, out: output{dir: config.OutDir, flat: config.FlatOutDir}, images: map[string]*image.Image{}}
 	l.network = newNetwork(l, config.Seed, config.network)
 	plan := make([]network.Machine, len(config.Machines))
 	for i, m := range config.Machines {
@@ -109,7 +109,10 @@ func (l *Lab) newMachine(config MachineConfig) (*Machine, error) {
 	if len(config.Egress) > 0 {
 		m.address.Interfaces = append(slices.Clone(m.address.Interfaces), egressInterface(m.address.Number))
 	}
-	return m, m.prepare()
+	if err := m.prepare(); err != nil {
+		return m, err
+	}
+	return m, m.keepFiles()
 }
 
 // Machines are all machines, in the order in which they were declared.

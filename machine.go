@@ -27,6 +27,7 @@ type Machine struct {
 	console *console.Console
 	outside sync.WaitGroup // the ways out of the lab of its starts
 	text    *ocr.Reader    // what was read of its screen
+	kept    *keptFiles     // where its files outlive the lab; nil: nowhere
 
 	snapshot    *vmm.State  // that of its configuration, once it has begun with it
 	checkpoints checkpoints // of a floor above: they go with the machine
@@ -105,6 +106,7 @@ func (m *Machine) close() error {
 		m.snapshot.Memory.Close()
 	}
 	m.outside.Wait()
+	m.kept.close()
 	err = errors.Join(err, m.checkpoints.close())
 	return errors.Join(err, m.console.Close())
 }

@@ -15,7 +15,8 @@ import (
 // An output is where a lab writes what is for the user: LabConfig.OutDir. What is
 // there may come from a guest, so that nothing is written through a link.
 type output struct {
-	dir string
+	dir  string
+	flat bool // LabConfig.FlatOutDir
 
 	mu   sync.Mutex
 	root *os.Root          // nil: nothing was written yet
@@ -23,9 +24,9 @@ type output struct {
 }
 
 // place is where something with a name goes, below the directory. What a test file
-// asks for is in a directory of its test and of its machine.
-func place(ctx context.Context, machine, name string) string {
-	if scope := event.ScopeOf(ctx); scope.File != "" {
+// asks for is in a directory of its test and of its machine, unless the directory is flat.
+func (o *output) place(ctx context.Context, machine, name string) string {
+	if scope := event.ScopeOf(ctx); scope.File != "" && !o.flat {
 		return filepath.Join(scope.Name(), machine) + "/" + name
 	}
 	return name
@@ -45,9 +46,12 @@ func (o *output) open() (*os.Root, error) {
 }
 
 // claim says that something is written to a path. It is an error if something else
-// was, since one of the two would be lost.
+// was, since one of the two would be lost. In a flat directory the later one wins.
 func (o *output) claim(path, what string) error {
 	path = filepath.Clean(path)
+	if o.flat {
+		return nil
+	}
 	if before, ok := o.from[path]; ok && before != what {
 		return &ConfigError{what, fmt.Sprintf("%s has been written already, by %s; give one of the two another name", filepath.Join(o.dir, path), before)}
 	}

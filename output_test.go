@@ -71,14 +71,22 @@ func TestOutputCollides(t *testing.T) {
 // A test file's tests and machines have directories of their own.
 func TestPlaces(t *testing.T) {
 	ctx := context.Background()
-	if got := place(ctx, "m", "x"); got != "x" {
+	var o output
+	if got := o.place(ctx, "m", "x"); got != "x" {
 		t.Errorf("in Go: %s", got)
 	}
 	ctx = event.WithScope(ctx, event.Scope{File: "sub/web_test.star", Test: "test_a"})
-	if got := place(ctx, "m", "logs/x"); got != "sub-web_test-test_a/m/logs/x" {
+	if got := o.place(ctx, "m", "logs/x"); got != "sub-web_test-test_a/m/logs/x" {
 		t.Errorf("in a test file: %s", got)
 	}
-	if got := place(ctx, "", "x.pcapng"); got != "sub-web_test-test_a/x.pcapng" {
+	if got := o.place(ctx, "", "x.pcapng"); got != "sub-web_test-test_a/x.pcapng" {
 		t.Errorf("of no machine: %s", got)
+	}
+	o.flat = true
+	if got := o.place(ctx, "m", "logs/x"); got != "logs/x" {
+		t.Errorf("in a flat directory: %s", got)
+	}
+	if err := errors.Join(o.claim("x", "a: copy of /x"), o.claim("x", "b: copy of /x")); err != nil {
+		t.Error(err)
 	}
 }

@@ -215,7 +215,12 @@ func (o *own) adopt(kept []vmm.Backing) (err error) {
 }
 
 // disks is the directory of what the machine writes, and of what is below that.
-func (m *Machine) disks() string { return filepath.Join(m.lab.scratch, m.Name()) }
+func (m *Machine) disks() string {
+	if m.kept != nil {
+		return m.kept.dir
+	}
+	return filepath.Join(m.lab.scratch, m.Name())
+}
 
 // linkBacking gives the files below a disk further names, so that they stay as
 // long as those do: path(first) and so on.

@@ -188,7 +188,7 @@ func (m *Machine) Screenshot(ctx context.Context, filename string) error {
 			path += ".png"
 		}
 		if !filepath.IsAbs(path) {
-			path = place(ctx, m.Name(), path)
+			path = m.lab.out.place(ctx, m.Name(), path)
 		}
 		return withVMM(ctx, m, "screenshot", vmm.CanShow, func(r *run, s vmm.Screener) error {
 			return r.screenshot(ctx, s, path)
@@ -248,7 +248,7 @@ func (r *run) attachScreenshot(we *WaitError, operation string) {
 	}
 	ctx, cancel := context.WithTimeout(m.lab.ctx, m.lab.host.scale(attachTimeout))
 	defer cancel()
-	name := place(ctx, m.Name(), fmt.Sprintf("%s-%s-%d.png", m.Name(), operation, stepCounter.Load()))
+	name := m.lab.out.place(ctx, m.Name(), fmt.Sprintf("%s-%s-%d.png", m.Name(), operation, stepCounter.Load()))
 	if r.screenshot(ctx, s, name) == nil {
 		we.Details = append(we.Details, Detail{Title: "screenshot of " + m.Name(), Text: filepath.Join(m.lab.out.dir, name)})
 	}

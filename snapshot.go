@@ -72,6 +72,7 @@ func (l *Lab) snapshot(ctx context.Context, machines []*Machine) (*Snapshot, err
 	l.mu.Lock()
 	config := l.config
 	l.mu.Unlock()
+	config.StateDir = "" // a directory is of one lab
 	s := &Snapshot{host: l.host, config: config, dir: dir, machines: map[string]*machineState{}}
 	states, err := capture(ctx, machines, dir, func() {
 		state := l.Network().state()

@@ -50,6 +50,9 @@ var (
 	// "MACHINE: PATH", have changed since after something in the guests had used them: what
 	// runs in the snapshot does not fit the files then.
 	Refresh func(ctx context.Context, snapshot, machines any) (used []string, err error)
+	// Directories are those that a machine's start command knows: its own, and the one of
+	// all machines of the *attest.Lab.
+	Directories func(lab any, machine string) (state, shared string, err error)
 	// OutDir is where the operations of an *attest.Lab put files, as an absolute path.
 	OutDir func(lab any) string
 	// Speed says in one line how machines run on an *attest.Host.
