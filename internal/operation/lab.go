@@ -70,6 +70,9 @@ type Helped interface {
 	StartHelper(ctx context.Context, prepare func(dir string) (supervise.Command, error)) (*supervise.Process, error)
 	// OutDir is where operations put files, as an absolute path.
 	OutDir() string
+	// Directories are those of this host that a machine's start command knows: its own,
+	// and the one of all machines.
+	Directories(machine string) (state, shared string, err error)
 }
 
 // Of returns the Runner of a lab.
@@ -87,6 +90,10 @@ func (r runner) StartHelper(ctx context.Context, prepare func(dir string) (super
 }
 
 func (r runner) OutDir() string { return access.OutDir(r.Lab) }
+
+func (r runner) Directories(machine string) (state, shared string, err error) {
+	return access.Directories(r.Lab, machine)
+}
 
 func (r runner) Settle(ctx context.Context) error { return access.Settle(ctx, r.Network()) }
 

@@ -24,6 +24,9 @@ type Options struct {
 	Machines []string         // names of those there are at the beginning
 	Version  string           // of attest
 	OutDir   string           // where operations put files
+	// Directories are those of this host that a machine's start command knows: its own,
+	// and the one of all machines. Nil: the peer cannot ask.
+	Directories func(machine string) (state, shared string, err error)
 	// Patience is how long the peer may take until its hello; 0: 30 s.
 	Patience time.Duration
 }
@@ -39,6 +42,7 @@ type Thrown struct {
 	Message string           `json:"message"`         // without the class
 	Error   int64            `json:"error,omitempty"` // ErrorData.Error of the operation that it comes from
 	Status  event.Status     `json:"status,omitempty"`
+	Exit    *int             `json:"exit,omitempty"`  // the script has ended its process on purpose, with this code
 	Stack   []event.Position `json:"stack,omitempty"` // outermost first
 	Source  string           `json:"source,omitempty"`
 }
@@ -113,6 +117,7 @@ func init() {
 	methods = map[string]method{
 		"hello": on((*Server).doHello), "invoke": on((*Server).doInvoke), "release": on((*Server).doRelease), "log": on((*Server).doLog),
 		"begin": on((*Server).doBegin), "watch": on((*Server).doWatch), "finish": on((*Server).doFinish),
+		"fork": on((*Server).doFork), "directories": on((*Server).doDirectories),
 		"read": on((*Server).doRead), "write": on((*Server).doWrite), "end": on((*Server).doEnd),
 	}
 }
@@ -262,7 +267,7 @@ func (s *Server) doInvoke(ctx context.Context, p invokeParams) (any, error) {
 	for name, v := range values {
 		named = append(named, operation.Named{Name: name, Value: v})
 	}
-	v, err := s.options.Session.Invoke(ctx, on, p.Operation, args, named)
+	v, err := s.session(ctx).Invoke(ctx, on, p.Operation, args, named)
 	if err != nil {
 		return nil, err
 	}
@@ -326,7 +331,7 @@ type releaseParams struct {
 }
 
 func (s *Server) doRelease(_ context.Context, p releaseParams) (any, error) {
-	s.options.Session.Release(session.Object{ID: p.Object})
+	s.options.Session.Release(session.Object{ID: p.Object}) // one of a fork ends with that
 	s.data.take(p.Data)
 	return nil, nil
 }

@@ -20,16 +20,22 @@ func (e *ThrownError) Error() string {
 
 // Status is what the peer says it is: otherwise a claim that does not hold.
 func (e *ThrownError) Status() event.Status {
-	if e.Thrown.Status == event.Invalid {
-		return event.Invalid
+	switch e.Thrown.Status {
+	case event.Invalid, event.Unsupported:
+		return e.Thrown.Status
 	}
 	return event.Failed
 }
 
 // Explain makes an error of what the peer has thrown, with its place. An error that comes from an
 // operation is that one.
-func (s *Server) Explain(t *Thrown) *script.Error {
-	out := &script.Error{Stack: t.Stack, Source: t.Source, Err: s.errors.get(t.Error)}
+func (s *Server) Explain(t *Thrown) *script.Error { return t.explain(s.errors.get(t.Error)) }
+
+// Explain makes an error of what was thrown before there was a Server.
+func (t *Thrown) Explain() *script.Error { return t.explain(nil) }
+
+func (t *Thrown) explain(err error) *script.Error {
+	out := &script.Error{Stack: t.Stack, Source: t.Source, Err: err}
 	if out.Err == nil {
 		out.Err = &ThrownError{t}
 	}

@@ -132,6 +132,15 @@ func unmarshal(data []byte, v any) error {
 	return nil
 }
 
+// Decode reads a value without functions, as operation.Bind takes it.
+func Decode(data []byte) (any, error) {
+	var v any
+	if err := unmarshal(data, &v); err != nil {
+		return nil, err
+	}
+	return decoder{}.decode(v)
+}
+
 // A decoder makes JSON into the values that operation.Bind takes.
 type decoder struct {
 	function func(id int64) operation.Func

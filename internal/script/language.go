@@ -71,11 +71,17 @@ func (e *UnknownError) Error() string { return e.Path + ": " + e.reason }
 // Status is Unsupported if another version may read the file.
 func (e *UnknownError) Status() attest.Status { return e.status }
 
-// of is the language of a file.
-func of(path string) (Language, error) {
+// of is the language of a file; other is the name of that of a file whose ending is no
+// language's.
+func of(path, other string) (Language, error) {
 	known := Languages()
 	for _, l := range known {
 		if filepath.Ext(path) == l.Ending {
+			return l, nil
+		}
+	}
+	for _, l := range known {
+		if l.Name == other {
 			return l, nil
 		}
 	}
@@ -88,7 +94,7 @@ func of(path string) (Language, error) {
 
 // Load reads a test file in the language of its ending.
 func Load(ctx context.Context, path string, opts Options) (File, error) {
-	l, err := of(path)
+	l, err := of(path, opts.Language)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +104,7 @@ func Load(ctx context.Context, path string, opts Options) (File, error) {
 // Names are the tests of a file that cannot be loaded, as far as its text tells; known
 // is false if that is not known.
 func Names(path string) (names []string, known bool) {
-	l, err := of(path)
+	l, err := of(path, "")
 	if err != nil || l.Names == nil {
 		return nil, false
 	}
@@ -115,7 +121,7 @@ func NewSession(ctx context.Context, path string, opts Options, lab operation.Ru
 	var l Language
 	if path != "" {
 		var err error
-		if l, err = of(path); err != nil {
+		if l, err = of(path, opts.Language); err != nil {
 			return nil, err
 		}
 	} else if known := Languages(); len(known) > 0 {

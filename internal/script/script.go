@@ -3,6 +3,7 @@ package script
 import (
 	"context"
 	"io"
+	"os"
 	"time"
 
 	"github.com/attest-vm/attest"
@@ -49,6 +50,33 @@ type Options struct {
 	// their names, with _ for what a variable cannot have.
 	Machines []attest.MachineConfig
 	Backend  string // of machines that name none; empty: attest's default
+	Language string // of files whose ending is no language's; empty: such a file is an error
+	// Driver has scripts run as the NixOS test driver runs them, where the language knows
+	// a difference. Nil: as a test file.
+	Driver *Driver
+}
+
+// A Driver is what the NixOS test driver does differently from a run of test files. The
+// zero value runs a script without anybody at a terminal.
+type Driver struct {
+	Networks []int // numbers of all networks, whether a declared machine is on them or not
+	// Prompt is the terminal of a person who types instead of running the script; nil:
+	// nobody does.
+	Prompt *Prompt
+	// Attach is the command by which a person gets to where the script runs; it is shown
+	// when a failed script waits for one (--debug-hook-attach). Empty: it does not wait.
+	Attach string
+	// Exited is called when the script ends by sys.exit, with its code.
+	Exited func(code int)
+}
+
+// A Prompt is where a person types.
+type Prompt struct {
+	In, Out, Err *os.File
+	Interrupts   <-chan error    // has a value for each Ctrl-C
+	Hold         func(held bool) // keeps others from writing to the terminal
+	History      string          // path of a file; empty: none is kept
+	After        bool            // the script runs first
 }
 
 // A Session is a language that somebody types, statement by statement, on one lab.

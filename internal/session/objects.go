@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
@@ -14,13 +15,16 @@ import (
 type Object struct {
 	On   operation.On `json:"-"`
 	Kind string       `json:"kind"`           // "job", "fault", "capture"
-	ID   int          `json:"id"`             // counts from 1 in a session
+	ID   int          `json:"id"`             // of no other object of this process
 	Name string       `json:"name,omitempty"` // what tells it from others, in messages
 }
 
+// lastObject counts the objects of all sessions, so that one of a fork is never taken for
+// one of the lab.
+var lastObject atomic.Int64
+
 // objects are those that operations have returned, by their numbers.
 type objects struct {
-	last    int
 	handles map[int]operation.Handle
 }
 
@@ -28,9 +32,9 @@ func (o *objects) add(h operation.Handle) Object {
 	if o.handles == nil {
 		o.handles = map[int]operation.Handle{}
 	}
-	o.last++
-	o.handles[o.last] = h
-	return Object{h.On, h.On.String(), o.last, h.Name}
+	id := int(lastObject.Add(1))
+	o.handles[id] = h
+	return Object{h.On, h.On.String(), id, h.Name}
 }
 
 // An UnknownObjectError is the number of an object that the session does not have,

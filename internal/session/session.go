@@ -68,6 +68,50 @@ type borrowed struct{ operation.Runner }
 func (borrowed) Has(string) bool                                    { return true }
 func (borrowed) Create(context.Context, attest.MachineConfig) error { return nil }
 func (borrowed) Close() error                                       { return nil }
+func (b borrowed) runner() operation.Runner                         { return b.Runner }
+
+// Fork begins a session with a copy of the lab. Closing it closes the copy.
+func (s *Session) Fork(ctx context.Context) (*Session, error) {
+	lab, err := s.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	state, ok := snapshotter(lab)
+	if !ok {
+		return nil, &attest.UnsupportedError{Operation: "fork", Reason: "this lab cannot be saved"}
+	}
+	ctx = event.WithBus(ctx, s.bus)
+	snapshot, err := state.Snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer snapshot.Close()
+	fork, err := snapshot.Fork(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &Session{ctx: ctx, bus: s.bus, lab: forked{borrowed{fork}}}, nil
+}
+
+// snapshotter is what saves a lab.
+func snapshotter(lab Lab) (operation.Snapshotter, bool) {
+	var runner operation.Runner = lab
+	for {
+		if s, ok := runner.(operation.Snapshotter); ok {
+			return s, true
+		}
+		inner, ok := runner.(interface{ runner() operation.Runner })
+		if !ok {
+			return nil, false
+		}
+		runner = inner.runner()
+	}
+}
+
+// forked is a lab that the session has made of another one, and closes.
+type forked struct{ borrowed }
+
+func (f forked) Close() error { return f.Runner.Close() }
 
 // Load gives the session a language to be typed, with the machines and functions
 // of a file unless path is empty, and further machines. After an error it can be
@@ -124,6 +168,8 @@ type realLab struct {
 	operation.Runner
 	lab *attest.Lab
 }
+
+func (l realLab) runner() operation.Runner { return l.Runner }
 
 func (l realLab) Has(machine string) bool { return l.lab.Machine(machine) != nil }
 

@@ -352,7 +352,7 @@ func (p *pass) config() attest.LabConfig {
 	}
 	return attest.LabConfig{
 		Name: p.labName(), Machines: machines, Networks: p.file.script.Networks(),
-		OutDir: p.suite.opts.OutDir, SourceDir: filepath.Dir(p.file.path), Seed: p.suite.opts.Seed,
+		OutDir: p.suite.opts.OutDir, FlatOutDir: p.suite.opts.Driver != nil, StateDir: p.suite.opts.StateDir, SourceDir: filepath.Dir(p.file.path), Seed: p.suite.opts.Seed,
 	}
 }
 

@@ -97,7 +97,10 @@ func (r *run) plan(ctx context.Context, machines []attest.MachineConfig) (*plan,
 		return nil, err
 	}
 	p := &plan{}
-	options := script.Options{Stdout: r.opts.stdout(), Machines: machines, Backend: r.opts.Host.Backend}
+	options := script.Options{
+		Stdout: r.opts.stdout(), Machines: slices.Concat(machines, r.opts.Machines), Backend: r.opts.Host.Backend,
+		Language: r.opts.Language, Driver: r.opts.Driver,
+	}
 	if r.opts.OutDir != "" {
 		if err := os.MkdirAll(r.opts.OutDir, 0o755); err != nil {
 			return nil, refusef(event.Invalid, "output directory: %v", err)
@@ -118,6 +121,8 @@ func (r *run) plan(ctx context.Context, machines []attest.MachineConfig) (*plan,
 		}
 		switch {
 		case f.err != nil:
+		case r.opts.StateDir != "" && len(f.script.Tests()) > 1:
+			f.err = refusef(event.Invalid, "%s: it has several tests, each with machines of its own; the state of machines can be kept for a file with one", path)
 		case r.opts.SaveTo == "":
 			f.tests = f.script.Tests()
 		case f.script.Setup() == nil:

@@ -24,24 +24,28 @@ import (
 
 // Options say what to run. The zero value of each field but Files is ready to use.
 type Options struct {
-	Files         []string          // test files, and directories in which *_test.star are looked for
-	Select        *regexp.Regexp    // only tests whose name, or FILE:NAME, matches
-	OutDir        string            // where tests put files; made if missing. Empty: the current directory
-	Jobs          int               // how many tests run at once; 0: half as many as there are processors
-	Memory        int               // MiB that the machines of all tests may take together; 0: what is available
-	CPUs          int               // how many processors they may have together; 0: four times those of the host
-	Seed          int64             // of everything random in the run, such as the order of tests; 0: a random one
-	Timeout       time.Duration     // limit of the whole run; 0: that of MachineConfig, or none; negative: none
-	Boot          string            // how machines start: "warm" (or empty), "cold", or "both", each test once either way
-	From          string            // directory of a state that SaveTo has written: tests begin there, and setup does not run
-	SaveTo        string            // run setup only, and write the state that it leaves to this directory
-	Keep          bool              // leave the lab of a failed test in OutDir/kept, for attest debug; a file can ask for that itself
-	MachineConfig string            // path of a machine configuration
-	Pcap          string            // where the networks' frames are captured: a directory with a file for each test, or a file (.pcapng) if there is one test. Empty: nowhere
-	Version       string            // for the reports
-	Stdout        io.Writer         // where print writes; nil: standard output
-	Host          attest.HostConfig // how labs use this host
-	Open          Opener            // nil: OpenHost(Host)
+	Files         []string               // test files, and directories in which *_test.star are looked for
+	Select        *regexp.Regexp         // only tests whose name, or FILE:NAME, matches
+	OutDir        string                 // where tests put files; made if missing. Empty: the current directory
+	Jobs          int                    // how many tests run at once; 0: half as many as there are processors
+	Memory        int                    // MiB that the machines of all tests may take together; 0: what is available
+	CPUs          int                    // how many processors they may have together; 0: four times those of the host
+	Seed          int64                  // of everything random in the run, such as the order of tests; 0: a random one
+	Timeout       time.Duration          // limit of the whole run; 0: that of MachineConfig, or none; negative: none
+	Boot          string                 // how machines start: "warm" (or empty), "cold", or "both", each test once either way
+	From          string                 // directory of a state that SaveTo has written: tests begin there, and setup does not run
+	SaveTo        string                 // run setup only, and write the state that it leaves to this directory
+	Keep          bool                   // leave the lab of a failed test in OutDir/kept, for attest debug; a file can ask for that itself
+	MachineConfig string                 // path of a machine configuration
+	Machines      []attest.MachineConfig // further machines that files find
+	Language      string                 // of files whose ending is no language's
+	Driver        *script.Driver         // nil: files are test files; see script.Driver. What tests copy out goes to OutDir itself, and machines boot when they are used
+	StateDir      string                 // where machines with a start command have their files; see attest.LabConfig.StateDir
+	Pcap          string                 // where the networks' frames are captured: a directory with a file for each test, or a file (.pcapng) if there is one test. Empty: nowhere
+	Version       string                 // for the reports
+	Stdout        io.Writer              // where print writes; nil: standard output
+	Host          attest.HostConfig      // how labs use this host
+	Open          Opener                 // nil: OpenHost(Host)
 	// GiveUp is called when the run has not ended long after its time was over. It is
 	// to end the program. Nil: nothing is done.
 	GiveUp func(error)
@@ -67,17 +71,22 @@ type StateHost interface {
 type Opener func(context.Context) (Host, error)
 
 // OpenHost opens this host.
-func OpenHost(config attest.HostConfig) Opener {
+func OpenHost(config attest.HostConfig) Opener { return openHost(config, false) }
+
+func openHost(config attest.HostConfig, lazy bool) Opener {
 	return func(ctx context.Context) (Host, error) {
 		h, err := attest.OpenHost(ctx, config)
 		if err != nil {
 			return nil, err
 		}
-		return realHost{h}, nil
+		return realHost{h, lazy}, nil
 	}
 }
 
-type realHost struct{ *attest.Host }
+type realHost struct {
+	*attest.Host
+	lazy bool // machines boot when they are used
+}
 
 func (h realHost) String() string { return access.Speed(h.Host) }
 
@@ -92,7 +101,7 @@ func (h realHost) NewLab(ctx context.Context, config attest.LabConfig) (operatio
 	}
 	ctx = event.WithScope(ctx, event.Scope{File: event.ScopeOf(ctx).File})
 	err = lab.Prepare(ctx)
-	if err == nil {
+	if err == nil && !h.lazy {
 		err = lab.WarmUp(ctx)
 	}
 	if err != nil {
@@ -130,6 +139,7 @@ type Summary struct {
 	Status   event.Status
 	Counts   map[event.Status]int // tests; also files that are invalid, and setups that failed
 	Duration time.Duration
+	TimedOut bool // the run's limit has ended it
 }
 
 // ExitCode is the exit code of attest run.
@@ -171,10 +181,11 @@ type run struct {
 	host      Host
 	admission *admission
 
-	mu      sync.Mutex
-	status  event.Status
-	counts  map[event.Status]int
-	stopped error // why tests did not run any more; nil if all did
+	mu       sync.Mutex
+	status   event.Status
+	counts   map[event.Status]int
+	timedOut bool  // its limit has ended it
+	stopped  error // why tests did not run any more; nil if all did
 }
 
 func (r *run) run(ctx context.Context) error {
@@ -184,6 +195,7 @@ func (r *run) run(ctx context.Context) error {
 	}
 	ctx, cancel := r.limit(ctx, cmp.Or(r.opts.Timeout, timeout))
 	defer cancel()
+	defer func() { r.timedOut = timedOut(context.Cause(ctx)) }()
 	plan, err := r.plan(ctx, machines)
 	if err != nil {
 		return err
@@ -202,7 +214,7 @@ func (r *run) run(ctx context.Context) error {
 	}
 	open := r.opts.Open
 	if open == nil {
-		open = OpenHost(r.opts.Host)
+		open = openHost(r.opts.Host, r.opts.Driver != nil)
 	}
 	r.host, err = open(ctx)
 	r.announce(ctx, plan)
@@ -268,7 +280,7 @@ func (r *run) finish(ctx context.Context) Summary {
 	if r.status == event.Skipped && ctx.Err() == nil {
 		r.status = event.Passed
 	}
-	s := Summary{Status: r.status, Counts: r.counts, Duration: time.Since(r.started)}
+	s := Summary{Status: r.status, Counts: r.counts, Duration: time.Since(r.started), TimedOut: r.timedOut}
 	if r.announced {
 		event.Publish(ctx, event.RunFinished{Status: s.Status, Duration: s.Duration, Counts: s.Counts})
 	}

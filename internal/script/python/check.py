@@ -21,6 +21,20 @@ except (ValueError, UnicodeDecodeError, RecursionError, MemoryError) as e:
     bad(0, 0, str(e) or type(e).__name__)
     done()
 
+# A test file declares machines at its top level, or has tests and does nothing itself. Any
+# other file is a script, which may call functions of its own test_….
+def statements(body):
+    for n in body:
+        if not isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+            yield n
+            yield from statements(ast.iter_child_nodes(n))
+test_file = any(isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "machine" for n in statements(tree.body))
+if not test_file and any(isinstance(n, ast.FunctionDef) and n.name.startswith("test_") for n in tree.body):
+    passive = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
+    test_file = all(isinstance(n, passive) or isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) for n in tree.body)
+if test_file:
+    known |= {"machine", "debian", "rootfs", "disk", "network"}
+
 # Names that nothing defines. A script that makes names in ways that cannot be seen is left alone.
 star = any(isinstance(n, ast.ImportFrom) and any(a.name == "*" for a in n.names) for n in ast.walk(tree))
 dynamic = any(isinstance(n, ast.Name) and n.id in ("globals", "exec", "vars", "locals", "eval") for n in ast.walk(tree))
@@ -75,6 +89,15 @@ if len(sys.argv) > 3:
             if who in machines and who not in assigned and what not in operations:
                 bad(n.func.lineno, n.func.end_col_offset - len(what.encode()) + 1, "a machine has no operation " + what, lines[n.func.lineno - 1])
                 out["errors"][-1]["operation"] = what
-doc = ast.get_docstring(tree)
-out["title"] = doc.strip().splitlines()[0] if doc and doc.strip() else ""
+def title(node):
+    doc = ast.get_docstring(node)
+    return doc.strip().splitlines()[0] if doc and doc.strip() else ""
+out["title"] = title(tree)
+out["functions"] = [
+    {"name": n.name, "line": n.lineno, "title": title(n),
+     "required": [a.arg for a in (n.args.posonlyargs + n.args.args)[:len(n.args.posonlyargs + n.args.args) - len(n.args.defaults)]]
+     + [a.arg for a, d in zip(n.args.kwonlyargs, n.args.kw_defaults) if d is None]}
+    for n in tree.body if isinstance(n, ast.FunctionDef)
+]
+out["declares"] = test_file
 done()

@@ -20,6 +20,7 @@ import (
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
 	"github.com/attest-vm/attest/internal/protocol"
+	"github.com/attest-vm/attest/internal/repl"
 	"github.com/attest-vm/attest/internal/script"
 	"github.com/attest-vm/attest/internal/session"
 	"github.com/attest-vm/attest/internal/socketpair"
@@ -29,30 +30,50 @@ import (
 // main is the name of the one test that a script is.
 const main = "main"
 
-// file is a script that was compiled.
+// A file is a script, or a test file, that was compiled.
 type file struct {
 	path     string
 	title    string
 	machines []attest.MachineConfig
 	stdout   io.Writer
+	driver   *script.Driver // nil: not as the NixOS test driver runs it
+	declared *declarations  // nil: the file is a script
 }
 
 func (f *file) Path() string { return f.path }
 
-// Networks are none: a script has no way to say what is different about them.
-func (f *file) Networks() map[int]attest.NetworkConfig { return nil }
+// Networks are those that a test file has declared. A script has no way to say what is
+// different about one.
+func (f *file) Networks() map[int]attest.NetworkConfig {
+	if f.declared != nil {
+		return f.declared.networks
+	}
+	return nil
+}
 
 func (f *file) Machines() []attest.MachineConfig { return f.machines }
-func (f *file) Setup() *script.Test              { return nil }
-func (f *file) KeepOnFailure() bool              { return false }
+func (f *file) KeepOnFailure() bool              { return f.declared != nil && f.declared.keep }
+
+func (f *file) Setup() *script.Test {
+	if f.declared == nil {
+		return nil
+	}
+	return f.declared.setup
+}
 
 func (f *file) Tests() []script.Test {
+	if f.declared != nil {
+		return f.declared.tests
+	}
 	return []script.Test{{Name: main, Title: f.title, Position: event.Position{File: f.path, Line: 1}}}
 }
 
 // networks are the numbers of all networks of the machines, in order.
 func (f *file) networks() []int {
 	out := []int{}
+	if f.driver != nil {
+		out = append(out, f.driver.Networks...)
+	}
 	for _, m := range f.machines {
 		if m.Networks == nil {
 			out = append(out, 1)
@@ -63,17 +84,50 @@ func (f *file) networks() []int {
 	return slices.Compact(out)
 }
 
-// Call runs the script in a new process.
-func (f *file) Call(ctx context.Context, lab operation.Runner, _ string) error {
+// prompt is where somebody types instead of running the script; nil: nowhere.
+func (f *file) prompt() *script.Prompt {
+	if f.driver == nil {
+		return nil
+	}
+	return f.driver.Prompt
+}
+
+// options are those of lib/main.py.
+type options struct {
+	Networks []int    `json:"networks"`
+	Call     string   `json:"call,omitempty"`
+	Machines []string `json:"machines,omitempty"`
+	Driver   bool     `json:"driver,omitempty"`
+	Attach   string   `json:"attach,omitempty"`
+	Prompt   *string  `json:"prompt,omitempty"`
+	After    bool     `json:"after,omitempty"`
+}
+
+func (f *file) options(test string) options {
+	o := options{Networks: f.networks()}
+	if f.declared != nil {
+		o.Call, o.Machines = test, f.declared.names
+	}
+	if f.driver != nil {
+		o.Driver, o.Attach = true, f.driver.Attach
+	}
+	if p := f.prompt(); p != nil {
+		o.Prompt, o.After = &p.History, p.After
+	}
+	return o
+}
+
+// Call runs the script, or a function of a test file, in a new process.
+func (f *file) Call(ctx context.Context, lab operation.Runner, test string) error {
 	helped, ok := lab.(operation.Helped)
 	if !ok {
 		return &attest.InfraError{Action: "start " + program(), Err: errors.New("this lab starts no programs of the host")}
 	}
-	p, err := f.start(ctx, helped)
+	p, err := f.start(ctx, helped, f.options(test))
 	if err != nil {
 		return err
 	}
-	return p.run(ctx, lab)
+	return p.run(ctx, helped, lab)
 }
 
 // A process is a Python that runs the script.
@@ -81,11 +135,11 @@ type process struct {
 	*file
 	*supervise.Process
 	stream net.Conn
-	output []*os.File // what it prints, and what it says as errors
+	output []*os.File // what it prints, and what it says as errors; none if it has the terminal itself
 	copied sync.WaitGroup
 }
 
-func (f *file) start(ctx context.Context, helped operation.Helped) (_ *process, err error) {
+func (f *file) start(ctx context.Context, helped operation.Helped, o options) (_ *process, err error) {
 	var handed []*os.File
 	defer func() {
 		for _, h := range handed {
@@ -98,20 +152,24 @@ func (f *file) start(ctx context.Context, helped operation.Helped) (_ *process, 
 	}
 	handed = append(handed, theirs)
 	p := &process{file: f, stream: stream}
-	for range 2 {
-		out, in, pipeErr := os.Pipe()
-		if pipeErr != nil {
-			p.closeAll()
-			return nil, &attest.InfraError{Action: "make a pipe for " + program(), Err: pipeErr}
+	command := supervise.Command{Path: program(), ExtraFiles: []*os.File{theirs}, Whole: true}
+	if prompt := f.prompt(); prompt != nil {
+		command.Stdin, command.Stdout, command.Stderr = prompt.In, prompt.Out, prompt.Err
+	} else {
+		for _, end := range []**os.File{&command.Stdout, &command.Stderr} {
+			out, in, pipeErr := os.Pipe()
+			if pipeErr != nil {
+				p.closeAll()
+				return nil, &attest.InfraError{Action: "make a pipe for " + program(), Err: pipeErr}
+			}
+			p.output, handed = append(p.output, out), append(handed, in)
+			*end = in
 		}
-		p.output, handed = append(p.output, out), append(handed, in)
 	}
 	p.Process, err = helped.StartHelper(ctx, func(dir string) (supervise.Command, error) {
 		start, err := unpack(dir)
-		return supervise.Command{
-			Path: program(), Args: []string{program(), "-u", "-B", start, f.path, asJSON(f.networks())},
-			Stdout: handed[1], Stderr: handed[2], ExtraFiles: []*os.File{theirs}, Whole: true,
-		}, err
+		command.Args = []string{program(), "-u", "-B", start, f.path, asJSON(o)}
+		return command, err
 	})
 	if err != nil {
 		p.closeAll()
@@ -135,17 +193,25 @@ const (
 )
 
 // run serves the script until it has ended, and waits until nothing of it is left.
-func (p *process) run(ctx context.Context, lab operation.Runner) error {
-	p.copied.Go(func() { io.Copy(p.stdout, p.output[0]) })
-	p.copied.Go(func() { logLines(ctx, p.output[1]) })
+func (p *process) run(ctx context.Context, helped operation.Helped, lab operation.Runner) error {
+	if len(p.output) > 0 {
+		p.copied.Go(func() { io.Copy(p.stdout, p.output[0]) })
+		p.copied.Go(func() { logLines(ctx, p.output[1]) })
+	}
 	var names []string
 	for _, m := range p.machines {
 		names = append(names, m.Name)
 	}
-	server := protocol.NewServer(p.stream, protocol.Options{Peer: "Python", Session: session.Over(ctx, lab), Machines: names, OutDir: lab.(operation.Helped).OutDir()})
+	server := protocol.NewServer(p.stream, protocol.Options{
+		Peer: "Python", Session: session.Over(ctx, lab), Machines: names, OutDir: helped.OutDir(), Directories: helped.Directories,
+	})
 	// The connection outlives ctx for a moment, in which the script can clean up.
 	serving, giveUp := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer giveUp(nil)
+	if prompt := p.prompt(); prompt != nil {
+		serving = operation.WithTerminal(serving, lend(prompt))
+		defer p.passInterrupts(ctx, prompt)()
+	}
 	stop := context.AfterFunc(ctx, func() {
 		server.Interrupt(context.Cause(ctx))
 		p.Signal(syscall.SIGINT)
@@ -163,7 +229,7 @@ func (p *process) run(ctx context.Context, lab operation.Runner) error {
 	var late *protocol.PeerError
 	switch {
 	case end != nil && end.Error != nil:
-		return server.Explain(end.Error)
+		return p.failed(ctx, server, end.Error)
 	case end != nil:
 		return nil
 	case errors.As(err, &late):
@@ -174,6 +240,51 @@ func (p *process) run(ctx context.Context, lab operation.Runner) error {
 	return p.at(server, &protocol.ThrownError{Thrown: &protocol.Thrown{
 		Message: fmt.Sprintf("Python has ended (%v) before the script came to its end: by os._exit, or by a program that took its place", status),
 	}})
+}
+
+// failed is the error of what the script has ended with. As with the NixOS test driver
+// sys.exit says itself whether the test has passed.
+func (p *process) failed(ctx context.Context, server *protocol.Server, thrown *protocol.Thrown) error {
+	if thrown.Exit == nil || p.driver == nil {
+		return server.Explain(thrown)
+	}
+	if p.driver.Exited != nil {
+		p.driver.Exited(*thrown.Exit)
+	}
+	if *thrown.Exit == 0 {
+		event.Warnf(ctx, "%s, before its end; the test has passed as far as it came", thrown.Message)
+		return nil
+	}
+	return server.Explain(thrown)
+}
+
+// passInterrupts gives Python each Ctrl-C, until the function that it returns is called: the
+// terminal belongs to this process.
+func (p *process) passInterrupts(ctx context.Context, prompt *script.Prompt) func() {
+	if prompt.Hold != nil {
+		prompt.Hold(true)
+	}
+	over := make(chan struct{})
+	var passing sync.WaitGroup
+	passing.Go(func() {
+		for {
+			select {
+			case <-prompt.Interrupts:
+				p.Signal(syscall.SIGINT)
+			case <-over:
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return func() {
+		close(over)
+		passing.Wait()
+		if prompt.Hold != nil {
+			prompt.Hold(false)
+		}
+	}
 }
 
 // ended waits for the end of the process, and ends what is left of its group.
@@ -217,4 +328,9 @@ func (p *process) at(server *protocol.Server, err error) error {
 	}
 	e.Stack = []event.Position{at}
 	return e
+}
+
+// lend gives an operation the terminal of the prompt.
+func lend(prompt *script.Prompt) operation.TerminalOpener {
+	return func() (attest.Terminal, func(), error) { return repl.OpenTerminal(prompt.In, prompt.Out) }
 }

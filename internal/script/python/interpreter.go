@@ -11,6 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -31,17 +33,31 @@ const startLimit = time.Minute
 // program is the Python to run.
 func program() string { return cmp.Or(os.Getenv("ATTEST_PYTHON"), "python3") }
 
+// isolated keeps Python from everything but its own library.
+var isolated = []string{"-I", "-B"}
+
 // once runs Python for a moment, with a program of a few lines, and returns what it wrote.
-func once(ctx context.Context, code string, stdin []byte, args ...string) ([]byte, error) {
+// Nothing that it has started stays, unless that has left its process group.
+func once(ctx context.Context, flags []string, code string, stdin []byte, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("%s has not ended within %v", program(), startLimit))
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program(), append([]string{"-I", "-B", "-c", code}, args...)...)
+	cmd := exec.CommandContext(ctx, program(), slices.Concat(flags, []string{"-c", code}, args)...)
 	cmd.Stdin = bytes.NewReader(stdin)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = time.Second
+	killAll := func() error {
+		if cmd.Process == nil {
+			return nil
+		}
+		return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	}
+	cmd.Cancel = killAll
+	runtime.LockOSThread() // the signal comes when the thread ends that has started it
+	defer runtime.UnlockOSThread()
 	err := cmd.Run()
+	killAll()
 	switch {
 	case err == nil:
 		return stdout.Bytes(), nil

@@ -35,17 +35,22 @@ var checker string
 var symbols = []string{
 	"start_all", "join_all", "test_script", "run_tests", "machines", "machines_qemu", "machines_nspawn", "vlans", "driver", "log", "os",
 	"create_machine", "subtest", "retry", "serial_stdout_off", "serial_stdout_on", "polling_condition", "t", "debug",
-	"BaseMachine", "QemuMachine", "NspawnMachine", "Machine", "lab",
+	"BaseMachine", "QemuMachine", "NspawnMachine", "Machine", "lab", "dump_machine_ssh",
 }
 
 // forms are methods that machines have besides the operations.
-var forms = []string{"connect", "release", "log_serial"}
+var forms = []string{
+	"connect", "release", "log_serial", "run_callbacks", "cleanup_statedir", "ssh_backdoor_command", "console_interact", "wait_for_monitor_prompt",
+	"dump_efi_vars", "read_efi_vars", "create_efi_vars", "write_efi_vars", "get_screen_text", "get_screen_text_variants", "wait_for_text",
+}
 
 // checked is what the checker says.
 type checked struct {
-	Version string
-	Title   string
-	Errors  []struct {
+	Version   string
+	Title     string
+	Declares  bool // it is a test file
+	Functions []function
+	Errors    []struct {
 		Line, Column             int
 		Message, Text, Operation string
 		Name                     string
@@ -58,13 +63,9 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 	if err != nil {
 		return nil, &script.LoadError{Path: path, Errors: []*script.Error{{Position: event.Position{File: path}, Err: err}}}
 	}
-	f := &file{path: path, machines: slices.Clone(opts.Machines), stdout: opts.Stdout}
+	f := &file{path: path, machines: slices.Clone(opts.Machines), stdout: opts.Stdout, driver: opts.Driver}
 	if f.stdout == nil {
 		f.stdout = io.Discard
-	}
-	if len(f.machines) == 0 && !bytes.Contains(source, []byte("create_machine")) {
-		return nil, &script.LoadError{Path: path, Errors: []*script.Error{{Position: event.Position{File: path}, Err: errors.New(
-			"the script has no machines; name a machine configuration (--machine-config)")}}}
 	}
 	names, err := variables(path, f.machines)
 	if err != nil {
@@ -80,7 +81,7 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 		known = append(known, fmt.Sprint("vlan", n))
 	}
 	operations := append(operation.Names(operation.Machine), forms...)
-	text, err := once(ctx, checker, source, path, asJSON(known), asJSON([]any{names, operations}))
+	text, err := once(ctx, isolated, checker, source, path, asJSON(known), asJSON([]any{names, operations}))
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +93,21 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 		return nil, err
 	}
 	f.title = c.Title
-	return f, c.asError(path, known, operations)
+	if err := c.asError(path, known, operations); err != nil {
+		return nil, err
+	}
+	if c.Declares {
+		return f, f.declare(ctx, opts, &c, source)
+	}
+	if len(f.machines) == 0 && f.prompt() == nil && !bytes.Contains(source, []byte("create_machine")) {
+		return nil, f.invalid("the script has no machines; name a machine configuration (--machine-config), or declare them: web = machine(image=debian())")
+	}
+	return f, nil
+}
+
+// invalid is that the file as a whole makes no sense.
+func (f *file) invalid(reason string) error {
+	return &script.LoadError{Path: f.path, Errors: []*script.Error{{Position: event.Position{File: f.path}, Err: errors.New(reason)}}}
 }
 
 func asJSON(v any) string {
@@ -125,7 +140,7 @@ func (c *checked) asError(path string, known, operations []string) error {
 
 // variables are the names of machines as variables. Two machines must not have the same one.
 func variables(path string, machines []attest.MachineConfig) ([]string, error) {
-	var out []string
+	out := []string{} // JSON's, not null
 	of := map[string]string{}
 	for _, m := range machines {
 		v := variable(m.Name)

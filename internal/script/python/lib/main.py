@@ -1,4 +1,8 @@
-"""Runs a test script: python main.py SCRIPT. Descriptor 3 is the connection."""
+"""Runs a test script: python main.py SCRIPT OPTIONS. Descriptor 3 is the connection.
+
+OPTIONS is JSON: networks (numbers), call (a function of a test file; none: the file is a
+script), machines (the names of those that the file declares, in their order), driver (as the
+NixOS test driver runs it), attach (its debug hook), prompt (the path of a history: somebody types), after (the script runs before that)."""
 
 import json
 import os
@@ -10,28 +14,21 @@ def main():
     here = sys.path[0]
     os.set_inheritable(3, False)
     sock = socket.socket(fileno=3)
-    script, networks = sys.argv[1], json.loads(sys.argv[2])
+    script, options = sys.argv[1], json.loads(sys.argv[2])
     sys.argv = [script]
 
     from test_driver import _protocol
     from test_driver.driver import Driver
 
     engine = _protocol.Connection(sock)
-    driver = Driver(engine, networks)
+    driver = Driver(engine, options)
     sys.path[0] = os.path.dirname(os.path.abspath(script))
     sys.path.append(here)
     pid = os.getpid()
 
     failed = None
     try:
-        with open(script, "rb") as f:
-            code = compile(f.read(), script, "exec", dont_inherit=True)
-        symbols = driver.test_symbols()
-        symbols.update(__name__="__main__", __file__=script, __builtins__=__builtins__)
-        driver.tests = code
-        symbols["test_script"] = lambda: exec(code, symbols)
-        symbols["run_tests"] = symbols["test_script"]
-        exec(code, symbols)
+        run(driver, script, options)
         if os.getpid() == pid:
             join_threads()
     except BaseException as e:
@@ -40,7 +37,9 @@ def main():
         print(f"{script}: a process that the script has forked has come to the end of the script; it has to end by os._exit", file=sys.stderr)
         sys.stderr.flush()
         os._exit(70)
-    end = {} if failed is None else {"error": _protocol.thrown(failed)}
+    end = {} if failed is None else {"error": _protocol.thrown(failed, options.get("driver"))}
+    if failed is not None and options.get("attach") and not isinstance(failed, (SystemExit, KeyboardInterrupt)):
+        driver.debug.after(failed)
     flush()
     try:
         engine.request("end", end)
@@ -48,6 +47,41 @@ def main():
         os._exit(1)
     if failed is not None:
         os._exit(0)
+
+
+def run(driver, script, options):
+    symbols = driver.test_symbols()
+    symbols.update(__name__="__main__", __file__=script, __builtins__=__builtins__)
+    prompt = "prompt" in options
+    code = None
+    if not prompt or script:
+        with open(script, "rb") as f:
+            code = compile(f.read(), script, "exec", dont_inherit=True)
+    driver.tests = code
+
+    def test_script():
+        driver.logger.log("run the VM test script")
+        exec(code, symbols)
+
+    def run_tests():
+        test_script()
+        for m in driver.machines:
+            if m.is_up():
+                m.execute("sync")
+
+    driver.test_script, driver.run_tests = test_script, run_tests
+    symbols["test_script"], symbols["run_tests"] = test_script, run_tests
+    if prompt:
+        from test_driver import _prompt
+
+        return _prompt.talk(driver, symbols, options)
+    if "call" not in options:
+        return exec(code, symbols)
+    from test_driver import _declare
+
+    symbols.update(_declare.names(script, options.get("machines", ()), driver))
+    exec(code, symbols)
+    return symbols[options["call"]]()
 
 
 def join_threads():

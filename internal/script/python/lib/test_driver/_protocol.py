@@ -77,6 +77,38 @@ class _Slot:
         self.reply = None
 
 
+def encode(v, register=None):
+    """A value as the protocol has it; register gives a function its number."""
+    if v is None or isinstance(v, (bool, int, float)):
+        return v
+    if isinstance(v, str):
+        try:
+            text = v.encode()
+        except UnicodeEncodeError as e:
+            raise errors.ArgumentError(f"a text that is not Unicode ({e}); give bytes where they are taken") from None
+        return {"$text": base64.b64encode(text).decode()} if len(text) > _TEXT else v
+    if isinstance(v, datetime.timedelta):
+        return v.total_seconds()
+    if isinstance(v, (bytes, bytearray)):
+        return {"$bytes": base64.b64encode(v).decode()}
+    if isinstance(v, os.PathLike):
+        return os.fspath(v)
+    for attribute, key in (("_attest_machine", "$machine"), ("_attest_image", "$image")):
+        x = getattr(v, attribute, None)
+        if x is not None:
+            return {key: x}
+    if isinstance(v, Object):
+        return {"$object": {"id": v._id}}
+    if isinstance(v, (list, tuple)):
+        return [encode(x, register) for x in v]
+    if isinstance(v, dict) and all(isinstance(k, str) for k in v):
+        d = {k: encode(x, register) for k, x in v.items()}
+        return {"$dict": d} if len(d) == 1 and next(iter(d)).startswith("$") else d
+    if callable(v) and register is not None:
+        return {"$function": register(v)}
+    return {"$other": type(v).__name__}
+
+
 class Connection:
     def __init__(self, sock):
         self._sock = sock
@@ -189,38 +221,11 @@ class Connection:
     # Values
 
     def encode(self, v, functions):
-        if v is None or isinstance(v, (bool, int, float)):
-            return v
-        if isinstance(v, str):
-            try:
-                text = v.encode()
-            except UnicodeEncodeError as e:
-                raise errors.ArgumentError(f"a text that is not Unicode ({e}); give bytes where they are taken") from None
-            return {"$text": base64.b64encode(text).decode()} if len(text) > _TEXT else v
-        if isinstance(v, datetime.timedelta):
-            return v.total_seconds()
-        if isinstance(v, (bytes, bytearray)):
-            return {"$bytes": base64.b64encode(v).decode()}
-        if isinstance(v, os.PathLike):
-            return os.fspath(v)
-        name = getattr(v, "_attest_machine", None)
-        if name is not None:
-            return {"$machine": name}
-        if isinstance(v, Object):
-            return {"$object": {"id": v._id}}
-        if isinstance(v, (list, tuple)):
-            return [self.encode(x, functions) for x in v]
-        if isinstance(v, dict) and all(isinstance(k, str) for k in v):
-            d = {k: self.encode(x, functions) for k, x in v.items()}
-            return {"$dict": d} if len(d) == 1 and next(iter(d)).startswith("$") else d
-        if callable(v):
-            with self._mutex:
-                self._last += 1
-                id = self._last
-                self._functions[id] = [v, None]
-            functions.append(id)
-            return {"$function": id}
-        return {"$other": type(v).__name__}
+        def register(fn):
+            functions.append(self.register(fn))
+            return functions[-1]
+
+        return encode(v, register)
 
     def decode(self, v):
         if isinstance(v, list):
@@ -268,7 +273,7 @@ class Connection:
             params["named"] = {k: self.encode(x, functions) for k, x in named.items()}
         return self.start("invoke", params), functions
 
-    def complete(self, begun):
+    def complete(self, begun, operation="", args=()):
         started, functions = begun
         try:
             return self.decode(self.wait(started))
@@ -277,13 +282,13 @@ class Connection:
                 raised = self._functions[id][1]
                 if raised is not None:
                     raise raised from None
-            raise exception(e) from None
+            raise exception(e, operation, args) from None
         finally:
             for id in functions:
                 self._functions.pop(id, None)
 
     def invoke(self, on, operation, args, named):
-        return self.complete(self.begin(on, operation, args, named))
+        return self.complete(self.begin(on, operation, args, named), operation, args or list(named.values()))
 
     def ask(self, method, **params):
         """A request that is not an operation."""
@@ -308,7 +313,7 @@ class Connection:
             if entry is None:
                 raise errors.MachineError("the function is not there any more")
             value = entry[0](*[self.decode(x) for x in params.get("args", [])])
-            reply = {"id": id, "result": self.encode(value, [])}
+            reply = {"id": id, "result": encode(value)}
         except BaseException as e:
             if entry is not None:
                 entry[1] = e
@@ -319,10 +324,11 @@ class Connection:
             pass
 
 
-def exception(failure):
-    """The exception that stands for an error reply."""
+def exception(failure, operation="", args=()):
+    """The exception that stands for an error reply. Its text begins as that of the NixOS test driver."""
     data = failure.data
     kind, status = data.get("kind"), data.get("status")
+    details = data.get("failure") or {}
     message = str(failure)
     if status == "interrupted":
         e = KeyboardInterrupt(message)
@@ -331,15 +337,13 @@ def exception(failure):
     elif kind in ("argument", "unknown_object") or failure.code == -32602:
         e = errors.ArgumentError(message)
     elif kind == "command":
-        f = data.get("failure") or {}
-        command, code = f.get("command", ""), f.get("exit_code")
-        if f.get("operation") == "fail" or message.endswith("unexpectedly succeeded"):
-            message = f"command `{command}` unexpectedly succeeded"
-        else:
-            message = f"command `{command}` failed (exit code {code})"
-        e = errors.RequestedAssertionFailed(message)
+        e = errors.RequestedAssertionFailed(_command_text(message, details))
+    elif kind in ("wait", "unit"):
+        e = errors.RequestedAssertionFailed(_wait_text(message, details, operation, args))
     elif status == "failed" and kind not in ("down", "paused", "agent"):
         e = errors.RequestedAssertionFailed(message)
+    elif status == "unsupported":
+        e = errors.UnsupportedError(message)
     else:
         e = errors.MachineError(message)
     e._attest = data.get("error", 0)
@@ -347,8 +351,49 @@ def exception(failure):
     return e
 
 
-def thrown(e):
-    """An exception as the engine is told."""
+def _command_text(message, details):
+    command, code = details.get("command", ""), details.get("exit_code")
+    if details.get("operation") == "fail" or message.endswith("unexpectedly succeeded"):
+        return f"command `{command}` unexpectedly succeeded"
+    return f"command `{command}` failed (exit code {code})"
+
+
+def _wait_text(message, details, operation, args):
+    import re
+
+    over = re.search(r" timed out after \S+ \(limit ([^,)]+)", message)
+    reason = re.search(r" can no longer succeed: (reached state .*|is inactive and .*?)(?: \(after |; )", message)
+    state = re.search(r"is in state \"?(\w+)", message)
+    unit = args[0] if args else ""
+    if over:
+        elapsed = details.get("duration", 0) / 1e9
+        return f"action timed out after {elapsed:.2f} seconds (timeout={over[1]}): {message}"
+    if reason and operation == "wait_for_unit":
+        return f'unit "{unit}" {reason[1]} ({message})'
+    if operation == "require_unit_state" and state:
+        wanted = args[1] if len(args) > 1 else "active"
+        return f"Expected unit '{unit}' to to be in state '{wanted}' but it is in state '{state[1]}' ({message})"
+    return message
+
+
+def own_traceback(tb):
+    """A traceback without the calls that are not the script's at its ends; None if it has none."""
+    last = None
+    t = tb
+    while t is not None:
+        if own(t.tb_frame.f_code.co_filename):
+            last = t
+        t = t.tb_next
+    if last is None:
+        return None
+    while not own(tb.tb_frame.f_code.co_filename):
+        tb = tb.tb_next
+    last.tb_next = None
+    return tb
+
+
+def thrown(e, driver=False):
+    """An exception as the engine is told. driver: sys.exit says how the test has ended."""
     import linecache
     import traceback
 
@@ -365,11 +410,15 @@ def thrown(e):
         out["error"] = e._attest
     if isinstance(e, errors.ArgumentError):
         out["status"] = "invalid"
+    elif isinstance(e, errors.UnsupportedError):
+        out["status"] = "unsupported"
     if isinstance(e, AssertionError) and not isinstance(e, errors.RequestedAssertionFailed):
         if not e.args:
             out["class"], out["message"] = "", "the assertion does not hold: " + source.strip()
     elif isinstance(e, (errors.RequestedAssertionFailed, errors.MachineError, errors.ArgumentError)):
         out["class"] = "" if out["message"] else out["class"]
+    elif isinstance(e, SystemExit) and driver:
+        out["class"], out["message"], out["exit"] = "", f"the script called sys.exit({'' if e.code is None else repr(e.code)})", _exit_code(e.code)
     elif isinstance(e, SystemExit):
         out["class"], out["message"] = "", f"the script called sys.exit({'' if e.code is None else repr(e.code)}), which does not say whether the test has passed; a test passes by reaching its end, and fails by an exception"
     elif isinstance(e, KeyboardInterrupt) and not out["message"]:
@@ -377,6 +426,13 @@ def thrown(e):
     if len(out["message"]) > 64 << 10:
         out["message"] = out["message"][: 64 << 10] + "…"
     return out
+
+
+def _exit_code(code):
+    """What Python makes of the argument of sys.exit."""
+    if code is None:
+        return 0
+    return code & 0xFF if isinstance(code, int) else 1
 
 
 def _frame(p):

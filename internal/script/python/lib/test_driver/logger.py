@@ -17,6 +17,18 @@ class AbstractLogger:
     """For annotations."""
 
 
+class TerminalLogger(AbstractLogger):
+    """For annotations."""
+
+
+class XMLLogger(AbstractLogger):
+    """For annotations."""
+
+
+class JunitXMLLogger(AbstractLogger):
+    """For annotations."""
+
+
 class CompositeLogger(AbstractLogger):
     def __init__(self, engine):
         self._engine = engine

@@ -3,6 +3,8 @@
 import contextlib
 import datetime
 import inspect
+import pathlib
+import re
 import subprocess
 import time
 import unittest
@@ -14,6 +16,7 @@ class _Remote:
     """What has operations of the engine."""
 
     _engine = None  # the Connection
+    _logger = None
 
     def _on(self):
         raise NotImplementedError
@@ -55,10 +58,29 @@ def retry(fn, timeout_seconds=None, timeout=None):
 
 
 class BaseMachine(_Remote):
+    keep_machine_state = False
+    callbacks = ()
+
     def __init__(self, name, out_dir="."):
         self.name = name
-        self.out_dir = out_dir
+        self.out_dir = pathlib.Path(out_dir)
         self._attest_machine = name
+
+    @property
+    def logger(self):
+        return self._logger
+
+    @property
+    def state_dir(self):
+        """The machine's directory on this host, which its start command has as TMPDIR."""
+        return pathlib.Path(self._engine.ask("directories", machine=self.name)["state"])
+
+    tmp_dir = state_dir
+
+    @property
+    def shared_dir(self):
+        """The directory of this host that all start commands have as SHARED_DIR."""
+        return pathlib.Path(self._engine.ask("directories", machine=self.name)["shared"])
 
     def _on(self):
         return {"machine": self.name}
@@ -106,6 +128,68 @@ class QemuMachine(BaseMachine):
         """Writes a line to the log of the run."""
         self._operate("log", msg)
 
+    def shell_interact(self, address=None):
+        """Opens a shell of the guest on your terminal."""
+        if address is not None:
+            raise errors.ArgumentError("shell_interact: address is not supported; the shell opens on the terminal of the prompt")
+        self._operate("shell_interact")
+
+    # Patterns are Python's. The engine matches those that it understands, as they come.
+
+    def wait_for_console_text(self, regex, timeout=None):
+        """Waits until the output of the serial console matches."""
+        pattern = _pattern(regex)
+        if pattern is not None:
+            return self._operate("wait_for_console_text", pattern, timeout)
+        self._search(regex, self.get_console_log, timeout, "the console", "")
+
+    def wait_until_tty_matches(self, tty, regexp, timeout=900):
+        """Waits until the text of a virtual terminal matches."""
+        pattern = _pattern(regexp)
+        if pattern is not None:
+            return self._operate("wait_until_tty_matches", tty, pattern, timeout)
+        self._search(regexp, lambda: self.get_tty_text(tty), timeout, "TTY" + tty, "")
+
+    def wait_for_window(self, regexp, timeout=900):
+        """Waits until a window has a title that matches."""
+        pattern = _pattern(regexp)
+        if pattern is not None:
+            return self._operate("wait_for_window", pattern, timeout)
+        self._search(regexp, self.get_window_names, timeout, "the window list", [])
+
+    def wait_for_text(self, regex, timeout=900):
+        """Waits until the screen shows a text that matches."""
+        pattern = _pattern(regex)
+        if pattern is not None:
+            return self._operate("wait_for_text", pattern, timeout)
+        self._search(regex, self.get_screen_text_variants, timeout, "the screen", [])
+
+    def _search(self, regex, read, timeout, where, text):
+        compiled = re.compile(regex)
+        limit = 900 if timeout is None else seconds(timeout)
+        last = text
+
+        def found(_):
+            nonlocal last
+            last = read()
+            return any(compiled.search(x) for x in ([last] if isinstance(last, str) else last))
+
+        try:
+            retry(found, timeout=limit)
+        except errors.RequestedAssertionFailed as e:
+            raise errors.RequestedAssertionFailed(f"{e}: {self.name}: {compiled.pattern!r} did not match {where}; last seen: {last!r:.1000}") from None
+
+    # What belongs to the other driver's own processes:
+
+    def run_callbacks(self):
+        """Does nothing: conditions are looked at while operations run."""
+
+    def cleanup_statedir(self):
+        """Does nothing: the state of a machine ends with its lab, unless it is kept (-K)."""
+
+    def ssh_backdoor_command(self):
+        raise errors.UnsupportedError(f"{self.name}: ssh_backdoor_command is not supported: there is no SSH backdoor; shell_interact() at a prompt is a shell of the guest")
+
     def release(self):
         """Ends the machine."""
         self._operate("crash")
@@ -116,11 +200,61 @@ class QemuMachine(BaseMachine):
 
     connected = booted
 
+    @property
+    def full_console_log(self):
+        return self.get_console_log().splitlines()
+
     def _operate(self, operation, *args, **named):
         return self._engine.invoke(self._on(), operation, args, named)
 
 
+def _unsupported(name, instead):
+    def refused(self, *args, **named):
+        raise errors.UnsupportedError(f"{self.name}: {name} is not supported: {instead}")
+
+    refused._refused = True
+    return refused
+
+
+for _name, _instead in {
+    "console_interact": "there is no terminal for the serial console; send_console and get_console_log work",
+    "wait_for_monitor_prompt": "the monitor has no prompt; send_monitor_command returns the output of a command",
+    "dump_efi_vars": "EFI variables cannot be read or written",
+    "read_efi_vars": "EFI variables cannot be read or written",
+    "create_efi_vars": "EFI variables cannot be read or written",
+    "write_efi_vars": "EFI variables cannot be read or written",
+    "get_screen_text": "this version reads no text on screens",
+    "get_screen_text_variants": "this version reads no text on screens",
+}.items():
+    setattr(QemuMachine, _name, _unsupported(_name, _instead))
+for _name, _instead in {
+    "qmp_client": "there is no QMP client; wait_for_qmp_event and send_monitor_command work",
+    "process": "the process is not this one's", "pid": "the process is not this one's",
+    "monitor": "use send_monitor_command", "shell": "use execute, or shell_interact at a prompt",
+}.items():
+    setattr(QemuMachine, _name, property(_unsupported(_name, _instead)))
+
 Machine = QemuMachine
+
+# What Python's patterns have and the engine's have not.
+_foreign = re.compile(r"\(\?(=|!|<=|<!|P=|\(|#|>)|\\[1-9Z]|[*+?}]\+")
+
+
+def _pattern(regex):
+    """A pattern as the engine takes it; None if it cannot."""
+    flags = ""
+    if isinstance(regex, re.Pattern):
+        for letter, flag in (("i", re.I), ("m", re.M), ("s", re.S)):
+            if regex.flags & flag:
+                flags += letter
+        if regex.flags & re.X or isinstance(regex.pattern, bytes):
+            return None
+        regex = regex.pattern
+    if not isinstance(regex, str):
+        return regex  # the engine's to refuse
+    if _foreign.search(regex):
+        return None
+    return f"(?{flags}){regex}" if flags else regex
 
 
 class NspawnMachine(BaseMachine):
@@ -195,7 +329,7 @@ def fill(cls, operations):
     for o in operations:
         method = _method(o)
         for name in [o["name"]] + o.get("aliases", []):
-            if name in vars(cls):
+            if name in vars(cls) and not getattr(vars(cls)[name], "_refused", False):
                 continue
             method.__qualname__ = f"{cls.__name__}.{name}"
             setattr(cls, name, property(method) if o.get("property") else method)

@@ -1,0 +1,27 @@
+# Runs the top level of a test file, and says what it declares. The library comes over standard
+# input: nothing of it is left on the host.
+import importlib.abc, importlib.util, json, os, re, sys
+library = json.load(sys.stdin.buffer)
+class Library(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path=None, target=None):
+        for file in (name.replace(".", "/") + "/__init__.py", name.replace(".", "/") + ".py"):
+            if file in library:
+                return importlib.util.spec_from_loader(name, self, origin="<attest>/" + file, is_package=file.endswith("__init__.py"))
+    def exec_module(self, module):
+        origin = module.__spec__.origin
+        module.__file__ = origin
+        exec(compile(library[origin[len("<attest>/"):]], origin, "exec", dont_inherit=True), module.__dict__)
+sys.meta_path.append(Library())
+script, machines = sys.argv[1], json.loads(sys.argv[2])
+answer = os.fdopen(os.dup(1), "w")
+null = os.open(os.devnull, os.O_RDWR)
+os.dup2(null, 0)
+os.dup2(null, 1)
+sys.argv = [script]
+sys.path[0] = os.path.dirname(os.path.abspath(script))
+from test_driver import _declare
+from test_driver.driver import early_symbols
+result = _declare.load(script, early_symbols(machines))
+answer.write(json.dumps(result))
+answer.close()
+os._exit(0)
