@@ -35,7 +35,7 @@ func main() {
 	// Go's runtime ends a program that has no memory left, or crashed, with exit code 2,
 	// which is that of wrong usage here. By a signal it is neither.
 	debug.SetTraceback("crash")
-	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(commandLine(os.Args), os.Stdout, os.Stderr))
 }
 
 // run is the command line; it returns the exit code, which is that of a status
@@ -45,6 +45,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := interruptible(context.Background(), stderr)
 	defer stop()
 	script.Exhausted = func(err error) { interruptionOf(ctx).giveUp(event.Status(attest.StatusOf(err)), err) }
+	if withoutCommand(args) {
+		args = append([]string{scriptName}, args...)
+	}
 	root := newRoot(stdout, stderr)
 	root.SetArgs(args)
 	err := knownCommands(root, args)
@@ -170,7 +173,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
 	})
 	root.SetHelpCommand(newHelp())
-	root.AddCommand(newRun(), newREPL(), newDebug(), newReport(), newDoctor(), newImage(), newSnapshot(), newGC(), newMan())
+	root.AddCommand(newRun(), newREPL(), newDebug(), newReport(), newDoctor(), newImage(), newSnapshot(), newGC(), newMan(), newDriver(), newScript(), newEval(), newEvalFile())
 	return root
 }
 

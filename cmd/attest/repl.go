@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -53,6 +54,9 @@ type conversation struct {
 	session.Options
 	file          string // with machines and functions; may be empty
 	machineConfig string
+	machines      []attest.MachineConfig // further ones
+	in            *os.File               // where statements come from; nil: standard input
+	first         string                 // a statement that is run first; may be empty
 	verbose       bool
 	about         string // what is said at the beginning; empty: the machines there are
 
@@ -69,8 +73,13 @@ func (c *conversation) run(cmd *cobra.Command) (err error) {
 	ctx := cmd.Context()
 	done := c.begin(ctx)
 	defer func() { err = done(err) }()
-	if err := c.Load(c.file, machines); err != nil {
+	if err := c.Load(c.file, slices.Concat(machines, c.machines)); err != nil {
 		return c.explained(ctx, err)
+	}
+	if c.first != "" {
+		if err := c.begins(ctx); err != nil {
+			return c.explained(ctx, err)
+		}
 	}
 	return c.talk(ctx)
 }
@@ -97,13 +106,14 @@ func (c *conversation) begin(ctx context.Context) (done func(error) error) {
 }
 
 func (c *conversation) talk(ctx context.Context) error {
-	interactive := repl.Interactive(os.Stdin)
+	in := cmp.Or(c.in, os.Stdin)
+	interactive := repl.Interactive(in)
 	if interactive {
 		fmt.Fprintln(os.Stderr, "attest "+version()+", "+cmp.Or(c.about, about(c.Machines())))
 		fmt.Fprintln(os.Stderr, "Tab completes, help(x) explains, Ctrl-C ends what runs, Ctrl-D ends all.")
 	}
 	worst, err := repl.Run(ctx, repl.Options{
-		Session: c.Session, In: os.Stdin, Out: os.Stdout, Err: os.Stderr, History: historyPath(),
+		Session: c.Session, In: in, Out: os.Stdout, Err: os.Stderr, History: historyPath(),
 		Interrupts: interruptionOf(ctx).interrupts, Hold: c.terminal.Hold,
 		Explain: func(ctx context.Context, err error) (string, event.Status) {
 			f := suite.Failure(ctx, err)
@@ -114,6 +124,27 @@ func (c *conversation) talk(ctx context.Context) error {
 		return exitCode(code)
 	}
 	return err
+}
+
+// begins runs the first statement, and shows what became of it.
+func (c *conversation) begins(ctx context.Context) error {
+	lines := []string{c.first + "\n"}
+	statement, err := c.Read(func(bool) (string, error) {
+		if len(lines) == 0 {
+			return "\n", nil
+		}
+		line := lines[0]
+		lines = lines[1:]
+		return line, nil
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := c.Run(ctx, statement); err != nil {
+		f := suite.Failure(ctx, err)
+		fmt.Fprint(os.Stderr, report.Explain(f, c.color)) // and a person goes on from there
+	}
+	return nil
 }
 
 // explained shows an error as attest run would, and returns its exit code.

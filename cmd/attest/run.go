@@ -30,6 +30,7 @@ type runFlags struct {
 	cold              bool
 	timeout           durationFlag
 	verbose, quiet    bool
+	limited           bool // timeout was given
 }
 
 func newRun() *cobra.Command {
@@ -95,7 +96,7 @@ func (f *runFlags) run(cmd *cobra.Command, files []string) error {
 	}
 	f.Files, f.Version = files, version()
 	f.Timeout = time.Duration(f.timeout)
-	if f.MachineConfig != "" && !cmd.Flags().Changed("timeout") {
+	if f.MachineConfig != "" && !f.limited && !cmd.Flags().Changed("timeout") {
 		f.Timeout = 0 // that of the file
 	}
 	reports, err := report.Open(f.reports())
