@@ -101,7 +101,7 @@ func newForeignGuest(t *testing.T) foreignGuest {
 	for _, l := range append(img.Layers, img.Kernel.Modules) {
 		g.disks = append(g.disks, l.Path)
 	}
-	ours, err := boot.Initramfs{Binary: agentBinary, Modules: img.Kernel.Modules.Path}.Build(t.Context())
+	ours, err := boot.Initramfs{Binary: agentBinary, Modules: img.Kernel.Modules.Path}.Build(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
