@@ -30,7 +30,14 @@ const (
 
 // A Detail is a titled block of text that belongs to a failure, such as the
 // journal of a unit.
-type Detail struct{ Title, Text string }
+type Detail struct {
+	Title, Text string
+	// Pictures are shown beside each other; Text is for reports that cannot.
+	Pictures []Picture
+}
+
+// A Picture is a PNG file.
+type Picture struct{ Title, Path string }
 
 // A CommandError is a command whose exit status was not the one the test required.
 type CommandError struct {
@@ -298,7 +305,11 @@ func setResult(f *event.Failure, r Result) {
 
 func setDetails(f *event.Failure, details []Detail) {
 	for _, d := range details {
-		f.Details = append(f.Details, event.Detail(d))
+		detail := event.Detail{Title: d.Title, Text: d.Text}
+		for _, p := range d.Pictures {
+			detail.Pictures = append(detail.Pictures, event.Picture(p))
+		}
+		f.Details = append(f.Details, detail)
 	}
 }
 

@@ -15,8 +15,14 @@ const lookPause = 100 * time.Millisecond
 
 // A sight is something that a wait looks for on a screen. It is asked for each picture that differs
 // from the one before, and returns nil for one that has it. Otherwise it returns what
-// it saw instead, which becomes the wait's error.
-type sight func(ctx context.Context, r *run, shown *image.RGBA) (*WaitError, error)
+// it saw instead.
+type sight func(ctx context.Context, r *run, shown *image.RGBA) (*unseen, error)
+
+// An unseen is what was seen instead of what was looked for. The last one becomes the wait's error.
+type unseen struct {
+	WaitError
+	attach func(*WaitError) // adds what takes time; nil: a screenshot
+}
 
 // watch waits until a machine's screen has what is looked for. The guest need not have booted. The limit
 // counts from the moment at which the machine runs.
@@ -37,7 +43,7 @@ func (m *Machine) watch(ctx context.Context, operation, args string, what vmm.Ca
 }
 
 func (r *run) await(ctx context.Context, s vmm.Screener, operation string, once bool, look sight) error {
-	seen := &WaitError{LastSeen: "the screen had not been looked at yet"}
+	seen := &unseen{WaitError: WaitError{LastSeen: "the screen had not been looked at yet"}}
 	var last *image.RGBA
 	for tries := 1; ; tries++ {
 		began := time.Now()
@@ -45,7 +51,7 @@ func (r *run) await(ctx context.Context, s vmm.Screener, operation string, once 
 		took := time.Since(began)
 		if err == nil && !screen.Changed(last, shown).Empty() {
 			last = shown
-			var instead *WaitError
+			var instead *unseen
 			if instead, err = look(ctx, r, shown); err == nil {
 				if instead == nil {
 					return nil
@@ -63,8 +69,12 @@ func (r *run) await(ctx context.Context, s vmm.Screener, operation string, once 
 			return err
 		}
 		seen.Tries = tries
-		r.attachScreenshot(seen, operation)
-		return seen
+		if seen.attach != nil {
+			seen.attach(&seen.WaitError)
+		} else {
+			r.attachScreenshot(&seen.WaitError, operation)
+		}
+		return &seen.WaitError
 	}
 }
 

@@ -33,6 +33,7 @@ type WaitOption interface {
 	SocketOption
 	JournalOption
 	TextOption
+	NeedleOption
 	forWait()
 }
 
@@ -65,6 +66,18 @@ type JournalOption interface {
 type TextOption interface {
 	set(*options)
 	forText()
+}
+
+// A NeedleOption is an option of waits for a needle: [Timeout] and [Tag].
+type NeedleOption interface {
+	set(*options)
+	forNeedle()
+}
+
+// A TagOption is an option of whatever looks for a needle: [Tag].
+type TagOption interface {
+	NeedleOption
+	forTag()
 }
 
 // A RegionOption is an option of whatever reads a screen: [Region].
@@ -115,6 +128,8 @@ func (option) forShell()   {}
 func (option) forKey()     {}
 func (option) forStart()   {}
 func (option) forText()    {}
+func (option) forNeedle()  {}
+func (option) forTag()     {}
 func (option) forRegion()  {}
 
 type options struct {
@@ -135,6 +150,7 @@ type options struct {
 	lines       int
 	since       string
 	allowReboot bool
+	tag         string
 	region      image.Rectangle // empty: all of the screen
 }
 
@@ -196,6 +212,9 @@ func Dir(path string) DetachOption { return option(func(o *options) { o.dir = pa
 func Region(part image.Rectangle) RegionOption {
 	return option(func(o *options) { o.region = part })
 }
+
+// Tag takes only the needles of a directory that have this tag.
+func Tag(name string) TagOption { return option(func(o *options) { o.tag = name }) }
 
 // Delay is how long a key is held down, and how long after it the next may follow.
 func Delay(d time.Duration) KeyOption {

@@ -250,6 +250,6 @@ func (r *run) attachScreenshot(we *WaitError, operation string) {
 	defer cancel()
 	name := m.lab.out.place(ctx, m.Name(), fmt.Sprintf("%s-%s-%d.png", m.Name(), operation, stepCounter.Load()))
 	if r.screenshot(ctx, s, name) == nil {
-		we.Details = append(we.Details, Detail{Title: "screenshot of " + m.Name(), Text: filepath.Join(m.lab.out.dir, name)})
+		we.Details = append(we.Details, Detail{Title: "screenshot of " + m.Name(), Text: filepath.Join(m.lab.out.dir, name), Pictures: []Picture{{"screen", filepath.Join(m.lab.out.dir, name)}}})
 	}
 }

@@ -128,6 +128,16 @@ func (m *TestMachine) Addresses() []netip.Addr {
 	return m.Machine.Addresses()
 }
 
+// AssertScreen waits until the machine's screen shows a needle: a part of a
+// picture, in the format of openQA (docs/screen.md). See
+// [Machine.AssertScreen].
+func (m *TestMachine) AssertScreen(path string, opts ...NeedleOption) ScreenMatch {
+	m.t.Helper()
+	result, err := m.Machine.AssertScreen(m.at(), path, opts...)
+	m.check(err)
+	return result
+}
+
 // Block pulls the cables of the machine: of all its network cards, or of those
 // on the given networks. See [Machine.Block].
 func (m *TestMachine) Block(networks ...int) {
@@ -215,6 +225,15 @@ func (m *TestMachine) Fail(command string, opts ...CommandOption) string {
 func (m *TestMachine) FailAll(commands []string, opts ...CommandOption) string {
 	m.t.Helper()
 	result, err := m.Machine.FailAll(m.at(), commands, opts...)
+	m.check(err)
+	return result
+}
+
+// FindOnScreen looks once for a needle, whose first area may be anywhere on the
+// screen. See [Machine.FindOnScreen].
+func (m *TestMachine) FindOnScreen(path string, opts ...TagOption) ScreenMatch {
+	m.t.Helper()
+	result, err := m.Machine.FindOnScreen(m.at(), path, opts...)
 	m.check(err)
 	return result
 }
@@ -539,6 +558,15 @@ func (m *TestMachine) WaitForQMPEvent(match func(QMPEvent) bool, opts ...WaitOpt
 func (m *TestMachine) WaitForQMPEventNamed(name string, opts ...WaitOption) QMPEvent {
 	m.t.Helper()
 	result, err := m.Machine.WaitForQMPEventNamed(m.at(), name, opts...)
+	m.check(err)
+	return result
+}
+
+// WaitForScreen is AssertScreen with the limit that waits have. See
+// [Machine.WaitForScreen].
+func (m *TestMachine) WaitForScreen(path string, opts ...NeedleOption) ScreenMatch {
+	m.t.Helper()
+	result, err := m.Machine.WaitForScreen(m.at(), path, opts...)
 	m.check(err)
 	return result
 }

@@ -121,6 +121,14 @@ type Failure struct {
 type Detail struct {
 	Title string `json:"title"`
 	Text  string `json:"text"`
+	// Pictures are shown beside each other instead of the text, where that can be.
+	Pictures []Picture `json:"pictures,omitempty"`
+}
+
+// Picture is a PNG file that belongs to a failure.
+type Picture struct {
+	Title string `json:"title"`
+	Path  string `json:"path"`
 }
 
 // RunStarted is the first event of a run.

@@ -181,6 +181,26 @@ func (a Args) delay() attest.KeyOption {
 	return attest.Delay(a.Duration("delay"))
 }
 
+var (
+	needleParam = Param{Name: "needle", Type: String, Path: true, Doc: "the needle's PNG or JSON file, with or without the extension, or a directory, of whose needles any will do"}
+	tagParam    = Param{Name: "tag", Type: String, Default: Absent, Doc: "only the needles with this tag"}
+)
+
+// tag is the option that the argument of this name stands for.
+func (a Args) tag() attest.TagOption {
+	if !a.Given("tag") {
+		return nil
+	}
+	return attest.Tag(a.String("tag"))
+}
+
+func matchDict(m attest.ScreenMatch) map[string]any {
+	return map[string]any{
+		"needle": m.Needle, "found": m.Found, "similarity": m.Similarity,
+		"x": m.Box.Min.X, "y": m.Box.Min.Y, "width": m.Box.Dx(), "height": m.Box.Dy(), "click_x": m.Click.X, "click_y": m.Click.Y,
+	}
+}
+
 func checkRegion(v any) error {
 	if r := v.([]int); len(r) != 4 || r[0] < 0 || r[1] < 0 || r[2] < 1 || r[3] < 1 {
 		return fmt.Errorf("%v is not a part of a screen; want [x, y, width, height]", r)
@@ -231,6 +251,36 @@ var screenTable = []*Operation{
 			"It works before the guest has booted. The error has the text, and a screenshot.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.WaitForText(ctx, a.String("regex"), a.limit(), a.region())
+		},
+	},
+	{
+		Name: "assert_screen", Subject: "Screen", Result: AnyDict, Needs: vmm.CanShow,
+		Params: []Param{needleParam, {Name: "timeout", Type: Duration, Default: 30 * time.Second, Doc: "the limit; the default is longer on a host without hardware virtualisation"}, tagParam},
+		Doc: "Waits until the screen shows a needle: a part of a picture, in the format of openQA ([screen.md](screen.md#needles)).\n\n" +
+			"It returns a dict with the name of the `needle`, where it is (`x`, `y`, `width`, `height`, and `click_x`, `click_y`), and its `similarity`, from 0 to 1. " +
+			"The error has pictures of the screen, the needle and the difference.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			found, err := t.machine.AssertScreen(ctx, a.String("needle"), a.limit(), a.tag())
+			return matchDict(found), err
+		},
+	},
+	{
+		Name: "wait_for_screen", Subject: "Screen", Result: AnyDict, Needs: vmm.CanShow,
+		Params: []Param{needleParam, limitParam, tagParam},
+		Doc:    "Is `assert_screen` with the limit that waits have.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			found, err := t.machine.WaitForScreen(ctx, a.String("needle"), a.limit(), a.tag())
+			return matchDict(found), err
+		},
+	},
+	{
+		Name: "find_on_screen", Subject: "Screen", Result: AnyDict, Needs: vmm.CanShow,
+		Params: []Param{needleParam, tagParam},
+		Doc: "Looks once for a needle, whose first area may be anywhere on the screen.\n\n" +
+			"It returns what `assert_screen` returns, of the place that is most similar, and with `found` whether that is similar enough.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			found, err := t.machine.FindOnScreen(ctx, a.String("needle"), a.tag())
+			return matchDict(found), err
 		},
 	},
 	{

@@ -54,6 +54,8 @@ type block struct {
 	Name string
 	Note string // how much is missing
 	Text []string
+	// Pictures are shown instead of the text, where that can be.
+	Pictures []event.Picture
 }
 
 // room bounds the blocks of a failure.
@@ -94,7 +96,9 @@ func parts(f *event.Failure, room room) (facts []fact, blocks []block) {
 	add("stderr", f.Stderr)
 	for _, d := range f.Details {
 		if ls := lines(d.Text); len(ls) > 0 {
-			blocks = append(blocks, newBlock(firstLine(d.Title), ls, room.lines, room.bytes))
+			b := newBlock(firstLine(d.Title), ls, room.lines, room.bytes)
+			b.Pictures = d.Pictures
+			blocks = append(blocks, b)
 		}
 	}
 	if ls := lines(strings.Join(f.Console, "\n")); len(ls) > 0 {

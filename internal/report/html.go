@@ -126,7 +126,13 @@ type htmlFailure struct {
 	Source  string
 	Stack   []fact
 	Facts   []fact
-	Blocks  []block
+	Blocks  []htmlBlock
+}
+
+// An htmlBlock is a block, whose pictures have links.
+type htmlBlock struct {
+	block
+	Links []htmlLink
 }
 
 type htmlConsole struct {
@@ -212,7 +218,7 @@ func newBar(at time.Time, d time.Duration, begin time.Time, whole time.Duration)
 func (r *Run) htmlFile(f *file, n int) htmlFile {
 	h := htmlFile{Name: cmp.Or(clean(f.name), "the run"), Took: took(f.duration)}
 	if own := f.ownFailure(); own != nil {
-		h.Failure = newFailure(own)
+		h.Failure = r.newFailure(own)
 	}
 	h.Bars, h.Consoles = r.htmlMachines(f, testKey{}, f.began, f.duration)
 	for i, t := range f.tests {
@@ -265,7 +271,7 @@ func (r *Run) htmlTest(f *file, t *test, id string) htmlTest {
 		h.Took = "did not run"
 	}
 	if t.failure != nil {
-		h.Failure = newFailure(t.failure)
+		h.Failure = r.newFailure(t.failure)
 	}
 	for _, s := range t.subtests {
 		h.Subtests = append(h.Subtests, htmlSubtest{clean(s.path), newStatus(s.status), took(s.duration), clean(s.message)})
@@ -333,7 +339,7 @@ func newRow(s *entry, t *test) htmlRow {
 	return h
 }
 
-func newFailure(f *event.Failure) *htmlFailure {
+func (r *Run) newFailure(f *event.Failure) *htmlFailure {
 	h := &htmlFailure{Status: newStatus(f.Status), Message: clean(f.Message), Place: place(f.Position)}
 	if text, mark := source(f); text != "" {
 		h.Source = strings.TrimRight(text+"\n"+mark, "\n")
@@ -343,7 +349,15 @@ func newFailure(f *event.Failure) *htmlFailure {
 			h.Stack = append(h.Stack, fact{place(s), clean(s.Func)})
 		}
 	}
-	h.Facts, h.Blocks = parts(f, documentRoom)
+	var blocks []block
+	h.Facts, blocks = parts(f, documentRoom)
+	for _, b := range blocks {
+		with := htmlBlock{block: b}
+		for _, p := range b.Pictures {
+			with.Links = append(with.Links, r.linkTo(p.Title, p.Path))
+		}
+		h.Blocks = append(h.Blocks, with)
+	}
 	return h
 }
 
@@ -387,8 +401,10 @@ func (r *Run) htmlConsole(f *file, m *machine) (htmlConsole, bool) {
 
 // link is relative to the page where that can be, so that a directory of
 // reports can be moved as a whole.
-func (r *Run) link(a artifact) htmlLink {
-	path := a.Path
+func (r *Run) link(a artifact) htmlLink { return r.linkTo(a.Kind, a.Path) }
+
+func (r *Run) linkTo(kind, to string) htmlLink {
+	path := to
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(r.info.Dir, path)
 	}
@@ -398,5 +414,5 @@ func (r *Run) link(a artifact) htmlLink {
 		}
 	}
 	u := url.URL{Path: path}
-	return htmlLink{Kind: clean(a.Kind), Path: clean(a.Path), URL: u.String()}
+	return htmlLink{Kind: clean(kind), Path: clean(to), URL: u.String()}
 }

@@ -109,6 +109,11 @@ func operate(owner string, on any, o *operation.Operation) *sl.Builtin {
 // the call.
 func (th *thread) bind(t *sl.Thread, o *operation.Operation, args sl.Tuple, kwargs []sl.Tuple) (operation.Args, error) {
 	positional, named := th.plainArgs(t, args, kwargs)
+	for i, v := range positional {
+		if path, ok := v.(string); ok && i < len(o.Params) && o.Params[i].Path {
+			positional[i] = th.relative(t)(path)
+		}
+	}
 	for i, n := range named {
 		at := slices.IndexFunc(o.Params, func(p operation.Param) bool { return p.Name == n.Name && p.Path })
 		if at >= 0 {
