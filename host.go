@@ -17,7 +17,8 @@ import (
 	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/vmm"
 
-	_ "github.com/attest-vm/attest/internal/vmm/qemu" // registers the backend
+	_ "github.com/attest-vm/attest/internal/vmm/firecracker" // registers the backend
+	_ "github.com/attest-vm/attest/internal/vmm/qemu"        // and this one
 )
 
 // HostConfig is how labs use this host. The zero value is right for most.

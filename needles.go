@@ -176,7 +176,7 @@ func (r *run) attachDifference(we *WaitError, operation string, result needle.Re
 		title   string
 		picture *image.RGBA
 	}{{"screen", shown}, {"needle", result.Needle.Picture}, {"difference", result.Difference(shown)}} {
-		name := place(m.lab.ctx, m.Name(), fmt.Sprintf("%s-%s-%d-%s.png", m.Name(), operation, id, p.title))
+		name := m.lab.out.place(m.lab.ctx, m.Name(), fmt.Sprintf("%s-%s-%d-%s.png", m.Name(), operation, id, p.title))
 		f, path, err := m.lab.out.create(name, m.Name()+": "+operation)
 		if err != nil {
 			return // what went wrong is more important

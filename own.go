@@ -34,6 +34,10 @@ func (o *own) plan(ctx context.Context) (plan, error) {
 	if p.image, err = m.lab.image(ctx, m.config.Image); err != nil {
 		return p, err
 	}
+	if d := p.image.Disk; d != nil && d.Format != "raw" && o.rawOnly() {
+		return p, &UnsupportedError{Machine: m.Name(), Operation: "a disk of format " + d.Format, Backend: m.config.Backend, Can: []string{"qemu"},
+			Reason: "it reads raw disks only; make one: qemu-img convert -O raw OLD NEW"}
+	}
 	if err := o.media(ctx, hw, p.image); err != nil {
 		return p, err
 	}
@@ -115,7 +119,7 @@ func (o *own) media(ctx context.Context, hw *vmm.Hardware, img *image.Image) err
 	if hw.Initrd, err = initramfs.Build(ctx, m.lab.host.supervisor); err != nil {
 		return &InfraError{m.Name(), "build the initramfs", err}
 	}
-	hw.Kernel = kernel.Path
+	hw.Kernel, hw.Vmlinux = kernel.Path, kernel.Path
 	// By its PVH entry a kernel learns nothing of the screen that the firmware
 	// has set up, and leaves it dark.
 	if !kernel.PVH || m.config.Display && kernel.BzImage != "" {
@@ -136,7 +140,7 @@ func (o *own) attach(ctx context.Context, p plan, c *vmm.Config, plugs *plugs) e
 	}
 	hw := *c.Boot.(*vmm.Hardware)
 	d := o.disk
-	if img := p.image; img.Disk != nil {
+	if img := p.image; img.Disk != nil && !o.rawOnly() {
 		// The lowest of all, which is never part of what is saved.
 		d.Backing = append(slices.Clip(d.Backing), vmm.Backing{Path: img.Disk.Path, Format: img.Disk.Format})
 	}
@@ -152,6 +156,10 @@ func (o *own) writableDisk(img *image.Image) vmm.Disk {
 	if img.Disk != nil {
 		d.Serial = boot.SerialDisk
 	}
+	if o.rawOnly() {
+		d.Backing = nil // it is copied
+		return d
+	}
 	if img.Disk != nil || len(d.Backing) > 0 {
 		d.Format = "qcow2"
 	}
@@ -165,12 +173,35 @@ func (o *own) createDisk(ctx context.Context, d *vmm.Disk, img *image.Image) err
 	}
 	d.Path = filepath.Join(m.disks(), "0")
 	switch {
+	case o.rawOnly() && len(o.disk.Backing) > 0:
+		return o.copyKept(d.Path)
+	case o.rawOnly() && img.Disk != nil:
+		return copyFile(d.Path, img.Disk.Path)
 	case len(d.Backing) > 0:
 		return image.CreateOverlay(d.Path, d.Backing[0].Path, d.Backing[0].Format)
 	case img.Disk != nil:
 		return image.CreateOverlay(d.Path, img.Disk.Path, img.Disk.Format)
 	}
 	return m.lab.host.images.OverlayDisk(ctx, d.Path)
+}
+
+// rawOnly reports whether the machine's disk has to be one file, without others below.
+func (o *own) rawOnly() bool {
+	_, raw := o.m.backend.(vmm.RawOnly)
+	return raw
+}
+
+// copyKept makes the disk a copy of what the machine goes on from, by reference where the
+// file system can.
+func (o *own) copyKept(path string) error {
+	if err := copyFile(path, o.disk.Backing[0].Path); err != nil {
+		return err
+	}
+	var errs []error
+	for _, b := range o.disk.Backing {
+		errs = append(errs, os.Remove(b.Path)) // the machine's own name of it
+	}
+	return errors.Join(errs...)
 }
 
 // identity is who the machine is. A guest that was restored as itself keeps what

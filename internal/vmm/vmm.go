@@ -49,6 +49,7 @@ type Hardware struct {
 	CPUs   int    // 0: 1
 
 	Kernel  string // path of a bzImage or an uncompressed vmlinux; empty: the firmware boots the first disk
+	Vmlinux string // the same kernel as an uncompressed ELF file; empty: there is none
 	Initrd  string
 	Cmdline string // the backend puts its own console= argument in front
 
