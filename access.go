@@ -30,6 +30,9 @@ func init() {
 		return s.(*Snapshot).refresh(ctx, machines.([]MachineConfig))
 	}
 	access.Directories = func(l any, machine string) (string, string, error) { return l.(*Lab).directories(machine) }
+	access.StartOnHost = func(ctx context.Context, h any, c supervise.Command) (*supervise.Process, error) {
+		return h.(*Host).supervisor.Start(ctx, c)
+	}
 	access.OutDir = func(l any) string { return l.(*Lab).outDir() }
 	access.Speed = func(h any) string { return h.(*Host).speed() }
 }

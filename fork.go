@@ -16,6 +16,9 @@ import (
 // between them go on, their clocks are the host's, and their random numbers are
 // their own. Nothing of the lab outlives ctx; its events go to the bus of ctx.
 func (s *Snapshot) Fork(ctx context.Context) (_ *Lab, err error) {
+	if l := s.probe.take(ctx); l != nil {
+		return l, step(ctx, "", "fork", "", func(context.Context) error { return nil })
+	}
 	l, err := newLab(ctx, s.host, s.config)
 	if err != nil {
 		return nil, err

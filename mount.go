@@ -396,7 +396,7 @@ func (s *Snapshot) refile(machines []MachineConfig) error {
 
 // refresh is access.Refresh.
 func (s *Snapshot) refresh(ctx context.Context, machines []MachineConfig) (used []string, err error) {
-	if err := s.refile(machines); err != nil {
+	if err := errors.Join(s.probe.close(), s.refile(machines)); err != nil {
 		return nil, err
 	}
 	ask := false
@@ -424,11 +424,14 @@ func (s *Snapshot) refresh(ctx context.Context, machines []MachineConfig) (used 
 	if !ask || len(used) > 0 {
 		return used, nil
 	}
-	lab, err := s.Fork(event.WithBus(ctx, &event.Bus{})) // what it does is nobody's business
+	// The fork is the first one that somebody asks for, if it is of use.
+	f := &forward{}
+	var bus event.Bus
+	bus.Subscribe(f.record)
+	lab, err := s.Fork(event.WithBus(ctx, &bus))
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, lab.Close()) }()
 	all := lab.Machines()
 	err = each(all, func(_ int, m *Machine) error {
 		if r := m.running(); r != nil {
@@ -443,5 +446,77 @@ func (s *Snapshot) refresh(ctx context.Context, machines []MachineConfig) (used 
 		}
 		m.mu.Unlock()
 	}
-	return used, err
+	if err != nil || len(used) > 0 {
+		return used, errors.Join(err, lab.Close())
+	}
+	s.probe.mu.Lock()
+	defer s.probe.mu.Unlock()
+	s.probe.lab, s.probe.forward = lab, f
+	return nil, nil
+}
+
+// A probe is a fork of a snapshot that was made to look at it, and that nobody has yet.
+type probe struct {
+	mu      sync.Mutex
+	lab     *Lab
+	forward *forward
+}
+
+// take returns the fork, whose events go to ctx from now on; nil if there is none.
+func (p *probe) take(ctx context.Context) *Lab {
+	p.mu.Lock()
+	lab := p.lab
+	p.lab = nil
+	p.mu.Unlock()
+	if lab != nil {
+		p.forward.to(ctx)
+	}
+	return lab
+}
+
+func (p *probe) close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.lab == nil {
+		return nil
+	}
+	lab := p.lab
+	p.lab = nil
+	return lab.Close()
+}
+
+// forward keeps the events of a lab until it is known whose it is.
+type forward struct {
+	mu   sync.Mutex
+	kept []event.Record
+	ctx  context.Context
+}
+
+func (f *forward) record(r event.Record) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ctx == nil {
+		f.kept = append(f.kept, r)
+		return
+	}
+	f.publish(r)
+}
+
+func (f *forward) to(ctx context.Context) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ctx = ctx
+	for _, r := range f.kept {
+		f.publish(r)
+	}
+	f.kept = nil
+}
+
+// publish gives an event of no test the test's scope.
+func (f *forward) publish(r event.Record) {
+	ctx := f.ctx
+	if r.Scope.Test != "" {
+		ctx = event.WithScope(ctx, r.Scope)
+	}
+	event.Publish(ctx, r.Event)
 }

@@ -289,6 +289,18 @@ func TestRefresh(t *testing.T) {
 	if got := used(); got != "" && !blind {
 		t.Errorf("a file that nobody has read has changed, and %s was used", got)
 	}
+	// What was looked at is the next fork, with the events that it had.
+	before := s.starts()
+	fork, err := state.Fork(s.context(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeLab(t, fork)
+	prints(t, fork.Machine("a"), "cat "+guest+"/t/unread", "two")
+	if !blind && s.starts() != before {
+		t.Error("another fork was made")
+	}
+	s.awaitState(t, "a ready")
 	hostFiles(t, dir, map[string]string{"read": "two"})
 	if got := used(); !strings.Contains(got, "a: "+guest+"/t/read") {
 		t.Errorf("a file that was read has changed, and %q was used", got)

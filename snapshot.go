@@ -24,6 +24,7 @@ type Snapshot struct {
 	config   LabConfig
 	dir      string
 	machines map[string]*machineState
+	probe    probe // of refresh
 }
 
 // machineState is one machine in a Snapshot.
@@ -102,7 +103,7 @@ func (s *Snapshot) Close() error {
 		m.close()
 	}
 	s.machines = nil
-	return os.RemoveAll(s.dir)
+	return errors.Join(s.probe.close(), os.RemoveAll(s.dir))
 }
 
 func (m *machineState) close() {

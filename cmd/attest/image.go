@@ -37,13 +37,14 @@ func newImage() *cobra.Command {
 
 func newImageBuild() *cobra.Command {
 	var debian image.Debian
+	var options script.Options
 	cmd := &cobra.Command{
 		Use:   "build [FILE.star]...",
 		Short: "Build images ahead: those of test files, or a Debian image",
 		Example: "  attest image build web_test.star\n" +
 			"  attest image build --suite bookworm --packages nginx,curl",
 		RunE: func(cmd *cobra.Command, files []string) error {
-			sources, err := sourcesOf(cmd.Context(), files)
+			sources, err := sourcesOf(cmd.Context(), files, options)
 			if err != nil {
 				return err
 			}
@@ -54,6 +55,7 @@ func newImageBuild() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
+	f.Var((*varsFlag)(&options.Vars), "var", "give the test files a variable, `NAME=VALUE`, which they ask for by var(NAME); can be given again")
 	f.StringVar(&debian.Suite, "suite", "", "Debian release (default "+image.DefaultSuite+")")
 	f.StringSliceVar(&debian.Packages, "packages", nil, "packages to install, separated by commas")
 	f.StringSliceVar(&debian.Run, "run", nil, "shell line to run in the image at the end (repeatable)")
@@ -62,10 +64,10 @@ func newImageBuild() *cobra.Command {
 }
 
 // sourcesOf are the images of all machines of test files.
-func sourcesOf(ctx context.Context, files []string) ([]image.Source, error) {
+func sourcesOf(ctx context.Context, files []string, options script.Options) ([]image.Source, error) {
 	var sources []image.Source
 	for _, path := range files {
-		file, err := script.Load(ctx, path, script.Options{})
+		file, err := script.Load(ctx, path, options)
 		if err != nil {
 			return nil, err
 		}

@@ -31,6 +31,7 @@ type runFlags struct {
 	timeout           durationFlag
 	verbose, quiet    bool
 	limited           bool // timeout was given
+	watch             bool
 }
 
 func newRun() *cobra.Command {
@@ -72,6 +73,9 @@ func newRun() *cobra.Command {
 	flags.Int64Var(&f.Seed, "seed", 0, "seed `N` of all that is random, the order of the tests too; 0 chooses one")
 	flags.StringVar(&f.Pcap, "pcap", "", "capture the networks: a pcapng `file` for each test in this directory, or one file (*.pcapng) for one test")
 	flags.StringVar(&f.MachineConfig, "machine-config", os.Getenv("machineConfig"), "JSON `file` with machines (environment: machineConfig)")
+	flags.Var((*varsFlag)(&f.Vars), "var", "give the test files a variable, `NAME=VALUE`, which they ask for by var(NAME); can be given again")
+	flags.BoolVar(&f.NoBuild, "no-build", false, "do not run the commands by which test files build what they test")
+	flags.BoolVar(&f.watch, "watch", false, "run again whenever a test file, or a file that its machines or builds take from this host, changes")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "show every step, console line and command output as it comes")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "show failures and the last line only")
 	return cmd
@@ -99,9 +103,21 @@ func (f *runFlags) run(cmd *cobra.Command, files []string) error {
 	if f.MachineConfig != "" && !f.limited && !cmd.Flags().Changed("timeout") {
 		f.Timeout = 0 // that of the file
 	}
-	reports, err := report.Open(f.reports())
+	if f.watch {
+		return f.runAgain(cmd)
+	}
+	status, errs, err := f.once(cmd)
 	if err != nil {
 		return err
+	}
+	return ended(cmd, status, errs...)
+}
+
+// once runs the tests once, with reports of their own. err is that nothing was run.
+func (f *runFlags) once(cmd *cobra.Command) (status event.Status, errs []error, err error) {
+	reports, err := report.Open(f.reports())
+	if err != nil {
+		return "", nil, err
 	}
 	bus := &event.Bus{}
 	unsubscribe := bus.Subscribe(reports.Record)
@@ -117,12 +133,12 @@ func (f *runFlags) run(cmd *cobra.Command, files []string) error {
 	interruption.lastWords.Store(nil)
 	unsubscribe()
 	_, reportErr := reports.Close()
-	status := summary.Status
+	status = summary.Status
 	if reportErr != nil {
 		status = event.Worst(status, event.Infra)
 		reportErr = fmt.Errorf("write the reports: %w", reportErr)
 	}
-	return ended(cmd, status, err, reportErr)
+	return status, []error{err, reportErr}, nil
 }
 
 // ended shows errors, and ends the command with the exit code of a status.

@@ -33,6 +33,8 @@ func newSnapshotBuild() *cobra.Command {
 	flags.StringVar(&f.Host.Backend, "backend", "auto", "`name` of the backend for machines that name none")
 	flags.BoolVar(&f.cold, "cold", false, "boot every machine instead of starting it from a snapshot")
 	flags.Var(&f.timeout, "timeout", "`limit` of all, in seconds or as 90s, 10m; 0 for none")
+	flags.Var((*varsFlag)(&f.Vars), "var", "give the test file a variable, `NAME=VALUE`, which it asks for by var(NAME); can be given again")
+	flags.BoolVar(&f.NoBuild, "no-build", false, "do not run the commands by which the test file builds what it tests")
 	flags.StringVar(&f.MachineConfig, "machine-config", os.Getenv("machineConfig"), "JSON `file` with machines (environment: machineConfig)")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "show every step, console line and command output as it comes")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "show failures and the last line only")

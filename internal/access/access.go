@@ -53,6 +53,9 @@ var (
 	// Directories are those that a machine's start command knows: its own, and the one of
 	// all machines of the *attest.Lab.
 	Directories func(lab any, machine string) (state, shared string, err error)
+	// StartOnHost starts a program of this host, which ends with the *attest.Host at the
+	// latest.
+	StartOnHost func(ctx context.Context, host any, c supervise.Command) (*supervise.Process, error)
 	// OutDir is where the operations of an *attest.Lab put files, as an absolute path.
 	OutDir func(lab any) string
 	// Speed says in one line how machines run on an *attest.Host.

@@ -56,6 +56,14 @@ type Snapshot interface {
 	Close() error
 }
 
+// A Refresher is a Snapshot that stays of use when files of the host change.
+type Refresher interface {
+	// Refresh gives later forks the files and mounts that machines have now. It returns
+	// what of them has changed after something in the guests had used it, if anything has:
+	// what runs in the snapshot does not fit the files then.
+	Refresh(ctx context.Context, machines []attest.MachineConfig) (used []string, err error)
+}
+
 // A Capturer is a Runner whose network can be captured.
 type Capturer interface {
 	// Capture writes all frames to a pcapng file until the test that ctx belongs
@@ -118,6 +126,10 @@ func (s snapshot) Fork(ctx context.Context) (Runner, error) {
 		return nil, err
 	}
 	return Of(lab), nil
+}
+
+func (s snapshot) Refresh(ctx context.Context, machines []attest.MachineConfig) ([]string, error) {
+	return access.Refresh(ctx, s.Snapshot, machines)
 }
 
 func (r runner) Invoke(ctx context.Context, object any, o *Operation, args Args) (any, error) {

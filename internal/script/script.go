@@ -32,6 +32,39 @@ type File interface {
 	Call(ctx context.Context, lab operation.Runner, name string) error
 }
 
+// A Builder is a File that has commands of the host run before its tests.
+type Builder interface {
+	// Builds are these commands, in the order in which they run.
+	Builds() []Build
+}
+
+// A Build is a command of the host that makes what the machines of a file get.
+type Build struct {
+	Command string // for sh -c
+	Dir     string // where it runs, and where relative paths begin
+	// Inputs are files, directories with all that is in them, and patterns as
+	// filepath.Match has them. With Outputs, the command runs only if one of either has
+	// changed since it succeeded last.
+	Inputs, Outputs []string
+	Place           *Error // of the declaration, without Err
+}
+
+// A Locator is a File that knows where its machines are declared.
+type Locator interface {
+	// Declared is the place of a machine's declaration, without Err; nil: it is not in
+	// the file.
+	Declared(machine string) *Error
+}
+
+// A Comparer is a File that can be compared with what it was before.
+type Comparer interface {
+	// SetupKey is another one when setup may do something else than before: when anything
+	// of the file or of those that it loads has changed but its tests.
+	SetupKey() string
+	// Asks reports whether the file may ask for a variable of Options.Vars.
+	Asks(name string) bool
+}
+
 // A Test is something in a file that runs in a lab of its own.
 type Test struct {
 	Name     string
@@ -54,6 +87,22 @@ type Options struct {
 	// Driver has scripts run as the NixOS test driver runs them, where the language knows
 	// a difference. Nil: as a test file.
 	Driver *Driver
+	// Vars are what the file can ask for by name. Those of the environment
+	// (VarEnv and the name) come after them.
+	Vars map[string]string
+	// Opened is called with each file before it is read; nil: nobody wants to know.
+	Opened func(path string)
+}
+
+// VarEnv begins the names of the environment's variables that test files can ask for.
+const VarEnv = "ATTEST_VAR_"
+
+// Var returns the value of a variable.
+func (o Options) Var(name string) (string, bool) {
+	if v, ok := o.Vars[name]; ok {
+		return v, true
+	}
+	return os.LookupEnv(VarEnv + name)
 }
 
 // A Driver is what the NixOS test driver does differently from a run of test files. The

@@ -72,7 +72,10 @@ func (p *pass) run(ctx context.Context, begin func()) ending {
 	if err != nil {
 		return ending{status: p.skip(ctx, p.file.tests)}
 	}
-	if p.file.alone() && p.suite.opts.From == "" {
+	if err := p.suite.build(ctx, p.file); err != nil {
+		return p.failed(ctx, err)
+	}
+	if p.file.alone() && p.suite.opts.From == "" && p.suite.opts.Standing == nil {
 		return p.inOne(ctx)
 	}
 	state, o := p.state(ctx)
@@ -89,7 +92,18 @@ func (p *pass) run(ctx context.Context, begin func()) ending {
 // state is where the tests begin; nil if there is none.
 func (p *pass) state(ctx context.Context) (operation.Snapshot, ending) {
 	if p.suite.opts.From == "" {
-		return p.prepare(ctx)
+		state, err := p.standing(ctx)
+		switch {
+		case err != nil:
+			return nil, p.failed(ctx, err)
+		case state != nil:
+			return state, ending{}
+		}
+		state, o := p.prepare(ctx)
+		if state != nil {
+			state = p.stand(state)
+		}
+		return state, o
 	}
 	host, ok := p.suite.host.(StateHost)
 	if !ok {
@@ -460,6 +474,10 @@ func failureOf(err error, status event.Status) *event.Failure {
 	}
 	if errors.As(err, &op) {
 		f.Machine, f.Operation = op.Machine, op.Operation
+	}
+	var build *BuildError
+	if errors.As(err, &build) {
+		f.Command, f.Stdout = build.Command, build.Output
 	}
 	var kept *keptError
 	if errors.As(err, &kept) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -99,7 +100,10 @@ func (r *run) plan(ctx context.Context, machines []attest.MachineConfig) (*plan,
 	p := &plan{}
 	options := script.Options{
 		Stdout: r.opts.stdout(), Machines: slices.Concat(machines, r.opts.Machines), Backend: r.opts.Host.Backend,
-		Language: r.opts.Language, Driver: r.opts.Driver,
+		Language: r.opts.Language, Driver: r.opts.Driver, Vars: r.opts.Vars,
+	}
+	if r.opts.Standing != nil {
+		options.Opened = r.opts.Standing.follow
 	}
 	if r.opts.OutDir != "" {
 		if err := os.MkdirAll(r.opts.OutDir, 0o755); err != nil {
@@ -112,12 +116,16 @@ func (r *run) plan(ctx context.Context, machines []attest.MachineConfig) (*plan,
 	for i, path := range paths {
 		f := &file{path: path, label: labels[i]}
 		p.files = append(p.files, f)
+		r.opts.Standing.follow(path)
 		if f.err = context.Cause(ctx); f.err == nil {
 			ctx := event.WithScope(event.WithBus(ctx, &bus), event.Scope{File: path})
 			f.script, f.err = script.Load(ctx, path, options)
 		}
 		if err := context.Cause(ctx); err != nil && !timedOut(err) {
 			return nil, err
+		}
+		if f.err == nil && !r.needsBuild(f) {
+			f.err = f.checkFiles()
 		}
 		switch {
 		case f.err != nil:
@@ -199,6 +207,20 @@ func (p *plan) selectTests(re *regexp.Regexp) error {
 	}
 	if left == 0 {
 		return refusef(event.Invalid, "--run %q selects none of the %d tests", re, total)
+	}
+	return nil
+}
+
+// checkVars refuses a variable that no file asks for: it is misspelt.
+func (p *plan) checkVars(vars map[string]string) error {
+	for _, name := range slices.Sorted(maps.Keys(vars)) {
+		asked := slices.ContainsFunc(p.files, func(f *file) bool {
+			c, ok := f.script.(script.Comparer)
+			return !ok || c.Asks(name)
+		})
+		if !asked {
+			return refusef(event.Invalid, "--var %s: no test file asks for it by var(%q)", name, name)
+		}
 	}
 	return nil
 }

@@ -42,6 +42,9 @@ type Options struct {
 	Driver        *script.Driver         // nil: files are test files; see script.Driver. What tests copy out goes to OutDir itself, and machines boot when they are used
 	StateDir      string                 // where machines with a start command have their files; see attest.LabConfig.StateDir
 	Pcap          string                 // where the networks' frames are captured: a directory with a file for each test, or a file (.pcapng) if there is one test. Empty: nowhere
+	NoBuild       bool                   // commands of test files that build what is tested do not run
+	Vars          map[string]string      // that test files can ask for by var()
+	Standing      *Standing              // what outlives the run; nil: nothing does
 	Version       string                 // for the reports
 	Stdout        io.Writer              // where print writes; nil: standard output
 	Host          attest.HostConfig      // how labs use this host
@@ -180,6 +183,7 @@ type run struct {
 	announced bool // RunStarted was published
 	host      Host
 	admission *admission
+	builds    builds
 
 	mu       sync.Mutex
 	status   event.Status
@@ -189,6 +193,16 @@ type run struct {
 }
 
 func (r *run) run(ctx context.Context) error {
+	r.opts.Standing.begin(r.opts.Files)
+	if r.opts.MachineConfig != "" {
+		r.opts.Standing.follow(r.opts.MachineConfig)
+	}
+	loaded := false
+	defer func() {
+		if !loaded {
+			r.opts.Standing.keepOld()
+		}
+	}()
 	machines, timeout, err := configured(r.opts.MachineConfig)
 	if err != nil {
 		return err
@@ -216,12 +230,19 @@ func (r *run) run(ctx context.Context) error {
 	if open == nil {
 		open = openHost(r.opts.Host, r.opts.Driver != nil)
 	}
-	r.host, err = open(ctx)
+	if err := plan.checkVars(r.opts.Vars); err != nil {
+		return err
+	}
+	r.host, err = r.opts.Standing.open(ctx, open)
 	r.announce(ctx, plan)
 	if err != nil {
 		return asInfra("use this host", err)
 	}
+	loaded = true
 	r.files(ctx, plan)
+	if r.opts.Standing != nil {
+		return nil
+	}
 	return asInfra("clean up", r.host.Close())
 }
 

@@ -36,8 +36,9 @@ type file struct {
 	title    string
 	machines []attest.MachineConfig
 	stdout   io.Writer
-	driver   *script.Driver // nil: not as the NixOS test driver runs it
-	declared *declarations  // nil: the file is a script
+	driver   *script.Driver    // nil: not as the NixOS test driver runs it
+	declared *declarations     // nil: the file is a script
+	vars     map[string]string // the script finds them in its environment
 }
 
 func (f *file) Path() string { return f.path }
@@ -168,6 +169,10 @@ func (f *file) start(ctx context.Context, helped operation.Helped, o options) (_
 	}
 	p.Process, err = helped.StartHelper(ctx, func(dir string) (supervise.Command, error) {
 		start, err := unpack(dir)
+		command.Env = os.Environ()
+		for name, value := range f.vars {
+			command.Env = append(command.Env, script.VarEnv+name+"="+value)
+		}
 		command.Args = []string{program(), "-u", "-B", start, f.path, asJSON(o)}
 		return command, err
 	})

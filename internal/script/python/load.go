@@ -63,7 +63,7 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 	if err != nil {
 		return nil, &script.LoadError{Path: path, Errors: []*script.Error{{Position: event.Position{File: path}, Err: err}}}
 	}
-	f := &file{path: path, machines: slices.Clone(opts.Machines), stdout: opts.Stdout, driver: opts.Driver}
+	f := &file{path: path, machines: slices.Clone(opts.Machines), stdout: opts.Stdout, driver: opts.Driver, vars: opts.Vars}
 	if f.stdout == nil {
 		f.stdout = io.Discard
 	}

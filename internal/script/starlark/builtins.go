@@ -31,7 +31,7 @@ func (l *loader) predeclared() sl.StringDict {
 		"machine": l.declare, "debian": debian, "rootfs": rootfs, "disk": disk,
 		"assert_eq": assertEq, "assert_contains": assertContains, "assert_matches": assertMatches, "fail": fail,
 		"subtest": subtest, "retry": retry, "polling_condition": pollingCondition, "wait_all": waitAll, "log": log,
-		"struct": starlarkstruct.Make,
+		"struct": starlarkstruct.Make, "var": l.variable,
 	} {
 		env[name] = sl.NewBuiltin(name, fn)
 	}

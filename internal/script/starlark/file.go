@@ -27,6 +27,11 @@ type File struct {
 	setup    *script.Test
 	keep     bool
 	tests    []script.Test
+	builds   []script.Build
+
+	declared []*machine
+	order    []*module // with those that it loads, innermost first
+	options  script.Options
 }
 
 // Global variables that are settings of the file.

@@ -86,7 +86,7 @@ func (l *loader) file(path string, choose func(*File, *module) []*script.Error) 
 }
 
 func newLoader(ctx context.Context, opts script.Options) *loader {
-	l := &loader{sources: sources{}, print: &printer{out: cmp.Or[io.Writer](opts.Stdout, io.Discard)}, ctx: ctx, backend: opts.Backend, modules: map[string]*module{},
+	l := &loader{options: opts, sources: sources{}, print: &printer{out: cmp.Or[io.Writer](opts.Stdout, io.Discard)}, ctx: ctx, backend: opts.Backend, modules: map[string]*module{},
 		networks: map[int]attest.NetworkConfig{}, declared: map[int]string{}}
 	l.env = l.predeclared()
 	for _, c := range opts.Machines {
@@ -107,7 +107,9 @@ func (l *loader) read(path string, choose func(*File, *module) []*script.Error) 
 	errs := l.checkMachines(f)
 	for _, m := range l.order {
 		errs = append(errs, m.check(l.sources)...)
+		errs = append(errs, f.addBuilds(m)...)
 	}
+	f.order, f.options = l.order, l.options
 	errs = append(errs, choose(f, m)...)
 	if len(errs) > 0 {
 		return nil, l.failed(path, &script.LoadError{Path: path, Errors: errs})
@@ -117,6 +119,7 @@ func (l *loader) read(path string, choose func(*File, *module) []*script.Error) 
 
 // A loader loads one test file with the files that it loads.
 type loader struct {
+	options  script.Options
 	sources  sources
 	print    *printer
 	ctx      context.Context
@@ -167,6 +170,9 @@ func (l *loader) load(path string) (*module, error) {
 			return nil, usagef("%s and a file that it loads would load each other", path)
 		}
 		return m, nil
+	}
+	if l.options.Opened != nil {
+		l.options.Opened(key)
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -261,7 +267,7 @@ func (l *loader) loadFrom(path string) func(*sl.Thread, string) (sl.StringDict, 
 // sense. Host names do not differ by case.
 func (l *loader) checkMachines(f *File) []*script.Error {
 	var errs []*script.Error
-	f.networks = l.networks
+	f.networks, f.declared = l.networks, l.machines
 	byName := map[string]*machine{}
 	for _, m := range l.machines {
 		c := m.config

@@ -16,6 +16,8 @@ import (
 	sl "go.starlark.net/starlark"
 	"go.uber.org/goleak"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/event"
@@ -957,5 +959,102 @@ func TestNetworks(t *testing.T) {
 	lab := &fakeLab{}
 	if err := f.Call(t.Context(), lab, "main"); err != nil || len(lab.calls) != 1 {
 		t.Errorf("%q, %v", lab.calls, err)
+	}
+}
+
+// What a file says about builds, variables and the machines' files, and what it depends on.
+func TestBuildsAndVars(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "b_test.star")
+	load := func(text string, opts script.Options) (*File, error) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return Load(t.Context(), path, opts)
+	}
+	const text = `
+build = [
+    "make",
+    {"command": "go build -o out/" + var("NAME", default = "app"), "inputs": ["cmd", "*.mod"], "outputs": "out"},
+]
+m = machine(backend = "mock", files = {"/etc/a": "text", "/etc/b": struct(path = "b")}, mount = {"/opt": "out"})
+def setup(): helper()
+def helper(): m.succeed("true")
+def test_a():
+    helper()
+def test_b(): pass
+`
+	t.Setenv(script.VarEnv+"NAME", "environment")
+	f, err := load(text, script.Options{Vars: map[string]string{"NAME": "given"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	builds := f.Builds()
+	for i := range builds {
+		if builds[i].Place.Position.Line != 2 || builds[i].Dir != dir {
+			t.Errorf("%+v", builds[i])
+		}
+		builds[i].Place, builds[i].Dir = nil, ""
+	}
+	want := []script.Build{{Command: "make"}, {Command: "go build -o out/given", Inputs: []string{"cmd", "*.mod"}, Outputs: []string{"out"}}}
+	if diff := cmp.Diff(want, builds); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	m := f.Machines()[0]
+	if m.Files["/etc/b"].Path != filepath.Join(dir, "b") || m.Files["/etc/a"].Content != "text" || m.Mount["/opt"] != filepath.Join(dir, "out") {
+		t.Errorf("%+v", m)
+	}
+	if at := f.Declared("m"); at == nil || at.Position.Line != 6 || f.Declared("x") != nil {
+		t.Errorf("declared at %+v", at)
+	}
+	if !f.Asks("NAME") || f.Asks("NAMES") {
+		t.Error("it asks for NAME and nothing else")
+	}
+	key := f.SetupKey()
+	for _, tt := range []struct {
+		name, old, new string
+		vars           map[string]string
+		same           bool
+	}{
+		{"a test", "    helper()", "    pass", nil, true},
+		{"a test more", "def test_b(): pass", "def test_b(): pass\ndef test_c():\n    pass", nil, true},
+		{"a helper", `m.succeed("true")`, `m.succeed("false")`, nil, false},
+		{"a machine", `"text"`, `"other"`, nil, false},
+		{"a variable", "", "", map[string]string{"NAME": "other"}, false},
+		{"a test that setup calls", "def setup(): helper()", "def setup(): test_a()", nil, false},
+	} {
+		if tt.vars == nil {
+			tt.vars = map[string]string{"NAME": "given"}
+		}
+		f, err := load(strings.Replace(text, tt.old, tt.new, 1), script.Options{Vars: tt.vars})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if same := f.SetupKey() == key; same != tt.same {
+			t.Errorf("%s: the same setup: %v", tt.name, same)
+		}
+	}
+	if f, err = load(strings.Replace(text, "out/", "", 1), script.Options{}); err != nil || f.Builds()[1].Command != "go build -o environment" {
+		t.Errorf("by the environment: %+v, %v", f.Builds(), err)
+	}
+	for in, want := range map[string]string{
+		"build = 1":                                    "1:1: build must be a command, a dict with command, inputs and outputs, or a list of those; not the number 1",
+		"build = {'comand': 'x'}":                      `1:1: build: there is no field "comand"; the fields are command, inputs and outputs; did you mean command?`,
+		"build = {'inputs': ['x']}":                    "1:1: build: command is missing",
+		"build = {'command': 'x', 'outputs': ['x']}":   "1:1: build: outputs without inputs: name the files and directories that the command reads, too",
+		"build = {'command': 'x', 'inputs': [1]}":      "1:1: build: inputs must be a list of paths; it has the number 1",
+		"build = {'command': 'x', 'inputs': ['[']}":    `1:1: build: inputs: "[" is not a valid pattern`,
+		"x = var('NONE')":                              `1:8: var("NONE"): it has no value: give it one by --var NONE=…, by ATTEST_VAR_NONE in the environment, or by default=`,
+		"x = var('a b')":                               `1:8: var: "a b" is not a name: want letters, digits and _, not beginning with a digit`,
+		"m = machine(backend='mock', mount={'/o': 1})": "1:12: machine(…): mount: the value of \"/o\" must be a string, not the number 1",
+	} {
+		_, err := load(in+"\ndef main(): pass\n", script.Options{})
+		if err == nil || !strings.HasPrefix(err.Error(), path+":"+want) {
+			t.Errorf("%s: got\n%v\nwant %s", in, err, want)
+		}
+	}
+	if f, err := load("def build(): pass\ndef main(): build()\n", script.Options{}); err != nil || len(f.Builds()) > 0 {
+		t.Errorf("a function build: %v", err)
 	}
 }
