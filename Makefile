@@ -3,7 +3,7 @@
 GO ?= go
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test stress bench generate clean
+.PHONY: all build demo test test-microvm stress bench generate clean
 
 all: build
 
@@ -30,6 +30,12 @@ stress:
 	$(GO) test ./test -run Stress -v -timeout 90m -args -stress
 	$(GO) test ./internal/network -run UnderLoad -v -args -load 60s
 	GO="$(GO)" scripts/fuzz
+
+# Tests the backends of microVMs with the real programs, which FIRECRACKER names, in a
+# guest that has a KVM of its own. It takes an hour without hardware virtualisation.
+test-microvm:
+	@[ -n "$$FIRECRACKER" ] || echo "test-microvm: FIRECRACKER names no firecracker to test with: nothing is tested (docs/microvms.md)"
+	@[ -z "$$FIRECRACKER" ] || { scripts/setup test && $(GO) test ./test -run TestMicroVM -v -timeout 4h; }
 
 # Measures, beside the NixOS driver's protocol in the same run.
 bench: build

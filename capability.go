@@ -51,7 +51,7 @@ func (c MachineConfig) offers(b vmm.Backend, what vmm.Capability) (bool, vmm.Lac
 	if !known {
 		return false, vmm.Lack{}
 	}
-	var boot vmm.Boot = &vmm.Hardware{Type: c.Type, Display: c.Display}
+	var boot vmm.Boot = &vmm.Hardware{Type: c.Type, Display: c.Display, Options: c.BackendOptions}
 	switch _, pretends := b.(vmm.Mocker); {
 	case pretends:
 		boot = &vmm.Mock{Script: c.MockScript}

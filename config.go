@@ -107,6 +107,9 @@ type MachineConfig struct {
 	// See docs/files.md.
 	Files map[string]File
 	Mount map[string]string
+	// BackendOptions are what only the machine's backend has, as a JSON object
+	// (docs/microvms.md). Another backend refuses them.
+	BackendOptions json.RawMessage `json:",omitempty"`
 	// MockScript are the canned answers of a machine of the backend "mock", which
 	// needs no image (docs/mock.md): JSON. Empty, or an empty object: its commands
 	// are executed, in namespaces of this host.

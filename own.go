@@ -25,7 +25,7 @@ func (o *own) knowsHosts() bool { return true }
 
 func (o *own) plan(ctx context.Context) (plan, error) {
 	m := o.m
-	hw := &vmm.Hardware{Memory: m.config.Memory, CPUs: m.config.CPUs, Type: m.config.Type, Display: m.config.Display}
+	hw := &vmm.Hardware{Memory: m.config.Memory, CPUs: m.config.CPUs, Type: m.config.Type, Display: m.config.Display, Options: m.config.BackendOptions}
 	p := plan{config: vmm.Config{Name: m.Name(), Dir: m.dir, Boot: hw, NICs: m.cards()}}
 	if err := m.backend.Check(p.config); err != nil {
 		return p, err // before an image is built for nothing

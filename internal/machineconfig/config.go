@@ -68,7 +68,7 @@ func (m Machine) Settings() map[string]any {
 	out := map[string]any{"name": m.Name, "backend": m.Backend, "vlans": m.VLANs}
 	for key, v := range map[string]any{
 		"start_command": m.StartCommand, "allow_reboot": m.AllowReboot, "mem_size_mib": m.Memory, "vcpu_count": m.CPUs,
-		"snapshot_path": m.SnapshotPath, "script": []byte(m.MockScript), "files": m.Files, "mount": m.Mount,
+		"snapshot_path": m.SnapshotPath, "script": []byte(m.MockScript), "options": m.options(), "files": m.Files, "mount": m.Mount,
 	} {
 		if !reflect.ValueOf(v).IsZero() {
 			out[key] = v
@@ -76,6 +76,57 @@ func (m Machine) Settings() map[string]any {
 	}
 	return out
 }
+
+// options are the settings that only Firecracker has, as its backend reads them; nil if
+// all are the default.
+func (m Machine) options() []byte {
+	out := map[string]any{}
+	for _, o := range []struct {
+		key              string
+		value, otherwise any
+	}{
+		{"firecracker_bin", m.Binary, ""}, {"huge_pages", m.HugePages, ""}, {"entropy", m.Entropy, true},
+		{"enable_pci", m.EnablePCI, false}, {"io_engine", m.IOEngine, ioEngine}, {"cache_type", m.CacheType, cacheType},
+	} {
+		if m.Backend == "firecracker" && o.value != o.otherwise {
+			out[o.key] = o.value
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	b, err := json.Marshal(out)
+	if err != nil {
+		panic(err) // strings and booleans
+	}
+	return b
+}
+
+// ForOtherImages returns the first key, of those that only have a meaning for a
+// machine without an image of attest's, that m has all the same; empty if there is none.
+func (m Machine) ForOtherImages() string {
+	for _, o := range []struct {
+		key   string
+		given bool
+	}{
+		{"kernel_image_path", m.KernelImage != ""}, {"rootfs_path", m.Rootfs != ""}, {"initrd_path", m.Initrd != ""},
+		{"kernel_boot_args", m.KernelArgs != ""}, {"store_image_path", m.StoreImage != ""}, {"tap_interfaces", len(m.TAPs) > 0},
+		{"vsock_cid", m.VsockCID != vsockCID}, {"vsock_port", m.VsockPort != vsockPort},
+	} {
+		if o.given {
+			return o.key
+		}
+	}
+	return ""
+}
+
+// Defaults.
+const (
+	vsockCID  = 3
+	vsockPort = 1234
+	ioEngine  = "Sync"
+	cacheType = "Unsafe"
+)
 
 // A TAP is an element of tap_interfaces: a device that exists already.
 type TAP struct{ Interface, HostDevice, MAC string }
@@ -158,7 +209,7 @@ func syntaxReason(data []byte, err error) string {
 
 // machine reads one element of "machines".
 func (r *reader) machine(at string, v any, vlans []int) Machine {
-	m := Machine{VLANs: vlans, VsockCID: 3, VsockPort: 1234, Entropy: true, IOEngine: "Sync", CacheType: "Unsafe"}
+	m := Machine{VLANs: vlans, VsockCID: vsockCID, VsockPort: vsockPort, Entropy: true, IOEngine: ioEngine, CacheType: cacheType}
 	o := r.object(at, v)
 	r.take(o, "name", func(v any) { m.Name = r.string(at+"/name", v) })
 	r.name = m.Name

@@ -44,7 +44,7 @@ var Fields = []Field{
 	},
 	{
 		Name: "backend", JSON: "backend", Type: String, Shown: "`\"auto\"`",
-		Doc: "`\"qemu\"`, which `\"auto\"` chooses, or `\"mock\"`: a machine without a VMM, which needs no image.",
+		Doc: "`\"qemu\"`, which `\"auto\"` chooses, `\"firecracker\"` ([microvms.md](microvms.md)), or `\"mock\"`: a machine without a VMM, which needs no image.",
 		set: func(c *attest.MachineConfig, v any) { c.Backend = v.(string) },
 	},
 	{
@@ -111,6 +111,10 @@ var Fields = []Field{
 		Name: "snapshot", JSON: "snapshot_path", Type: String, Path: true, Shown: "none",
 		Doc: "The directory of a machine in a saved lab to start from ([snapshots.md](snapshots.md#files)).",
 		set: func(c *attest.MachineConfig, v any) { c.Snapshot = v.(string) },
+	},
+	{
+		JSON: "options", // put together from the keys of one backend
+		set:  func(c *attest.MachineConfig, v any) { c.BackendOptions = v.([]byte) },
 	},
 	{
 		JSON: "script",

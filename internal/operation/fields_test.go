@@ -129,9 +129,9 @@ func TestFieldsOfFiles(t *testing.T) {
 		Files: map[string]any{"/etc/x": map[string]any{"path": "x", "mode": "0755"}}, Mount: map[string]string{"/opt/x": "x"},
 	}
 	settings := m.Settings()
-	settings["image"] = attest.Debian{}
+	settings["image"], settings["options"] = attest.Debian{}, []byte(`{"a":1}`)
 	want := attest.MachineConfig{
-		Name: "m", Backend: "qemu", Networks: []int{2}, StartCommand: "x", AllowReboot: true, Memory: 99, CPUs: 2, Snapshot: "s", MockScript: []byte(`{}`), Image: attest.Debian{},
+		Name: "m", Backend: "qemu", Networks: []int{2}, StartCommand: "x", AllowReboot: true, Memory: 99, CPUs: 2, Snapshot: "s", MockScript: []byte(`{}`), Image: attest.Debian{}, BackendOptions: []byte(`{"a":1}`),
 		Files: map[string]attest.File{"/etc/x": {Path: "x", Mode: 0o755}}, Mount: map[string]string{"/opt/x": "x"},
 	}
 	got, err := MachineConfigOfFile(settings)

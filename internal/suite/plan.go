@@ -319,7 +319,10 @@ func machinesOf(f *machineconfig.File) ([]attest.MachineConfig, error) {
 			return refusef(event.Unsupported, "machine configuration %s: machine %q: %s is not supported by this version", f.Path, m.Name, what)
 		}
 		if m.Backend != mockBackend && m.Image == nil && m.StartCommand == "" {
-			return nil, unsupported("backend " + m.Backend)
+			return nil, unsupported("backend " + m.Backend + " without an image")
+		}
+		if key := m.ForOtherImages(); m.Image != nil && key != "" {
+			return nil, unsupported(key + " beside an image")
 		}
 		if len(m.MockScript) > 0 {
 			if _, err := mock.ParseScript(m.MockScript); err != nil {

@@ -74,7 +74,7 @@ func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
 		return p, o, b.unsupported(c, fmt.Sprintf("a machine of a %T", c.Boot), "")
 	}
 	if o, err = parseOptions(hw.Options); err != nil {
-		return p, o, fmt.Errorf("%s: %w", c.Name, err)
+		return p, o, &OptionsError{c.Name, err}
 	}
 	switch {
 	case hw.Type != "":

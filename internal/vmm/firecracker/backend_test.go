@@ -43,8 +43,8 @@ func TestCheck(t *testing.T) {
 		{"huge pages of old", "1.16.1", options(`{"huge_pages": "Transparent"}`), "huge_pages Transparent is not supported by backend firecracker: it needs Firecracker 1.17", event.Unsupported},
 		{"a bzImage", "1.16.1", &vmm.Hardware{Kernel: bz}, "bzImage, which is not an uncompressed vmlinux (ELF), is not supported by backend firecracker: it needs Firecracker 1.17", event.Unsupported},
 		{"a bzImage of now", "1.17.0", &vmm.Hardware{Kernel: bz}, "", ""},
-		{"an unknown option", "", options(`{"hugepages": "2M"}`), `unknown field "hugepages"`, ""},
-		{"a value", "", options(`{"io_engine": "Fast"}`), `io_engine="Fast": want Sync or Async`, ""},
+		{"an unknown option", "", options(`{"hugepages": "2M"}`), `unknown field "hugepages"`, event.Invalid},
+		{"a value", "", options(`{"io_engine": "Fast"}`), `io_engine="Fast": want Sync or Async`, event.Invalid},
 		{"no binary", "", options(`{"firecracker_bin": "/nonexistent/firecracker"}`), "/nonexistent/firecracker: no such file or directory; install Firecracker 1.7.0", event.Infra},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

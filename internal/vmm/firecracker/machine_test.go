@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/supervise"
+	"github.com/attest-vm/attest/internal/tap"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/vmm/firecracker/fake"
 )
@@ -440,4 +442,87 @@ func TestDialEnds(t *testing.T) {
 	if err := <-dialled; err == nil {
 		t.Error("no error")
 	}
+}
+
+// A cable is the lab's end of a network card.
+type cable struct {
+	taps chan *os.File
+}
+
+func (c cable) Stream() (*net.UnixConn, error)  { return nil, errors.New("it takes TAPs") }
+func (c cable) Packets() (*net.UnixConn, error) { return nil, errors.New("it takes TAPs") }
+func (c cable) TAP(f *os.File) error            { c.taps <- f; return nil }
+
+// answers sends a frame to the card and waits for its answer.
+func answers(t *testing.T, f *os.File) {
+	t.Helper()
+	frame := append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5}, make([]byte, 50)...)
+	f.SetDeadline(time.Now().Add(patience))
+	for buf := make([]byte, 2000); ; { // the first ones may come before the card is there
+		if _, err := f.Write(frame); err != nil {
+			t.Fatal(err)
+		}
+		f.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		n, err := f.Read(buf)
+		if err == nil && n >= 14 && bytes.Equal(buf[:6], frame[6:12]) && bytes.Equal(buf[6:12], frame[:6]) {
+			return
+		}
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Network cards are TAPs of the VMM's own namespace, in a guest that was restored as well,
+// and others in one that was reset. A card without a cable has one, too.
+func TestNetworkCards(t *testing.T) {
+	if err := tap.Try(t.Context()); err != nil {
+		t.Skip("no TAP can be made here: ", err)
+	}
+	r := newRig(t, fake.Options{})
+	link := cable{make(chan *os.File, 1)}
+	with := func(c vmm.Config) vmm.Config {
+		mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+		c.AllowReboot = true
+		c.NICs = []vmm.NIC{{ID: "net1", MAC: mac, Link: link}, {ID: "net2", MAC: mac}}
+		return c
+	}
+	b := r.start(with(r.config("m")))
+	first := <-link.taps
+	defer first.Close()
+	answers(t, first)
+	before, err := b.Ready(r.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory, err := vmm.MemoryFile("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer memory.Close()
+	s := b.VM.(vmm.Snapshotter)
+	if err := s.Pause(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	device, err := s.Save(r.ctx, memory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Resume(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	clone := with(r.config("clone"))
+	clone.Restore = &vmm.State{Memory: memory, Device: device}
+	r.start(clone)
+	second := <-link.taps
+	defer second.Close()
+	answers(t, second)
+	answers(t, first)
+	b.VM.(vmm.Rebooter).Reset(r.ctx)
+	third := <-link.taps
+	defer third.Close()
+	if _, err := b.ReadyAgain(r.ctx, before); err != nil {
+		t.Fatal(err)
+	}
+	answers(t, third)
 }

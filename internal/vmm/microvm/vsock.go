@@ -37,17 +37,21 @@ const (
 // Dial blocks until somebody in the guest has accepted, the VMM is gone
 // (net.ErrClosed), or ctx ends.
 func (v *Vsock) Dial(ctx context.Context) (net.Conn, error) {
+	var last error // of an attempt that ctx has not ended
 	for pause := minRedial; ; pause = min(2*pause, maxRedial) {
 		conn, err := v.try(ctx)
 		if err == nil {
 			return conn, nil
+		}
+		if last == nil || ctx.Err() == nil {
+			last = err
 		}
 		select {
 		case <-time.After(pause):
 		case <-v.Gone:
 			return nil, net.ErrClosed
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w; the last connection: %v", context.Cause(ctx), err)
+			return nil, fmt.Errorf("%w; the last connection: %v", context.Cause(ctx), last)
 		}
 	}
 }
@@ -61,6 +65,12 @@ func (v *Vsock) try(ctx context.Context) (_ net.Conn, err error) {
 	if err != nil {
 		return nil, err
 	}
+	patience := max(time.Duration(v.patience.Load()), minPatience)
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	// What interrupts comes behind that, or it would be undone.
 	over := make(chan struct{})
 	defer close(over)
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(longAgo) })
@@ -79,10 +89,6 @@ func (v *Vsock) try(ctx context.Context) (_ net.Conn, err error) {
 		case <-over:
 		}
 	}()
-	patience := max(time.Duration(v.patience.Load()), minPatience)
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
-		return nil, err
-	}
 	// In one piece: the VMM does not wait for the rest.
 	if _, err := fmt.Fprintf(conn, "CONNECT %d\n", v.Port); err != nil {
 		return nil, err

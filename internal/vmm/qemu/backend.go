@@ -68,6 +68,9 @@ func (b *backend) Check(c vmm.Config) error {
 	if !ok {
 		return unsupported(fmt.Sprintf("a machine of a %T", c.Boot), "")
 	}
+	if len(hw.Options) > 0 {
+		return unsupported(fmt.Sprintf("the options %s", hw.Options), "they are another backend's")
+	}
 	if _, ok := machineTypes[hw.Type]; !ok {
 		return unsupported(fmt.Sprintf("machine type %q", hw.Type), "want q35 or microvm")
 	}

@@ -269,17 +269,17 @@ func (m *machine) plug(n nic) error {
 	if err != nil {
 		return faultf("Open tap device failed: %v", err)
 	}
-	f := os.NewFile(uintptr(fd), n.TAP)
 	req, err := unix.NewIfreq(n.TAP)
 	if err == nil {
 		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
 	}
 	if err != nil {
-		f.Close()
+		unix.Close(fd)
 		return faultf("Open tap device failed: Error while creating ifreq structure: %v. Invalid TUN/TAP Backend provided by %s", err, n.TAP)
 	}
 	m.NICs = append(m.NICs, n)
+	f := os.NewFile(uintptr(fd), n.TAP) // which is a TAP by now, as the runtime's poller wants it
 	go func() {
 		const header = 10 // of virtio-net
 		for buf := make([]byte, 64<<10); ; {
