@@ -41,7 +41,7 @@ var symbols = []string{
 // forms are methods that machines have besides the operations.
 var forms = []string{
 	"connect", "release", "log_serial", "run_callbacks", "cleanup_statedir", "ssh_backdoor_command", "console_interact", "wait_for_monitor_prompt",
-	"dump_efi_vars", "read_efi_vars", "create_efi_vars", "write_efi_vars", "get_screen_text", "get_screen_text_variants", "wait_for_text",
+	"dump_efi_vars", "read_efi_vars", "create_efi_vars", "write_efi_vars",
 }
 
 // checked is what the checker says.

@@ -157,11 +157,11 @@ class QemuMachine(BaseMachine):
             return self._operate("wait_for_window", pattern, timeout)
         self._search(regexp, self.get_window_names, timeout, "the window list", [])
 
-    def wait_for_text(self, regex, timeout=900):
+    def wait_for_text(self, regex, timeout=900, region=None):
         """Waits until the screen shows a text that matches."""
         pattern = _pattern(regex)
         if pattern is not None:
-            return self._operate("wait_for_text", pattern, timeout)
+            return self._operate("wait_for_text", pattern, timeout, region)
         self._search(regex, self.get_screen_text_variants, timeout, "the screen", [])
 
     def _search(self, regex, read, timeout, where, text):
@@ -223,8 +223,6 @@ for _name, _instead in {
     "read_efi_vars": "EFI variables cannot be read or written",
     "create_efi_vars": "EFI variables cannot be read or written",
     "write_efi_vars": "EFI variables cannot be read or written",
-    "get_screen_text": "this version reads no text on screens",
-    "get_screen_text_variants": "this version reads no text on screens",
 }.items():
     setattr(QemuMachine, _name, _unsupported(_name, _instead))
 for _name, _instead in {
