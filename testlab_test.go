@@ -125,6 +125,17 @@ func TestTestLab(t *testing.T) {
 	wantIn(t, f.text(), `there is no machine "c" in this lab, only a`)
 }
 
+// What a guest says does nothing to the terminal that shows the log of a test.
+func TestLogsAreHarmless(t *testing.T) {
+	_, config := testStage(t, mock.Options{})
+	f := play(t, "TestX", func(f *fakeT) {
+		NewLab(f, config("a")).Machine("a").Succeed("printf '\\033]0;title\\007\\033[2Jsaid'; exit 3")
+	})
+	if text := f.text(); !f.Failed() || !strings.Contains(text, "said") || strings.ContainsAny(text, "\x1b\x07") {
+		t.Errorf("got %q", text)
+	}
+}
+
 // A subtest has the parent's machines, and a log, faults and failures of its own.
 func TestSubtestWithLab(t *testing.T) {
 	_, config := testStage(t, mock.Options{})

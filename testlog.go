@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/printable"
 )
 
 // news is how often the log says how far something is that takes long, such as a boot.
@@ -124,7 +125,7 @@ func (l *testLog) record(r event.Record) {
 	case event.StepFinished:
 		delete(l.steps, e.ID)
 	case event.Log:
-		printTo(t, "%s%s", prefix(e.Machine), e.Text)
+		printTo(t, "%s%s", prefix(e.Machine), printable.Text(e.Text))
 	case event.FaultStarted:
 		printTo(t, "network: %s", e.Fault)
 	case event.FaultEnded:

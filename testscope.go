@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/printable"
 )
 
 // A scope is the test that operations belong to, and end when they fail.
@@ -124,7 +125,7 @@ func (s scope) check(err error) {
 		s.test.failure = failureOf(err, "", "")
 	}
 	s.test.mu.Unlock()
-	text := explainError(err)
+	text := printable.Text(explainError(err)) // which has words of guests in it
 	if goroutine() != s.test.goroutine {
 		// FailNow ends the goroutine that it is called in, and the test goes on.
 		text += fmt.Sprintf("\nattest: the lab belongs to %s, and this goroutine is another's. In a subtest use lab.With(t); in a goroutine that the test starts use operations that return an error, such as those of lab.Lab and of the field Machine.", s.t.Name())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/attest-vm/attest/internal/printable"
 	"github.com/attest-vm/attest/internal/wire"
 )
 
@@ -136,7 +137,8 @@ func (k *call) outcome(result any) error {
 		return &ProtocolError{Machine: k.c.name, Detail: k.op + ": " + err.Error()}
 	}
 	if failure != nil {
-		return &OpError{Machine: k.c.name, Operation: k.op, Kind: failure.Kind, Message: failure.Message}
+		// The words are the guest's: they go into errors, and so to terminals.
+		return &OpError{Machine: k.c.name, Operation: k.op, Kind: failure.Kind, Message: printable.Text(failure.Message)}
 	}
 	return nil
 }

@@ -196,6 +196,19 @@ func TestImplausibleResults(t *testing.T) {
 	}
 }
 
+// What an agent says of a failure does nothing to a terminal.
+func TestErrorsAreHarmless(t *testing.T) {
+	a, c := newScripted(t, guest.Options{})
+	a.welcome()
+	done := make(chan error, 1)
+	go func() { done <- c.Echo(testContext(t)) }()
+	f := a.expect(wire.Open)
+	a.send(wire.Frame{Type: wire.Result, Stream: f.Stream, Payload: []byte(`{"error":{"kind":"failed","message":"\u001b]0;title\u0007no \u202efile\u0000"}}`)})
+	if err := <-done; err == nil || err.Error() != `m: echo: no \u202efile\x00` {
+		t.Errorf("got %q", err)
+	}
+}
+
 // FuzzClient lets a guest do what it likes: whatever is asked of it ends, with an
 // error that names the machine or a result that can be, and so does the client.
 func FuzzClient(f *testing.F) {
