@@ -20,7 +20,7 @@ import (
 // A build fails, or what it gives has the files that it has otherwise; nothing is
 // left; and the next build works.
 func TestStressKillBuild(t *testing.T) {
-	needsStress(t)
+	a := newAttack(t, "kill -9 of a process of an image build")
 	home := t.TempDir()
 	root := filepath.Join(home, "attest")
 	build := func(kill time.Duration) (code int, victim string) {
@@ -41,7 +41,9 @@ func TestStressKillBuild(t *testing.T) {
 		}
 		code = p.exitCode(t)
 		waitForNothing(t, stateDir, tree)
-		checkCache(t, home)
+		if faults := cacheFaults(home); faults != "" {
+			t.Error(faults)
+		}
 		if code != 0 && victim == "" {
 			t.Fatalf("a build that nobody killed: exit code %d\n%s", code, p.said())
 		}
@@ -68,13 +70,15 @@ func TestStressKillBuild(t *testing.T) {
 			code, victim := build(rand.N(part.takes))
 			t.Logf("%v: exit code %d after a kill of %s", part.kinds[0], code, victim)
 			outcomes[code]++
+			var err error
 			if code != 0 && code != 3 && code != -1 {
-				t.Errorf("exit code %d after a kill of %s", code, victim)
+				err = fmt.Errorf("exit code %d after a kill of %s", code, victim)
 			}
 			build(0)
 			if got := imageFiles(t, root); !maps.Equal(got, whole) {
-				t.Errorf("after a kill of %s (exit code %d) the image has other files: %s", victim, code, difference(got, whole))
+				err = fmt.Errorf("after a kill of %s (exit code %d) the image has other files: %s", victim, code, difference(got, whole))
 			}
+			a.try(part.kinds[0], err)
 		}
 	}
 	t.Logf("exit codes of killed builds: %v (-1: attest itself was killed)", outcomes)
