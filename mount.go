@@ -394,6 +394,19 @@ func (s *Snapshot) refile(machines []MachineConfig) error {
 	return nil
 }
 
+// asSaved leaves the files of all machines that are not given as they were saved: the
+// host may be another one, and a person wants to see what the test saw.
+func (s *Snapshot) asSaved(given []MachineConfig) {
+	for _, list := range [][]MachineConfig{s.config.Machines, s.config.created} {
+		for i := range list {
+			m := &list[i]
+			if !slices.ContainsFunc(given, func(g MachineConfig) bool { return g.Name == m.Name }) {
+				m.Files, m.Mount, s.machines[m.Name].laid = nil, nil, nil
+			}
+		}
+	}
+}
+
 // refresh is access.Refresh.
 func (s *Snapshot) refresh(ctx context.Context, machines []MachineConfig) (used []string, err error) {
 	if err := errors.Join(s.probe.close(), s.refile(machines)); err != nil {

@@ -175,7 +175,7 @@ func TestFilesOfForks(t *testing.T) {
 	})
 }
 
-// A saved lab is good for other files than it was saved with.
+// A saved lab has the files that it was saved with, and is good for others.
 func TestFilesOfSavedLabs(t *testing.T) {
 	s := newStage(t, mock.Options{Warm: true})
 	dir := t.TempDir()
@@ -199,8 +199,11 @@ func TestFilesOfSavedLabs(t *testing.T) {
 		return l
 	}
 	as := open()
-	has(t, as, "/opt/app", map[string]string{"app": "two"})
+	has(t, as, "/opt/app", map[string]string{"app": "one"})
 	has(t, as, "/etc", map[string]string{"x": "\xff", "old": "old"})
+	same := open(l.config.Machines...)
+	has(t, same, "/opt/app", map[string]string{"app": "two"})
+	has(t, same, "/etc", map[string]string{"x": "\xff", "old": "old"})
 	other := open(MachineConfig{Name: "a", Files: map[string]File{"/etc/x": {Content: "y"}, "/etc/new": {Content: "new"}}})
 	has(t, other, "/etc", map[string]string{"x": "y", "new": "new"})
 	if !strings.Contains(s.warnings(), "changed since the snapshot") { // a canned guest keeps no times

@@ -191,7 +191,7 @@ func (h *Host) OpenLab(ctx context.Context, dir string, config LabConfig) (*Lab,
 
 // OpenSnapshot opens a lab that was saved. Of config the directories count, the name
 // if there is one, and the Files and Mount of machines, by their names; otherwise the
-// machines are those that were saved. The directory
+// machines are those that were saved, with the files that they had then. The directory
 // is not changed, and has to stay as long as the snapshot is open. What is damaged
 // or does not fit this host is an error that says what it is: a
 // *SnapshotDamagedError or a *SnapshotMismatchError, the latter when it is forked.
@@ -261,6 +261,7 @@ func (h *Host) openSnapshot(dir string, config LabConfig) (_ *Snapshot, err erro
 		s.machines[m.Name] = state
 	}
 	s.config = config
+	s.asSaved(given)
 	return s, s.refile(given)
 }
 
