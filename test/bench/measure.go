@@ -1,15 +1,10 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/attest-vm/attest"
@@ -42,6 +37,15 @@ func (b *bench) measure(ctx context.Context) (rows []Row, guest Guest, err error
 			runs = append(runs, d)
 		}
 	}
+	edits, err := b.edits(ctx)
+	if err != nil {
+		return nil, guest, err
+	}
+	b.say("first run of a lab of %d", four)
+	first, err := b.firstRun(ctx)
+	if err != nil {
+		return nil, guest, err
+	}
 	var m *attest.Machine // of the last boot
 	for i := range b.boots {
 		if i < b.referenceBoots {
@@ -71,6 +75,8 @@ func (b *bench) measure(ctx context.Context) (rows []Row, guest Guest, err error
 	rows = append(rows, warm.rows(reference.command)...)
 	rows = append(rows,
 		newRow("one-machine test, image cached: `attest run` to first result", reference.command, runs, Target{Max: 0.6, Ratio: 30}),
+		newRow("edit of a mounted file → result of a test in a standing lab, `attest run --watch`", nil, edits, Target{Max: 1}),
+		newRow(fmt.Sprintf("first run of a lab of %d machines that have never booted, image cached", four), nil, []time.Duration{first}, Target{}),
 		newRow("cold boot to first command", reference.command, cold.command, Target{Max: 6}),
 		newRow("cold boot to `multi-user.target`", reference.multiUser, cold.multiUser, Target{Max: 14}),
 		newRow("start of the `attest` binary", nil, starts, Target{Max: 0.015}),
@@ -123,34 +129,16 @@ func repeat(n int, do func() error) ([]time.Duration, error) {
 // attestRun times attest run, from the start of the process until the test
 // prints that its first command has succeeded.
 func (b *bench) attestRun(ctx context.Context) (time.Duration, error) {
-	file := filepath.Join(b.dir, "first_test.star")
-	if err := os.WriteFile(file, []byte(testFile()), 0o644); err != nil {
-		return 0, err
-	}
-	cmd := exec.CommandContext(ctx, b.attest, "run", file)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.Dir = b.dir
-	var log bytes.Buffer
-	cmd.Stderr = &log
-	stdout, err := cmd.StdoutPipe()
+	start := time.Now()
+	p, err := b.startAttest(ctx, "first_test.star", testFile())
 	if err != nil {
 		return 0, err
 	}
-	start := time.Now()
-	if err := cmd.Start(); err != nil {
+	if err := p.await(firstResult); err != nil {
 		return 0, err
 	}
-	var elapsed time.Duration
-	lines := bufio.NewScanner(stdout)
-	for lines.Scan() {
-		if elapsed == 0 && strings.Contains(lines.Text(), firstResult) {
-			elapsed = time.Since(start)
-		}
-	}
-	if err := cmd.Wait(); err != nil || elapsed == 0 {
-		return 0, fmt.Errorf("attest run: no first result (%v):\n%s", err, log.Bytes())
-	}
-	return elapsed, nil
+	elapsed := time.Since(start)
+	return elapsed, p.end(0)
 }
 
 // commandRows measures succeed("true"), a few of one kind after a few of the other.
