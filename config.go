@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize/english"
+
 	"github.com/attest-vm/attest/internal/network"
 	"github.com/attest-vm/attest/internal/network/egress"
 	"github.com/attest-vm/attest/internal/vmm"
@@ -195,7 +197,7 @@ func (m *MachineConfig) normalize() error {
 	}
 	if m.Boot != "" {
 		if _, err := m.Boot.resolve(); err != nil {
-			return bad("boot=%q is not a way to start; want %s or %s", m.Boot, BootWarm, BootCold)
+			return bad("%q is not a way to boot; want %s or %s", m.Boot, BootWarm, BootCold)
 		}
 	}
 	if err := m.normalizeOverlays(); err != nil {
@@ -234,13 +236,13 @@ func (m *MachineConfig) normalizeOwn(bad func(string, ...any) error) error {
 		m.Memory = vmm.DefaultMemory
 	}
 	if m.Memory < minMemory || m.Memory > maxMemory {
-		return bad("memory=%d is out of range; want %[2]d to %[3]d MiB", m.Memory, minMemory, maxMemory)
+		return bad("a memory of %d MiB is out of range; want %d to %d", m.Memory, minMemory, maxMemory)
 	}
 	if m.CPUs == 0 {
 		m.CPUs = 1
 	}
 	if m.CPUs < 1 || m.CPUs > maxCPUs {
-		return bad("cpus=%d is out of range; want 1 to %d", m.CPUs, maxCPUs)
+		return bad("%s: out of range; want 1 to %d", english.Plural(m.CPUs, "CPU", ""), maxCPUs)
 	}
 	return nil
 }
@@ -252,12 +254,12 @@ func (m *MachineConfig) normalizeForeign() error {
 		name  string
 		given bool
 	}{
-		{"image", m.Image != nil}, {"memory", m.Memory != 0}, {"cpus", m.CPUs != 0}, {"type", m.Type != ""},
-		{"cmdline", m.Cmdline != ""}, {"display", m.Display}, {"egress", len(m.Egress) > 0},
+		{"an image", m.Image != nil}, {"an amount of memory", m.Memory != 0}, {"a number of CPUs", m.CPUs != 0}, {"a machine type", m.Type != ""},
+		{"a kernel command line", m.Cmdline != ""}, {"a display", m.Display}, {"egress", len(m.Egress) > 0},
 	} {
 		if setting.given {
 			return &ConfigError{fmt.Sprintf("machine %q", m.Name), fmt.Sprintf(
-				"it has both start_command and %s; the start command decides that. Leave out one of the two", setting.name)}
+				"it has both a start command and %s; the start command decides that. Leave out one of the two", setting.name)}
 		}
 	}
 	return nil

@@ -25,12 +25,12 @@ func TestNameOfStartCommand(t *testing.T) {
 // What the start command decides cannot be given beside it.
 func TestStartCommandAlone(t *testing.T) {
 	for setting, c := range map[string]MachineConfig{
-		"image": {Image: Debian{}}, "memory": {Memory: 256}, "cpus": {CPUs: 1}, "type": {Type: "q35"},
-		"cmdline": {Cmdline: "quiet"}, "display": {Display: true}, "egress": {Egress: []string{"*"}},
+		"an image": {Image: Debian{}}, "an amount of memory": {Memory: 256}, "a number of CPUs": {CPUs: 1}, "a machine type": {Type: "q35"},
+		"a kernel command line": {Cmdline: "quiet"}, "a display": {Display: true}, "egress": {Egress: []string{"*"}},
 	} {
 		c.StartCommand = "/bin/run-box-vm"
 		err := LabConfig{Machines: []MachineConfig{c}}.check()
-		if err == nil || StatusOf(err) != Invalid || !strings.Contains(err.Error(), `machine "box": it has both start_command and `+setting+`;`) {
+		if err == nil || StatusOf(err) != Invalid || !strings.Contains(err.Error(), `machine "box": it has both a start command and `+setting+`;`) {
 			t.Errorf("%s: got %v", setting, err)
 		}
 	}
