@@ -16,6 +16,7 @@ type Image interface {
 // Debian is an image that attest builds itself from Debian packages, and keeps in
 // its cache. The zero value is Debian 12 with its cloud kernel.
 type Debian struct {
+	Title    string          // for people, such as in reports; empty: made of the rest. The image is the same
 	Suite    string          // a code name, such as "trixie", or "stable"; empty: "bookworm"
 	Packages []string        // as apt-get install takes them: "nginx", "curl=7.*", "vim-"
 	Files    map[string]File // by their absolute path in the guest; written after the packages
@@ -25,7 +26,8 @@ type Debian struct {
 
 // Rootfs is a root filesystem that somebody else made. It is never modified.
 type Rootfs struct {
-	Path string // a directory, a tar (plain, gzip, zstd or xz), or an erofs, squashfs or ext4 image
+	Title string // as in Debian
+	Path  string // a directory, a tar (plain, gzip, zstd or xz), or an erofs, squashfs or ext4 image
 	// Kernel is empty for Debian's cloud kernel, "debian:PACKAGE" for a kernel
 	// package, or the path of a bzImage or vmlinux.
 	Kernel string
@@ -38,6 +40,7 @@ type Rootfs struct {
 // Disk is a whole disk that somebody else made, with a system on it that attest's
 // own kernel starts. It is never modified.
 type Disk struct {
+	Title  string // as in Debian
 	Path   string
 	Format string // "raw" or "qcow2"; empty: by the file's first bytes
 }
@@ -57,11 +60,16 @@ func (d Debian) spec() image.Spec {
 	if len(files) == 0 {
 		files = nil
 	}
-	return image.Spec{Debian: &image.Debian{Suite: d.Suite, Packages: d.Packages, Files: files, Run: d.Run, Kernel: d.Kernel}}
+	return image.Spec{Title: d.Title, Debian: &image.Debian{Suite: d.Suite, Packages: d.Packages, Files: files, Run: d.Run, Kernel: d.Kernel}}
 }
 
-func (r Rootfs) spec() image.Spec { return image.Spec{Rootfs: (*image.Rootfs)(&r)} }
-func (d Disk) spec() image.Spec   { return image.Spec{Disk: (*image.Disk)(&d)} }
+func (r Rootfs) spec() image.Spec {
+	return image.Spec{Title: r.Title, Rootfs: &image.Rootfs{Path: r.Path, Kernel: r.Kernel, Modules: r.Modules}}
+}
+
+func (d Disk) spec() image.Spec {
+	return image.Spec{Title: d.Title, Disk: &image.Disk{Path: d.Path, Format: d.Format}}
+}
 
 func (d Debian) String() string { return d.spec().String() }
 func (r Rootfs) String() string { return r.spec().String() }
@@ -71,13 +79,13 @@ func (d Disk) String() string   { return d.spec().String() }
 func imageOf(s image.Spec) Image {
 	switch {
 	case s.Rootfs != nil:
-		return Rootfs(*s.Rootfs)
+		return Rootfs{Title: s.Title, Path: s.Rootfs.Path, Kernel: s.Rootfs.Kernel, Modules: s.Rootfs.Modules}
 	case s.Disk != nil:
-		return Disk(*s.Disk)
+		return Disk{Title: s.Title, Path: s.Disk.Path, Format: s.Disk.Format}
 	case s.Debian == nil:
-		return Debian{}
+		return Debian{Title: s.Title}
 	}
-	d := Debian{Suite: s.Debian.Suite, Packages: s.Debian.Packages, Run: s.Debian.Run, Kernel: s.Debian.Kernel}
+	d := Debian{Title: s.Title, Suite: s.Debian.Suite, Packages: s.Debian.Packages, Run: s.Debian.Run, Kernel: s.Debian.Kernel}
 	for path, f := range s.Debian.Files {
 		if d.Files == nil {
 			d.Files = map[string]File{}

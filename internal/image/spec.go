@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/dustin/go-humanize/english"
 )
@@ -25,6 +26,7 @@ type Spec struct {
 	Debian *Debian `json:"debian,omitempty"`
 	Rootfs *Rootfs `json:"rootfs,omitempty"`
 	Disk   *Disk   `json:"disk,omitempty"`
+	Title  string  `json:"title,omitempty"` // for people, instead of what String says; the image is the same
 }
 
 // Debian is a Debian system with packages. The zero value is attest's base
@@ -69,7 +71,14 @@ type Source interface {
 	spec() Spec
 }
 
-func (s Spec) spec() Spec   { return s }
+func (s Spec) spec() Spec { return s }
+
+// untitled is what decides about the image.
+func (s Spec) untitled() Spec {
+	s.Title = ""
+	return s
+}
+
 func (d Debian) spec() Spec { return Spec{Debian: &d} }
 func (r Rootfs) spec() Spec { return Spec{Rootfs: &r} }
 func (d Disk) spec() Spec   { return Spec{Disk: &d} }
@@ -98,7 +107,7 @@ func Key(source Source) (string, error) {
 	if err != nil {
 		return "", &SpecError{Err: err}
 	}
-	return digest("spec", s), nil
+	return digest("spec", s.untitled()), nil
 }
 
 // DefaultSuite is the Debian release that an image has when its spec names none.
@@ -168,6 +177,9 @@ func (f File) MarshalJSON() ([]byte, error) {
 // Check refuses a spec that cannot be built, without looking at the host's
 // files. All errors are *SpecError.
 func (s Spec) Check() error {
+	if strings.ContainsFunc(s.Title, unicode.IsControl) || len(s.Title) > maxTitle {
+		return specErrorf("title", "%.100q is not one line of at most %d bytes", s.Title, maxTitle)
+	}
 	given := 0
 	for _, set := range []bool{s.Debian != nil, s.Rootfs != nil, s.Disk != nil} {
 		if set {
@@ -268,16 +280,29 @@ func (d *Disk) check() error {
 	return nil
 }
 
-// String is a short title for people: "debian:bookworm+nginx".
+const (
+	maxTitle = 100
+	// namedPackages is how many packages of an image have room in its title.
+	namedPackages = 3
+)
+
+// String is a short title for people: "debian:bookworm+nginx", or the one that was given.
 func (s Spec) String() string {
 	switch {
+	case s.Title != "":
+		return s.Title
 	case s.Rootfs != nil:
-		return "rootfs:" + s.Rootfs.Path
+		return "rootfs:" + filepath.Base(s.Rootfs.Path)
 	case s.Disk != nil:
-		return "disk:" + s.Disk.Path
+		return "disk:" + filepath.Base(s.Disk.Path)
 	}
 	d := s.debian().normalised()
-	parts := append([]string{"debian:" + d.Suite}, d.Packages...)
+	parts := []string{"debian:" + d.Suite}
+	if n := len(d.Packages) - namedPackages; n > 1 {
+		parts = append(append(parts, d.Packages[:namedPackages]...), fmt.Sprintf("%d packages", n))
+	} else {
+		parts = append(parts, d.Packages...)
+	}
 	if n := len(d.Files); n > 0 {
 		parts = append(parts, english.Plural(n, "file", ""))
 	}

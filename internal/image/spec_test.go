@@ -13,7 +13,10 @@ func TestParseSpec(t *testing.T) {
 		{`{}`, "debian:bookworm"},
 		{`{"debian":{"suite":"trixie","packages":["nginx","curl","nginx"],"run":["true"],"files":{"/etc/x":"y"}}}`, "debian:trixie+curl+nginx+1 file+1 run line"},
 		{`{"debian":{"files":{"/etc/x":{"content":"y","mode":"0600"}, "/etc/y":{"path":"/z"}}}}`, "debian:bookworm+2 files"},
-		{`{"rootfs":{"path":"/srv/root","kernel":"debian:linux-image-amd64"}}`, "rootfs:/srv/root"},
+		{`{"rootfs":{"path":"/srv/root","kernel":"debian:linux-image-amd64"}}`, "rootfs:root"},
+		{`{"debian":{"packages":["a1","b1","c1","d1","e1"]}}`, "debian:bookworm+a1+b1+c1+2 packages"},
+		{`{"debian":{"packages":["a1","b1","c1","d1"]}}`, "debian:bookworm+a1+b1+c1+d1"},
+		{`{"title":"web","debian":{"packages":["nginx"]}}`, "web"},
 		{`{"disk":{"path":"a.qcow2"}}`, "disk:a.qcow2"},
 		{`{"debian":{"packages":["curl=7.88*","vim/bookworm","libc6:amd64","exim4-"]}}`, "debian:bookworm+curl=7.88*+exim4-+libc6:amd64+vim/bookworm"},
 
@@ -73,6 +76,7 @@ func TestKey(t *testing.T) {
 		{"suite", base, Debian{Suite: "trixie"}, false},
 		{"relative path", Disk{Path: "x"}, Disk{Path: filepath.Join(wd, "x")}, true},
 		{"kind", Disk{Path: "x"}, Rootfs{Path: "x"}, false},
+		{"a title", base, Spec{Title: "for people"}, true},
 	} {
 		a, err := Key(test.a)
 		if err != nil {

@@ -99,7 +99,7 @@ func (s *Store) Build(ctx context.Context, source Source) (_ *Image, err error) 
 			err = b.typed(ctx, err)
 		}
 	}()
-	p := &progress{ctx: ctx, id: fmt.Sprintf("image-%s-%d", digest("spec", spec)[:12], time.Now().UnixNano()), title: "image " + b.title, start: time.Now()}
+	p := &progress{ctx: ctx, id: fmt.Sprintf("image-%s-%d", digest("spec", spec.untitled())[:12], time.Now().UnixNano()), title: "image " + b.title, start: time.Now()}
 	ctx = context.WithValue(ctx, progressKey{}, p)
 	defer func() {
 		// Silence unless something took place: an image that is there is no news.
@@ -183,7 +183,7 @@ func (b *build) finish(ctx context.Context) (*Image, error) {
 	}
 	b.meta.ID, b.meta.Title, b.meta.Spec = digest("image", id), b.title, b.spec
 	// Two specs can give the same bits; each keeps its record and its title.
-	key := digest("record", []string{b.meta.ID, digest("spec", b.spec)})
+	key := digest("record", []string{b.meta.ID, digest("spec", b.spec.untitled())})
 	l, err := b.store.object(ctx, makeRef(kindImage, key), &b.meta, func(context.Context, string) error { return nil })
 	if err != nil {
 		return nil, err

@@ -31,7 +31,7 @@
 //
 //	machine(name=, image=, …)  declares a machine; operation.Fields has the arguments
 //	machines              the list of all of them, in the order of their declaration
-//	debian(suite=, packages=, files=, run=, kernel=)  rootfs(path, kernel=, modules=)  disk(path)
+//	debian(suite=, packages=, files=, run=, kernel=, title=)  rootfs(path, kernel=, modules=, title=)  disk(path, title=)
 //	assert_eq(got, want)  assert_contains(text, part)  assert_matches(text, regexp)  fail(text)
 //	subtest(name, fn)     runs fn as a named part of the test
 //	retry(fn, timeout=900, interval=0.25)

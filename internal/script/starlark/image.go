@@ -54,14 +54,14 @@ func newImage(b *sl.Builtin, source attest.Image, attrs sl.StringDict) (sl.Value
 }
 
 func debian(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
-	var suite, kernel string
+	var suite, kernel, title string
 	var packages, run, files sl.Value
-	err := unpack(b, args, kwargs, "suite?", &suite, "packages?", &packages, "files?", &files, "run?", &run, "kernel?", &kernel)
+	err := unpack(b, args, kwargs, "suite?", &suite, "packages?", &packages, "files?", &files, "run?", &run, "kernel?", &kernel, "title?", &title)
 	if err != nil {
 		return nil, err
 	}
 	path := threadOf(t).relative(t)
-	d := attest.Debian{Suite: suite, Kernel: kernelPath(kernel, path)}
+	d := attest.Debian{Title: title, Suite: suite, Kernel: kernelPath(kernel, path)}
 	if d.Packages, err = stringList(b, "packages", packages); err != nil {
 		return nil, err
 	}
@@ -72,33 +72,33 @@ func debian(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.V
 		return nil, err
 	}
 	return newImage(b, d, sl.StringDict{
-		"suite": sl.String(suite), "packages": packages, "files": files, "run": run, "kernel": sl.String(kernel),
+		"suite": sl.String(suite), "packages": packages, "files": files, "run": run, "kernel": sl.String(kernel), "title": sl.String(title),
 	})
 }
 
 func rootfs(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
-	var path, kernel, modules string
-	if err := unpack(b, args, kwargs, "path", &path, "kernel?", &kernel, "modules?", &modules); err != nil {
+	var path, kernel, modules, title string
+	if err := unpack(b, args, kwargs, "path", &path, "kernel?", &kernel, "modules?", &modules, "title?", &title); err != nil {
 		return nil, err
 	}
 	rel := threadOf(t).relative(t)
-	r := attest.Rootfs{Path: rel(path), Kernel: kernelPath(kernel, rel), Modules: rel(modules)}
+	r := attest.Rootfs{Title: title, Path: rel(path), Kernel: kernelPath(kernel, rel), Modules: rel(modules)}
 	if err := exists(b, r.Path); err != nil {
 		return nil, err
 	}
-	return newImage(b, r, sl.StringDict{"path": sl.String(path), "kernel": sl.String(kernel), "modules": sl.String(modules)})
+	return newImage(b, r, sl.StringDict{"path": sl.String(path), "kernel": sl.String(kernel), "modules": sl.String(modules), "title": sl.String(title)})
 }
 
 func disk(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
-	var path string
-	if err := unpack(b, args, kwargs, "path", &path); err != nil {
+	var path, title string
+	if err := unpack(b, args, kwargs, "path", &path, "title?", &title); err != nil {
 		return nil, err
 	}
-	d := attest.Disk{Path: threadOf(t).relative(t)(path)}
+	d := attest.Disk{Title: title, Path: threadOf(t).relative(t)(path)}
 	if err := exists(b, d.Path); err != nil {
 		return nil, err
 	}
-	return newImage(b, d, sl.StringDict{"path": sl.String(path)})
+	return newImage(b, d, sl.StringDict{"path": sl.String(path), "title": sl.String(title)})
 }
 
 // relative makes paths that the calling file gives relative to that file.
