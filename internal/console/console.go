@@ -36,6 +36,7 @@ type Console struct {
 	logged     int64  // bytes that the log has, or would have without its limit
 	panicked   string // the kernel's panic or oops line, since boot
 	fatal      string // the line with which attest's own init gave up, since boot
+	drawing    animation
 }
 
 // New is an empty console. log, if there is one, gets what the guest writes, as it
@@ -51,6 +52,7 @@ func (c *Console) Begin() {
 	end := c.end()
 	c.boot, c.consumed, c.line = end, end, end
 	c.panicked, c.fatal = "", ""
+	c.drawing = animation{}
 }
 
 // A State is a console at one moment. Its text is shared: what is in a
@@ -108,7 +110,7 @@ func (c *Console) Pump(r io.Reader) {
 // finishLine ends the last line when nothing follows any more.
 func (c *Console) finishLine() {
 	c.mu.Lock()
-	unfinished := c.line < c.end()
+	unfinished := c.line < c.end() || len(c.drawing.held) > 0
 	c.mu.Unlock()
 	if unfinished {
 		c.add([]byte("\n"))
@@ -138,14 +140,22 @@ var (
 	fatalLine = regexp.MustCompile(`attest-init: FATAL: .*`)
 )
 
+// shown is what of p is text. Called with mu held.
+func (c *Console) shown(p []byte) []byte {
+	out := make([]byte, 0, len(p))
+	for _, b := range p {
+		if b != '\r' {
+			out = c.drawing.pass(out, b)
+		}
+	}
+	return out
+}
+
 func (c *Console) add(p []byte) {
 	c.mu.Lock()
 	c.write(p)
 	var lines []string
-	for _, b := range p {
-		if b == '\r' {
-			continue
-		}
+	for _, b := range c.shown(p) {
 		start := c.line - c.base
 		c.text = append(c.text, b)
 		if b == '\n' || int64(len(c.text))-start >= MaxLine {
