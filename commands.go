@@ -21,6 +21,9 @@ func (m *Machine) Execute(ctx context.Context, command string, opts ...CommandOp
 		o := collect(opts)
 		o.timeout, o.hasTimeout = o.limit(m.lab.host, defaultTimeout), true
 		result, err = m.command(ctx, "execute", command, o)
+		if err == nil && result.HeldBy != "" {
+			event.Publish(ctx, event.Log{Machine: m.Name(), Level: "warning", Text: "the command timed out; it had ended, and its standard output is held open by " + result.HeldBy})
+		}
 		return err
 	})
 	return result, err
@@ -80,8 +83,13 @@ func (m *Machine) expect(ctx context.Context, commands []string, want expectatio
 			result, err := m.command(ctx, want.operation, command, collect(opts))
 			out.WriteString(result.Stdout)
 			if err == nil && !want.met(result) {
-				err = &CommandError{Machine: m.Name(), Operation: want.operation, Command: command, Number: i + 1, Of: len(commands),
+				failed := &CommandError{Machine: m.Name(), Operation: want.operation, Command: command, Number: i + 1, Of: len(commands),
 					Result: result, Console: m.console.Tail(commandConsoleTail)}
+				if r := m.running(); r != nil {
+					l := r.look(ctx, "")
+					failed.State, failed.Details = l.state, l.details()
+				}
+				err = failed
 			}
 			return err
 		})
@@ -107,13 +115,26 @@ func (m *Machine) command(ctx context.Context, operation, command string, o opti
 		log = newOutput(ctx, guest.DefaultLimit, m.Name(), "stderr")
 		c.Stderr = log
 	}
+	began := time.Now()
+	watch := r.watchStep(ctx, command)
 	res, err := r.guest.Run(ctx, c)
+	seen := watch.stop()
 	result := resultOf(res)
 	if log != nil {
 		result.Stderr = log.Finish()
 	}
+	if err != nil && ctx.Err() != nil {
+		if result.HeldBy != "" {
+			seen = look{held: res.Held}.String()
+		}
+		return result, &UnderWayError{m.Name(), operation, strconv.Quote(command), time.Since(began), seen, context.Cause(ctx)}
+	}
 	if err != nil {
-		return result, r.explain(ctx, operation, err)
+		left := m.lab.host.scale(downPatience)
+		if o.timeout > 0 {
+			left = min(left, max(o.timeout-time.Since(began), time.Second))
+		}
+		return result, r.explainWithin(ctx, operation, left, err)
 	}
 	if result.Stdout != "" {
 		event.Publish(ctx, event.Output{Machine: m.Name(), Stream: "stdout", Data: result.Stdout})
@@ -135,7 +156,7 @@ func (o options) command(script string) guest.Command {
 func resultOf(r guest.Result) Result {
 	return Result{
 		ExitCode: r.ExitCode, Signal: r.Signal, Duration: r.Duration, TimedOut: r.TimedOut,
-		Stdout: string(r.Stdout), Stderr: string(r.Stderr),
+		Stdout: string(r.Stdout), Stderr: string(r.Stderr), HeldBy: processes(r.Held),
 	}
 }
 

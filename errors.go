@@ -48,6 +48,8 @@ type CommandError struct {
 	Of        int // how many they were
 	Result    Result
 	Console   []string // the machine's last console lines
+	State     string   // of the machine, if the command timed out and nothing goes on as usual
+	Details   []Detail // units that failed, or that systemd restarts
 }
 
 func (e *CommandError) Error() string {
@@ -65,7 +67,14 @@ func (e *CommandError) Error() string {
 	case e.Result.Signal != "":
 		how += ", " + e.Result.Signal
 	}
-	return fmt.Sprintf("%s failed (%s)", which, how)
+	text := fmt.Sprintf("%s failed (%s)", which, how)
+	if e.Result.HeldBy != "" {
+		text += "; it had ended, and its standard output is held open by " + e.Result.HeldBy
+	}
+	if e.State != "" {
+		text += "; " + e.State
+	}
+	return text
 }
 
 // Status is that of a test whose claim did not hold.
@@ -74,6 +83,7 @@ func (*CommandError) Status() Status { return Failed }
 func (e *CommandError) describe(f *event.Failure) {
 	f.Command, f.Console = e.Command, e.Console
 	setResult(f, e.Result)
+	setDetails(f, e.Details)
 }
 
 // A WaitError is a wait that failed: it timed out, or can no longer succeed.
@@ -87,6 +97,7 @@ type WaitError struct {
 	LastSeen  string        // what was observed last
 	Reason    string        // why it can no longer succeed; empty: it timed out
 	Result    *Result       // the last attempt, where the attempts are commands
+	State     string        // of the machine, if nothing goes on in it as usual: "the machine is suspended"
 	Details   []Detail
 }
 
@@ -107,6 +118,9 @@ func (e *WaitError) Error() string {
 	b.WriteString(")")
 	if e.LastSeen != "" {
 		fmt.Fprintf(&b, "; last seen: %s", e.LastSeen)
+	}
+	if e.State != "" {
+		b.WriteString("; " + e.State)
 	}
 	return b.String()
 }
@@ -328,6 +342,7 @@ type Result struct {
 	Stderr   string // likewise
 	Duration time.Duration
 	TimedOut bool
+	HeldBy   string // which processes kept standard output open when the command itself had ended, and its time was over
 }
 
 // A PausedError is an operation that needs the guest of a machine that Pause has

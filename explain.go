@@ -20,21 +20,33 @@ func (r *run) explain(ctx context.Context, operation string, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	return r.explainWithin(ctx, operation, r.machine.lab.host.scale(downPatience), err)
+}
+
+// explainWithin is explain for an operation that has no more time than that to see what
+// becomes of a guest that goes down.
+func (r *run) explainWithin(ctx context.Context, operation string, left time.Duration, err error) error {
 	var op *guest.OpError
 	if errors.As(err, &op) && op.Kind == wire.KindDown {
-		err = r.awaitDown(ctx, err)
+		err = r.awaitDown(ctx, left, err)
 	}
 	var down *DownError
 	if errors.As(err, &down) {
 		return r.machine.downError(operation, down)
+	}
+	var silent *guest.UnresponsiveError
+	var late *guest.OverdueError
+	if (errors.As(err, &silent) || errors.As(err, &late)) && ctx.Err() == nil {
+		m := r.machine
+		err = &UnresponsiveError{Machine: m.Name(), Operation: operation, State: r.look(ctx, "").state, Console: m.console.Tail(consoleTail), Err: err}
 	}
 	return err
 }
 
 // awaitDown is what becomes of a guest that ends its processes: the machine goes
 // down in a moment, or the guest is back.
-func (r *run) awaitDown(ctx context.Context, err error) error {
-	limited, cancel := context.WithTimeout(ctx, r.machine.lab.host.scale(downPatience))
+func (r *run) awaitDown(ctx context.Context, left time.Duration, err error) error {
+	limited, cancel := context.WithTimeout(ctx, left)
 	defer cancel()
 	before, end := r.guest.Ready(limited)
 	if end == nil {
@@ -101,7 +113,12 @@ func (w *wait) explain(outer, ctx context.Context, r *run, err error) error {
 		if boot := (*BootError)(nil); errors.As(err, &boot) {
 			return boot // it knows what the console said
 		}
-		return context.Cause(outer)
+		e := &UnderWayError{w.machine.Name(), w.operation, w.args, time.Since(w.start), w.seen, context.Cause(outer)}
+		var seen *guest.WaitError
+		if errors.As(err, &seen) && seen.LastSeen != "" {
+			e.LastSeen = strings.TrimSuffix(seen.LastSeen+"; "+e.LastSeen, "; ")
+		}
+		return e
 	}
 	var we *WaitError
 	if !errors.As(err, &we) && context.Cause(ctx) == errWaitOver {
@@ -130,21 +147,18 @@ func (w *wait) explain(outer, ctx context.Context, r *run, err error) error {
 	return err
 }
 
-// attach adds what helps to understand a failed wait: the end of the console,
-// and the units that failed, if the guest still answers quickly.
+// attach adds what helps to understand a failed wait: the end of the console, the
+// state of the machine, and if the guest still answers units that failed or are restarted.
 func (w *wait) attach(ctx context.Context, r *run, we *WaitError) {
 	if tail := w.machine.console.Tail(consoleTail); len(tail) > 0 {
 		we.Details = append(we.Details, Detail{Title: "last console lines of " + w.machine.Name(), Text: strings.Join(tail, "\n")})
 	}
-	if r == nil || r.awake(w.operation) != nil {
+	if r == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, w.machine.lab.host.scale(attachTimeout))
-	defer cancel()
-	res, err := r.guest.Run(ctx, guest.Command{Script: "systemctl --no-pager --plain --no-legend --failed list-units", Timeout: attachTimeout})
-	if text := strings.TrimSpace(string(res.Stdout)); err == nil && res.ExitCode == 0 && text != "" {
-		we.Details = append([]Detail{{Title: "failed units", Text: text}}, we.Details...)
-	}
+	l := r.look(ctx, "")
+	we.State = l.state
+	we.Details = append(l.details(), we.Details...)
 }
 
 // consoleTail is how many lines of the console are shown with an error.

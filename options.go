@@ -45,8 +45,15 @@ type UnitOption interface {
 
 // A PortOption is an option of waits for a port: [Timeout] and [Address].
 type PortOption interface {
-	set(*options)
+	OpenPortOption
 	forPort()
+}
+
+// An OpenPortOption is an option of [Machine.WaitForOpenPort]: [Timeout], [Address] and
+// [Unit].
+type OpenPortOption interface {
+	set(*options)
+	forOpenPort()
 }
 
 // A SocketOption is an option of waits for a unix socket: [Timeout] and [Datagram].
@@ -117,26 +124,28 @@ type option func(*options)
 
 func (fn option) set(o *options) { fn(o) }
 
-func (option) forCommand() {}
-func (option) forDetach()  {}
-func (option) forWait()    {}
-func (option) forUnit()    {}
-func (option) forPort()    {}
-func (option) forSocket()  {}
-func (option) forJournal() {}
-func (option) forShell()   {}
-func (option) forKey()     {}
-func (option) forStart()   {}
-func (option) forText()    {}
-func (option) forNeedle()  {}
-func (option) forTag()     {}
-func (option) forRegion()  {}
+func (option) forCommand()  {}
+func (option) forDetach()   {}
+func (option) forWait()     {}
+func (option) forUnit()     {}
+func (option) forPort()     {}
+func (option) forSocket()   {}
+func (option) forJournal()  {}
+func (option) forShell()    {}
+func (option) forKey()      {}
+func (option) forStart()    {}
+func (option) forText()     {}
+func (option) forNeedle()   {}
+func (option) forTag()      {}
+func (option) forRegion()   {}
+func (option) forOpenPort() {}
 
 type options struct {
 	timeout     time.Duration
 	hasTimeout  bool
 	user        string
 	address     string
+	unit        string
 	stdin       func() io.Reader // nil: nothing
 	stdout      io.Writer
 	stderr      io.Writer
@@ -175,6 +184,10 @@ func User(name string) UserOption { return option(func(o *options) { o.user = na
 
 // Address is where to look for a port; "localhost" unless given.
 func Address(addr string) PortOption { return option(func(o *options) { o.address = addr }) }
+
+// Unit names the systemd unit behind a port: a wait for the port to open fails when the
+// unit has failed, and its error has the unit's journal.
+func Unit(name string) OpenPortOption { return option(func(o *options) { o.unit = name }) }
 
 // Stdin is what a command reads; nothing unless given. Of several commands the
 // first takes what it reads.

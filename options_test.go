@@ -11,7 +11,7 @@ import (
 func TestOptionsAreTypedByWhatTheyApplyTo(t *testing.T) {
 	var kinds []reflect.Type
 	for _, operation := range []any{
-		(*Machine).Succeed, (*Machine).Detach, (*Machine).WaitForFile, (*Machine).WaitForUnit, (*Machine).WaitForOpenPort,
+		(*Machine).Succeed, (*Machine).Detach, (*Machine).WaitForFile, (*Machine).WaitForUnit, (*Machine).WaitForClosedPort, (*Machine).WaitForOpenPort,
 		(*Machine).WaitForOpenUnixSocket, (*Machine).Journal, (*Machine).Shell, (*Machine).SendKey, (*Machine).Start,
 		(*Network).Drop, (*Network).Delay, (*Network).Reorder, (*Network).Rate, (*Network).Down, (*Network).Partition, (*Network).Isolate,
 	} {
@@ -22,7 +22,7 @@ func TestOptionsAreTypedByWhatTheyApplyTo(t *testing.T) {
 		option any
 		want   string // the kinds of operations that take it
 	}{
-		{Timeout, "Command Detach Wait Unit Port Socket Journal"},
+		{Timeout, "Command Detach Wait Unit Port OpenPort Socket Journal"},
 		{User, "Command Detach Unit Journal Shell"},
 		{Stdin, "Command"},
 		{Input, "Command"},
@@ -30,7 +30,8 @@ func TestOptionsAreTypedByWhatTheyApplyTo(t *testing.T) {
 		{Stderr, "Command"},
 		{Env, "Command Detach"},
 		{Dir, "Command Detach"},
-		{Address, "Port"},
+		{Address, "Port OpenPort"},
+		{Unit, "OpenPort"},
 		{Datagram, "Socket"},
 		{Lines, "Journal"},
 		{Since, "Journal"},

@@ -53,7 +53,7 @@ type run struct {
 	backdoor    *backdoor // nil: the guest has come with the agent
 
 	pauseMu sync.Mutex     // one Pause or Resume at a time
-	clock   sync.WaitGroup // of correctClock; grows while machine.current is this run
+	aside   sync.WaitGroup // what nobody waits for but the end: correctClock, watches; grows while machine.current is this run
 
 	identityMu sync.Mutex // so that no machine misses the name of a new one
 	greeted    bool       // the guest knows who it is
@@ -247,6 +247,8 @@ func (r *run) begin() error {
 		Redial:       redial,
 		LastWords:    min(m.lab.host.scale(guest.LastWords), maxLastWords),
 		Grace:        m.lab.host.scale(agentGrace),
+		Echo:         m.echoPatience(),
+		Standing:     func(ctx context.Context) bool { return r.standing(ctx) != "" },
 		AgentTimeout: m.bootLimit(),
 		GreetTimeout: m.lab.host.scale(agentPatience),
 		Stall:        m.lab.host.scale(agentPatience),
@@ -365,6 +367,11 @@ func (r *run) awaitReady(ctx context.Context) error {
 	case <-r.ready:
 		return r.readyErr
 	case <-ctx.Done():
+		select {
+		case <-r.ready:
+			return r.readyErr
+		default:
+		}
 		err := context.Cause(ctx)
 		return &BootError{
 			Machine: r.machine.Name(), Reason: fmt.Sprintf("no answer yet when the wait ended: %v%s", err, r.backdoor.awaited()),
@@ -416,7 +423,7 @@ func (r *run) correctClock() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.current == r {
-		r.clock.Go(r.setClock)
+		r.aside.Go(r.setClock)
 	}
 }
 
@@ -626,7 +633,7 @@ func (r *run) watch() {
 	m.announce(state, string(r.vm.Exit().Reason), time.Since(r.started))
 	r.backdoor.closed()
 	<-r.ready
-	r.clock.Wait()
+	r.aside.Wait()
 	close(r.over)
 }
 

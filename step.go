@@ -43,6 +43,7 @@ type wait struct {
 	args      string
 	limit     time.Duration
 	start     time.Time
+	seen      string // what kept it from its end while it was under way
 }
 
 var errWaitOver = errors.New("timed out")
@@ -50,7 +51,7 @@ var errWaitOver = errors.New("timed out")
 // newWait is a wait whose limit is that of the options, or otherwise scaled to
 // the host.
 func (m *Machine) newWait(operation, args string, o options, otherwise time.Duration) *wait {
-	return &wait{m, operation, args, o.limit(m.lab.host, otherwise), time.Now()}
+	return &wait{machine: m, operation: operation, args: args, limit: o.limit(m.lab.host, otherwise), start: time.Now()}
 }
 
 // do runs fn as a step under the wait's deadline. fn returns a *WaitError
@@ -67,7 +68,14 @@ func (w *wait) do(ctx context.Context, fn func(context.Context) (*run, error)) e
 func (w *wait) limited(outer context.Context, limit time.Duration, fn func(context.Context) (*run, error)) error {
 	ctx, cancel := context.WithTimeoutCause(outer, limit, errWaitOver)
 	defer cancel()
+	var watch *watch
+	if r := w.machine.running(); r != nil {
+		watch = r.watchStep(outer, "")
+	}
 	r, err := fn(ctx)
+	if watch != nil {
+		w.seen = watch.stop()
+	}
 	return w.explain(outer, ctx, r, err)
 }
 

@@ -532,7 +532,7 @@ func (m *TestMachine) WaitForFile(path string, opts ...WaitOption) {
 
 // WaitForOpenPort waits until something in the guest accepts TCP connections at
 // a port of Address, localhost unless given. See [Machine.WaitForOpenPort].
-func (m *TestMachine) WaitForOpenPort(port int, opts ...PortOption) {
+func (m *TestMachine) WaitForOpenPort(port int, opts ...OpenPortOption) {
 	m.t.Helper()
 	m.check(m.Machine.WaitForOpenPort(m.at(), port, opts...))
 }

@@ -109,13 +109,17 @@ func describeUnit(s wire.UnitState) string {
 
 // unitJournal is the end of a unit's journal, for a failure's details.
 func (r *run) unitJournal(unit, user string) string {
-	ctx, cancel := context.WithTimeout(r.machine.lab.ctx, r.machine.lab.host.scale(attachTimeout))
+	limit := min(r.machine.lab.host.scale(attachTimeout), maxAttach)
+	ctx, cancel := context.WithTimeout(r.machine.lab.ctx, limit)
 	defer cancel()
+	if !r.responds(ctx) {
+		return "" // it would not come
+	}
 	flag := "--unit"
 	if user != "" {
 		flag = "--user-unit"
 	}
-	res, err := r.guest.Run(ctx, guest.Command{Argv: []string{"journalctl", "--no-pager", "--lines=30", "--output=short-monotonic", flag, unit}, Timeout: attachTimeout})
+	res, err := r.guest.Run(ctx, guest.Command{Argv: []string{"journalctl", "--no-pager", "--lines=30", "--output=short-monotonic", flag, unit}, Timeout: limit})
 	if err != nil || res.ExitCode != 0 {
 		return ""
 	}
@@ -123,30 +127,47 @@ func (r *run) unitJournal(unit, user string) string {
 }
 
 // WaitForOpenPort waits until something in the guest accepts TCP connections
-// at a port of Address, localhost unless given.
-func (m *Machine) WaitForOpenPort(ctx context.Context, port int, opts ...PortOption) error {
-	return m.waitForPort(ctx, "wait_for_open_port", port, true, opts)
+// at a port of Address, localhost unless given. With Unit it fails at once when that
+// unit has failed.
+func (m *Machine) WaitForOpenPort(ctx context.Context, port int, opts ...OpenPortOption) error {
+	return m.waitForPort(ctx, "wait_for_open_port", port, true, collect(opts))
 }
 
 // WaitForClosedPort waits until nothing accepts connections there.
 func (m *Machine) WaitForClosedPort(ctx context.Context, port int, opts ...PortOption) error {
-	return m.waitForPort(ctx, "wait_for_closed_port", port, false, opts)
+	return m.waitForPort(ctx, "wait_for_closed_port", port, false, collect(opts))
 }
 
-func (m *Machine) waitForPort(ctx context.Context, operation string, port int, open bool, opts []PortOption) error {
-	o := collect(opts)
+func (m *Machine) waitForPort(ctx context.Context, operation string, port int, open bool, o options) error {
 	args := strconv.Itoa(port)
 	if o.address == "" {
 		o.address = "localhost"
 	} else {
 		args += fmt.Sprintf(", %q", o.address)
 	}
+	if o.unit != "" {
+		args += ", " + written(ctx, argument{"unit", o.unit})
+	}
 	if port < 1 || port > 65535 {
 		return &ConfigError{m.Name(), fmt.Sprintf("%s(%s): want a port from 1 to 65535", operation, args)}
 	}
 	return m.wait(ctx, operation, args, o, func(ctx context.Context, r *run) error {
-		seen, err := r.guest.WaitPort(ctx, o.address, port, open, o.once())
-		return looked(ctx, seen, err)
+		seen, err := r.guest.WaitPort(ctx, o.address, port, o.unit, open, o.once())
+		if o.unit == "" || err == nil {
+			return looked(ctx, seen, err)
+		}
+		we := &WaitError{LastSeen: seen.Seen, Tries: seen.Tries}
+		var failed *guest.UnitError
+		switch {
+		case errors.As(err, &failed):
+			we.Reason = failed.Reason
+		case !errors.Is(err, guest.ErrNotYet) && context.Cause(ctx) != errWaitOver:
+			return err
+		}
+		if text := r.unitJournal(o.unit, ""); text != "" {
+			we.Details = append(we.Details, Detail{Title: "journal of " + o.unit, Text: text})
+		}
+		return we
 	})
 }
 

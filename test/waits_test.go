@@ -16,7 +16,7 @@ import (
 func testPorts(t *testing.T, m tried) {
 	ctx := t.Context()
 	m.succeed("systemd-run --unit=listener systemd-socket-activate --accept --inetd -l '[::]:4444' cat")
-	for _, opts := range [][]attest.PortOption{nil, {attest.Address("127.0.0.1")}, {attest.Address("::1")}, {attest.Address("client")}} {
+	for _, opts := range [][]attest.OpenPortOption{nil, {attest.Address("127.0.0.1")}, {attest.Address("::1")}, {attest.Address("client")}} {
 		if err := m.WaitForOpenPort(ctx, 4444, opts...); err != nil {
 			t.Error(err)
 		}

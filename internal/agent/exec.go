@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -30,6 +31,7 @@ type child struct {
 	stdout *os.File
 	stderr *os.File
 	exited chan exit // receives once
+	name   string    // an Excerpt of its script or arguments
 	early  []int     // of a warm shell: stdout and stderr, until somebody has to wait for them
 	warm   bool
 }
@@ -65,9 +67,18 @@ func (sh *shell) exec(stream *wire.Stream, q wire.ExecRequest, script []byte) (a
 	}
 	stream.OnSignal(c.kill)
 	defer stream.OnSignal(nil) // by then its number may be another's
+	c.name = commandName(q, script)
 	r, err := sh.wait(ctx, c, q, stream.Reader(wire.Stdin), stream)
 	r.Duration = time.Since(start)
 	return r, downAs(r, err)
+}
+
+// commandName tells a command from others.
+func commandName(q wire.ExecRequest, script []byte) string {
+	if len(q.Argv) > 0 {
+		return wire.Excerpt(strings.Join(q.Argv, " "))
+	}
+	return wire.Excerpt(string(script))
 }
 
 // downAs is the error of a command that the end of the guest may have ended.
@@ -145,6 +156,10 @@ func (sh *shell) wait(ctx context.Context, c *child, q wire.ExecRequest, stdin i
 		select {
 		case e = <-exited:
 			exited = nil
+			if waiting != nil {
+				sh.lingering.add(c)
+				defer sh.lingering.remove(c)
+			}
 			if killed() || e.err != nil {
 				c.kill(syscall.SIGKILL) // the others of the group had their chance
 			}
@@ -155,6 +170,9 @@ func (sh *shell) wait(ctx context.Context, c *child, q wire.ExecRequest, stdin i
 			if killed() {
 				continue
 			}
+			if exited == nil {
+				r.Held = c.holders()
+			}
 			c.kill(syscall.SIGTERM)
 			c.kill(syscall.SIGCONT)
 			next, timer = syscall.SIGKILL, time.After(killGrace)
@@ -163,7 +181,12 @@ func (sh *shell) wait(ctx context.Context, c *child, q wire.ExecRequest, stdin i
 				// Somebody who left the process group holds standard output.
 				waiting = nil
 			}
-			r.TimedOut = r.TimedOut || next == syscall.SIGTERM
+			if next == syscall.SIGTERM {
+				r.TimedOut = true
+				if exited == nil {
+					r.Held = c.holders()
+				}
+			}
 			c.kill(next)
 			c.kill(syscall.SIGCONT) // one that is stopped dies, too
 			next, timer = syscall.SIGKILL, time.After(killGrace)

@@ -131,6 +131,7 @@ func (s *Server) startJob(stream *wire.Stream, q wire.ExecRequest, script []byte
 		cancel()
 		return nil, err
 	}
+	c.name = commandName(q, script)
 	j.mu.Lock()
 	j.child = c
 	j.mu.Unlock()

@@ -48,6 +48,56 @@ func pollOnce(ctx context.Context, once bool, check func() bool) error {
 	return errNotYet
 }
 
+// waitServicePort is waitPort, and fails at once when the service behind the port has
+// failed.
+func (s *Server) waitServicePort(ctx context.Context, q wire.PortRequest) (wire.Observation, error) {
+	if q.Unit == "" {
+		return waitPort(ctx, q)
+	}
+	waiting, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	failed := make(chan error, 1)
+	go func() { failed <- s.awaitFailure(waiting, q.Unit, cancel) }()
+	seen, err := waitPort(waiting, q)
+	if err == nil || ctx.Err() != nil || q.Once {
+		cancel(nil)
+	}
+	if failure := <-failed; failure != nil && err != nil && ctx.Err() == nil {
+		err = failure
+	}
+	return seen, err
+}
+
+// awaitFailure returns when ctx is over, with an error if that is because the unit has
+// failed: then it calls end.
+func (s *Server) awaitFailure(ctx context.Context, unit string, end func(error)) error {
+	unit = serviceName(unit)
+	for ctx.Err() == nil {
+		w, err := s.watchUnit(ctx, "/run/systemd/private", unit, nil)
+		if err != nil {
+			break
+		}
+		for ctx.Err() == nil {
+			l, err := w.look(ctx)
+			var final *wire.Error
+			if err == nil && l.ActiveState == "failed" {
+				final = &wire.Error{Kind: wire.KindUnit, Message: unit + " " + l.verdict()}
+			}
+			if final != nil || errors.As(err, &final) && ctx.Err() == nil {
+				end(final)
+				w.close()
+				return final
+			}
+			if err != nil {
+				break // systemd executes itself anew
+			}
+			w.changed(ctx, unitRecheck)
+		}
+		w.close()
+	}
+	return nil
+}
+
 // waitPort waits until a connection is accepted, or none is any more. Names are
 // resolved here, at each try; every address counts, as with nc.
 func waitPort(ctx context.Context, q wire.PortRequest) (seen wire.Observation, err error) {

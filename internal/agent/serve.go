@@ -307,7 +307,7 @@ func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 	case wire.OpWaitFile:
 		return do(r, func(q wire.FileRequest) (any, error) { return waitFile(ctx, q) })
 	case wire.OpWaitPort:
-		return do(r, func(q wire.PortRequest) (any, error) { return waitPort(ctx, q) })
+		return do(r, func(q wire.PortRequest) (any, error) { return s.waitServicePort(ctx, q) })
 	case wire.OpWaitSocket:
 		return do(r, func(q wire.SocketRequest) (any, error) { return waitSocket(ctx, q) })
 	case wire.OpWaitTTY:
@@ -316,6 +316,8 @@ func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 		return do(r, func(q wire.WindowRequest) (any, error) { return waitX(ctx, q) })
 	case wire.OpEcho:
 		return nil, nil
+	case wire.OpLook:
+		return s.look(ctx), nil
 	case wire.OpPutTar:
 		return do(r, func(q wire.CopyRequest) (any, error) { return putTar(stream, string(q.Path)) })
 	case wire.OpGetTar:

@@ -28,6 +28,7 @@ type shell struct {
 	log        func(format string, args ...any)
 	background sync.WaitGroup // what outlives the operation that started it
 	pool       pool
+	lingering  lingering
 
 	mu     sync.Mutex // held while the environment is found out
 	root   [2]uint64  // device and inode of /, in which it was found out

@@ -56,9 +56,7 @@ func (s *Server) waitUnit(ctx context.Context, q wire.UnitRequest) (wire.UnitSta
 	if q.Unit == "" {
 		return wire.UnitState{}, errorf(wire.KindInvalid, "no unit name")
 	}
-	if !strings.Contains(q.Unit, ".") {
-		q.Unit += ".service"
-	}
+	q.Unit = serviceName(q.Unit)
 	var u *user
 	socket := "/run/systemd/private"
 	if q.User != "" {
@@ -89,6 +87,14 @@ func (s *Server) waitUnit(ctx context.Context, q wire.UnitRequest) (wire.UnitSta
 			return seen, ctx.Err()
 		}
 	}
+}
+
+// serviceName is a unit's name, of which .service may be left out.
+func serviceName(unit string) string {
+	if !strings.Contains(unit, ".") {
+		unit += ".service"
+	}
+	return unit
 }
 
 // followUnit looks until there is an answer, or once. An error that is not a
@@ -205,6 +211,24 @@ const (
 )
 
 func dialManager(ctx context.Context, socket, unit string) (*busWatch, error) {
+	conn, err := connectManager(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	w := &busWatch{conn: conn, signals: make(chan *dbus.Signal, 64), unit: unit}
+	conn.Signal(w.signals)
+	err = conn.Object(systemdName, managerPath).CallWithContext(ctx, managerType+".Subscribe", 0).Err
+	if err != nil && !isDBusError(err) {
+		conn.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+// connectManager connects to a manager, which is heard only when it is asked.
+func connectManager(ctx context.Context, socket string) (*dbus.Conn, error) {
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket})
 	if err != nil {
 		return nil, err
@@ -216,20 +240,15 @@ func dialManager(ctx context.Context, socket, unit string) (*busWatch, error) {
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	w := &busWatch{conn: conn, signals: make(chan *dbus.Signal, 64), unit: unit}
 	err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Getuid()))})
 	if err == nil {
 		err = awaitRead(ctx, c)
 	}
-	if err == nil {
-		conn.Signal(w.signals)
-		err = conn.Object(systemdName, managerPath).CallWithContext(ctx, managerType+".Subscribe", 0).Err
-	}
-	if err != nil && !isDBusError(err) {
+	if err != nil {
 		conn.Close()
 		return nil, err
 	}
-	return w, nil
+	return conn, nil
 }
 
 // A bufferedConn is for a library that reads a message in pieces of a few bytes:

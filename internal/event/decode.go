@@ -41,7 +41,7 @@ var types = func() map[string]reflect.Type {
 	for _, e := range []Event{
 		RunStarted{}, RunFinished{}, FileStarted{}, FileFinished{}, TestStarted{}, TestFinished{}, SubtestStarted{}, SubtestFinished{},
 		StepStarted{}, StepFinished{}, Output{}, Console{}, ConsoleShown{}, MachineState{}, Progress{}, Log{},
-		FaultStarted{}, FaultEnded{}, Egress{}, Traffic{}, Artifact{}, Omitted{},
+		StepWaiting{}, FaultStarted{}, FaultEnded{}, Egress{}, Traffic{}, Artifact{}, Omitted{},
 	} {
 		out[Kind(e)] = reflect.TypeOf(e)
 	}

@@ -200,6 +200,14 @@ type StepStarted struct {
 	Position  Position `json:"position,omitzero"`
 }
 
+// StepWaiting says what keeps the step with this ID from its end, as far as it is known
+// while it is under way. Later ones are instead of it.
+type StepWaiting struct {
+	ID      uint64 `json:"id"`
+	Machine string `json:"machine,omitempty"`
+	Reason  string `json:"reason,omitempty"` // empty: nothing that is known
+}
+
 // StepFinished ends the step with the same ID.
 type StepFinished struct {
 	ID       uint64        `json:"id"`
@@ -342,6 +350,7 @@ func (TestFinished) kind() string    { return "test_finished" }
 func (SubtestStarted) kind() string  { return "subtest_started" }
 func (SubtestFinished) kind() string { return "subtest_finished" }
 func (StepStarted) kind() string     { return "step_started" }
+func (StepWaiting) kind() string     { return "step_waiting" }
 func (StepFinished) kind() string    { return "step_finished" }
 func (Output) kind() string          { return "output" }
 func (Console) kind() string         { return "console" }

@@ -24,6 +24,7 @@ type call struct {
 
 	// At most one of these is set before wait.
 	limit time.Duration // how long it may take
+	kept  time.Duration // how long it may take by a limit that the guest keeps; beyond it there is Options.Grace
 	stall time.Duration // how long nothing of it may move
 }
 
@@ -55,7 +56,7 @@ func (c *Client) open(ctx context.Context, op string, request any, body []byte) 
 // watch returns a channel that is closed when the guest has had the time that this
 // call may take.
 func (k *call) watch() (overdue <-chan struct{}, stop func()) {
-	if k.limit <= 0 && k.stall <= 0 {
+	if k.limit <= 0 && k.kept <= 0 && k.stall <= 0 {
 		return nil, func() {}
 	}
 	moved, at := k.stream.Moved(), k.c.clock()
@@ -66,7 +67,38 @@ func (k *call) watch() (overdue <-chan struct{}, stop func()) {
 		return at
 	}
 	over := make(chan struct{})
-	return over, k.c.after(max(k.limit, k.stall), since, func() { close(over) })
+	limit := max(k.limit, k.stall)
+	if k.kept > 0 {
+		limit = k.kept + k.c.opt.Grace
+	}
+	return over, k.c.after(limit, since, func() { close(over) })
+}
+
+// endGrace is what the guest may take to end what it runs when its limit is over: a
+// second between SIGTERM and SIGKILL, and the way of the answer.
+const endGrace = 1500 * time.Millisecond
+
+// due returns a channel on which the moment comes at which the call has to be over
+// unless the guest is slow. A guest that stands still does not stop it.
+func (k *call) due() (<-chan time.Time, func() bool) {
+	if k.kept <= 0 {
+		return nil, func() bool { return true }
+	}
+	t := time.NewTimer(k.kept + endGrace)
+	return t.C, t.Stop
+}
+
+// responds reports whether the agent is there.
+func (k *call) responds(ctx context.Context) bool {
+	k.c.mu.Lock()
+	held := k.c.held
+	k.c.mu.Unlock()
+	if held || k.c.opt.Standing != nil && k.c.opt.Standing(ctx) {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, k.c.opt.Echo)
+	defer cancel()
+	return k.c.Echo(ctx) == nil
 }
 
 // overdue is the error of a call whose result does not come.
@@ -83,14 +115,26 @@ func (k *call) wait(ctx context.Context, result any) error {
 	defer k.s.finish()
 	late, stop := k.watch()
 	defer stop()
-	select {
-	case <-k.stream.Context().Done():
-		return k.ended(result)
-	case <-late:
-		err := k.overdue()
-		k.stream.Cancel(err)
-		return err
-	case <-ctx.Done():
+	due, stopDue := k.due()
+	defer stopDue()
+	for waiting := true; waiting; {
+		select {
+		case <-k.stream.Context().Done():
+			return k.ended(result)
+		case <-due:
+			if due = nil; k.responds(ctx) || ctx.Err() != nil || k.stream.Context().Err() != nil {
+				continue // it is slow, or the answer has come meanwhile
+			}
+			err := k.overdue()
+			k.stream.Cancel(err)
+			return err
+		case <-late:
+			err := k.overdue()
+			k.stream.Cancel(err)
+			return err
+		case <-ctx.Done():
+			waiting = false
+		}
 	}
 	err := &WaitError{Machine: k.c.name, Operation: k.op, After: time.Since(k.start), Err: context.Cause(ctx)}
 	k.stream.Cancel(err)

@@ -28,6 +28,13 @@ type Options struct {
 	// Grace is how long an operation whose limit the guest keeps may take beyond
 	// that limit. Default 15 s: the guest may be slow, and ends a command gently.
 	Grace time.Duration
+	// Echo is how long an agent may take to say that it is there, when the limit of an
+	// operation is over that the guest keeps: one that does not is not given Grace.
+	// Default 3 s.
+	Echo time.Duration
+	// Standing reports whether the guest cannot answer, as is known without it. Nil: it is
+	// asked.
+	Standing func(context.Context) bool
 	// AgentTimeout is how long an operation waits for an agent that answers, such
 	// as that of a guest that reboots. Default 5 min.
 	AgentTimeout time.Duration
@@ -61,6 +68,7 @@ func (o *Options) setDefaults() {
 		{&o.PingTimeout, 60 * time.Second},
 		{&o.LastWords, LastWords},
 		{&o.Grace, 15 * time.Second},
+		{&o.Echo, 3 * time.Second},
 		{&o.AgentTimeout, 5 * time.Minute},
 		{&o.GreetTimeout, 2 * time.Minute},
 		{&o.Reconnect, 60 * time.Second},

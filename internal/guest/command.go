@@ -56,6 +56,9 @@ type Result struct {
 	TimedOut       bool
 	Warm           bool // it ran on a warm shell
 	Pid            int  // in the guest, if the command was detached
+	// Held are the processes that kept standard output open when the command had ended,
+	// and its time was over or it was given up.
+	Held []wire.Process
 }
 
 // A Process is a command that runs.
@@ -85,15 +88,7 @@ func (c *Client) Start(ctx context.Context, cmd Command) (*Process, error) {
 		return nil, err
 	}
 	var r wire.ExecResult
-	return c.start(ctx, wire.OpExec, cmd, &request, &request, c.beyond(cmd.Timeout), &r, &r)
-}
-
-// beyond is how long an operation may take whose limit the guest keeps; 0: it has none.
-func (c *Client) beyond(limit time.Duration) time.Duration {
-	if limit <= 0 {
-		return 0
-	}
-	return limit + c.opt.Grace
+	return c.start(ctx, wire.OpExec, cmd, &request, &request, cmd.Timeout, &r, &r)
 }
 
 func (c *Client) execRequest(cmd Command) (wire.ExecRequest, error) {
@@ -107,7 +102,7 @@ func (c *Client) execRequest(cmd Command) (wire.ExecRequest, error) {
 }
 
 // start opens op. exec is the part of request that describes the command, r the
-// part of result that says how it ended; the host gives up after limit.
+// part of result that says how it ended; limit is that of the guest.
 func (c *Client) start(ctx context.Context, op string, cmd Command, exec *wire.ExecRequest, request any, limit time.Duration, result any, r *wire.ExecResult) (*Process, error) {
 	started := time.Now()
 	body := []byte(cmd.Script)
@@ -119,7 +114,7 @@ func (c *Client) start(ctx context.Context, op string, cmd Command, exec *wire.E
 	if err != nil {
 		return nil, err
 	}
-	k.limit = limit
+	k.kept = limit
 	p := &Process{call: k, started: started, done: make(chan struct{})}
 	go p.run(ctx, cmd, exec.Long, result, r)
 	return p, nil
@@ -147,7 +142,7 @@ func (p *Process) run(ctx context.Context, cmd Command, long bool, result any, r
 	p.err = p.call.wait(ctx, result)
 	copies.Wait()
 	p.result = Result{
-		ExitCode: r.ExitCode, Signal: r.Signal, TimedOut: r.TimedOut, Warm: r.Warm, Pid: r.Pid,
+		ExitCode: r.ExitCode, Signal: r.Signal, TimedOut: r.TimedOut, Warm: r.Warm, Pid: r.Pid, Held: r.Held,
 		Stdout: stdout.buf, Stderr: stderr.buf, Duration: time.Since(p.started),
 	}
 	if p.adopted != nil {
@@ -274,7 +269,7 @@ func (c *Client) RunUntil(ctx context.Context, cmd Command, opt UntilOptions) (U
 		defer stop()
 	}
 	var r wire.UntilResult
-	p, err := c.start(ctx, wire.OpUntil, cmd, &request.Exec, &request, c.beyond(opt.Timeout), &r, &r.ExecResult)
+	p, err := c.start(ctx, wire.OpUntil, cmd, &request.Exec, &request, opt.Timeout, &r, &r.ExecResult)
 	if err != nil {
 		return UntilResult{}, err
 	}

@@ -260,7 +260,7 @@ func FuzzClient(f *testing.F) {
 		})
 		ask("copy", func() error { _, err := c.CopyOut(limited, "/x", root); return err })
 		ask("clock", func() error { return c.SetClock(limited) })
-		ask("port", func() error { _, err := c.WaitPort(ctx, "localhost", 80, true, false); return err })
+		ask("port", func() error { _, err := c.WaitPort(ctx, "localhost", 80, "", true, false); return err })
 		ask("unit", func() error { _, err := c.WaitUnit(ctx, "x.service", "", false); return err })
 		ask("window", func() error { _, err := c.WaitX(ctx, wire.WindowRequest{}); return err })
 		ask("tty", func() error { _, err := c.WaitTTY(ctx, 1, "x"); return err })

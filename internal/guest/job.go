@@ -66,7 +66,7 @@ func (c *Client) Adopt(ctx context.Context, job string, a Adoption) (*Process, e
 	if err != nil {
 		return nil, err
 	}
-	k.limit = c.beyond(a.Timeout)
+	k.kept = a.Timeout
 	p := &Process{call: k, started: started, adopted: &from, done: make(chan struct{})}
 	var r wire.ExecResult
 	go p.run(ctx, Command{Stdout: a.Stdout, Stderr: a.Stderr, Limit: a.Limit}, false, &r, &r)

@@ -38,14 +38,19 @@ func (c *Client) WaitFile(ctx context.Context, path string, once bool) (wire.Obs
 }
 
 // WaitPort waits until a TCP port accepts connections (open), or refuses them.
-// host is resolved in the guest.
-func (c *Client) WaitPort(ctx context.Context, host string, port int, open, once bool) (wire.Observation, error) {
+// host is resolved in the guest. unit, if not empty, is the service behind the port:
+// when it has failed, so has the wait for an open port, with a *UnitError.
+func (c *Client) WaitPort(ctx context.Context, host string, port int, unit string, open, once bool) (wire.Observation, error) {
 	what := "wait for open port "
 	if !open {
 		what = "wait for closed port "
 	}
 	what += net.JoinHostPort(host, strconv.Itoa(port))
-	return c.waitFor(ctx, what, wire.OpWaitPort, wire.PortRequest{Host: host, Port: port, Closed: !open, Once: once})
+	seen, err := c.waitFor(ctx, what, wire.OpWaitPort, wire.PortRequest{Host: host, Port: port, Closed: !open, Once: once, Unit: unit})
+	if op := (*OpError)(nil); errors.As(err, &op) && op.Kind == wire.KindUnit {
+		err = &UnitError{Machine: c.name, Unit: unit, Reason: op.Message}
+	}
+	return seen, err
 }
 
 // WaitUnixSocket waits until a unix socket in the guest accepts connections, or
@@ -129,6 +134,14 @@ func (c *Client) Panic(ctx context.Context) error {
 // Echo returns when the agent has answered: the guest has had its turn.
 func (c *Client) Echo(ctx context.Context) error {
 	return c.prompt(ctx, wire.OpEcho, struct{}{}, nil)
+}
+
+// Look is what in the guest may keep others from their end. It takes as long as the
+// guest does.
+func (c *Client) Look(ctx context.Context) (wire.LookResult, error) {
+	var r wire.LookResult
+	err := c.call(ctx, wire.OpLook, struct{}{}, &r)
+	return r, err
 }
 
 // WaitTTY waits until a virtual terminal shows something that matches pattern

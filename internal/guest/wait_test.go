@@ -77,9 +77,9 @@ func TestWaitPort(t *testing.T) {
 			t.Fatal(err)
 		}
 		port := l.Addr().(*net.TCPAddr).Port
-		open := func(ctx context.Context) error { _, err := m.WaitPort(ctx, host, port, true, false); return err }
+		open := func(ctx context.Context) error { _, err := m.WaitPort(ctx, host, port, "", true, false); return err }
 		closed := func(ctx context.Context) error {
-			_, err := m.WaitPort(ctx, host, port, false, false)
+			_, err := m.WaitPort(ctx, host, port, "", false, false)
 			return err
 		}
 		if err := open(testContext(t)); err != nil {
@@ -95,12 +95,12 @@ func TestWaitPort(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
-	seen, err := m.WaitPort(ctx, "127.0.0.1", 1, true, false)
+	seen, err := m.WaitPort(ctx, "127.0.0.1", 1, "", true, false)
 	var wait *guest.WaitError
 	if !errors.As(err, &wait) || wait.Operation != "wait for open port 127.0.0.1:1" || !strings.Contains(seen.Seen, "connection refused") || seen.Tries == 0 {
 		t.Errorf("seen %+v, error %v", seen, err)
 	}
-	seen, err = m.WaitPort(testContext(t), "127.0.0.1", 1, true, true)
+	seen, err = m.WaitPort(testContext(t), "127.0.0.1", 1, "", true, true)
 	if !errors.Is(err, guest.ErrNotYet) || seen.Tries != 1 {
 		t.Errorf("one look: %+v, %v", seen, err)
 	}

@@ -105,7 +105,7 @@ func TestSignatures(t *testing.T) {
 		"wait_until_succeeds(command, timeout=900, *, stdin=None, user=None, env=None, cwd=None)",
 		"wait_until_fails(command, timeout=900, *, stdin=None, user=None, env=None, cwd=None)",
 		"wait_for_unit(unit, user=None, timeout=900)",
-		`wait_for_open_port(port, addr="localhost", timeout=900)`,
+		`wait_for_open_port(port, addr="localhost", timeout=900, *, unit=None)`,
 		`wait_for_closed_port(port, addr="localhost", timeout=900)`,
 		"wait_for_file(filename, timeout=900)",
 		"wait_for_console_text(regex, timeout=None)",
@@ -178,7 +178,7 @@ func TestBindPartly(t *testing.T) {
 func TestBindErrors(t *testing.T) {
 	const unit = "wait_for_unit(unit, user=None, timeout=900): "
 	const succeed = "succeed(*commands, timeout=None, stdin=None, user=None, env=None, cwd=None): "
-	const port = `wait_for_open_port(port, addr="localhost", timeout=900): `
+	const port = `wait_for_open_port(port, addr="localhost", timeout=900, *, unit=None): `
 	tests := []struct {
 		operation  string
 		positional []any

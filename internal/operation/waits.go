@@ -26,10 +26,14 @@ var waitsTable = []*Operation{
 	},
 	{
 		Name: "wait_for_open_port", Subject: "Waits", Result: None,
-		Params: []Param{portParam, addrParam, limitParam},
-		Doc:    "Waits until something accepts TCP connections at a port.",
+		Params: []Param{portParam, addrParam, limitParam, {Name: "unit", Type: String, Default: Absent, Named: true, Doc: "the systemd unit behind the port"}},
+		Doc:    "Waits until something accepts TCP connections at a port. With `unit` it fails at once when that unit has failed, and its error has the unit's journal.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.WaitForOpenPort(ctx, a.Int("port"), a.address(), a.limit())
+			opts := []attest.OpenPortOption{a.address(), a.limit()}
+			if a.Given("unit") {
+				opts = append(opts, attest.Unit(a.String("unit")))
+			}
+			return nil, t.machine.WaitForOpenPort(ctx, a.Int("port"), opts...)
 		},
 	},
 	{

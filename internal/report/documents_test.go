@@ -471,6 +471,7 @@ func samples() []event.Event {
 		event.MachineState{Machine: "m", State: "ready", Detail: "d", After: time.Second},
 		event.Progress{ID: "i", Title: "t", Message: "m", Done: true, Error: "e", Elapsed: time.Second},
 		event.Log{Machine: "m", Level: "info", Text: "t"},
+		event.StepWaiting{ID: 3, Machine: "m", Reason: "r"},
 		event.FaultStarted{ID: 3, Fault: "f"},
 		event.FaultEnded{ID: 3, Fault: "f", Reason: "r", Duration: time.Second, Frames: 5, Affected: 4},
 		event.Traffic{Machine: "m", Network: "network 1", NIC: "eth1", Sent: event.Counters{Frames: 1, Bytes: 60}, Received: event.Counters{Frames: 2, Bytes: 120, Lost: event.Lost{Overrun: 3}}},

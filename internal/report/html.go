@@ -314,6 +314,9 @@ func newRow(s *entry, t *test) htmlRow {
 	if s.end.ExitCode != nil && *s.end.ExitCode != 0 {
 		notes = append(notes, fmt.Sprintf("exit code %d", *s.end.ExitCode))
 	}
+	if s.end.Status == event.Interrupted && s.waiting != "" {
+		notes = append(notes, firstLine(s.waiting))
+	}
 	if s.end.Tries > 1 {
 		notes = append(notes, plural(s.end.Tries, "try"))
 	}

@@ -35,7 +35,7 @@ func NewJSON(w io.Writer) *JSON { return &JSON{w: w, limit: maxJSON} }
 func bulk(e event.Event) bool {
 	switch e.(type) {
 	case event.Output, event.Console, event.StepStarted, event.StepFinished, event.Log, event.Egress, event.MachineState, event.Traffic, event.Progress,
-		event.FaultStarted, event.FaultEnded, event.SubtestStarted, event.SubtestFinished:
+		event.StepWaiting, event.FaultStarted, event.FaultEnded, event.SubtestStarted, event.SubtestFinished:
 		return true
 	}
 	return false

@@ -289,7 +289,11 @@ func stepLine(s *entry, began time.Time) string {
 	if s.end.ExitCode != nil && *s.end.ExitCode != 0 {
 		l += fmt.Sprintf(", exit code %d", *s.end.ExitCode)
 	}
-	return at + l + ")"
+	l += ")"
+	if s.end.Status == event.Interrupted && s.waiting != "" {
+		l += ": " + firstLine(s.waiting)
+	}
+	return at + l
 }
 
 // during are the console lines of a machine from a test's time. A machine of

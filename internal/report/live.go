@@ -236,6 +236,9 @@ func (t *Terminal) fileRows(f *file, now time.Time, steps bool, running *int) []
 				r.spans = append(r.spans, span{cyan, clean(s.Machine)}, span{"", " "})
 			}
 			r.spans = append(r.spans, span{"", s.label()})
+			if s.waiting != "" {
+				r.spans = append(r.spans, span{dim, "  " + firstLine(s.waiting)})
+			}
 			rows = append(rows, r)
 		}
 	}

@@ -61,7 +61,11 @@ func (t *Terminal) remindSteps(f *file, now time.Time) {
 				continue
 			}
 			t.reminder[s] = 2 * next
-			t.line(now, t.subject(event.Scope{File: f.name, Test: ts.test, Boot: ts.boot}, s.Machine)+"still running: "+cut(s.label(), 120)+" ("+took(age)+")")
+			l := t.subject(event.Scope{File: f.name, Test: ts.test, Boot: ts.boot}, s.Machine) + "still running: " + cut(s.label(), 120) + " (" + took(age) + ")"
+			if s.waiting != "" {
+				l += ": " + cut(firstLine(s.waiting), 200)
+			}
+			t.line(now, l)
 		}
 	}
 }

@@ -110,13 +110,14 @@ type subtest struct {
 // An entry is a line of a test's story: a step, or a log line (ID 0).
 type entry struct {
 	event.StepStarted
-	at     time.Time
-	depth  int
-	done   bool
-	end    event.StepFinished
-	log    *event.Log
-	stdout capture
-	stderr capture
+	at      time.Time
+	depth   int
+	done    bool
+	end     event.StepFinished
+	waiting string // what keeps it from its end, or kept it when it was interrupted
+	log     *event.Log
+	stdout  capture
+	stderr  capture
 }
 
 // A machine is one of a lab: every test has its own of that name.
@@ -272,6 +273,10 @@ func (r *Run) Record(rec event.Record) {
 		}
 	case event.StepStarted:
 		r.stepStarted(rec, e)
+	case event.StepWaiting:
+		if s := r.step(rec, e.ID); s != nil {
+			s.waiting = r.limits.line(e.Reason)
+		}
 	case event.StepFinished:
 		r.stepFinished(rec, e)
 	case event.Output:

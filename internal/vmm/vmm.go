@@ -268,6 +268,13 @@ type Fingerprinter interface {
 	Fingerprint(Host, Config) (string, error)
 }
 
+// Observer is a VM that knows whether its guest can do anything.
+type Observer interface {
+	// State is empty while the guest runs, and otherwise what it is instead, such as
+	// "suspended".
+	State(context.Context) (string, error)
+}
+
 // Crasher ends the VMM in an orderly way, without telling the guest (QEMU's
 // "quit"). Caches of disk images reach their files.
 type Crasher interface{ Crash(context.Context) error }

@@ -79,7 +79,48 @@ func (r ExecResult) Check() error {
 	if r.Signal != "" && unix.SignalNum(r.Signal) == 0 {
 		return fmt.Errorf("a signal called %.40q", r.Signal)
 	}
-	return first(within("an exit code", r.ExitCode, 0, maxExitCode), notNegative("a duration", r.Duration), within("a process id", r.Pid, 0, maxPid))
+	return first(within("an exit code", r.ExitCode, 0, maxExitCode), notNegative("a duration", r.Duration), within("a process id", r.Pid, 0, maxPid),
+		checkProcesses(r.Held))
+}
+
+// Limits of what an agent says of processes and units, which is shown to people.
+const (
+	MaxProcesses = 5
+	MaxTroubles  = 20
+	maxName      = 4 * maxExcerpt // in JSON a byte that is no text is three
+)
+
+func checkProcesses(list []Process) error {
+	if len(list) > MaxProcesses {
+		return fmt.Errorf("%d processes", len(list))
+	}
+	for _, p := range list {
+		if err := first(within("a process id", p.Pid, 0, maxPid), within("a name's length", len(p.Name), 0, maxName)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Check reports a look that no agent of this version has.
+func (r LookResult) Check() error {
+	if len(r.Units) > MaxTroubles {
+		return fmt.Errorf("%d units", len(r.Units))
+	}
+	for _, u := range r.Units {
+		if n := len(u.Unit) + len(u.ActiveState) + len(u.SubState) + len(u.Result); n > maxName {
+			return fmt.Errorf("a unit of %d bytes", n)
+		}
+	}
+	for _, h := range r.Held {
+		if err := checkProcesses(h.By); err != nil {
+			return err
+		}
+	}
+	if m := r.Memory; !(m.Stalled >= 0 && m.Stalled <= 100) {
+		return fmt.Errorf("a share of %v %%", m.Stalled)
+	}
+	return first(notNegative("an amount of memory", r.Memory.Total), notNegative("an amount of memory", r.Memory.Available))
 }
 
 // Check reports an outcome that no repeated command has.

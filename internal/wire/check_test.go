@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/json"
+	"reflect"
 	"testing"
 )
 
@@ -10,6 +11,7 @@ import (
 func FuzzReply(f *testing.F) {
 	for _, seed := range []string{
 		`{"result":{"exit_code":3,"signal":"SIGKILL","duration":1,"pid":7}}`, `{"result":{"exit_code":-9223372036854775808}}`,
+		`{"result":{"held":[{"pid":7,"name":"x"}],"memory":{"total":-1,"stalled":1e9},"units":[{"unit":"a.service","restarts":4294967295}]}}`,
 		`{"error":{"kind":"failed","message":"x"}}`, `{"result":{"files":-1,"bytes":-5,"skipped":["\u001b[2J"]}}`,
 		`{"result":{"time":"9999-12-31T23:59:59Z"}}`, `{"result":{"tries":-1,"seen":"x"},"error":{}}`,
 		`{"result":[[[[]]]]}`, `{"result":{"jobs":[{"id":"x","pid":-1,"stdout":-1}]}}`, `null`, `{"result":null}`, `[]`, "",
@@ -19,8 +21,12 @@ func FuzzReply(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var exec ExecResult
-		if _, err := DecodeReply(b, &exec); exec.ExitCode < 0 || exec.ExitCode > maxExitCode || exec.Pid < 0 || exec.Duration < 0 || err != nil && exec != (ExecResult{}) {
+		if _, err := DecodeReply(b, &exec); exec.ExitCode < 0 || exec.ExitCode > maxExitCode || exec.Pid < 0 || exec.Duration < 0 || err != nil && !reflect.DeepEqual(exec, ExecResult{}) {
 			t.Errorf("%+v, %v", exec, err)
+		}
+		var look LookResult
+		if DecodeReply(b, &look); len(look.Units) > MaxTroubles || look.Memory.Total < 0 || look.Memory.Stalled < 0 {
+			t.Errorf("%+v", look)
 		}
 		var until UntilResult
 		if DecodeReply(b, &until); until.Tries < 0 || until.Ended != nil && (*until.Ended < 0 || *until.Ended > maxExitCode) {

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -30,6 +31,7 @@ const (
 	OpClock      = "clock"       // ClockRequest, ClockResult
 	OpSync       = "sync"        // nothing, nothing: sync(2)
 	OpEcho       = "echo"        // nothing, nothing
+	OpLook       = "look"        // nothing, LookResult: what may keep others from their end
 	OpPower      = "power"       // PowerRequest, nothing
 )
 
@@ -147,6 +149,55 @@ type ExecResult struct {
 	TimedOut bool          `json:"timed_out,omitempty"`
 	Warm     bool          `json:"warm,omitempty"` // ran on the warm shell
 	Pid      int           `json:"pid,omitempty"`  // of a detached command
+	// Held are the processes that kept standard output open when the command had ended by
+	// itself, and its time was over or it was given up.
+	Held []Process `json:"held,omitempty"`
+}
+
+// Process is one of the guest.
+type Process struct {
+	Pid  int    `json:"pid"`
+	Name string `json:"name"` // an Excerpt of its command line
+}
+
+const maxExcerpt = 200
+
+// Excerpt is the beginning of a command, by which it can be told from others.
+func Excerpt(command string) string {
+	if len(command) > maxExcerpt {
+		command = command[:maxExcerpt]
+	}
+	return strings.ToValidUTF8(command, "\uFFFD")
+}
+
+// LookResult is what in the guest may keep operations from their end.
+type LookResult struct {
+	Memory Memory    `json:"memory"`
+	Units  []Trouble `json:"units,omitempty"`
+	Held   []Held    `json:"held,omitempty"`
+}
+
+// Memory is that of the guest, in KiB.
+type Memory struct {
+	Total     int64   `json:"total"`
+	Available int64   `json:"available"`
+	Stalled   float64 `json:"stalled,omitempty"` // percent of the last 10 s in which all processes waited for memory
+}
+
+// Trouble is a unit of systemd that has failed, or was restarted because it ended.
+type Trouble struct {
+	Unit        string `json:"unit"`
+	ActiveState string `json:"active_state"`
+	SubState    string `json:"sub_state"`
+	Result      string `json:"result,omitempty"`
+	Status      int32  `json:"status,omitempty"`   // of its last process
+	Restarts    uint32 `json:"restarts,omitempty"` // that nobody asked for
+}
+
+// Held is a command that has ended, and processes that still have its standard output.
+type Held struct {
+	Command string    `json:"command"` // an Excerpt
+	By      []Process `json:"by"`
 }
 
 // TerminalRequest runs a login shell on a pseudo-terminal of this size. What is
@@ -217,6 +268,7 @@ type PortRequest struct {
 	Port   int    `json:"port"`
 	Closed bool   `json:"closed,omitempty"`
 	Once   bool   `json:"once,omitempty"`
+	Unit   string `json:"unit,omitempty"` // of the service behind it: when it has failed, the wait has
 }
 
 // SocketRequest waits until a unix socket accepts connections.

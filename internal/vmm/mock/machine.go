@@ -33,6 +33,7 @@ type Machine struct {
 	mu          sync.Mutex
 	allowReboot bool
 	paused      bool
+	state       string // see State
 	exit        vmm.Exit
 	typed       []byte      // on the console
 	keys        []string    // pressed and released
@@ -65,6 +66,7 @@ var (
 	_ vmm.ConsoleWriter = (*Machine)(nil)
 	_ vmm.Interrupter   = (*Machine)(nil)
 	_ vmm.EventSource   = (*Machine)(nil)
+	_ vmm.Observer      = (*Machine)(nil)
 )
 
 // live is the whole life of the machine: one boot after the other, as long as
@@ -136,6 +138,21 @@ func (m *Machine) Config() vmm.Config { return m.config }
 
 // Say has the guest write to its console.
 func (m *Machine) Say(text string) { io.WriteString(m.console, text) }
+
+// State is what Suspend has said.
+func (m *Machine) State(context.Context) (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state, nil
+}
+
+// Suspend has the guest answer nothing any more, or again, and the machine know why.
+func (m *Machine) Suspend(on bool) {
+	m.mu.Lock()
+	m.state = map[bool]string{true: "suspended"}[on]
+	m.mu.Unlock()
+	m.Hang(on)
+}
 
 // Hang has the guest answer nothing any more, or again.
 func (m *Machine) Hang(on bool) { m.stuck.set(on) }

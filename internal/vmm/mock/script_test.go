@@ -139,10 +139,10 @@ func TestCannedWaits(t *testing.T) {
 	if err := <-active; err != nil {
 		t.Error(err)
 	}
-	if _, err := s.client.WaitPort(ctx, "localhost", 80, true, false); err != nil {
+	if _, err := s.client.WaitPort(ctx, "localhost", 80, "", true, false); err != nil {
 		t.Error(err)
 	}
-	if seen, err := s.client.WaitPort(ctx, "localhost", 81, true, true); !errors.Is(err, guest.ErrNotYet) || seen.Seen != "port 81 is not in the script" {
+	if seen, err := s.client.WaitPort(ctx, "localhost", 81, "", true, true); !errors.Is(err, guest.ErrNotYet) || seen.Seen != "port 81 is not in the script" {
 		t.Errorf("%+v, %v", seen, err)
 	}
 	if _, err := s.client.WaitTTY(ctx, 1, "login"); err == nil || !strings.Contains(err.Error(), `a machine with canned answers cannot do "wait-tty"`) {

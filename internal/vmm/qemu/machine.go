@@ -332,6 +332,17 @@ func (m *machine) PressPower(ctx context.Context) error { return m.do(ctx, "syst
 func (m *machine) Pause(ctx context.Context) error      { return m.do(ctx, "stop", nil) }
 func (m *machine) Resume(ctx context.Context) error     { return m.do(ctx, "cont", nil) }
 
+// State is QEMU's run state (qapi/run-state.json).
+func (m *machine) State(ctx context.Context) (string, error) {
+	var s struct {
+		Status string `json:"status"`
+	}
+	if err := m.ask(ctx, "query-status", nil, &s); err != nil || s.Status == "running" {
+		return "", err
+	}
+	return s.Status, nil
+}
+
 // Reset ends the VMM unless AllowReboot is on. It does not turn it on for a
 // moment: the firmware of q35 answers a reset with one of its own.
 func (m *machine) Reset(ctx context.Context) error { return m.do(ctx, "system_reset", nil) }
