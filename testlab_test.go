@@ -250,6 +250,7 @@ func TestTimeoutIsNear(t *testing.T) {
 			<-ctx.Done()
 		}
 	}})
+	nearEnd.by = ""
 	f := play(t, "TestX", func(f *fakeT) {
 		near := timedT{f, time.Now().Add(testGrace + time.Second)}
 		NewLab(near, config("a")).Machine("a").Succeed("hang")
@@ -264,6 +265,11 @@ func TestTimeoutIsNear(t *testing.T) {
 		return 0
 	}), config("a"), func(l *TestLab) { lab = l })
 	wantIn(t, f.text(), `-timeout is near (in 10s); under way: a: succeed("hang") for `)
+	// Another test of the process says what it was at, and not the same once more.
+	f = play(t, "TestY", func(f *fakeT) {
+		NewLab(timedT{f, time.Now().Add(testGrace + time.Second)}, config("a")).Machine("a").Succeed("hang")
+	})
+	wantIn(t, f.text(), `attest: ended with TestX; under way was a: succeed("hang") for `)
 }
 
 type timedT struct {
@@ -334,10 +340,13 @@ func TestReportsOfGoTest(t *testing.T) {
 	play(t, "TestBad", func(f *fakeT) {
 		lab := NewLab(f, config("a"))
 		play(t, "TestBad/sub", func(f *fakeT) { lab.With(f).Machine("a").Succeed("exit 6") })
+		var without sync.WaitGroup
+		without.Go(func() { lab.Machine("a").Succeed("exit 5") }) // as a subtest that forgets With
+		without.Wait()
 		lab.Machine("a").Succeed("exit 7")
 	})
 	junit := read(".xml")
-	wantIn(t, junit, `name="TestGood"`, `name="TestBad"`, `name="TestBad/sub"`, `failures="2"`, "exit 6", "exit 7")
+	wantIn(t, junit, `name="TestGood"`, `name="TestBad"`, `name="TestBad/sub"`, `name="TestBad/at testlab_test.go:`, `failures="3"`, "exit 5", "exit 6", "exit 7")
 	wantIn(t, read(".html"), "TestBad/sub")
 	lines := read(".jsonl")
 	if n := strings.Count(lines, `"type":"run_finished"`); n != 1 {

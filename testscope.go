@@ -3,6 +3,7 @@ package attest
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -64,7 +65,7 @@ func openScope(t TB, ctx context.Context, log *testLog) scope {
 	if d, ok := t.(interface{ Deadline() (time.Time, bool) }); ok {
 		if deadline, ok := d.Deadline(); ok {
 			near = time.AfterFunc(time.Until(deadline)-testGrace, func() {
-				cancel(fmt.Errorf("the test binary's -timeout is near (in %v)%s", testGrace, log.underWay()))
+				cancel(nearEnd.tell(t.Name(), log.underWay()))
 			})
 		}
 	}
@@ -80,6 +81,25 @@ func openScope(t TB, ctx context.Context, log *testLog) scope {
 		reports.end(ctx, t.Name(), s.finished(time.Since(started)))
 	})
 	return s
+}
+
+// nearEnd is what is said in this process of the test binary's own deadline: all of it by
+// one test, since the others say the same.
+var nearEnd timeoutNotice
+
+type timeoutNotice struct {
+	mu sync.Mutex
+	by string // the test that says it; empty: none yet
+}
+
+func (n *timeoutNotice) tell(test, underWay string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.by == "" || n.by == test {
+		n.by = test
+		return fmt.Errorf("the test binary's -timeout is near (in %v)%s", testGrace, underWay)
+	}
+	return fmt.Errorf("ended with %s", n.by)
 }
 
 // finished is how the test has ended.
@@ -127,10 +147,26 @@ func (s scope) check(err error) {
 	s.test.mu.Unlock()
 	text := printable.Text(explainError(err)) // which has words of guests in it
 	if goroutine() != s.test.goroutine {
+		s.reportElsewhere(err)
 		// FailNow ends the goroutine that it is called in, and the test goes on.
 		text += fmt.Sprintf("\nattest: the lab belongs to %s, and this goroutine is another's. In a subtest use lab.With(t); in a goroutine that the test starts use operations that return an error, such as those of lab.Lab and of the field Machine.", s.t.Name())
 	}
 	s.t.Fatalf("attest: %s", text)
+}
+
+// reportElsewhere gives what has failed in another goroutine than the test's a place of
+// its own in the reports. It is a subtest as a rule, whose name nobody knows here.
+func (s scope) reportElsewhere(err error) {
+	_, file, line, ok := runtime.Caller(3)
+	if !ok {
+		return
+	}
+	name := fmt.Sprintf("at %s:%d", filepath.Base(file), line)
+	scope := event.ScopeOf(s.ctx)
+	scope.Subtest = name
+	ctx := event.WithScope(s.ctx, scope)
+	event.Publish(ctx, event.SubtestStarted{Name: name})
+	event.Publish(ctx, event.SubtestFinished{Name: name, Status: event.Status(StatusOf(err)), Message: err.Error()})
 }
 
 // goroutine names the goroutine that calls it.
