@@ -58,7 +58,7 @@ const answers = `{"answers": [
 	{"command": "stderr", "stdout": "out", "stderr": "err", "exit_code": 3},
 	{"match": "echo (.*)", "stdout": "hello\n"},
 	{"match": ".*"}
-], "ports": [80], "files": {"/etc/a": "x"}, "units": {"web.service": "active", "bad.service": "failed"}}`
+], "ports": [80], "files": {"/etc/a": "x"}, "units": {"web.service": "active", "bad.service": "failed", "slow.service": "activating"}}`
 
 // machines are those of a script. Its large answer is there only if the script asks for it,
 // because each lab reads it.
@@ -350,11 +350,21 @@ func TestScriptsThatFail(t *testing.T) {
 // However a script waits or goes on, it ends when the run does.
 func TestInterrupted(t *testing.T) {
 	for name, source := range map[string]string{
-		"a command":  "print('here')\nweb.succeed('hang')\n",
-		"a sleep":    "import time\nprint('here')\ntime.sleep(3600)\n",
-		"a loop":     "print('here')\nwhile True: pass\n",
-		"it refuses": "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('here')\nwhile True:\n    try: web.succeed('hang')\n    except BaseException: pass\n",
-		"a child":    "import subprocess\nsubprocess.Popen(['sleep', '3600'])\nprint('here')\nweb.succeed('hang')\n",
+		"a command":   "print('here')\nweb.succeed('hang')\n",
+		"a sleep":     "import time\nprint('here')\ntime.sleep(3600)\n",
+		"a loop":      "print('here')\nwhile True: pass\n",
+		"it refuses":  "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('here')\nwhile True:\n    try: web.succeed('hang')\n    except BaseException: pass\n",
+		"a unit":      "print('here')\nweb.wait_for_unit('slow.service')\n",
+		"a port":      "print('here')\nweb.wait_for_open_port(81)\n",
+		"a file":      "print('here')\nweb.wait_for_file('/none')\n",
+		"a console":   "print('here')\nweb.wait_for_console_text('never')\n",
+		"a shutdown":  "web.start()\nprint('here')\nweb.wait_for_shutdown()\n",
+		"a job":       "j = web.spawn('hang')\nprint('here')\nj.wait()\n",
+		"a retry":     "print('here')\nretry(lambda last: False)\n",
+		"a thread":    "import threading\nth = threading.Thread(target=lambda: web.succeed('hang'))\nth.start()\nprint('here')\nth.join()\n",
+		"a condition": "@polling_condition(seconds_interval=0.01)\ndef c(): web.succeed('true')\nwith c:\n    print('here')\n    b_1.succeed('hang')\n",
+		"a subtest":   "with subtest('x'):\n    print('here')\n    web.wait_until_succeeds('false')\n",
+		"a child":     "import subprocess\nsubprocess.Popen(['sleep', '3600'])\nprint('here')\nweb.succeed('hang')\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+import functools
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 _LIBRARY = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
 
+@functools.lru_cache(maxsize=None)  # it is asked for each operation
 def own(filename):
     """Whether a frame is the script's: neither this package's nor Python's."""
     if filename.startswith("<"):
@@ -362,14 +364,14 @@ def _wait_text(message, details, operation, args):
     import re
 
     over = re.search(r" timed out after \S+ \(limit ([^,)]+)", message)
-    reason = re.search(r" can no longer succeed: (reached state .*|is inactive and .*?)(?: \(after |; )", message)
+    ended = re.search(r" can no longer succeed: (reached state \"\w+\")?", message)
     state = re.search(r"is in state \"?(\w+)", message)
     unit = args[0] if args else ""
     if over:
         elapsed = details.get("duration", 0) / 1e9
         return f"action timed out after {elapsed:.2f} seconds (timeout={over[1]}): {message}"
-    if reason and operation == "wait_for_unit":
-        return f'unit "{unit}" {reason[1]} ({message})'
+    if ended and operation == "wait_for_unit" and (ended[1] or "last seen: inactive" in message):
+        return f'unit "{unit}" {ended[1] or "is inactive and there are no pending jobs"} ({message})'
     if operation == "require_unit_state" and state:
         wanted = args[1] if len(args) > 1 else "active"
         return f"Expected unit '{unit}' to to be in state '{wanted}' but it is in state '{state[1]}' ({message})"
