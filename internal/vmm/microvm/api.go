@@ -110,7 +110,7 @@ func (a *API) Await(ctx context.Context, gone <-chan struct{}) error {
 		if err == nil {
 			return conn.Close()
 		}
-		if !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) && ctx.Err() == nil {
+		if !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 			return fmt.Errorf("its API socket: %w", err)
 		}
 		select {

@@ -162,6 +162,11 @@ func TestAPI(t *testing.T) {
 	if err := a.Await(t.Context(), gone); err != ErrGone {
 		t.Errorf("got %v", err)
 	}
+	short, stop := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer stop()
+	if err := a.Await(short, nil); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "its API socket did not appear") {
+		t.Errorf("got %v", err)
+	}
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
