@@ -166,9 +166,19 @@ func (s *Store) publish(content, dir string, meta any) error {
 // lock gives this process the right to make an object. While it waits it says
 // for whom.
 func (s *Store) lock(ctx context.Context, r ref) (unlock func(), err error) {
-	return cache.Lock(ctx, filepath.Join(s.root, "lock", r.kind()+"-"+r.key()), s.sup, func(pid string) {
-		s.progress(ctx).say("waiting for process %s, which builds the same %s", pid, r.kind())
+	p, waited := s.progress(ctx), false
+	unlock, err = cache.Lock(ctx, filepath.Join(s.root, "lock", r.kind()+"-"+r.key()), s.sup, func(pid string) {
+		waited = true
+		p.say("waiting for process %s, which builds the same %s", pid, r.kind())
 	})
+	if waited && p.title == "" { // nothing else ends what it has begun
+		e := event.Progress{Message: "done", Done: true}
+		if err != nil {
+			e.Message, e.Error = "failed", err.Error()
+		}
+		p.publish(e)
+	}
+	return unlock, err
 }
 
 // explain turns a lack of space into a *SpaceError.

@@ -208,9 +208,10 @@ func TestTwoProcessesBuildOnce(t *testing.T) {
 	other.expect(t, "building")
 
 	var bus event.Bus
-	waiting := make(chan string, 10)
+	waiting, over := make(chan string, 10), false
 	bus.Subscribe(func(r event.Record) {
 		if p, ok := r.Event.(event.Progress); ok {
+			over = p.Done
 			waiting <- p.Message
 		}
 	})
@@ -235,6 +236,9 @@ func TestTwoProcessesBuildOnce(t *testing.T) {
 	other.expect(t, "done")
 	if err := <-result; err != nil {
 		t.Error(err)
+	}
+	if !over {
+		t.Error("nobody says that the wait is over")
 	}
 }
 
