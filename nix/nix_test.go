@@ -146,7 +146,7 @@ func libraries(t *testing.T) map[string]string {
 func TestEvaluate(t *testing.T) {
 	for name, lib := range libraries(t) {
 		t.Run(name, func(t *testing.T) {
-			out, err := nixCommand(t, "nix-instantiate", "--eval", "--strict", "--json", "--expr",
+			out, err := nixCommand(t, "nix-instantiate", "--eval", "--readonly-mode", "--strict", "--json", "--expr",
 				fmt.Sprintf("import %s { nixpkgsLib = %q; }", absolute(t, "tests/evaluate.nix"), lib))
 			if err != nil {
 				t.Fatal(err)

@@ -26,9 +26,11 @@ let
         system = builtins.currentSystem;
         builder = "/bin/bash";
         PATH = path;
+        # Without the exit bash may become the last program, and those of coreutils close
+        # their output before they end: Nix takes that for the end, and kills what is left.
         args = [
           "-euc"
-          ". ${./make-wrapper.sh}\ncd $NIX_BUILD_TOP\n${script}"
+          ". ${./make-wrapper.sh}\ncd $NIX_BUILD_TOP\n${script}\nexit 0\n"
         ];
       }
     )
