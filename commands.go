@@ -86,7 +86,7 @@ func (m *Machine) expect(ctx context.Context, commands []string, want expectatio
 				failed := &CommandError{Machine: m.Name(), Operation: want.operation, Command: command, Number: i + 1, Of: len(commands),
 					Result: result, Console: m.console.Tail(commandConsoleTail)}
 				if r := m.running(); r != nil {
-					l := r.look(ctx, "")
+					l := r.inspect(ctx, "")
 					failed.State, failed.Details = l.state, l.details()
 				}
 				err = failed

@@ -38,7 +38,7 @@ func (r *run) explainWithin(ctx context.Context, operation string, left time.Dur
 	var late *guest.OverdueError
 	if (errors.As(err, &silent) || errors.As(err, &late)) && ctx.Err() == nil {
 		m := r.machine
-		err = &UnresponsiveError{Machine: m.Name(), Operation: operation, State: r.look(ctx, "").state, Console: m.console.Tail(consoleTail), Err: err}
+		err = &UnresponsiveError{Machine: m.Name(), Operation: operation, State: r.inspect(ctx, "").state, Console: m.console.Tail(consoleTail), Err: err}
 	}
 	return err
 }
@@ -156,7 +156,7 @@ func (w *wait) attach(ctx context.Context, r *run, we *WaitError) {
 	if r == nil {
 		return
 	}
-	l := r.look(ctx, "")
+	l := r.inspect(ctx, "")
 	we.State = l.state
 	we.Details = append(l.details(), we.Details...)
 }

@@ -95,9 +95,9 @@ func processes(list []wire.Process) string {
 // statePatience is how long the VMM may take to say in what state it is.
 const statePatience = time.Second
 
-// look looks at the machine, for an operation that is about a command unless that is
+// inspect looks at the machine, for an operation that is about a command unless that is
 // empty. It takes no longer than it has to on a machine whose guest does nothing.
-func (r *run) look(ctx context.Context, command string) (l look) {
+func (r *run) inspect(ctx context.Context, command string) (l look) {
 	m := r.machine
 	if l.state = r.standing(ctx); l.state != "" {
 		return l
@@ -239,7 +239,7 @@ func (w *watch) run(ctx, outer context.Context, r *run, command string) {
 			timer.Stop()
 			return
 		}
-		text := r.look(ctx, command).String()
+		text := r.inspect(ctx, command).String()
 		if ctx.Err() != nil {
 			return
 		}
