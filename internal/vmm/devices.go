@@ -54,7 +54,8 @@ type Keyboarder interface {
 
 // Screener has a screen to look at.
 type Screener interface {
-	// Screenshot writes what is on the screen to a file that the VMM creates.
+	// Screenshot writes what is on the screen to a file in the machine's directory,
+	// which the VMM creates: it may see no other.
 	Screenshot(ctx context.Context, path string, format PictureFormat) error
 }
 

@@ -79,7 +79,7 @@ func TestSnapshotOfScreen(t *testing.T) {
 
 func (g *guest) screen() []byte {
 	g.t.Helper()
-	path := filepath.Join(g.t.TempDir(), "screen.png")
+	path := filepath.Join(g.dir(), "screen.png")
 	g.must(g.Screenshot(g.t.Context(), path, vmm.PNG))
 	picture, err := os.ReadFile(path)
 	g.must(err)
