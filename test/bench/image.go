@@ -75,6 +75,7 @@ func (b *bench) newLab(ctx context.Context, cmdline string) (*attest.Lab, *attes
 // command, and until multi-user.target is known to be active.
 type boots struct {
 	command, multiUser []time.Duration
+	script             []time.Duration // to the end of driver.script
 }
 
 // bootLimit is far more than a boot takes on a host that is good for measuring.
@@ -123,6 +124,10 @@ func (b *bench) bootReference(ctx context.Context, t *boots) error {
 		return err
 	}
 	t.multiUser = append(t.multiUser, time.Since(start))
+	if err := d.script(ctx); err != nil {
+		return err
+	}
+	t.script = append(t.script, time.Since(start))
 	return nil
 }
 

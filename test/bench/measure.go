@@ -72,6 +72,19 @@ func (b *bench) measure(ctx context.Context) (rows []Row, guest Guest, err error
 		return nil, guest, err
 	}
 	rows, err = b.running(ctx, m)
+	if err != nil {
+		return nil, guest, err
+	}
+	for _, part := range []func() ([]Row, error){
+		func() ([]Row, error) { return b.scriptRows(ctx, reference.script) },
+		func() ([]Row, error) { return b.callRows(ctx) },
+	} {
+		more, err := part()
+		if err != nil {
+			return nil, guest, err
+		}
+		rows = append(rows, more...)
+	}
 	rows = append(rows, warm.rows(reference.command)...)
 	rows = append(rows,
 		newRow("one-machine test, image cached: `attest run` to first result", reference.command, runs, Target{Max: 0.6, Ratio: 30}),
@@ -129,8 +142,13 @@ func repeat(n int, do func() error) ([]time.Duration, error) {
 // attestRun times attest run, from the start of the process until the test
 // prints that its first command has succeeded.
 func (b *bench) attestRun(ctx context.Context) (time.Duration, error) {
+	return b.attestFile(ctx, "first_test.star", testFile())
+}
+
+// attestFile is attestRun of any file that prints firstResult.
+func (b *bench) attestFile(ctx context.Context, name, text string, flags ...string) (time.Duration, error) {
 	start := time.Now()
-	p, err := b.startAttest(ctx, "first_test.star", testFile())
+	p, err := b.startAttest(ctx, name, text, flags...)
 	if err != nil {
 		return 0, err
 	}
