@@ -400,10 +400,12 @@ func (r *driverRun) exitCode(ctx context.Context, s suite.Summary, err, reportEr
 }
 
 // commandLine is the command line of a program that was called by a name: this program is
-// also the NixOS test driver.
+// also the NixOS test driver, and what nixpkgs has beside it.
 func commandLine(args []string) []string {
-	if len(args) > 0 && filepath.Base(args[0]) == driverName {
-		return append([]string{driverName}, args[1:]...)
+	if len(args) > 0 {
+		if name := filepath.Base(args[0]); name == driverName || name == symbolsName {
+			return append([]string{name}, args[1:]...)
+		}
 	}
 	return args[min(1, len(args)):]
 }
