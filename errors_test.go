@@ -150,7 +150,7 @@ func TestLabConfigErrors(t *testing.T) {
 		"negative CPUs":   {machine(func(m *MachineConfig) { m.CPUs = -1 }), `machine "a": -1 CPUs: out of range; want 1 to 255`},
 		"network 0":       {machine(func(m *MachineConfig) { m.Networks = []int{0} }), `machine "a": network 0 is out of range; want 1 to 255`},
 		"network twice":   {machine(func(m *MachineConfig) { m.Networks = []int{2, 2} }), `machine "a": network 2 is listed twice`},
-		"unknown backend": {machine(func(m *MachineConfig) { m.Backend = "vmware" }), `machine "a": unknown backend "vmware"; this attest has mock, qemu`},
+		"unknown backend": {machine(func(m *MachineConfig) { m.Backend = "vmware" }), `machine "a": unknown backend "vmware"; this attest has firecracker, mock, qemu`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := LabConfig{Machines: test.machines}.check()
