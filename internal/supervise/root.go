@@ -120,33 +120,37 @@ func checkOwned(path string) error {
 	return nil
 }
 
-// makeDir makes a fresh directory below root and returns it open and locked.
-// The lock lives as long as any copy of the returned descriptor.
-func makeDir(root string) (string, *os.File, error) {
-	// Sweep takes an unlocked directory for a dead one. The lock on the root
-	// keeps it away between the making and the locking.
-	unlock, err := lockRoot(root)
-	if err != nil {
-		return "", nil, err
-	}
-	defer unlock()
+// newName is the path of a directory below root that does not exist.
+func newName(root string) string {
 	for {
 		dir := filepath.Join(root, newID())
-		if err := os.Mkdir(dir, 0o700); errors.Is(err, os.ErrExist) {
-			continue
-		} else if err != nil {
-			return "", nil, fmt.Errorf("state directory: %w", err)
+		if _, err := os.Lstat(dir); err != nil {
+			return dir
 		}
-		f, err := os.Open(dir)
-		if err == nil {
-			if err = flock.Lock(f, unix.LOCK_EX|unix.LOCK_NB); err == nil {
-				return dir, f, nil
-			}
-			f.Close()
-		}
-		os.Remove(dir)
-		return "", nil, fmt.Errorf("state directory: %w", err)
 	}
+}
+
+// makeDir makes a directory and returns it open and locked. The lock lives as long as
+// any copy of the returned descriptor.
+func makeDir(dir string) (*os.File, error) {
+	// Sweep takes an unlocked directory for a dead one. The lock on the root
+	// keeps it away between the making and the locking.
+	unlock, err := lockRoot(filepath.Dir(dir))
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	f, err := os.Open(dir)
+	if err == nil {
+		if err = flock.Lock(f, unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return f, nil
+		}
+		f.Close()
+	}
+	return nil, fmt.Errorf("state directory: %w", err)
 }
 
 // lockRoot waits for the lock on the state root, which is never held for long.

@@ -65,17 +65,9 @@ func serve() error {
 	s := &server{dir: os.Args[1], scratch: os.Args[2], children: map[int]uint64{}, whole: map[int]bool{}, viewed: map[int]chan struct{}{}, copied: make(chan reply), owned: map[string]bool{}}
 	control := os.NewFile(3, "control")
 	unix.CloseOnExec(3)
-	// The locks on the directories. They end with this process.
-	locks := 1
-	if s.scratch != "" {
-		locks++
-	}
-	for i := range locks {
-		unix.CloseOnExec(4 + i)
-	}
 	// What the client inherited, such as make's pipes, is not for the children
 	// either. Kernels before 5.11 do not know the flag; there they get it.
-	unix.CloseRange(uint(4+locks), 1<<31, unix.CLOSE_RANGE_CLOEXEC)
+	unix.CloseRange(4, 1<<31, unix.CLOSE_RANGE_CLOEXEC)
 	var err error
 	if s.conn, err = unixConn(control); err != nil {
 		return err
@@ -153,6 +145,9 @@ func (s *server) handle(in incoming) {
 		}
 		go s.copy(in.ID, of, in.fds)
 		return
+	}
+	if in.Locks > 0 {
+		return // the descriptors end with this process, and nobody inherits them
 	}
 	if in.Own != "" {
 		s.owned[in.Own] = true

@@ -26,7 +26,6 @@ const (
 	supervisorName = "attest-supervisor" // argv[0] of the supervisor
 	stateVar       = "ATTEST_STATE"      // in the environment of all that it starts: its state directory
 	keepName       = "keep"              // a file of this name in a state directory keeps it
-	logName        = "supervisor.log"
 )
 
 // Options say how to start a supervisor. The zero value works.
@@ -44,6 +43,7 @@ type Supervisor struct {
 	locks   []*os.File // of both; held here too, so that Sweep stays away when only the supervisor dies
 	cmd     *exec.Cmd
 	conn    *net.UnixConn
+	written *os.File // what it says
 	done    chan struct{}
 
 	closeOnce sync.Once
@@ -76,41 +76,23 @@ func Start(ctx context.Context, o Options) (_ *Supervisor, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var locks []*os.File
-	defer func() {
-		if err != nil {
-			for _, lock := range locks {
-				os.RemoveAll(lock.Name())
-				lock.Close()
-			}
-		}
-	}()
-	dir, lock, err := makeDir(root)
-	if err != nil {
-		return nil, err
-	}
-	locks = append(locks, lock)
-	scratch := ""
+	dir, scratch := newName(root), ""
 	if o.Scratch != "" {
 		if err := os.MkdirAll(o.Scratch, 0o700); err != nil {
 			return nil, fmt.Errorf("scratch directory: %w", err)
 		}
-		if scratch, lock, err = makeDir(o.Scratch); err != nil {
-			return nil, err
-		}
-		locks = append(locks, lock)
+		scratch = newName(o.Scratch)
 	}
 	conn, theirs, err := socketpair.New(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, fmt.Errorf("supervisor: %w", err)
 	}
 	defer theirs.Close()
-	log, err := os.OpenFile(filepath.Join(dir, logName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	log, err := memoryLog()
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("supervisor: %w", err)
 	}
-	defer log.Close()
 	cmd := &exec.Cmd{
 		Path: "/proc/self/exe",
 		Args: []string{supervisorName, dir, scratch},
@@ -118,24 +100,68 @@ func Start(ctx context.Context, o Options) (_ *Supervisor, err error) {
 		// Under the race detector every program sleeps for a second when it ends.
 		Env:        append(os.Environ(), "GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0"),
 		Stderr:     log, // not the client's: whoever reads that until its end would wait for us
-		ExtraFiles: append([]*os.File{theirs}, locks...),
+		ExtraFiles: []*os.File{theirs},
 		// A session of its own: Ctrl-C on the client's terminal is for the client.
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
 	if err := cmd.Start(); err != nil {
 		conn.Close()
+		log.Close()
 		return nil, fmt.Errorf("supervisor: %w", err)
 	}
 	s := &Supervisor{
-		dir: dir, scratch: scratch, locks: locks, cmd: cmd, conn: conn,
+		dir: dir, scratch: scratch, cmd: cmd, conn: conn, written: log,
 		done:      make(chan struct{}),
 		out:       newSender(conn),
 		processes: map[uint64]*Process{},
 		copies:    map[uint64]chan<- string{},
 		owned:     map[string]bool{},
 	}
+	// Only now is there somebody to remove the directories, whenever this process is
+	// killed.
+	if err := s.makeDirs(); err != nil {
+		conn.Close()
+		cmd.Wait()
+		s.release()
+		return nil, err
+	}
 	go s.run()
 	return s, nil
+}
+
+// makeDirs makes the directories, and gives the supervisor the locks on them as well.
+func (s *Supervisor) makeDirs() error {
+	for _, dir := range []string{s.dir, s.scratch} {
+		if dir == "" {
+			continue
+		}
+		lock, err := makeDir(dir)
+		if err != nil {
+			return err
+		}
+		s.locks = append(s.locks, lock)
+	}
+	if err := s.send(request{Locks: len(s.locks)}, s.locks); err != nil {
+		return fmt.Errorf("supervisor: %w", err)
+	}
+	return nil
+}
+
+// release closes what stays open until the supervisor has ended.
+func (s *Supervisor) release() {
+	for _, lock := range s.locks {
+		lock.Close()
+	}
+	s.written.Close()
+}
+
+// memoryLog is a file for what a supervisor says, which nobody has to remove.
+func memoryLog() (*os.File, error) {
+	fd, err := unix.MemfdCreate("attest-supervisor", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	return os.NewFile(uintptr(fd), "log"), nil
 }
 
 // Dir returns the state directory: short, mode 0700, removed by Close.
@@ -178,11 +204,7 @@ func (s *Supervisor) Close() error {
 }
 
 func (s *Supervisor) close() error {
-	defer func() {
-		for _, lock := range s.locks {
-			lock.Close()
-		}
-	}()
+	defer s.release()
 	s.mu.Lock()
 	s.closing = true
 	s.mu.Unlock()
@@ -247,11 +269,13 @@ func (s *Supervisor) run() {
 
 // log is the end of what the supervisor wrote, for an error's text.
 func (s *Supervisor) log() string {
-	b, err := os.ReadFile(filepath.Join(s.dir, logName))
-	if err != nil || len(b) == 0 {
+	info, err := s.written.Stat()
+	if err != nil || info.Size() == 0 {
 		return ""
 	}
-	return "\n" + strings.TrimSpace(string(b[max(0, len(b)-2000):]))
+	b := make([]byte, min(info.Size(), 2000))
+	s.written.ReadAt(b, info.Size()-int64(len(b)))
+	return "\n" + strings.TrimSpace(string(b))
 }
 
 func (s *Supervisor) deliver(r reply) {

@@ -19,7 +19,8 @@ import (
 const maxFiles = 253
 
 // request asks the supervisor for one thing: to start a process, to signal one,
-// to copy of one's memory, or to remove a path at the end, or no longer. ID is the
+// to copy of one's memory, to remove a path at the end, or no longer, or to hold the
+// locks on the directories. ID is the
 // client's number for the process, or for the copying.
 type request struct {
 	ID     uint64
@@ -28,6 +29,7 @@ type request struct {
 	Signal syscall.Signal
 	Own    string
 	Disown string
+	Locks  int // how many descriptors come along, open until the end
 }
 
 // files is how many descriptors come with the request.
@@ -38,7 +40,7 @@ func (r *request) files() int {
 	case r.Copy != nil:
 		return 2
 	}
-	return 0
+	return r.Locks
 }
 
 type startRequest struct {
