@@ -16,7 +16,7 @@ type killing struct {
 	name  string
 	home  string // XDG_CACHE_HOME
 	args  []string
-	wipe  []string // kinds of objects of the cache that are removed before each second time
+	wipe  []string // kinds of objects of the cache that are removed before each second kill
 	codes []int    // exit codes that are right after a kill; -1: attest itself was killed
 }
 
@@ -42,13 +42,12 @@ func (k *killing) run(t *testing.T, moment time.Duration, both bool) (code int, 
 	if moment > 0 {
 		select {
 		case <-time.After(moment): // the moment is the test
-		case <-p.exited:
+			tree = processTree(p.cmd.Process.Pid)
+		case <-p.exited: // its number may be another's by now
 		}
-		tree = processTree(p.cmd.Process.Pid)
 		supervisor, supervised := find(tree, "attest-supervisor")
 		switch {
-		case len(tree) == 0:
-			victim = "nobody, it had ended"
+		case len(tree) == 0: // it has ended
 		case both && supervised:
 			victim = "attest and its supervisor"
 			syscall.Kill(supervisor.pid, syscall.SIGSTOP) // or it would clean up in between
@@ -83,36 +82,44 @@ func (k *killing) run(t *testing.T, moment time.Duration, both bool) (code int, 
 	return code, victim, fmt.Errorf("exit code %d after a kill of %s\n%s", code, victim, p.said())
 }
 
-// kill does it a number of times, and has it run unharmed every tenth time and at the
-// end.
-func (k *killing) kill(t *testing.T, a *attack, times int) {
+// kill kills a number of processes, at moments of runs with and without what the cache
+// keeps, and has it run unharmed after every tenth.
+func (k *killing) kill(t *testing.T, a *attack, kills int) {
 	t.Helper()
-	takes, err := k.unharmed(t)
-	if err != nil {
-		t.Fatalf("%s: %v", k.name, err)
+	var takes [2]time.Duration // from an empty cache, and from one that has all
+	for i := range takes {
+		var err error
+		if takes[i], err = k.unharmed(t); err != nil {
+			t.Fatalf("%s: %v", k.name, err)
+		}
 	}
 	outcomes, victims := map[int]int{}, map[string]int{}
-	for i := range times {
-		if i%2 == 1 {
+	for i := 0; i < kills; {
+		if i%2 == 0 {
 			for _, kind := range k.wipe {
 				os.RemoveAll(filepath.Join(k.home, "attest", kind))
 			}
 		}
-		code, victim, err := k.run(t, 1+rand.N(takes), i%8 == 7)
+		code, victim, err := k.run(t, 1+rand.N(takes[i%2]), i%8 == 7)
+		if victim == "" && err == nil {
+			continue // it had ended before
+		}
 		a.try(k.name, err)
 		outcomes[code]++
-		name := strings.TrimLeft(victim, "0123456789 ")
-		if at := strings.IndexByte(name, ':'); at > 0 {
-			name = name[:at]
-		}
-		victims[name]++
-		if i%10 == 9 || i == times-1 {
+		victims[programOf(victim)]++
+		if i++; i%10 == 0 || i == kills {
 			if _, err := k.unharmed(t); err != nil {
 				t.Errorf("%s: the next one after a kill of %s: %v", k.name, victim, err)
 			}
 		}
 	}
-	t.Logf("%s takes %v; exit codes: %v (-1: attest itself was killed); victims: %v", k.name, takes.Round(time.Millisecond), outcomes, victims)
+	t.Logf("%s takes %v; exit codes: %v (-1: attest itself was killed); victims: %v", k.name, takes, outcomes, victims)
+}
+
+// programOf is the name of a program in a process's text.
+func programOf(victim string) string {
+	name, _, _ := strings.Cut(strings.TrimLeft(victim, "0123456789 "), ":")
+	return name
 }
 
 // awaitNothing waits until nothing is left, as waitForNothing does, and returns what is.
@@ -195,8 +202,8 @@ def test_b():
 			args: append([]string{"run", "-o", out}, more...), codes: []int{-1, 1, 3},
 		}
 	}
-	run("canned", "--machine-config", config, canned).kill(t, a, 70)
-	run("executed", executed).kill(t, a, 70)
+	run("canned", "--machine-config", config, canned).kill(t, a, 80)
+	run("executed", executed).kill(t, a, 80)
 }
 
 // TestStressKillGuests kills every process of runs of real machines.
@@ -219,7 +226,7 @@ def test_fork():
     m.succeed("cat /root/set")
 `)
 	k := &killing{
-		name: "guest", home: ownCache(t), wipe: []string{"snapshot"},
+		name: "guest", home: ownCache(t, imageKinds...), wipe: []string{"snapshot"},
 		args: []string{"run", "-o", filepath.Join(dir, "out"), file}, codes: []int{-1, 1, 3},
 	}
 	k.kill(t, a, 40)

@@ -56,6 +56,9 @@ func (a *attack) count(n int, what string, err error) {
 	a.survived.Add(int64(n))
 }
 
+// imageKinds are the objects of a cache from which machines boot.
+var imageKinds = []string{"image", "layer", "base", "rootfs", "kernel", "initramfs", "guest"}
+
 // hostileProgram builds testdata/hostile, which runs in guests.
 func hostileProgram(t *testing.T) string {
 	t.Helper()
@@ -90,9 +93,10 @@ func statusMiB(pid int, field string) (mib int, ok bool) {
 	return 0, false
 }
 
-// ownCache is a cache of its own that begins with the images of the user's. Their
-// files are the same ones, so that it costs no space; locks and removals are apart.
-func ownCache(t *testing.T) (home string) {
+// ownCache is a cache of its own that begins with some kinds of objects of the user's.
+// Their files are the same ones, so that it costs no space; locks and removals are
+// apart.
+func ownCache(t *testing.T, kinds ...string) (home string) {
 	t.Helper()
 	root, err := cache.Root()
 	if err != nil {
@@ -107,7 +111,7 @@ func ownCache(t *testing.T) (home string) {
 	if err := os.Mkdir(filepath.Join(home, "attest"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, kind := range []string{"image", "layer", "base", "rootfs", "kernel", "initramfs", "guest"} {
+	for _, kind := range kinds {
 		from := filepath.Join(root, kind)
 		if _, err := os.Stat(from); err != nil {
 			continue

@@ -56,7 +56,7 @@ def test_restore():
 def test_fork():
     m.succeed("cat /root/set")
 `)
-	home := ownCache(t)
+	home := ownCache(t, imageKinds...)
 	for _, runs := range []int{2, 4} {
 		together(t, a, runs, 2*time.Minute, home, []string{"run", file}, []string{"gc"}, []string{"snapshot", "prune"}, []string{"image", "list"})
 	}
