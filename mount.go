@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -334,35 +335,119 @@ func some(list []string) string {
 
 // layOne lays one overlay.
 func (r *run) layOne(ctx context.Context, l laying) (wire.LayResult, error) {
-	m := r.machine
-	q := wire.LayRequest{
-		Path: []byte(l.target), Tree: l.dir,
-		Clear: names(l.change.Clear), Remove: names(l.change.Remove), Touched: names(l.touches),
-	}
-	for _, p := range slices.Sorted(maps.Keys(l.change.Modes)) {
-		q.Modes = append(q.Modes, wire.Mode{Path: []byte(p), Bits: uint32(l.change.Modes[p])})
-	}
-	name := path.Base(l.target)
-	result, err := r.guest.Lay(ctx, q, func(w io.Writer) (tarfs.Stats, error) {
-		if l.path == "" {
-			if len(l.change.Write) == 0 {
-				return tarfs.WriteOnly(w, "/", name, nil, 0)
-			}
-			return tarfs.WriteContent(w, name, l.file.Content, l.now["."].Mode)
+	var done wire.LayResult
+	requests := l.requests()
+	for i, q := range requests {
+		result, err := r.guest.Lay(ctx, q.LayRequest, func(w io.Writer) (tarfs.Stats, error) { return l.write(w, q.stream) })
+		for _, what := range result.Skipped {
+			event.Publish(r.machine.lab.ctx, event.Log{Machine: r.machine.Name(), Level: "warning", Text: fmt.Sprintf("%s: not copied: %s", l.overlay, what)})
 		}
-		return tarfs.WriteOnly(w, l.path, name, l.change.Write, fs.FileMode(l.file.Mode))
+		if err != nil {
+			files := &FilesError{Machine: r.machine.Name(), Path: l.target, Source: l.path, Err: err}
+			if op := (*guest.OpError)(nil); errors.As(err, &op) {
+				files.Err, files.refused = errors.New(op.Message), true
+			}
+			return done, files
+		}
+		done.Files, done.Bytes, done.Blind = done.Files+result.Files, done.Bytes+result.Bytes, done.Blind || result.Blind
+		for _, p := range result.Used {
+			if slices.ContainsFunc(requests[i].Touched, func(asked []byte) bool { return bytes.Equal(asked, p) }) { // a guest can say anything
+				done.Used = append(done.Used, p)
+			}
+		}
+	}
+	return done, nil
+}
+
+// write writes the tar stream of a request.
+func (l laying) write(w io.Writer, content bool) (tarfs.Stats, error) {
+	name := path.Base(l.target)
+	switch {
+	case !content || len(l.change.Write) == 0:
+		return tarfs.WriteOnly(w, "/", name, nil, 0)
+	case l.path == "":
+		return tarfs.WriteContent(w, name, l.file.Content, l.now["."].Mode)
+	}
+	return tarfs.WriteOnly(w, l.path, name, l.change.Write, fs.FileMode(l.file.Mode))
+}
+
+// A layRequest is one of those that lay an overlay. One of them brings what is new.
+type layRequest struct {
+	wire.LayRequest
+	stream bool
+}
+
+// maxRequest is how many bytes of names a request has at most: it has to fit into a
+// frame, in which they are a third longer.
+const maxRequest = wire.MaxPayload / 3
+
+// requests are what the guest is asked for, mostly one. Of long lists there is one for
+// each part, in the order in which a request is done.
+func (l laying) requests() []layRequest {
+	all := layRequest{l.request(), true}
+	all.Touched, all.Clear, all.Remove, all.Modes = names(l.touches), names(l.change.Clear), names(l.change.Remove), l.modes()
+	size := 0
+	for _, list := range [][][]byte{all.Touched, all.Clear, all.Remove} {
+		for _, name := range list {
+			size += len(name) + nameCost
+		}
+	}
+	for _, m := range all.Modes {
+		size += len(m.Path) + nameCost
+	}
+	if size <= maxRequest {
+		return []layRequest{all}
+	}
+	var out []layRequest
+	for _, part := range []struct {
+		list [][]byte
+		of   func(*wire.LayRequest) *[][]byte
+	}{
+		{all.Touched, func(q *wire.LayRequest) *[][]byte { return &q.Touched }},
+		{all.Clear, func(q *wire.LayRequest) *[][]byte { return &q.Clear }},
+		{all.Remove, func(q *wire.LayRequest) *[][]byte { return &q.Remove }},
+	} {
+		split(part.list, func(name []byte) int { return len(name) }, func(list [][]byte) {
+			q := l.request()
+			*part.of(&q) = list
+			out = append(out, layRequest{q, false})
+		})
+	}
+	out = append(out, layRequest{l.request(), true})
+	split(all.Modes, func(m wire.Mode) int { return len(m.Path) }, func(part []wire.Mode) {
+		q := l.request()
+		q.Modes = part
+		out = append(out, layRequest{q, false})
 	})
-	for _, what := range result.Skipped {
-		event.Publish(m.lab.ctx, event.Log{Machine: m.Name(), Level: "warning", Text: fmt.Sprintf("%s: not copied: %s", l.overlay, what)})
+	return out
+}
+
+// nameCost is what a name takes in a request beside its bytes.
+const nameCost = 24
+
+// split calls do with parts of a list that fit into a request each.
+func split[T any](list []T, size func(T) int, do func([]T)) {
+	for len(list) > 0 {
+		n, sum := 1, size(list[0])
+		for n < len(list) && sum+size(list[n])+nameCost <= maxRequest {
+			sum += size(list[n]) + nameCost
+			n++
+		}
+		do(list[:n])
+		list = list[n:]
 	}
-	if err == nil {
-		return result, nil
+}
+
+func (l laying) request() wire.LayRequest {
+	return wire.LayRequest{Path: []byte(l.target), Tree: l.dir}
+}
+
+func (l laying) modes() []wire.Mode {
+	var out []wire.Mode
+	for _, p := range slices.Sorted(maps.Keys(l.change.Modes)) {
+		out = append(out, wire.Mode{Path: []byte(p), Bits: uint32(l.change.Modes[p])})
 	}
-	files := &FilesError{Machine: m.Name(), Path: l.target, Source: l.path, Err: err}
-	if op := (*guest.OpError)(nil); errors.As(err, &op) {
-		files.Err, files.refused = errors.New(op.Message), true
-	}
-	return result, files
+	return out
 }
 
 func names(paths []string) [][]byte {

@@ -211,6 +211,52 @@ func TestFilesOfSavedLabs(t *testing.T) {
 	}
 }
 
+// Trees may be large: what has to be said of them does not fit into one request.
+func TestManyFiles(t *testing.T) {
+	s := newStage(t, mock.Options{})
+	dir := t.TempDir()
+	const count = 1500
+	name := func(i int) string {
+		return fmt.Sprintf("a directory with a long name %d/a file with a longer name %d", i%50, i)
+	}
+	for i := range count {
+		hostFiles(t, dir, map[string]string{name(i): "one"})
+	}
+	l := s.cannedLab(t, MachineConfig{Mount: map[string]string{"/opt/many": dir}})
+	if _, err := l.Machine("a").Succeed(limited(t), "true"); err != nil {
+		t.Fatal(err)
+	}
+	state, err := l.Snapshot(limited(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer state.Close()
+	want := map[string]string{}
+	for i := range count {
+		switch i % 3 {
+		case 0:
+			hostFiles(t, dir, map[string]string{name(i): ""})
+			continue
+		case 1:
+			hostFiles(t, dir, map[string]string{name(i): "two"})
+			want[name(i)] = "two"
+		default:
+			want[name(i)] = "one"
+		}
+	}
+	for i := range 50 {
+		if err := os.Chmod(filepath.Join(dir, filepath.Dir(name(i))), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fork, err := state.Fork(s.context(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeLab(t, fork)
+	has(t, fork, "/opt/many", want)
+}
+
 // Files that cannot be are refused before anything starts, and those that come to
 // nothing later say so with the kind of a mistake.
 func TestFilesThatCannotBe(t *testing.T) {

@@ -152,13 +152,16 @@ func (c Change) Empty() bool { return len(c.Remove)+len(c.Clear)+len(c.Write)+le
 // entries that were there and are others now, and the directories whose lists have
 // changed.
 func (c Change) Touches(old Tree) []string {
-	touched := map[string]bool{}
+	touched, removed := map[string]bool{}, map[string]bool{}
+	for _, p := range c.Remove {
+		removed[p] = true
+	}
 	for _, p := range slices.Concat(c.Clear, c.Remove, c.Write) {
 		_, was := old[p]
 		if was {
 			touched[p] = true
 		}
-		if !was || slices.Contains(c.Remove, p) {
+		if !was || removed[p] {
 			if dir := path.Dir(p); p != "." && old[dir].Mode.IsDir() {
 				touched[dir] = true
 			}
