@@ -267,11 +267,20 @@ func TestForeignWarmStart(t *testing.T) {
 	t.Parallel()
 	g := newForeignGuest(t)
 	script := g.script(t, "box", "-vga none", card(1, 1))
-	config := attest.MachineConfig{StartCommand: script}
+	mounted := writeFile(t, filepath.Join(t.TempDir(), "mounted"), "one")
+	config := attest.MachineConfig{StartCommand: script, Mount: map[string]string{"/opt/mounted/file": mounted}}
 	const who = "cat /proc/sys/kernel/random/boot_id"
+	has := func(m *attest.TestMachine, want string) {
+		t.Helper()
+		if got := m.Succeed("cat /opt/mounted/file"); got != want {
+			t.Errorf("the mounted file has %q, want %q", got, want)
+		}
+	}
 	first := attest.New(t, config)
 	boot := first.Machine("box").Succeed(who)
-	if warm() { // one that boots has the time that its start command gives it
+	has(first.Machine("box"), "one")
+	writeFile(t, mounted, "two") // which is not another machine
+	if warm() {                  // one that boots has the time that its start command gives it
 		checkClock(t, first.Machine("box").Machine)
 	}
 
@@ -282,6 +291,7 @@ func TestForeignWarmStart(t *testing.T) {
 	if got := box.Succeed(who); (got == boot) != warm() {
 		t.Errorf("starts are warm: %v; two have the boots %s, %s", warm(), got, boot)
 	}
+	has(box, "two")
 	const random = "cat /proc/sys/kernel/random/uuid"
 	if a, b := box.Succeed(random), first.Machine("box").Succeed(random); a == b {
 		t.Errorf("the random numbers of two machines are the same: %s", a)
@@ -291,7 +301,10 @@ func TestForeignWarmStart(t *testing.T) {
 	box.Succeed("nohup sleep 1000000 > /dev/null 2>&1 & echo $! > /tmp/pid")
 
 	lab.Checkpoint("one")
+	writeFile(t, mounted, "three")
 	fork := lab.Fork(t)
+	has(fork.Machine("box"), "three")
+	has(box, "two")
 	for _, l := range []*attest.TestLab{fork, fork.Fork(t)} {
 		b := l.Machine("box")
 		b.Succeed("grep -q 1 /root/file; kill -0 $(cat /tmp/pid); echo 2 > /root/file; sync")
@@ -300,6 +313,7 @@ func TestForeignWarmStart(t *testing.T) {
 	}
 	box.Succeed("grep -q 1 /root/file; kill $(cat /tmp/pid); echo 3 > /root/file; sync")
 	lab.Restore("one")
+	has(box, "three")
 	box.Succeed("grep -q 1 /root/file; kill -0 $(cat /tmp/pid)")
 
 	dir := filepath.Join(t.TempDir(), "saved")
