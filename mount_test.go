@@ -215,9 +215,9 @@ func TestFilesOfSavedLabs(t *testing.T) {
 func TestManyFiles(t *testing.T) {
 	s := newStage(t, mock.Options{})
 	dir := t.TempDir()
-	const count = 1500
+	const count = 450
 	name := func(i int) string {
-		return fmt.Sprintf("a directory with a long name %d/a file with a longer name %d", i%50, i)
+		return fmt.Sprintf("directory %d/%s %d", i%50, strings.Repeat("x", 150), i)
 	}
 	for i := range count {
 		hostFiles(t, dir, map[string]string{name(i): "one"})
