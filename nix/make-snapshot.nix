@@ -33,6 +33,10 @@ pkgs.runCommand "attest-snapshot-${name}"
   }
   ''
     export HOME=$TMPDIR XDG_CACHE_HOME=$TMPDIR/cache
+    # Sockets need a short path, which that of a build outside of a sandbox is not.
+    ATTEST_STATE_DIR=$(mktemp -d /tmp/attest.XXXXXX)
+    export ATTEST_STATE_DIR
+    trap 'rm -rf "$ATTEST_STATE_DIR"' EXIT
     cp ${script} snapshot.star
     ${attest}/bin/attest snapshot build --machine-config ${config} -o $TMPDIR/snapshot snapshot.star
     mkdir $out

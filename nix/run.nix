@@ -22,6 +22,10 @@ pkgs.runCommand "vm-test-run-${name}"
   }
   ''
     export HOME=$TMPDIR XDG_CACHE_HOME=$TMPDIR/cache
+    # Sockets need a short path, which that of a build outside of a sandbox is not.
+    ATTEST_STATE_DIR=$(mktemp -d /tmp/attest.XXXXXX)
+    export ATTEST_STATE_DIR
+    trap 'rm -rf "$ATTEST_STATE_DIR"' EXIT
     ${preScript}
     status=0
     ${driver}/bin/attest-driver --output-dir $TMPDIR/report || status=$?

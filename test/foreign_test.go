@@ -83,6 +83,11 @@ type foreignGuest struct {
 // newForeignGuest makes one with an /init that is not attest's.
 func newForeignGuest(t *testing.T) foreignGuest {
 	t.Helper()
+	return newForeignGuestOf(t, foreignImage)
+}
+
+func newForeignGuestOf(t *testing.T, source attest.Debian) foreignGuest {
+	t.Helper()
 	s, err := supervise.Start(t.Context(), supervise.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +97,7 @@ func newForeignGuest(t *testing.T) foreignGuest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	img, err := store.Build(t.Context(), access.Spec(foreignImage))
+	img, err := store.Build(t.Context(), access.Spec(source))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,13 +157,22 @@ func (g foreignGuest) script(t *testing.T, name string, args ...string) string {
 // scriptWith has more for the kernel's command line.
 func (g foreignGuest) scriptWith(t *testing.T, name, cmdline string, args ...string) string {
 	t.Helper()
+	path := filepath.Join(t.TempDir(), "run-"+name+"-vm")
+	if err := os.WriteFile(path, []byte(g.text(name, cmdline, args...)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// text is that of a start script.
+func (g foreignGuest) text(name, cmdline string, args ...string) string {
 	var disks strings.Builder
 	for _, d := range g.disks {
 		fmt.Fprintf(&disks, " -drive file=%s,format=raw,if=virtio,read-only=on", d)
 	}
-	text := fmt.Sprintf(`#!/bin/sh
+	return fmt.Sprintf(`#!/bin/sh
 set -eu
-env > "$0.env"
+if [ -w "$(dirname "$0")" ]; then env > "$0.env"; fi
 if [ ! -e "$NIX_DISK_IMAGE" ]; then
 	echo "making the disk" >&2
 	truncate -s 300M "$TMPDIR/raw"
@@ -170,11 +184,6 @@ exec qemu-system-x86_64 -name '%s' -M q35 -m 320 -accel tcg -cpu max,la57=off,er
 	-kernel '%s' -initrd '%s' -append 'console=ttyS0 loglevel=5 panic=-1 net.ifnames=0 tsc=unstable %s' \
 	%s -drive "file=$NIX_DISK_IMAGE,if=virtio,cache=unsafe" %s "$@"
 `, name, g.kernel, g.initrd, cmdline, disks.String(), strings.Join(args, " "))
-	path := filepath.Join(t.TempDir(), "run-"+name+"-vm")
-	if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
 
 // card is a network card on one of the lab's networks, as NixOS has them.

@@ -1,0 +1,122 @@
+package test
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/attest-vm/attest"
+)
+
+// TestNixBuild has Nix build tests of makeTest: two guests behind start scripts,
+// with the unit that the instrumentation generates and with attest's agent among their
+// programs; and one that fails.
+func TestNixBuild(t *testing.T) {
+	t.Parallel()
+	nix := newNix(t)
+	out, err := nix.run("nix-instantiate", "--eval", "--strict", "--json", "-A", "node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var node struct {
+		Unit struct {
+			Script                    string
+			WantedBy, Requires, After []string
+			ServiceConfig             map[string]string
+		}
+		Hosts string
+	}
+	if err := json.Unmarshal(out, &node); err != nil {
+		t.Fatal(err)
+	}
+	u := node.Unit
+	unit := fmt.Sprintf("[Unit]\nRequires=%s\nAfter=%s\n[Service]\nExecStart=/usr/local/lib/backdoor\n", strings.Join(u.Requires, " "), strings.Join(u.After, " "))
+	for key, value := range u.ServiceConfig {
+		unit += key + "=" + value + "\n"
+	}
+	unit += "[Install]\nWantedBy=" + strings.Join(u.WantedBy, " ") + "\n"
+
+	image := foreignImage
+	image.Files = maps.Clone(image.Files)
+	image.Files["/usr/local/lib/backdoor"] = attest.File{Mode: 0o755, Content: "#!/bin/bash -e\n" + u.Script} // as NixOS runs a unit's script
+	image.Files["/etc/systemd/system/backdoor.service"] = attest.File{Content: unit}
+	image.Files["/etc/hosts"] = attest.File{Content: "127.0.0.1 localhost\n" + node.Hosts}
+	image.Files["/usr/local/bin/attest-agent"] = attest.File{Mode: 0o755, Path: agentBinary}
+	nix.startScript = newForeignGuestOf(t, image).text("nix", "", "@CARDS@")
+
+	built, err := nix.run("nix-build", "--no-out-link", "-A", "passes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := strings.TrimSpace(string(built))
+	report, err := os.ReadFile(filepath.Join(dir, "junit.xml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(report), `tests="3" failures="0"`) {
+		t.Errorf("the report is\n%s", report)
+	}
+	for _, name := range []string{"report.html", "events.jsonl"} {
+		if st, err := os.Stat(filepath.Join(dir, name)); err != nil || st.Size() == 0 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+
+	_, err = nix.run("nix-build", "--no-out-link", "--keep-failed", "-A", "fails")
+	if err == nil || !strings.Contains(err.Error(), "there is nothing to see") || !strings.Contains(err.Error(), "exit code 1") {
+		t.Errorf("a test that fails: %v", err)
+	}
+	kept, _ := filepath.Glob(filepath.Join(nix.dir, "tmp", "*", "report", "junit.xml"))
+	if len(kept) != 1 {
+		t.Errorf("its report is %v", kept)
+	}
+}
+
+// A nixHost runs Nix with a store of its own.
+type nixHost struct {
+	t                *testing.T
+	dir, startScript string
+}
+
+func newNix(t *testing.T) *nixHost {
+	for _, program := range []string{"nix-build", "nix-instantiate"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Fatalf("%v; scripts/setup test installs it", err)
+		}
+	}
+	n := &nixHost{t: t, dir: t.TempDir()}
+	for _, dir := range []string{"tmp", "bin"} {
+		if err := os.Mkdir(filepath.Join(n.dir, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(attestBinary, filepath.Join(n.dir, "bin/attest")); err != nil {
+		t.Fatal(err)
+	}
+	// What is in a store cannot be written to, and so not be removed.
+	t.Cleanup(func() { exec.Command("chmod", "-R", "u+w", n.dir).Run() })
+	return n
+}
+
+func (n *nixHost) run(name string, args ...string) ([]byte, error) {
+	lab, err := filepath.Abs("testdata/nix/lab.nix")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(n.t.Context(), name, append(args, lab, "--argstr", "attestDir", n.dir, "--argstr", "startScript", n.startScript)...)
+	cmd.Env = append(os.Environ(), "HOME="+n.dir, "TMPDIR="+filepath.Join(n.dir, "tmp"), "NIX_REMOTE=",
+		"NIX_STORE_DIR="+filepath.Join(n.dir, "store"), "NIX_STATE_DIR="+filepath.Join(n.dir, "state"), "NIX_LOG_DIR="+filepath.Join(n.dir, "log"),
+		"NIX_CONFIG=sandbox = false\nbuild-users-group =\nsystem-features = nixos-test kvm\nsubstituters =\n")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%s: %w\n%s", name, err, stderr.String())
+	}
+	return out, err
+}
