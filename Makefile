@@ -22,6 +22,11 @@ test:
 	@scripts/setup test
 	@scripts/test
 
+# Every method that a guest answers, called from Python, by the agent and by the guest's
+# root shell: two boots, and equal results.
+test-shell:
+	$(GO) test ./test -run ShellResultsAreEqual -v -timeout 60m -args -shell
+
 # What takes an hour or two to show: networks under load lose nothing; machines that
 # are restored again and again, or sixteen at once, leave nothing; what SECURITY.md
 # promises holds under attack (each attack prints its figure); and every decoder is

@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/attest-vm/attest/internal/backdoor"
 	"github.com/attest-vm/attest/internal/event"
-	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -93,7 +93,7 @@ func TestErrorsGoOutwardAsOwnTypes(t *testing.T) {
 			t.Errorf("%v: lost, changed twice, or taken for something else", err)
 		}
 	}
-	boot := &BootError{Err: &guest.InstallError{Machine: "m", Reason: "no room"}}
+	boot := &BootError{Err: &backdoor.InstallError{Machine: "m", Reason: "no room"}}
 	if ours := (*InstallError)(nil); !errors.As(outward(boot), &ours) || ours.Reason != "no room" || !errors.As(outward(boot), new(*BootError)) {
 		t.Errorf("%v: %+v", outward(boot), ours)
 	}

@@ -13,7 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/attest-vm/attest/internal/guest"
+	"github.com/attest-vm/attest/internal/backdoor"
+	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/wire"
 )
@@ -65,9 +66,15 @@ func (f *foreign) plan(ctx context.Context) (plan, error) {
 		title:  fmt.Sprintf("%s (%s)", m.Name(), m.config.StartCommand),
 		fits:   map[string]string{},
 	}
-	var err error
+	policy, err := upgrade()
+	if err != nil {
+		return p, err
+	}
 	if p.agent, err = m.lab.host.guestDigest(ctx); err != nil {
 		return p, err
+	}
+	if policy == backdoor.Never {
+		p.agent = "none" // but the guest's own shell
 	}
 	command.Line, err = m.startCommand()
 	p.planned = p.config
@@ -130,27 +137,47 @@ func (f *foreign) identity(r *run, again bool) wire.Identity {
 // machines of a lab as with the NixOS driver. No machine has this name.
 const sharedDir = ".shared-xchg"
 
-// A backdoor is how a guest without the agent gets it, over all boots of a run.
-type backdoor struct {
-	*guest.Backdoor
-	done chan struct{}
+// UpgradeEnv says whether foreign guests get attest's agent: "never" has their root shell do
+// everything, and with "always" a guest in which the agent cannot run has not booted. Otherwise
+// the shell stands in for an agent that cannot run.
+const UpgradeEnv = "ATTEST_UPGRADE"
+
+// upgrade is what UpgradeEnv says.
+func upgrade() (backdoor.Upgrade, error) {
+	switch u := backdoor.Upgrade(os.Getenv(UpgradeEnv)); u {
+	case backdoor.Auto, backdoor.Never, backdoor.Always:
+		return u, nil
+	case "auto":
+		return backdoor.Auto, nil
+	default:
+		return u, &ConfigError{UpgradeEnv, fmt.Sprintf("%q: want auto, never or always", u)}
+	}
 }
 
-// openBackdoor puts the agent into the guest whenever it has booted.
-func (r *run) openBackdoor(v vmm.Backdoor, binary string) {
+// newDoor reaches the guest by the root shell that it offers, and puts the agent into it
+// whenever it has booted.
+func (r *run) newDoor(v vmm.Backdoor) *backdoor.Door {
+	m := r.machine
 	shell, upload := v.Backdoor()
-	r.backdoor = &backdoor{done: make(chan struct{}), Backdoor: &guest.Backdoor{
-		Machine: r.machine.Name(), Shell: shell, Upload: upload, Binary: binary,
+	policy, _ := upgrade() // plan has checked it
+	saved := ""
+	if r.origin != nil {
+		saved = r.origin.agent
+	}
+	return backdoor.New(backdoor.Options{
+		Machine: m.Name(), Shell: shell, Upload: upload, Agent: r.vm.Dial, Binary: m.lab.host.guestPath, Upgrade: policy, Saved: saved,
+		Answers: r.answers,
+		Garbage: func(err error) { event.Warnf(m.lab.ctx, "%s: %v", m.Name(), err) },
 		Installed: func(err error) {
-			if err != nil && !r.answers() {
+			switch {
+			case err == nil:
+			case policy == backdoor.Always:
 				r.guest.Fail(err)
+			default:
+				event.Warnf(m.lab.ctx, "%v; its root shell is used instead, which is slower (docs/foreign.md)", err)
 			}
 		},
-	}}
-	go func() {
-		defer close(r.backdoor.done)
-		r.backdoor.Serve(r.machine.lab.ctx)
-	}()
+	})
 }
 
 // answers reports whether the guest has an agent nevertheless: its shell was started
@@ -166,20 +193,19 @@ func (r *run) answers() bool {
 
 const echoTimeout = 5 * time.Second
 
-// closed waits until nothing is left of it; the VMM is gone.
-func (b *backdoor) closed() {
-	if b != nil {
-		b.Shell.Close()
-		<-b.done
+// closeDoor waits until nothing is left of it; the VMM is gone.
+func (r *run) closeDoor() {
+	if r.door != nil {
+		r.door.Close()
 	}
 }
 
 // awaited says what a guest that has not answered was waited for.
-func (b *backdoor) awaited() string {
-	if b == nil {
+func (r *run) awaited() string {
+	if r.door == nil {
 		return ""
 	}
-	step, said := b.State()
+	step, said := r.door.State()
 	if said == "" {
 		return "; " + step + "; nothing has come on the shell's console"
 	}

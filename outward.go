@@ -3,6 +3,7 @@ package attest
 import (
 	"errors"
 
+	"github.com/attest-vm/attest/internal/backdoor"
 	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/snapshot"
@@ -51,7 +52,7 @@ type InstallError struct {
 	Reason  string
 }
 
-func (e *InstallError) Error() string { return (*guest.InstallError)(e).Error() }
+func (e *InstallError) Error() string { return (*backdoor.InstallError)(e).Error() }
 
 // Status is BootFailed.
 func (*InstallError) Status() Status { return BootFailed }
@@ -118,7 +119,7 @@ var twins = []twin{
 	of[*vmm.UnsupportedError, *UnsupportedError](func(e *vmm.UnsupportedError) *UnsupportedError { return (*UnsupportedError)(e) }),
 	of[*doctor.MissingError, *MissingError](func(e *doctor.MissingError) *MissingError { return (*MissingError)(e) }),
 	of[*guest.AgentError, *AgentError](func(e *guest.AgentError) *AgentError { return (*AgentError)(e) }),
-	of[*guest.InstallError, *InstallError](func(e *guest.InstallError) *InstallError { return (*InstallError)(e) }),
+	of[*backdoor.InstallError, *InstallError](func(e *backdoor.InstallError) *InstallError { return (*InstallError)(e) }),
 	of[*snapshot.DamagedError, *SnapshotDamagedError](func(e *snapshot.DamagedError) *SnapshotDamagedError { return (*SnapshotDamagedError)(e) }),
 	of[*snapshot.MismatchError, *SnapshotMismatchError](func(e *snapshot.MismatchError) *SnapshotMismatchError { return (*SnapshotMismatchError)(e) }),
 }

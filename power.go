@@ -195,7 +195,7 @@ func (m *Machine) SwitchRoot(ctx context.Context, opts ...WaitOption) error {
 		if err != nil {
 			return err
 		}
-		if r.backdoor != nil { // the root has a backdoor of its own, by which it gets another agent
+		if r.door != nil { // the root has a backdoor of its own, by which it gets another agent
 			_, err = r.guest.ReadyAgain(ctx, before)
 			return err
 		}

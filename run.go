@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/attest-vm/attest/internal/backdoor"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/network"
@@ -50,7 +51,7 @@ type run struct {
 	paused      bool          // by Pause; guarded by machine.mu
 	origin      *origin
 	allowReboot bool
-	backdoor    *backdoor // nil: the guest has come with the agent
+	door        *backdoor.Door // nil: the guest has come with the agent
 
 	pauseMu sync.Mutex     // one Pause or Resume at a time
 	aside   sync.WaitGroup // what nobody waits for but the end: correctClock, watches; grows while machine.current is this run
@@ -243,7 +244,12 @@ func (r *run) begin() error {
 	if _, ok := r.vm.(vmm.Reconnecter); ok {
 		redial = m.lab.host.scale(agentSilence)
 	}
-	r.guest = guest.New(m.Name(), r.vm.Dial, guest.Options{
+	dial := r.vm.Dial
+	if b, ok := r.vm.(vmm.Backdoor); ok {
+		r.door = r.newDoor(b)
+		dial = r.door.Dial
+	}
+	r.guest = guest.New(m.Name(), dial, guest.Options{
 		Redial:       redial,
 		LastWords:    min(m.lab.host.scale(guest.LastWords), maxLastWords),
 		Grace:        m.lab.host.scale(agentGrace),
@@ -257,8 +263,8 @@ func (r *run) begin() error {
 			return r.greet(ctx, info)
 		},
 	})
-	if b, ok := r.vm.(vmm.Backdoor); ok {
-		r.openBackdoor(b, m.lab.host.guestPath)
+	if r.door != nil {
+		r.door.Start()
 	}
 	m.mu.Lock()
 	if m.closed {
@@ -266,7 +272,7 @@ func (r *run) begin() error {
 		close(announced)
 		r.guest.Close(errLabClosed)
 		r.vm.Kill()
-		r.backdoor.closed()
+		r.closeDoor()
 		r.closers.close()
 		return errLabClosed
 	}
@@ -374,7 +380,7 @@ func (r *run) awaitReady(ctx context.Context) error {
 		}
 		err := context.Cause(ctx)
 		return &BootError{
-			Machine: r.machine.Name(), Reason: fmt.Sprintf("no answer yet when the wait ended: %v%s", err, r.backdoor.awaited()),
+			Machine: r.machine.Name(), Reason: fmt.Sprintf("no answer yet when the wait ended: %v%s", err, r.awaited()),
 			After: time.Since(r.started), Console: r.machine.console.Tail(consoleTail), Err: err,
 		}
 	}
@@ -388,7 +394,7 @@ func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest
 	}
 	boot := &BootError{Machine: m.Name(), After: time.Since(r.started), Console: m.console.Tail(consoleTail)}
 	var down *DownError
-	var install *guest.InstallError
+	var install *backdoor.InstallError
 	var files *FilesError
 	switch {
 	case errors.As(err, &install):
@@ -402,7 +408,7 @@ func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest
 	case ctx.Err() != nil && garbage != nil:
 		boot.Reason = fmt.Sprintf("the only data within %v was this: %v", limit, garbage)
 	case ctx.Err() != nil:
-		boot.Reason = fmt.Sprintf("the guest did not answer within %v%s", limit, r.backdoor.awaited())
+		boot.Reason = fmt.Sprintf("the guest did not answer within %v%s", limit, r.awaited())
 	default:
 		boot.Reason = err.Error()
 	}
@@ -631,7 +637,7 @@ func (r *run) watch() {
 		state = "crashed"
 	}
 	m.announce(state, string(r.vm.Exit().Reason), time.Since(r.started))
-	r.backdoor.closed()
+	r.closeDoor()
 	<-r.ready
 	r.aside.Wait()
 	close(r.over)

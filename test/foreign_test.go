@@ -383,21 +383,6 @@ def test_two():
 	}
 }
 
-// In a guest that has no place for the agent the reason is known at once.
-func TestForeignGuestWithoutAgent(t *testing.T) {
-	t.Parallel()
-	g := newForeignGuest(t)
-	lab := openLab(t.Context(), t, attest.HostConfig{}, attest.LabConfig{Machines: []attest.MachineConfig{
-		{StartCommand: g.scriptWith(t, "box", "foreign.noexec"), Networks: []int{}, Boot: attest.BootCold},
-	}})
-	_, err := lab.Machine("box").Succeed(t.Context(), "true")
-	boot := errorAs[*attest.BootError](t, err)
-	install := errorAs[*attest.InstallError](t, err)
-	if !strings.Contains(boot.Reason, install.Reason) || !strings.Contains(install.Reason, "no directory in which a program can be put and run") || attest.StatusOf(err) != attest.BootFailed {
-		t.Errorf("got %v", err)
-	}
-}
-
 // TestForeignSwitchRoot leaves an initrd that offers a shell, too. The agent is
 // put into the root then.
 func TestForeignSwitchRoot(t *testing.T) {

@@ -27,7 +27,8 @@ const exitTimeout = 124
 // A child is a command that was started. Its process group is its own.
 type child struct {
 	pid    int
-	stdin  *os.File // nil: the command reads /dev/null
+	signal func(syscall.Signal) // nil: it is a process of this system
+	stdin  io.WriteCloser       // nil: the command reads /dev/null
 	stdout *os.File
 	stderr *os.File
 	exited chan exit // receives once
@@ -43,7 +44,13 @@ type exit struct {
 	err    error          // the command ran, but nobody knows how it ended
 }
 
-func (c *child) kill(sig syscall.Signal) { unix.Kill(-c.pid, sig) }
+func (c *child) kill(sig syscall.Signal) {
+	if c.signal != nil {
+		c.signal(sig)
+		return
+	}
+	unix.Kill(-c.pid, sig)
+}
 
 // An output takes what a command writes; channel is wire.Stdout or wire.Stderr.
 type output interface {
@@ -70,7 +77,7 @@ func (sh *shell) exec(stream *wire.Stream, q wire.ExecRequest, script []byte) (a
 	c.name = commandName(q, script)
 	r, err := sh.wait(ctx, c, q, stream.Reader(wire.Stdin), stream)
 	r.Duration = time.Since(start)
-	return r, downAs(r, err)
+	return r, sh.downAs(r, err)
 }
 
 // commandName tells a command from others.
@@ -82,8 +89,8 @@ func commandName(q wire.ExecRequest, script []byte) string {
 }
 
 // downAs is the error of a command that the end of the guest may have ended.
-func downAs(r wire.ExecResult, err error) error {
-	if (err != nil || r.ExitCode != 0) && initIsEnding() {
+func (sh *shell) downAs(r wire.ExecResult, err error) error {
+	if (err != nil || r.ExitCode != 0) && sh.remote == nil && initIsEnding() {
 		return errorf(wire.KindDown, "the guest is shutting down, which has ended the command")
 	}
 	return err
@@ -104,7 +111,13 @@ func longScript(stream *wire.Stream, q wire.ExecRequest, script []byte) (_ []byt
 // detach starts a command and leaves it alone.
 func (sh *shell) detach(q wire.ExecRequest, script []byte) (any, error) {
 	q.Stdin = false // nobody writes to it
-	c, err := sh.startCold(q, script)
+	start := sh.startCold
+	if sh.remote != nil {
+		start = func(q wire.ExecRequest, script []byte) (*child, error) {
+			return sh.startRemote(context.Background(), q, script)
+		}
+	}
+	c, err := start(q, script)
 	if err != nil {
 		return nil, err
 	}
@@ -398,7 +411,10 @@ func (sh *shell) startCold(q wire.ExecRequest, script []byte) (*child, error) {
 		Sys: &syscall.SysProcAttr{Setpgid: true, Credential: cred},
 	})
 	if err != nil {
-		closeAll([]*os.File{c.stdin, c.stdout, c.stderr})
+		if c.stdin != nil {
+			c.stdin.Close()
+		}
+		closeAll([]*os.File{c.stdout, c.stderr})
 		return nil, err
 	}
 	exited := make(chan exit, 1)
@@ -426,13 +442,16 @@ func waitProcess(p *os.Process, isScript bool) exit {
 // childFiles makes the three files of a command, and the child with the agent's ends.
 func childFiles(q wire.ExecRequest) (files []*os.File, c *child, err error) {
 	files, c = make([]*os.File, 3), &child{}
+	var stdin *os.File
 	defer func() {
 		if err != nil {
-			closeAll(append(files, c.stdin, c.stdout, c.stderr))
+			closeAll(append(files, stdin, c.stdout, c.stderr))
 		}
 	}()
 	if q.Stdin {
-		files[0], c.stdin, err = os.Pipe()
+		if files[0], stdin, err = os.Pipe(); err == nil {
+			c.stdin = stdin
+		}
 	} else {
 		files[0], err = os.Open("/dev/null")
 	}

@@ -30,7 +30,10 @@ func TestNoDescriptorsLeft(t *testing.T) {
 			files, c, err := childFiles(q)
 			unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
 			if err == nil {
-				closeAll(append(files, c.stdin, c.stdout, c.stderr))
+				closeAll(append(files, c.stdout, c.stderr))
+				if c.stdin != nil {
+					c.stdin.Close()
+				}
 			} else if failed++; !errors.Is(err, unix.EMFILE) {
 				t.Fatal(err)
 			}

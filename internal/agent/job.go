@@ -34,6 +34,8 @@ type job struct {
 	stream  *wire.Stream // of the host that listens; nil: nobody does
 	unheard [wire.Stderr + 1][]byte
 	written [wire.Stderr + 1]int64 // since it started, but for what stream has had
+
+	inherited bool // nobody has listened to it here, and somebody has elsewhere
 }
 
 // jobs are those of the server, oldest first.
@@ -132,17 +134,36 @@ func (s *Server) startJob(stream *wire.Stream, q wire.ExecRequest, script []byte
 		return nil, err
 	}
 	c.name = commandName(q, script)
+	s.follow(ctx, j, c, q, jobInput{j, stream}, start)
+	return j.serve(stream)
+}
+
+// follow carries the bytes of a job until it has ended.
+func (s *Server) follow(ctx context.Context, j *job, c *child, q wire.ExecRequest, input io.Reader, start time.Time) {
 	j.mu.Lock()
 	j.child = c
 	j.mu.Unlock()
 	s.jobs.running.Go(func() {
-		defer cancel()
-		r, err := s.shell.wait(ctx, c, q, jobInput{j, stream}, j)
+		defer j.cancel()
+		r, err := s.shell.wait(ctx, c, q, input, j)
 		r.Duration = time.Since(start)
-		j.result, j.err = r, downAs(r, err)
+		j.result, j.err = r, s.shell.downAs(r, err)
 		close(j.done)
 	})
-	return j.serve(stream)
+}
+
+// Adopt makes a command that runs on the Starter a job: an earlier server has started it,
+// before the guest was saved. Its output is counted from what the next host has.
+func (s *Server) Adopt(name string, command *Command) error {
+	s.setUp()
+	ctx, cancel := context.WithCancel(context.Background())
+	j := &job{id: name, cancel: cancel, done: make(chan struct{}), inherited: true}
+	if err := s.jobs.add(j); err != nil {
+		cancel()
+		return err
+	}
+	s.follow(ctx, j, s.shell.remoteChild(command), wire.ExecRequest{}, nil, time.Now())
+	return nil
 }
 
 // adopt is the operation wire.OpAdopt.
@@ -273,6 +294,9 @@ func (j *job) attach(stream *wire.Stream, q wire.AdoptRequest) error {
 		j.abandon(j.stream)
 	}
 	for channel, has := range map[int]int64{wire.Stdout: q.Stdout, wire.Stderr: q.Stderr} {
+		if j.inherited {
+			j.written[channel] += has
+		}
 		if _, err := stream.Write(channel, missing(j.unheard[channel], j.begins(channel), has)); err != nil { // there is credit for all of it
 			return err
 		}
@@ -281,7 +305,7 @@ func (j *job) attach(stream *wire.Stream, q wire.AdoptRequest) error {
 		j.written[channel] -= stream.Sent(channel) // which counts again from here
 	}
 	clear(j.unheard[:])
-	j.stream = stream
+	j.stream, j.inherited = stream, false
 	return nil
 }
 

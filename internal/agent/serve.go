@@ -70,6 +70,7 @@ func (s *Server) setUp() {
 		}
 		s.instance = rand.Text()
 		s.shell = newShell(s.Log)
+		s.shell.remote, _ = s.Stage.(Starter)
 	})
 }
 
@@ -186,7 +187,7 @@ func (s *Server) take(c *conn, f wire.Frame) {
 	case wire.Start:
 		err = s.start(c, f)
 	case wire.Ping:
-		c.w.Send(wire.Frame{Type: wire.Pong, Stream: f.Stream})
+		s.ping(func() { c.w.Send(wire.Frame{Type: wire.Pong, Stream: f.Stream}) })
 	default:
 		if s.carrier == c { // otherwise it is the rest of a session that is over, or comes again
 			err = s.session.mux.Handle(f)

@@ -29,6 +29,7 @@ type shell struct {
 	background sync.WaitGroup // what outlives the operation that started it
 	pool       pool
 	lingering  lingering
+	remote     Starter // nil: commands run here
 
 	mu     sync.Mutex // held while the environment is found out
 	root   [2]uint64  // device and inode of /, in which it was found out
@@ -217,6 +218,9 @@ const maxWarm = 32 << 10
 
 // start starts a command the fastest way that does it justice.
 func (sh *shell) start(ctx context.Context, q wire.ExecRequest, script []byte) (*child, error) {
+	if sh.remote != nil {
+		return sh.startRemote(ctx, q, script)
+	}
 	sh.prepare()
 	plain := len(q.Argv) == 0 && !q.Stdin && q.User == "" && q.Dir == "" && len(q.Env) == 0
 	if plain && len(script) <= maxWarm && !needsFresh.Match(script) {

@@ -112,6 +112,15 @@ func (t *tty) text() (string, error) {
 	return screen(cells, columns), nil
 }
 
+// ScreenText is what a virtual terminal shows, of the first bytes of its /dev/vcsaN and of
+// its /dev/vcsuN, vcs(4).
+func ScreenText(head, cells []byte) (string, error) {
+	if len(head) < 2 || len(cells) != 4*int(head[0])*int(head[1]) {
+		return "", fmt.Errorf("a terminal with %d bytes of characters", len(cells))
+	}
+	return screen(characters(cells), int(head[1])), nil
+}
+
 // screen is the text of a terminal that is so many columns wide.
 func screen(cells []rune, columns int) string {
 	var b strings.Builder

@@ -188,7 +188,7 @@ func (s *Server) watchUnit(ctx context.Context, socket, unit string, u *user) (u
 	}
 	s.Log("unit %s: %s: %v; asking systemctl", unit, socket, lastErr)
 	s.shell.prepare()
-	return &systemctlWatch{sh: s.shell, unit: unit, user: u}, nil
+	return &systemctlWatch{unit: unit, ask: s.shell.askSystemctl(u)}, nil
 }
 
 // A busWatch talks to systemd on its private socket, which is there before any
@@ -448,38 +448,56 @@ func (w *busWatch) close() {
 
 // A systemctlWatch is for a manager whose socket cannot be used.
 type systemctlWatch struct {
-	sh   *shell
 	unit string
-	user *user
+	ask  AskSystemctl
 }
 
-func (w *systemctlWatch) run(ctx context.Context, args ...string) (string, error) {
-	q := wire.ExecRequest{}
-	if w.user != nil {
-		q.User = w.user.name
-		args = append([]string{"--user"}, args...)
+// AskSystemctl runs systemctl with these arguments, and returns what it has written. An
+// exit code is not an error.
+type AskSystemctl func(ctx context.Context, args ...string) (string, error)
+
+// WaitUnitBy is the operation wire.OpWaitUnit, of a manager that only systemctl can ask.
+func WaitUnitBy(ctx context.Context, q wire.UnitRequest, ask AskSystemctl) (wire.UnitState, error) {
+	if q.Unit == "" {
+		return wire.UnitState{}, errorf(wire.KindInvalid, "no unit name")
 	}
-	env, dir, cred, err := w.sh.surroundings(q)
-	if err != nil {
-		return "", err
+	if !strings.Contains(q.Unit, ".") {
+		q.Unit += ".service"
 	}
-	path, err := lookPath("systemctl", env)
-	if err != nil {
-		return "", err
+	var seen wire.UnitState
+	return followUnit(ctx, &systemctlWatch{unit: q.Unit, ask: ask}, &seen, q.Once)
+}
+
+// askSystemctl is an AskSystemctl in this system.
+func (sh *shell) askSystemctl(u *user) AskSystemctl {
+	return func(ctx context.Context, args ...string) (string, error) {
+		q := wire.ExecRequest{}
+		if u != nil {
+			q.User = u.name
+			args = append([]string{"--user"}, args...)
+		}
+		env, dir, cred, err := sh.surroundings(q)
+		if err != nil {
+			return "", err
+		}
+		path, err := lookPath("systemctl", env)
+		if err != nil {
+			return "", err
+		}
+		cmd := exec.CommandContext(ctx, path, append([]string{"--no-pager"}, args...)...)
+		cmd.Env, cmd.Dir = env, dir
+		cmd.SysProcAttr = sysProcAttr(cred)
+		out, err := cmd.Output()
+		var exit *exec.ExitError
+		if errors.As(err, &exit) && ctx.Err() == nil {
+			err = nil // "is-system-running" says a state by its status, too
+		}
+		return string(out), err
 	}
-	cmd := exec.CommandContext(ctx, path, append([]string{"--no-pager"}, args...)...)
-	cmd.Env, cmd.Dir = env, dir
-	cmd.SysProcAttr = sysProcAttr(cred)
-	out, err := cmd.Output()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && ctx.Err() == nil {
-		err = nil // "is-system-running" says a state by its status, too
-	}
-	return string(out), err
 }
 
 func (w *systemctlWatch) look(ctx context.Context) (l unitLook, err error) {
-	out, err := w.run(ctx, "show", w.unit, "--property=ActiveState,SubState,LoadState,Result,Type,InactiveEnterTimestampMonotonic,ConditionResult,ConditionTimestampMonotonic,TriggeredBy")
+	out, err := w.ask(ctx, "show", w.unit, "--property=ActiveState,SubState,LoadState,Result,Type,InactiveEnterTimestampMonotonic,ConditionResult,ConditionTimestampMonotonic,TriggeredBy")
 	if err != nil {
 		return l, err
 	}
@@ -496,7 +514,7 @@ func (w *systemctlWatch) look(ctx context.Context) (l unitLook, err error) {
 	if l.ActiveState == "active" {
 		return l, nil
 	}
-	jobs, err := w.run(ctx, "list-jobs", "--no-legend")
+	jobs, err := w.ask(ctx, "list-jobs", "--no-legend")
 	if err != nil {
 		return l, err
 	}
@@ -504,7 +522,7 @@ func (w *systemctlWatch) look(ctx context.Context) (l unitLook, err error) {
 	if strings.HasPrefix(jobs, "No jobs") {
 		l.jobs = 0
 	}
-	state, err := w.run(ctx, "is-system-running")
+	state, err := w.ask(ctx, "is-system-running")
 	state = strings.TrimSpace(state)
 	l.starting = state == "initializing" || state == "starting"
 	return l, err

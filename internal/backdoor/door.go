@@ -1,0 +1,460 @@
+package backdoor
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/attest-vm/attest/internal/agent"
+	"github.com/attest-vm/attest/internal/wire"
+)
+
+// Upgrade is whether a guest gets attest's agent.
+type Upgrade string
+
+const (
+	Auto   Upgrade = ""       // it does, and where the agent cannot run the shell stands in for it
+	Never  Upgrade = "never"  // the shell does everything
+	Always Upgrade = "always" // a guest in which the agent cannot run has not booted
+)
+
+// Options are what a Door is made of.
+type Options struct {
+	Machine string
+	Shell   net.Conn                                // the shell's console
+	Upload  net.Conn                                // a stream into the guest: wire.UploadPort
+	Agent   func(context.Context) (net.Conn, error) // the stream to the agent, vmm.VM.Dial
+	Binary  string                                  // path of the executable that becomes the agent
+	Upgrade Upgrade
+	// Saved is the instance that answered when the machine was saved (wire.Info); empty if it boots.
+	Saved string
+	// Answers reports whether an agent answers, when none could be put into the guest: its
+	// shell was started again beside it.
+	Answers func() bool
+	// Installed is called after each attempt to put the agent into the guest. An error is an
+	// *InstallError; if Upgrade is Auto, the shell stands in for the agent from here on.
+	Installed func(err error)
+	// Garbage is called when what the shell says makes no sense, and all that is under way
+	// through it ends for that.
+	Garbage func(err error)
+}
+
+// A Door is a guest's root shell, over all boots of a machine's run.
+type Door struct {
+	opt    Options
+	ctx    context.Context
+	cancel context.CancelFunc
+	served sync.WaitGroup
+	out    outbox
+
+	mu      sync.Mutex
+	said    dialog
+	step    string // what it waits for
+	changed chan struct{}
+	shell   *shell        // who answers; nil: the agent, or nobody yet
+	server  *agent.Server // of the shell
+	ready   chan struct{} // closed when that can be used
+	waiting bool          // for the shell's hello, and nobody answers
+	hangUp  func()        // ends the connection that was given out
+}
+
+// New returns a Door that listens when Start is called. Its Dial can be used before.
+func New(opt Options) *Door {
+	d := &Door{opt: opt, changed: make(chan struct{}), hangUp: func() {}}
+	// Whatever Upgrade says, the agent is there if it was saved with the machine.
+	d.waiting = isShell(opt.Saved) || opt.Saved == "" && opt.Upgrade == Never
+	d.ctx, d.cancel = context.WithCancel(context.Background())
+	return d
+}
+
+// Start listens to the guest's shell until Close.
+func (b *Door) Start() {
+	b.out.start(b.opt.Shell)
+	b.served.Go(b.serve)
+}
+
+// Close ends the shell's console, and everything that goes through it.
+func (b *Door) Close() {
+	b.cancel()
+	b.opt.Shell.Close()
+	b.out.close()
+	b.served.Wait()
+}
+
+// shellPrefix is what the instance of a shell begins with, which no agent's does.
+const shellPrefix = "shell-"
+
+func isShell(instance string) bool { return strings.HasPrefix(instance, shellPrefix) }
+
+// serve decides who answers, by what the guest says.
+func (b *Door) serve() {
+	var install *installation
+	var hello *greeting
+	heard := make(chan []reply)
+	b.served.Go(func() { b.read(heard) })
+	defer func() {
+		install.end()
+		hello.end()
+		b.use(nil, false)
+	}()
+	if isShell(b.opt.Saved) {
+		hello = b.greet(true)
+	}
+	for {
+		select {
+		case replies, ok := <-heard:
+			if !ok {
+				return
+			}
+			for _, h := range replies {
+				if h.marker {
+					install.end()
+					hello.end()
+					install, hello = nil, nil
+					b.use(nil, b.opt.Upgrade == Never)
+					if b.opt.Upgrade == Never {
+						hello = b.greet(false)
+					} else {
+						install = b.begin(b.ctx)
+					}
+					continue
+				}
+				install.hear(h)
+				if hello.hear(h) {
+					b.use(hello.shell(b.opt.Machine, b.out.add), false, hello.jobs...)
+				}
+				b.hear(h)
+			}
+		case err := <-install.result():
+			install.end()
+			install = nil
+			if b.refused(err) {
+				b.use(nil, true)
+				hello = b.greet(false)
+			}
+		}
+	}
+}
+
+// read passes on what the guest says until its console ends.
+func (b *Door) read(heard chan<- []reply) {
+	defer close(heard)
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := b.opt.Shell.Read(buf)
+		b.mu.Lock()
+		replies := b.said.feed(buf[:n])
+		b.mu.Unlock()
+		if len(replies) > 0 {
+			heard <- replies
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// hear passes a frame on to the shell that answers.
+func (b *Door) hear(r reply) {
+	b.mu.Lock()
+	s := b.shell
+	b.mu.Unlock()
+	if s == nil || r.nonce != s.name {
+		return
+	}
+	if err := s.hear(r.word, r.text); err != nil {
+		b.opt.Garbage(err)
+		b.use(newShell(s.machine, s.name, s.info, s.send), false)
+	}
+}
+
+// use has this shell answer from here on, as soon as jobs that run in it are jobs of its
+// server; nil: the agent, or nobody while waiting.
+func (b *Door) use(s *shell, waiting bool, jobs ...string) {
+	b.mu.Lock()
+	was, server, hangUp := b.shell, b.server, b.hangUp
+	if was == nil && s == nil && b.waiting == waiting {
+		b.mu.Unlock()
+		return
+	}
+	b.shell, b.server, b.waiting, b.hangUp = s, nil, waiting, func() {}
+	if s != nil {
+		b.server, b.ready = &agent.Server{Stage: s}, make(chan struct{})
+		b.step = "its root shell answers"
+		b.inherit(s, b.server, b.ready, jobs)
+	}
+	close(b.changed)
+	b.changed = make(chan struct{})
+	b.mu.Unlock()
+	if was != nil {
+		was.close()
+	}
+	hangUp()
+	if server != nil {
+		b.served.Go(server.Close)
+	}
+}
+
+// inheritLimit is how long a job of a shell that was saved may take to be found.
+const inheritLimit = 30 * time.Second
+
+// inherit makes the jobs of a shell that was saved jobs of its server here, and closes ready.
+func (b *Door) inherit(s *shell, server *agent.Server, ready chan struct{}, jobs []string) {
+	var found sync.WaitGroup
+	for _, job := range jobs {
+		found.Go(func() {
+			ctx, cancel := context.WithTimeout(b.ctx, inheritLimit)
+			defer cancel()
+			if c, err := s.adopt(ctx, job); err == nil { // otherwise it has ended
+				server.Adopt(job, c)
+			}
+		})
+	}
+	b.served.Go(func() {
+		found.Wait()
+		close(ready)
+	})
+}
+
+// Dial returns a stream to who answers: the agent, or an agent.Server on this side that
+// has the shell do it. It blocks until one does. The stream ends when it is another's turn.
+func (b *Door) Dial(ctx context.Context) (net.Conn, error) {
+	for {
+		b.mu.Lock()
+		s, server, ready, waiting, changed := b.shell, b.server, b.ready, b.waiting, b.changed
+		b.mu.Unlock()
+		if s == nil && waiting {
+			ready = nil
+		}
+		if s != nil || waiting {
+			select {
+			case <-ready:
+			case <-changed:
+				continue
+			case <-b.ctx.Done():
+				return nil, net.ErrClosed
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		}
+		if s != nil {
+			ours, theirs := net.Pipe()
+			if !b.lend(changed, func() { ours.Close(); theirs.Close() }) {
+				ours.Close()
+				theirs.Close()
+				continue
+			}
+			b.served.Go(func() { server.ServeConn(b.ctx, theirs) })
+			return ours, nil
+		}
+		conn, err := b.dialAgent(ctx, changed)
+		if err == nil && !b.lend(changed, func() { conn.Close() }) {
+			conn.Close()
+			continue
+		}
+		select {
+		case <-changed:
+			continue
+		default:
+			return conn, err
+		}
+	}
+}
+
+// dialAgent gives up when it is another's turn.
+func (b *Door) dialAgent(ctx context.Context, changed <-chan struct{}) (net.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	over := make(chan struct{})
+	defer close(over)
+	go func() {
+		select {
+		case <-changed:
+			cancel()
+		case <-over:
+		}
+	}()
+	return b.opt.Agent(ctx)
+}
+
+// lend notes how to end a connection, unless it is another's turn already.
+func (b *Door) lend(changed <-chan struct{}, hangUp func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case <-changed:
+		return false
+	case <-b.ctx.Done():
+		return false
+	default:
+		b.hangUp = hangUp
+		return true
+	}
+}
+
+// State is how far it has come, for people, and the last that the guest said on
+// the shell's console.
+func (b *Door) State() (step, said string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if step = b.step; step == "" {
+		step = fmt.Sprintf("its root shell did not announce itself (%q on /dev/hvc0); in the guest backdoor.service does that, see its journal", Marker)
+	}
+	return step, b.said.tail()
+}
+
+func (b *Door) setStep(step string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.step = step
+}
+
+// refused reports whether the shell shall stand in for an agent that could not be put into
+// the guest.
+func (b *Door) refused(err error) bool {
+	if err != nil && b.opt.Answers() {
+		err = nil
+	}
+	b.opt.Installed(err)
+	var reason *InstallError
+	return errors.As(err, &reason) && b.opt.Upgrade == Auto
+}
+
+// A greeting is an attempt to have the shell answer.
+type greeting struct {
+	nonce string
+	jobs  []string // that run in it
+	found []string // what its hello says
+	stop  context.CancelFunc
+	done  chan struct{}
+}
+
+// again is how often a shell that was saved is asked, which may have been in the middle of
+// anything.
+const again = 2 * time.Second
+
+// greet sends the shell its functions and a hello; one that was saved has the functions.
+func (b *Door) greet(saved bool) *greeting {
+	ctx, cancel := context.WithCancel(b.ctx)
+	g := &greeting{nonce: rand.Text(), stop: cancel, done: make(chan struct{})}
+	hello := append([]byte("\n"), request("hello", g.nonce)...)
+	if !saved {
+		b.setStep("its root shell has announced itself, and does not answer")
+		b.out.add(append([]byte("\n"+renewScript+shellScript), hello...))
+		close(g.done)
+		return g
+	}
+	b.setStep("its root shell, which was saved with it, does not answer")
+	go func() {
+		defer close(g.done)
+		for {
+			b.out.add(hello)
+			select {
+			case <-time.After(again):
+			case <-ctx.Done():
+				return
+			}
+			// It may wait for the rest of something that was on its way.
+			b.out.add([]byte(strings.Repeat("\n", maxInput*2)))
+		}
+	}()
+	return g
+}
+
+func (g *greeting) end() {
+	if g != nil {
+		g.stop()
+		<-g.done
+	}
+}
+
+// hear reports whether a reply is the hello.
+func (g *greeting) hear(r reply) bool {
+	if g == nil || r.nonce != g.nonce || g.found != nil {
+		return false
+	}
+	if r.word == "job" && len(g.jobs) < maxJobs {
+		g.jobs = append(g.jobs, r.text)
+	}
+	if r.word != "hello" {
+		return false
+	}
+	if g.found = strings.SplitN(r.text, ":", 5); len(g.found) != 5 || g.found[0] == "" {
+		g.found = nil
+		return false
+	}
+	g.stop()
+	return true
+}
+
+// maxJobs is how many jobs a guest can have had when it was saved.
+const maxJobs = 1000
+
+// shell is the one that has said hello.
+func (g *greeting) shell(machine string, send func([]byte)) *shell {
+	f := g.found
+	up, _ := strconv.ParseFloat(f[2], 64)
+	if !(up >= 0 && up < 1e9) {
+		up = 0
+	}
+	return newShell(machine, f[0], wire.Info{Instance: shellPrefix + f[0], BootID: f[1], Uptime: time.Duration(up * float64(time.Second)), Kernel: f[3], Hostname: f[4]}, send)
+}
+
+// An outbox writes to the console in its own time: a guest that does not read holds nobody up.
+type outbox struct {
+	mu      sync.Mutex
+	news    *sync.Cond
+	waiting []byte
+	closed  bool
+	done    chan struct{}
+}
+
+func (o *outbox) start(conn net.Conn) {
+	o.news, o.done = sync.NewCond(&o.mu), make(chan struct{})
+	go func() {
+		defer close(o.done)
+		for {
+			o.mu.Lock()
+			for len(o.waiting) == 0 && !o.closed {
+				o.news.Wait()
+			}
+			p, closed := o.waiting, o.closed
+			o.waiting = nil
+			o.mu.Unlock()
+			if closed {
+				return
+			}
+			conn.SetWriteDeadline(time.Time{}) // an installation that was interrupted has left one
+			if _, err := conn.Write(p); err != nil {
+				o.mu.Lock()
+				o.closed = true
+				o.mu.Unlock()
+				return
+			}
+		}
+	}()
+}
+
+func (o *outbox) add(p []byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.closed {
+		o.waiting = append(o.waiting, p...)
+		o.news.Broadcast()
+	}
+}
+
+// close ends it; the console is closed.
+func (o *outbox) close() {
+	o.mu.Lock()
+	o.closed = true
+	o.news.Broadcast()
+	o.mu.Unlock()
+	<-o.done
+}
