@@ -14,7 +14,7 @@ import (
 func (m *Machine) cards() []vmm.NIC {
 	var cards []vmm.NIC
 	for _, i := range m.address.Interfaces {
-		cards = append(cards, vmm.NIC{ID: i.Name, MAC: i.MAC})
+		cards = append(cards, vmm.NIC{ID: i.Name, MAC: i.MAC, Model: m.config.NIC})
 	}
 	return cards
 }

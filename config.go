@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"net"
 	"os"
 	"regexp"
 	"slices"
@@ -68,15 +69,34 @@ type NetworkConfig struct {
 
 // MachineConfig is one machine as plain data.
 type MachineConfig struct {
-	Name     string // [A-Za-z0-9][A-Za-z0-9_-]*; also its host name
-	Image    Image  // what it boots; or StartCommand
-	Backend  string // "qemu", …; empty or "auto": the cheapest that can do what the test needs
-	Memory   int    // MiB; 0: 1024
-	CPUs     int    // 0: 1
-	Networks []int  // numbers of the networks it is on, 1 to 255; nil: network 1; empty: none
-	Type     string // QEMU's machine type: "q35" (default) or "microvm"
-	Cmdline  string // appended to the kernel's command line
-	Boot     Boot   // how it starts the first time; empty: as HostConfig.Boot says
+	Name    string // [A-Za-z0-9][A-Za-z0-9_-]*; also its host name
+	Image   Image  // what it boots; or StartCommand
+	Backend string // "qemu", …; empty or "auto": the cheapest that can do what the test needs
+	Memory  int    // MiB; 0: 1024
+	CPUs    int    // 0: 1
+	// Networks are the numbers of the networks it is on, 1 to 255, with a card for each;
+	// nil: network 1; empty: none. A number can be there again: the further card has no
+	// address of the lab's.
+	Networks []int
+	MACs     []string // of the cards, in their order, such as "52:54:00:00:00:01"; "": the planned one
+	NIC      string   // the model of all cards: "virtio" (default), "e1000", "e1000e", "rtl8139" or "vmxnet3"
+	// QEMU are arguments that are appended to QEMU's own, for what attest has no setting
+	// for: a watchdog, the base of the clock. What they open on this host is no part of
+	// what is saved of the machine.
+	QEMU    []string
+	Type    string // QEMU's machine type: "q35" (default) or "microvm"
+	Cmdline string // appended to the kernel's command line
+	// Root is the file system that the root is on. "ext4", "xfs" and "btrfs" are a disk
+	// of its own, which the image's files were copied to once. "overlay" is the
+	// image's read-only layers with an ext4 above. Empty: as the image says, or "overlay".
+	Root string
+	// RootSize is the size of a Root of its own, in bytes; 0: 16 GiB. What is not
+	// written takes no space.
+	RootSize int64
+	// Disks are what it has beside its root. Each can be pulled out while the machine
+	// runs, and others put in (Machine.Plug).
+	Disks []Disk
+	Boot  Boot // how it starts the first time; empty: as HostConfig.Boot says
 	// Snapshot is the directory of a machine that Lab.Save or attest snapshot
 	// build has written: the machine starts from that the first time, with its own
 	// name and addresses. One that is damaged or does not fit is an error.
@@ -209,17 +229,45 @@ func (m *MachineConfig) normalize() error {
 	if m.Networks == nil {
 		m.Networks = []int{1}
 	}
-	on := map[int]bool{}
 	for _, n := range m.Networks {
 		if n < 1 || n > maxNetwork {
 			return bad("network %d is out of range; want 1 to %d", n, maxNetwork)
 		}
-		if on[n] {
-			return bad("network %d is listed twice", n)
-		}
-		on[n] = true
+	}
+	if ordered := slices.Sorted(slices.Values(m.Networks)); m.StartCommand != "" && len(slices.Compact(ordered)) < len(m.Networks) {
+		return bad("a network is listed twice; which cards a start command gives its machine is its own affair")
+	}
+	if len(m.Networks) > maxCards {
+		return bad("it has %d network cards; the limit is %d", len(m.Networks), maxCards)
+	}
+	if len(m.MACs) > len(m.Networks) {
+		return bad("mac has %d addresses, and the machine has %d network cards", len(m.MACs), len(m.Networks))
+	}
+	_, err = m.macs()
+	if err != nil {
+		return bad("%v", err)
 	}
 	return nil
+}
+
+// maxCards is as many as there are places for on a PCI bus.
+const maxCards = 16
+
+// macs are the addresses of the cards that have one of their own.
+func (m MachineConfig) macs() ([]net.HardwareAddr, error) {
+	var out []net.HardwareAddr
+	for _, text := range m.MACs {
+		if text == "" {
+			out = append(out, nil)
+			continue
+		}
+		mac, err := net.ParseMAC(text)
+		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+			return nil, fmt.Errorf("mac: %q is not an address of one network card, such as 52:54:00:00:00:01", text)
+		}
+		out = append(out, mac)
+	}
+	return out, nil
 }
 
 // needsImage reports whether the machine cannot be without the image that it lacks.
@@ -244,7 +292,10 @@ func (m *MachineConfig) normalizeOwn(bad func(string, ...any) error) error {
 	if m.CPUs < 1 || m.CPUs > maxCPUs {
 		return bad("%s: out of range; want 1 to %d", english.Plural(m.CPUs, "CPU", ""), maxCPUs)
 	}
-	return nil
+	if err := m.normalizeDisks(bad); err != nil {
+		return err
+	}
+	return m.normalizeRoot(bad)
 }
 
 // normalizeForeign is normalize for a machine with a start command, which decides
@@ -255,7 +306,8 @@ func (m *MachineConfig) normalizeForeign() error {
 		given bool
 	}{
 		{"an image", m.Image != nil}, {"an amount of memory", m.Memory != 0}, {"a number of CPUs", m.CPUs != 0}, {"a machine type", m.Type != ""},
-		{"a kernel command line", m.Cmdline != ""}, {"a display", m.Display}, {"egress", len(m.Egress) > 0},
+		{"a kernel command line", m.Cmdline != ""}, {"a root", m.Root != ""}, {"the size of a root", m.RootSize != 0}, {"disks", len(m.Disks) > 0},
+		{"MAC addresses", len(m.MACs) > 0}, {"a model of network cards", m.NIC != ""}, {"arguments of QEMU", len(m.QEMU) > 0}, {"a display", m.Display}, {"egress", len(m.Egress) > 0},
 	} {
 		if setting.given {
 			return &ConfigError{fmt.Sprintf("machine %q", m.Name), fmt.Sprintf(

@@ -34,7 +34,7 @@ func (m *Machine) attachEgress(own network.Interface, attach attachment) error {
 	}
 	var guest []netip.Addr
 	for _, i := range m.address.Interfaces {
-		guest = append(guest, i.IPv4.Addr(), i.IPv6.Addr())
+		guest = append(guest, i.Addrs()...)
 	}
 	warn := func(text string) {
 		event.Publish(m.lab.ctx, event.Log{Machine: m.Name(), Level: "warning", Text: "egress: " + text})

@@ -124,7 +124,7 @@ func TestSettingsAreInTheFrontEndsLanguage(t *testing.T) {
 
 func TestImagesAreDataBothWays(t *testing.T) {
 	for _, img := range []Image{
-		Debian{}, Rootfs{Path: "r", Kernel: "k", Modules: "m"}, Disk{Path: "d", Format: "raw"},
+		Debian{}, Rootfs{Path: "r", Kernel: "k", Modules: "m", Root: "xfs", RootSize: 1}, Debian{Root: "ext4", RootSize: 2}, Disk{Path: "d", Format: "raw"},
 		Debian{Suite: "s", Packages: []string{"p"}, Run: []string{"l"}, Kernel: "k", Files: map[string]File{"/f": {Content: "c", Mode: 0o600}}},
 	} {
 		if got := imageOf(img.spec()); !reflect.DeepEqual(got, img) {
@@ -143,14 +143,29 @@ func TestLabConfigErrors(t *testing.T) {
 		machines []MachineConfig
 		want     string
 	}{
-		"two of a name":   {[]MachineConfig{{Name: "a", Image: Debian{}}, {Name: "A", Image: Debian{}}}, `machine "A": there are two machines of this name; give one of them another name`},
-		"bad name":        {machine(func(m *MachineConfig) { m.Name = "a b" }), `machine "a b": not a machine name: want letters, digits, - and _, at most 63, beginning with a letter or a digit (it is the host name too)`},
-		"no image":        {machine(func(m *MachineConfig) { m.Image = nil }), `machine "a": it has neither an image nor a start command; give it one of the two`},
-		"little memory":   {machine(func(m *MachineConfig) { m.Memory = 1 }), `machine "a": a memory of 1 MiB is out of range; want 64 to 1048576`},
-		"negative CPUs":   {machine(func(m *MachineConfig) { m.CPUs = -1 }), `machine "a": -1 CPUs: out of range; want 1 to 255`},
-		"network 0":       {machine(func(m *MachineConfig) { m.Networks = []int{0} }), `machine "a": network 0 is out of range; want 1 to 255`},
-		"network twice":   {machine(func(m *MachineConfig) { m.Networks = []int{2, 2} }), `machine "a": network 2 is listed twice`},
-		"unknown backend": {machine(func(m *MachineConfig) { m.Backend = "vmware" }), `machine "a": unknown backend "vmware"; this attest has firecracker, mock, qemu`},
+		"two of a name":         {[]MachineConfig{{Name: "a", Image: Debian{}}, {Name: "A", Image: Debian{}}}, `machine "A": there are two machines of this name; give one of them another name`},
+		"bad name":              {machine(func(m *MachineConfig) { m.Name = "a b" }), `machine "a b": not a machine name: want letters, digits, - and _, at most 63, beginning with a letter or a digit (it is the host name too)`},
+		"no image":              {machine(func(m *MachineConfig) { m.Image = nil }), `machine "a": it has neither an image nor a start command; give it one of the two`},
+		"little memory":         {machine(func(m *MachineConfig) { m.Memory = 1 }), `machine "a": a memory of 1 MiB is out of range; want 64 to 1048576`},
+		"negative CPUs":         {machine(func(m *MachineConfig) { m.CPUs = -1 }), `machine "a": -1 CPUs: out of range; want 1 to 255`},
+		"unknown root":          {machine(func(m *MachineConfig) { m.Root = "fat" }), `machine "a": root="fat" is not a file system that a root can have; want one of overlay, ext4, xfs, btrfs`},
+		"tiny root":             {machine(func(m *MachineConfig) { m.Root, m.RootSize = "xfs", 1 }), `machine "a": root_size=1 bytes is out of range; want 64 MiB to 16 TiB`},
+		"size of nothing":       {machine(func(m *MachineConfig) { m.RootSize = 1 << 30 }), `machine "a": root_size goes with a root of its own: root="ext4", for example`},
+		"root of a disk":        {machine(func(m *MachineConfig) { m.Image, m.Root = Disk{Path: "d"}, "ext4" }), `machine "a": the root of a disk(…) is the one on the disk; leave out root and root_size`},
+		"disk of nothing":       {machine(func(m *MachineConfig) { m.Disks = []Disk{{}} }), `machine "a": disks[0]: it has neither a path nor a size; give it a file, or the size of an empty disk`},
+		"disk of both":          {machine(func(m *MachineConfig) { m.Disks = []Disk{{Path: "d", Size: 512}} }), `machine "a": disks[0]: it has both a path and a size; the file has a size of its own`},
+		"half a sector":         {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 513}} }), `machine "a": disks[0]: size=513 is not a whole number of sectors of 512 bytes`},
+		"unknown bus":           {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 512, Bus: "ide"}} }), `machine "a": disks[0]: bus "ide" is not one that a disk can be on; want one of [virtio scsi nvme usb]`},
+		"serial twice":          {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 512, Serial: "disk2"}, {Size: 512}} }), `machine "a": disks[1]: another disk has the serial "disk2"`},
+		"serial of attest":      {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 512, Serial: "attest-rw"}} }), `machine "a": disks[0]: serial "attest-rw": want letters, digits, ., - and _, at most 20, and not attest- at the beginning`},
+		"read-only nothing":     {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 512, ReadOnly: true}} }), `machine "a": disks[0]: an empty disk that is read-only is of no use; give it a path, or leave out read_only`},
+		"shared qcow2":          {machine(func(m *MachineConfig) { m.Disks = []Disk{{Path: "d", Format: "qcow2", Shared: "s"}} }), `machine "a": disks[0]: two machines cannot write to one qcow2 image; convert it: qemu-img convert -O raw`},
+		"image of a serial":     {machine(func(m *MachineConfig) { m.Image = Disk{Path: "d", Serial: "s"} }), `machine "a": image: serial is for a disk in disks=[…]; an image has none`},
+		"network 0":             {machine(func(m *MachineConfig) { m.Networks = []int{0} }), `machine "a": network 0 is out of range; want 1 to 255`},
+		"two cards of a script": {[]MachineConfig{{StartCommand: "run-a-vm", Networks: []int{1, 1}}}, `machine "a": a network is listed twice; which cards a start command gives its machine is its own affair`},
+		"foreign MAC":           {machine(func(m *MachineConfig) { m.MACs = []string{"03:00:00:00:00:00"} }), `machine "a": mac: "03:00:00:00:00:00" is not an address of one network card, such as 52:54:00:00:00:01`},
+		"MAC of nothing":        {machine(func(m *MachineConfig) { m.MACs = []string{"", ""} }), `machine "a": mac has 2 addresses, and the machine has 1 network cards`},
+		"unknown backend":       {machine(func(m *MachineConfig) { m.Backend = "vmware" }), `machine "a": unknown backend "vmware"; this attest has firecracker, mock, qemu`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := LabConfig{Machines: test.machines}.check()
@@ -161,6 +176,28 @@ func TestLabConfigErrors(t *testing.T) {
 	}
 	if err := (LabConfig{Machines: machine(func(*MachineConfig) {})}).check(); err != nil {
 		t.Errorf("a good one: %v", err)
+	}
+}
+
+// A machine has the root of its image, unless it says another.
+func TestRootOfMachine(t *testing.T) {
+	for _, test := range []struct {
+		config MachineConfig
+		root   string
+		size   int64
+	}{
+		{MachineConfig{Image: Debian{}}, "", 0},
+		{MachineConfig{Image: Debian{}, Root: "ext4"}, "ext4", 16 << 30},
+		{MachineConfig{Image: Debian{Root: "xfs", RootSize: 1 << 30}}, "xfs", 1 << 30},
+		{MachineConfig{Image: Rootfs{Path: "r", Root: "btrfs"}, RootSize: 2 << 30}, "btrfs", 2 << 30},
+		{MachineConfig{Image: Debian{Root: "xfs", RootSize: 1 << 30}, Root: "overlay"}, "overlay", 0},
+		{MachineConfig{Image: Debian{Root: "xfs", RootSize: 1 << 30}, Root: "ext4"}, "ext4", 16 << 30},
+	} {
+		m := test.config
+		m.Name = "a"
+		if err := m.normalize(); err != nil || m.Root != test.root || m.RootSize != test.size {
+			t.Errorf("%+v: root %q of %d bytes (%v)", test.config, m.Root, m.RootSize, err)
+		}
 	}
 }
 

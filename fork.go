@@ -3,6 +3,7 @@ package attest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"strconv"
@@ -111,6 +112,11 @@ func (m *Machine) SnapshotRestore(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
+		for _, d := range m.config.Disks {
+			if d.Shared != "" {
+				return &ConfigError{"machine " + m.Name() + ": snapshot_restore", fmt.Sprintf("others may write to its disk %q, too; take the whole lab back: checkpoint and restore", d.Shared)}
+			}
+		}
 		return m.lab.restore(ctx, []*Machine{m}, s.machines)
 	})
 }
@@ -121,6 +127,7 @@ func (l *Lab) restore(ctx context.Context, machines []*Machine, states map[strin
 		m.startMu.Lock()
 		defer m.startMu.Unlock()
 	}
+	l.shared.restoring()
 	err := each(machines, func(_ int, m *Machine) error {
 		m.mu.Lock()
 		if m.current != nil && m.current.down == nil {

@@ -21,7 +21,7 @@ func (m *Machine) identity(macs []string) wire.Identity {
 		Entropy:   entropy,
 	}
 	for n, i := range m.address.Interfaces {
-		id.Interfaces = append(id.Interfaces, wire.Interface{MAC: i.MAC.String(), Name: i.Name, Addresses: []netip.Prefix{i.IPv4, i.IPv6}})
+		id.Interfaces = append(id.Interfaces, wire.Interface{MAC: i.MAC.String(), Name: i.Name, Addresses: i.Prefixes()})
 		if n < len(macs) {
 			id.Interfaces[n].Was = macs[n]
 		}

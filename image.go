@@ -22,6 +22,9 @@ type Debian struct {
 	Files    map[string]File // by their absolute path in the guest; written after the packages
 	Run      []string        // shell lines, run with sh -e as root in the image, in order, at the end
 	Kernel   string          // as in Rootfs; a package is one of Suite
+	// Root and RootSize are those of machines that do not say another.
+	Root     string // as in MachineConfig
+	RootSize int64
 }
 
 // Rootfs is a root filesystem that somebody else made. It is never modified.
@@ -35,14 +38,26 @@ type Rootfs struct {
 	// that holds modules.dep. Empty: lib/modules/RELEASE of Path if that is a
 	// directory, otherwise the guest finds them in its own root.
 	Modules string
+	// Root and RootSize are those of machines that do not say another.
+	Root     string // as in MachineConfig
+	RootSize int64
 }
 
-// Disk is a whole disk that somebody else made, with a system on it that attest's
-// own kernel starts. It is never modified.
+// Disk is a whole disk. As an image it is one that somebody else made, with a system
+// on it that attest's own kernel starts; only Path and Format count. In
+// MachineConfig.Disks it is a disk beside the root. The file is never modified.
 type Disk struct {
 	Title  string // as in Debian
 	Path   string
 	Format string // "raw" or "qcow2"; empty: by the file's first bytes
+
+	Size     int64  `json:",omitempty"` // bytes, a multiple of 512, of an empty disk without a Path
+	Serial   string `json:",omitempty"` // by which the guest finds it (/dev/disk/by-id), at most 20 characters; empty: "disk1", "disk2", …
+	Bus      string `json:",omitempty"` // "virtio" (default), "scsi", "nvme" or "usb"
+	ReadOnly bool   `json:",omitempty"`
+	// Shared is a name. All disks of a lab with this name are one: what a machine writes,
+	// the others read. Empty: what a machine writes is its own.
+	Shared string `json:",omitempty"`
 }
 
 // File is a file to write into a Debian image.
@@ -60,11 +75,11 @@ func (d Debian) spec() image.Spec {
 	if len(files) == 0 {
 		files = nil
 	}
-	return image.Spec{Title: d.Title, Debian: &image.Debian{Suite: d.Suite, Packages: d.Packages, Files: files, Run: d.Run, Kernel: d.Kernel}}
+	return image.Spec{Title: d.Title, Debian: &image.Debian{Suite: d.Suite, Packages: d.Packages, Files: files, Run: d.Run, Kernel: d.Kernel, Root: d.Root, RootSize: d.RootSize}}
 }
 
 func (r Rootfs) spec() image.Spec {
-	return image.Spec{Title: r.Title, Rootfs: &image.Rootfs{Path: r.Path, Kernel: r.Kernel, Modules: r.Modules}}
+	return image.Spec{Title: r.Title, Rootfs: &image.Rootfs{Path: r.Path, Kernel: r.Kernel, Modules: r.Modules, Root: r.Root, RootSize: r.RootSize}}
 }
 
 func (d Disk) spec() image.Spec {
@@ -79,13 +94,13 @@ func (d Disk) String() string   { return d.spec().String() }
 func imageOf(s image.Spec) Image {
 	switch {
 	case s.Rootfs != nil:
-		return Rootfs{Title: s.Title, Path: s.Rootfs.Path, Kernel: s.Rootfs.Kernel, Modules: s.Rootfs.Modules}
+		return Rootfs{Title: s.Title, Path: s.Rootfs.Path, Kernel: s.Rootfs.Kernel, Modules: s.Rootfs.Modules, Root: s.Rootfs.Root, RootSize: s.Rootfs.RootSize}
 	case s.Disk != nil:
 		return Disk{Title: s.Title, Path: s.Disk.Path, Format: s.Disk.Format}
 	case s.Debian == nil:
 		return Debian{Title: s.Title}
 	}
-	d := Debian{Title: s.Title, Suite: s.Debian.Suite, Packages: s.Debian.Packages, Run: s.Debian.Run, Kernel: s.Debian.Kernel}
+	d := Debian{Title: s.Title, Suite: s.Debian.Suite, Packages: s.Debian.Packages, Run: s.Debian.Run, Kernel: s.Debian.Kernel, Root: s.Debian.Root, RootSize: s.Debian.RootSize}
 	for path, f := range s.Debian.Files {
 		if d.Files == nil {
 			d.Files = map[string]File{}

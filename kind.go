@@ -49,6 +49,9 @@ type plan struct {
 	title  string       // of what is saved of such a machine, for people
 	agent  string       // names the agent that the guest boots with
 	image  *image.Image // nil: it has none
+	// base is the disk below that which the machine writes to: the image, or its root
+	// with a file system of its own. nil: it writes above layers.
+	base *image.BaseDisk
 	// fits is what must be the same for a saved machine to go on as this one,
 	// beyond what the VMM itself demands: how an error calls it, and what it is.
 	fits map[string]string

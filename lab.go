@@ -30,6 +30,7 @@ type Lab struct {
 	machines  []*Machine // in the order of LabConfig, and then of their creation
 	addresses network.Addresses
 
+	shared      sharedDisks
 	checkpoints checkpoints // of a floor above: they go with the lab
 
 	ctx    context.Context // ends with Close; carries the bus
@@ -37,6 +38,7 @@ type Lab struct {
 
 	imagesMu sync.Mutex // one image is built at a time: builds share the disk and the mirror
 	images   map[string]*image.Image
+	roots    map[rootKey]*image.Root
 }
 
 func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) {
@@ -53,14 +55,14 @@ func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) 
 			return nil, err
 		}
 	}
-	l := &Lab{host: h, config: config, out: output{dir: config.OutDir, flat: config.FlatOutDir}, images: map[string]*image.Image{}}
+	l := &Lab{host: h, config: config, out: output{dir: config.OutDir, flat: config.FlatOutDir}, images: map[string]*image.Image{}, roots: map[rootKey]*image.Root{}}
 	l.network = newNetwork(l, config.Seed, config.network)
 	plan := make([]network.Machine, len(config.Machines))
 	for i, m := range config.Machines {
 		if _, err := m.lookupBackend(); err != nil {
 			return nil, err
 		}
-		plan[i] = network.Machine{Name: m.Name, Networks: m.Networks}
+		plan[i] = m.planned()
 	}
 	if config.addresses != nil {
 		l.addresses = *config.addresses
@@ -95,6 +97,13 @@ func newLab(ctx context.Context, h *Host, config LabConfig) (_ *Lab, err error) 
 		return nil, err
 	}
 	return l, nil
+}
+
+// planned is what the plan of addresses has to know of a machine, whose configuration
+// is complete.
+func (m MachineConfig) planned() network.Machine {
+	macs, _ := m.macs()
+	return network.Machine{Name: m.Name, Networks: m.Networks, MACs: macs}
 }
 
 // newMachine lays out a machine that has its addresses.
@@ -196,6 +205,7 @@ func (l *Lab) Close() error {
 		img.Release()
 	}
 	clear(l.images)
+	clear(l.roots)
 	l.imagesMu.Unlock()
 	for _, dir := range []string{l.dir, l.scratch} {
 		if dir != "" && !l.host.config.Keep {
@@ -282,7 +292,7 @@ func (l *Lab) createMachine(ctx context.Context, config MachineConfig) (*Machine
 // has the lab yet.
 func (l *Lab) add(config MachineConfig) error {
 	before := l.addresses
-	addresses, err := before.Add(network.Machine{Name: config.Name, Networks: config.Networks})
+	addresses, err := before.Add(config.planned())
 	if err != nil {
 		return &ConfigError{"lab", err.Error()}
 	}

@@ -62,7 +62,9 @@ func (m *Machine) Addresses() []netip.Addr {
 		if i.Network == outside {
 			continue // nobody else is there
 		}
-		v4, v6 = append(v4, i.IPv4.Addr()), append(v6, i.IPv6.Addr())
+		if addrs := i.Addrs(); addrs != nil {
+			v4, v6 = append(v4, addrs[0]), append(v6, addrs[1])
+		}
 	}
 	return append(v4, v6...)
 }

@@ -54,11 +54,13 @@ func (l *Lab) services(n int) services.Config {
 		var here, elsewhere []netip.Addr
 		for _, i := range m.Interfaces {
 			if i.Network != n {
-				elsewhere = append(elsewhere, i.IPv4.Addr(), i.IPv6.Addr())
+				elsewhere = append(elsewhere, i.Addrs()...)
 				continue
 			}
-			here = append(here, i.IPv4.Addr(), i.IPv6.Addr())
-			c.Leases = append(c.Leases, services.Lease{MAC: i.MAC, Name: m.Name, IPv4: i.IPv4, IPv6: i.IPv6})
+			here = append(here, i.Addrs()...)
+			if i.IPv4.IsValid() {
+				c.Leases = append(c.Leases, services.Lease{MAC: i.MAC, Name: m.Name, IPv4: i.IPv4, IPv6: i.IPv6})
+			}
 		}
 		c.Names[m.Name] = here
 		if len(here) == 0 {

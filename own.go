@@ -2,6 +2,7 @@ package attest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -17,15 +18,30 @@ import (
 // own is a machine that boots an image of attest's, with attest's initramfs. What
 // it writes goes to a disk of its own.
 type own struct {
-	m    *Machine
-	disk vmm.Disk // what the machine writes to; without a Path until it has one. Guarded by m.startMu
+	m *Machine
+	// What the machine writes to; guarded by m.startMu.
+	disk    vmm.Disk       // the root's; without a Path until it has one
+	further []*furtherDisk // the others; nil until they are asked for
 }
 
 func (o *own) knowsHosts() bool { return true }
 
 func (o *own) plan(ctx context.Context) (plan, error) {
 	m := o.m
-	hw := &vmm.Hardware{Memory: m.config.Memory, CPUs: m.config.CPUs, Type: m.config.Type, Display: m.config.Display, Options: m.config.BackendOptions}
+	hw := &vmm.Hardware{Memory: m.config.Memory, CPUs: m.config.CPUs, Type: m.config.Type, Display: m.config.Display, Options: m.config.BackendOptions, Slots: m.slots()}
+	for i, d := range m.config.Disks { // for the fingerprint, and what the backend refuses
+		hw.SlotDisks = append(hw.SlotDisks, vmm.SlotDisk{Disk: vmm.Disk{Serial: d.Serial, ReadOnly: d.ReadOnly}, Slot: i, Bus: vmm.DiskBus(d.Bus), Shared: d.Shared != ""})
+	}
+	if err := m.config.checkHardware(ctx); err != nil {
+		return plan{}, err
+	}
+	if len(m.config.QEMU) > 0 {
+		options, err := json.Marshal(map[string][]string{"args": m.config.QEMU})
+		if err != nil {
+			return plan{}, err
+		}
+		hw.Options = options
+	}
 	p := plan{config: vmm.Config{Name: m.Name(), Dir: m.dir, Boot: hw, NICs: m.cards()}}
 	if err := m.backend.Check(p.config); err != nil {
 		return p, err // before an image is built for nothing
@@ -38,51 +54,71 @@ func (o *own) plan(ctx context.Context) (plan, error) {
 		return p, &UnsupportedError{Machine: m.Name(), Operation: "a disk of format " + d.Format, Backend: m.config.Backend, Can: []string{"qemu"},
 			Reason: "it reads raw disks only; make one: qemu-img convert -O raw OLD NEW"}
 	}
-	if err := o.media(ctx, hw, p.image); err != nil {
+	root, err := o.media(ctx, hw, p.image)
+	if err != nil {
 		return p, err
+	}
+	p.base = p.image.Disk
+	if root != nil {
+		p.base = &root.BaseDisk
 	}
 	p.title = fmt.Sprintf("%s (%s, %d MiB)", m.Name(), p.image.Title, m.config.Memory)
 	p.agent = hw.Initrd
 	p.fits = map[string]string{
-		"image": imageID(p.image),
+		"image": imageID(p.image, root),
 		// They are in the fingerprint; here for an error that says it clearly.
 		"amount of memory":       fmt.Sprintf("%d MiB", m.config.Memory),
 		"count of CPUs":          fmt.Sprint(m.config.CPUs),
 		"count of network cards": fmt.Sprint(len(m.address.Interfaces)),
 	}
+	for _, d := range m.config.Disks {
+		if d.Path == "" {
+			continue
+		}
+		base, stamp, err := d.open()
+		if err != nil {
+			return p, &ConfigError{fmt.Sprintf("machine %q: disk %s", m.Name(), d.Serial), err.Error()}
+		}
+		p.fits["disk "+d.Serial] = base.Format + " " + stamp
+	}
 	planned := *hw
 	// What the machine has booted from its initramfs is in its memory; the agent may
 	// be another, as long as it speaks the same protocol.
 	planned.Initrd = ""
-	planned.Disks = append(slices.Clone(hw.Disks), o.writableDisk(p.image))
+	planned.Disks = append(slices.Clone(hw.Disks), o.writableDisk(p.base))
 	p.planned = p.config
 	p.planned.Boot = &planned
 	return p, nil
 }
 
 // imageID is the image with all that media takes besides it.
-func imageID(img *image.Image) string {
+func imageID(img *image.Image, root *image.Root) string {
 	kernel := ""
 	if img.Kernel != nil {
 		kernel = img.Kernel.ID
 	}
-	return img.ID + " " + kernel
+	id := img.ID + " " + kernel
+	if root != nil {
+		id += " " + root.ID
+	}
+	return id
 }
 
 // media fills in what an image and attest's initramfs give a machine to boot
 // from: the kernel, its command line, and the disks that all machines share. The
-// disk that the machine writes to is added when it starts.
-func (o *own) media(ctx context.Context, hw *vmm.Hardware, img *image.Image) error {
+// disk that the machine writes to is added when it starts. A root with a file system
+// of its own is made if it is missing.
+func (o *own) media(ctx context.Context, hw *vmm.Hardware, img *image.Image) (*image.Root, error) {
 	m := o.m
 	binary, err := m.lab.host.guestBinary(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	kernel := img.Kernel
 	if kernel == nil { // a whole disk: attest's own kernel starts what is on it
 		base, err := m.lab.image(ctx, Debian{})
 		if err != nil {
-			return err
+			return nil, err
 		}
 		kernel = base.Kernel
 	}
@@ -90,29 +126,50 @@ func (o *own) media(ctx context.Context, hw *vmm.Hardware, img *image.Image) err
 	if m.config.Cmdline != "" {
 		guest.Args = []string{m.config.Cmdline}
 	}
-	shared := func(serial, path string) {
-		hw.Disks = append(hw.Disks, vmm.Disk{Serial: serial, Path: path, Format: "raw", ReadOnly: true})
-	}
 	initramfs := boot.Initramfs{Binary: binary}
+	var root *image.Root
 	switch {
 	case img.Disk != nil:
 		guest.Root = boot.RootDisk
 		initramfs.Filesystems = []string{"xfs", "btrfs"}
-	case len(img.Layers) == 1 && img.Layers[0].Format != "erofs":
-		guest.Root = boot.RootImage
-		initramfs.Filesystems = []string{img.Layers[0].Format}
-		shared(boot.SerialImage, img.Layers[0].Path)
-	default:
-		guest.Root, guest.Layers = boot.RootLayers, len(img.Layers)
-		for i, l := range img.Layers {
-			shared(boot.SerialLayer(i), l.Path)
+	case m.plainRoot():
+		if root, err = m.lab.root(ctx, img, m); err != nil {
+			return nil, err
 		}
+		guest.Root = boot.RootPlain
+		if m.config.Root != "ext4" {
+			initramfs.Filesystems = []string{m.config.Root}
+		}
+	default:
+		guest.Root, guest.Layers = layersOf(img, &initramfs, hw)
 	}
 	if modules := kernel.Modules.Path; modules != "" {
 		guest.Modules = true
 		initramfs.Modules = modules
-		shared(boot.SerialModules, modules)
+		hw.Disks = append(hw.Disks, sharedDisk(boot.SerialModules, modules))
 	}
+	return root, m.kernel(ctx, hw, kernel, guest, initramfs)
+}
+
+func sharedDisk(serial, path string) vmm.Disk {
+	return vmm.Disk{Serial: serial, Path: path, Format: "raw", ReadOnly: true}
+}
+
+// layersOf adds the disks with an image's layers, and what is needed to mount them.
+func layersOf(img *image.Image, initramfs *boot.Initramfs, hw *vmm.Hardware) (kind boot.Root, count int) {
+	if len(img.Layers) == 1 && img.Layers[0].Format != "erofs" {
+		initramfs.Filesystems = append(initramfs.Filesystems, img.Layers[0].Format)
+		hw.Disks = append(hw.Disks, sharedDisk(boot.SerialImage, img.Layers[0].Path))
+		return boot.RootImage, 0
+	}
+	for i, l := range img.Layers {
+		hw.Disks = append(hw.Disks, sharedDisk(boot.SerialLayer(i), l.Path))
+	}
+	return boot.RootLayers, len(img.Layers)
+}
+
+// kernel fills in a kernel with its command line and initramfs.
+func (m *Machine) kernel(ctx context.Context, hw *vmm.Hardware, kernel *image.Kernel, guest boot.Guest, initramfs boot.Initramfs) (err error) {
 	if hw.Cmdline, err = guest.Cmdline(); err != nil {
 		return &ConfigError{Subject: "machine " + m.Name(), Reason: err.Error()}
 	}
@@ -132,41 +189,45 @@ func (o *own) media(ctx context.Context, hw *vmm.Hardware, img *image.Image) err
 // its content over all later ones, and plugs it into its networks.
 func (o *own) attach(ctx context.Context, p plan, c *vmm.Config, plugs *plugs) error {
 	if o.disk.Path == "" {
-		d := o.writableDisk(p.image)
-		if err := o.createDisk(ctx, &d, p.image); err != nil {
+		d := o.writableDisk(p.base)
+		if err := o.createDisk(ctx, &d, p.base); err != nil {
 			return &InfraError{o.m.Name(), "create the machine's disk", err}
 		}
 		o.disk = d
 	}
 	hw := *c.Boot.(*vmm.Hardware)
 	d := o.disk
-	if img := p.image; img.Disk != nil && !o.rawOnly() {
+	if p.base != nil && !o.rawOnly() {
 		// The lowest of all, which is never part of what is saved.
-		d.Backing = append(slices.Clip(d.Backing), vmm.Backing{Path: img.Disk.Path, Format: img.Disk.Format})
+		d.Backing = append(slices.Clip(d.Backing), vmm.Backing{Path: p.base.Path, Format: p.base.Format})
 	}
 	hw.Disks = append(slices.Clone(hw.Disks), d)
+	var err error
+	if hw.SlotDisks, err = o.slotDisks(); err != nil {
+		return err
+	}
 	c.Boot = &hw
 	c.NICs = plugs.all()
 	return nil
 }
 
 // writableDisk is that disk, without the file that it will have.
-func (o *own) writableDisk(img *image.Image) vmm.Disk {
+func (o *own) writableDisk(base *image.BaseDisk) vmm.Disk {
 	d := vmm.Disk{Serial: boot.SerialWritable, Format: "raw", Backing: o.disk.Backing}
-	if img.Disk != nil {
+	if base != nil {
 		d.Serial = boot.SerialDisk
 	}
 	if o.rawOnly() {
 		d.Backing = nil // it is copied
 		return d
 	}
-	if img.Disk != nil || len(d.Backing) > 0 {
+	if base != nil || len(d.Backing) > 0 {
 		d.Format = "qcow2"
 	}
 	return d
 }
 
-func (o *own) createDisk(ctx context.Context, d *vmm.Disk, img *image.Image) error {
+func (o *own) createDisk(ctx context.Context, d *vmm.Disk, base *image.BaseDisk) error {
 	m := o.m
 	if err := os.MkdirAll(m.disks(), 0o700); err != nil {
 		return err
@@ -175,12 +236,12 @@ func (o *own) createDisk(ctx context.Context, d *vmm.Disk, img *image.Image) err
 	switch {
 	case o.rawOnly() && len(o.disk.Backing) > 0:
 		return o.copyKept(d.Path)
-	case o.rawOnly() && img.Disk != nil:
-		return copyFile(d.Path, img.Disk.Path)
+	case o.rawOnly() && base != nil:
+		return copyFile(d.Path, base.Path)
 	case len(d.Backing) > 0:
 		return image.CreateOverlay(d.Path, d.Backing[0].Path, d.Backing[0].Format)
-	case img.Disk != nil:
-		return image.CreateOverlay(d.Path, img.Disk.Path, img.Disk.Format)
+	case base != nil:
+		return image.CreateOverlay(d.Path, base.Path, base.Format)
 	}
 	return m.lab.host.images.OverlayDisk(ctx, d.Path)
 }
@@ -235,11 +296,18 @@ func (o *own) keep(path func(int) string) ([]vmm.Backing, error) {
 		return nil, err
 	}
 	below, err := linkBacking(path, o.disk.Backing, 1)
-	return append([]vmm.Backing{{Path: path(0), Format: o.disk.Format}}, below...), err
+	kept := append([]vmm.Backing{{Path: path(0), Format: o.disk.Format}}, below...)
+	if err != nil {
+		return kept, err
+	}
+	return o.keepFurther(path, kept)
 }
 
 func (o *own) adopt(kept []vmm.Backing) (err error) {
 	m := o.m
+	if kept, err = o.adoptFurther(kept); err != nil {
+		return err
+	}
 	o.disk = vmm.Disk{}
 	o.disk.Backing, err = linkBacking(func(n int) string { return filepath.Join(m.disks(), fmt.Sprint(n)) }, kept, 1)
 	return err

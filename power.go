@@ -98,6 +98,32 @@ func (m *Machine) Reboot(ctx context.Context, opts ...WaitOption) error {
 		if err == nil {
 			err = r.reboot(ctx)
 		}
+		if err == nil {
+			r.rebootsAwaited()
+		}
+		return r, err
+	})
+}
+
+// WaitForReboot waits until the guest has rebooted by itself and answers again. A
+// reboot that has come already, and that nobody has waited for, counts. The machine
+// has to allow it (AllowReboot); otherwise its guest's reset ends it.
+func (m *Machine) WaitForReboot(ctx context.Context, opts ...WaitOption) error {
+	w := m.newWait("wait_for_reboot", "", collect(opts), rebootTimeout)
+	return w.do(ctx, func(ctx context.Context) (*run, error) {
+		r, err := m.powered(ctx, w.operation)
+		if err != nil {
+			return r, err
+		}
+		if !r.allowReboot {
+			return r, &ConfigError{"machine " + m.Name() + ": wait_for_reboot", "a reset of its guest ends the machine; declare it with " + written(ctx, argument{"allow_reboot", true})}
+		}
+		if err = r.awake(w.operation); err == nil {
+			err = r.awaitReady(ctx)
+		}
+		if err == nil {
+			err = r.awaitReboot(ctx)
+		}
 		return r, err
 	})
 }

@@ -113,8 +113,8 @@ func (l *Lab) programLinks(p Program, r *RunningProgram) ([]tap.Link, error) {
 			links = append(links, tap.Link{Name: fmt.Sprint("tap", i+1), ForVMM: true})
 			continue
 		}
-		r.addresses = append(r.addresses, n.IPv4.Addr(), n.IPv6.Addr())
-		links = append(links, tap.Link{Name: n.Name, MAC: n.MAC, Addresses: []netip.Prefix{n.IPv4, n.IPv6}})
+		r.addresses = append(r.addresses, n.Addrs()...)
+		links = append(links, tap.Link{Name: n.Name, MAC: n.MAC, Addresses: n.Prefixes()})
 	}
 	return links, nil
 }

@@ -65,7 +65,8 @@ type run struct {
 
 	ready    chan struct{} // closed when the guest answered once, or never will; readyErr is set before
 	readyErr error
-	agent    string // the instance of the agent that answered last; guarded by machine.mu
+	agent    string  // the instance of the agent that answered last; guarded by machine.mu
+	reboots  reboots // guarded by machine.mu
 }
 
 // origin is what a machine goes on from instead of booting.
@@ -326,6 +327,7 @@ func (r *run) greet(ctx context.Context, info wire.Info) error {
 	}
 	m.mu.Lock()
 	r.agent = info.Instance
+	r.reboots.answered(info.BootID)
 	m.mu.Unlock()
 	m.announce("ready", info.Kernel, time.Since(r.started))
 	return nil

@@ -94,7 +94,9 @@ func (m *Machine) wait(ctx context.Context, operation, args string, o options, f
 		if limit <= 0 { // one look at the guest takes the time that it takes
 			limit = m.lab.host.scale(defaultTimeout)
 		}
-		return w.limited(outer, limit, func(ctx context.Context) (*run, error) { return r, fn(ctx, r) })
+		return w.limited(outer, limit, func(ctx context.Context) (*run, error) {
+			return r, r.overReboots(ctx, func(ctx context.Context) error { return fn(ctx, r) })
+		})
 	})
 }
 

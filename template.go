@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -116,6 +117,9 @@ func (m *Machine) templateFits(p plan) map[string]string {
 	}
 	if f, ok := m.kind.(*foreign); ok && f.hasFiles() {
 		return nil // a machine that starts with files is none that started without
+	}
+	if slices.ContainsFunc(m.config.Disks, func(d Disk) bool { return d.Bus == string(vmm.BusNVMe) }) {
+		return nil // it cannot be saved
 	}
 	fits, err := m.fits(p)
 	if err != nil {

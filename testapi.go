@@ -145,6 +145,13 @@ func (m *TestMachine) Block(networks ...int) {
 	m.check(m.Machine.Block(m.at(), networks...))
 }
 
+// BreakDisk makes something wrong with a disk, by its serial, in place of what
+// was wrong with it before. See [Machine.BreakDisk].
+func (m *TestMachine) BreakDisk(serial string, f DiskFault, opts ...DiskFaultOption) {
+	m.t.Helper()
+	m.check(m.Machine.BreakDisk(m.at(), serial, f, opts...))
+}
+
 // Config is what the machine was made of, defaults filled in. See
 // [Machine.Config].
 func (m *TestMachine) Config() MachineConfig {
@@ -247,6 +254,12 @@ func (m *TestMachine) ForwardPort(hostPort, guestPort int) int {
 	return result
 }
 
+// HealDisk ends what is wrong with a disk. See [Machine.HealDisk].
+func (m *TestMachine) HealDisk(serial string) {
+	m.t.Helper()
+	m.check(m.Machine.HealDisk(m.at(), serial))
+}
+
 // IsUp reports whether the machine runs and has answered. See [Machine.IsUp].
 func (m *TestMachine) IsUp() bool {
 	return m.Machine.IsUp()
@@ -294,6 +307,15 @@ func (m *TestMachine) Name() string {
 func (m *TestMachine) Pause() {
 	m.t.Helper()
 	m.check(m.Machine.Pause(m.at()))
+}
+
+// Plug puts a disk into the machine, and returns its serial. See
+// [Machine.Plug].
+func (m *TestMachine) Plug(d Disk) string {
+	m.t.Helper()
+	result, err := m.Machine.Plug(m.at(), d)
+	m.check(err)
+	return result
 }
 
 // Reboot restarts the guest in an orderly way and waits until it answers again.
@@ -508,6 +530,13 @@ func (m *TestMachine) UnitProperty(unit, property string, opts ...UnitOption) st
 	return result
 }
 
+// Unplug has the guest let go of a disk, by its serial, and takes it out of the
+// machine. See [Machine.Unplug].
+func (m *TestMachine) Unplug(serial string, opts ...WaitOption) {
+	m.t.Helper()
+	m.check(m.Machine.Unplug(m.at(), serial, opts...))
+}
+
 // WaitForClosedPort waits until nothing accepts connections there. See
 // [Machine.WaitForClosedPort].
 func (m *TestMachine) WaitForClosedPort(port int, opts ...PortOption) {
@@ -560,6 +589,13 @@ func (m *TestMachine) WaitForQMPEventNamed(name string, opts ...WaitOption) QMPE
 	result, err := m.Machine.WaitForQMPEventNamed(m.at(), name, opts...)
 	m.check(err)
 	return result
+}
+
+// WaitForReboot waits until the guest has rebooted by itself and answers again.
+// See [Machine.WaitForReboot].
+func (m *TestMachine) WaitForReboot(opts ...WaitOption) {
+	m.t.Helper()
+	m.check(m.Machine.WaitForReboot(m.at(), opts...))
 }
 
 // WaitForScreen is AssertScreen with the limit that waits have. See

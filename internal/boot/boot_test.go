@@ -316,6 +316,11 @@ func (b *bench) testFatal(t *testing.T) {
 			map[string]string{SerialLayer(0): blank},
 			"holds nothing known, which cannot be a root file system",
 		},
+		"root to fill has no file system": {
+			Guest{Root: RootLayers, Layers: 1, Fill: "W"},
+			map[string]string{SerialLayer(0): root, SerialDisk: blank},
+			"mount disk attest-disk ()",
+		},
 		"disk has no root": {
 			Guest{Root: RootDisk},
 			map[string]string{SerialDisk: blank},

@@ -3,6 +3,7 @@ package boot
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,7 +16,7 @@ const (
 	SerialModules  = "attest-mod"  // read-only image that holds [usr/]lib/modules/<release>
 	SerialWritable = "attest-rw"   // ext4; holds what the guest writes, made by the host
 	SerialImage    = "attest-root" // RootImage: one file system, mounted read-only below the overlay
-	SerialDisk     = "attest-disk" // RootDisk: a partitioned disk, its root mounted read-write
+	SerialDisk     = "attest-disk" // RootDisk: a partitioned disk, its root mounted read-write; RootPlain: one file system
 )
 
 // SerialLayer is the serial of layer i of RootLayers; layer 0 is the lowest.
@@ -24,6 +25,10 @@ func SerialLayer(i int) string { return "attest-l" + strconv.Itoa(i) }
 // FatalPrefix begins the console line with the reason why a guest could not boot.
 // The guest powers itself off after it.
 const FatalPrefix = "attest-init: FATAL: "
+
+// FilledPrefix begins the console line with which a guest that was to fill a file
+// system (Guest.Fill) says that it has; the word follows, and how many files.
+const FilledPrefix = "attest-init: FILLED: "
 
 // Names by which the attest binary knows what it is (argv[0]).
 const (
@@ -38,6 +43,7 @@ const (
 	RootLayers Root = "layers" // attest's own images: disks SerialLayer(0…n-1) below SerialWritable
 	RootImage  Root = "image"  // a file system image: disk SerialImage below SerialWritable
 	RootDisk   Root = "disk"   // a disk with partitions: disk SerialDisk, written to directly
+	RootPlain  Root = "plain"  // one file system that Fill has filled: disk SerialDisk, written to directly
 )
 
 // maxLayers is what fits the kernel's 4 KiB of mount options with room to spare.
@@ -52,6 +58,10 @@ type Guest struct {
 	// Volatile keeps what the guest writes in its memory: there is no
 	// SerialWritable disk, and a reset loses all.
 	Volatile bool
+	// Fill is for a guest that starts nothing: it copies its root (RootLayers,
+	// RootImage) into the empty file system on a disk SerialDisk, says so on the
+	// console with this word, and powers itself off.
+	Fill string
 	// Init is the guest's init as a path in its root. Empty: the first that
 	// exists of the usual ones; where there is none, /init stays as a small init.
 	// "none": /init stays.
@@ -71,11 +81,15 @@ type Guest struct {
 // Check says what is wrong with g.
 func (g Guest) Check() error {
 	switch {
-	case g.Root != RootLayers && g.Root != RootImage && g.Root != RootDisk:
-		return fmt.Errorf("boot: unknown kind of root %q (want %s, %s or %s)", g.Root, RootLayers, RootImage, RootDisk)
+	case !slices.Contains([]Root{RootLayers, RootImage, RootDisk, RootPlain}, g.Root):
+		return fmt.Errorf("boot: unknown kind of root %q (want %s, %s, %s or %s)", g.Root, RootLayers, RootImage, RootDisk, RootPlain)
 	case g.Root == RootLayers && (g.Layers < 1 || g.Layers > maxLayers):
 		return fmt.Errorf("boot: a root of %d layers (want 1 to %d)", g.Layers, maxLayers)
-	case g.Root == RootDisk && g.Volatile:
+	case g.Fill != "" && g.direct():
+		return fmt.Errorf("boot: a root of kind %s is not copied to another", g.Root)
+	case strings.Trim(g.Fill, wordLetters) != "":
+		return fmt.Errorf("boot: fill %q is not a word of letters and digits", g.Fill)
+	case g.direct() && g.Volatile:
 		return errors.New("boot: a disk root is written to directly and cannot be volatile")
 	case g.Init != "" && g.Init != "none" && !strings.HasPrefix(g.Init, "/"):
 		return fmt.Errorf("boot: init %q is not an absolute path", g.Init)
@@ -91,6 +105,11 @@ func (g Guest) Check() error {
 	return nil
 }
 
+const wordLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+// direct reports whether the guest writes to the disk that its root is on.
+func (g Guest) direct() bool { return g.Root == RootDisk || g.Root == RootPlain }
+
 // Serials are the disks that /init waits for.
 func (g Guest) Serials() []string {
 	var s []string
@@ -101,13 +120,16 @@ func (g Guest) Serials() []string {
 		}
 	case RootImage:
 		s = append(s, SerialImage)
-	case RootDisk:
+	case RootDisk, RootPlain:
 		s = append(s, SerialDisk)
+	}
+	if g.Fill != "" {
+		return append(s, SerialDisk)
 	}
 	if g.Modules {
 		s = append(s, SerialModules)
 	}
-	if g.Root != RootDisk && !g.Volatile {
+	if !g.direct() && !g.Volatile {
 		s = append(s, SerialWritable)
 	}
 	return s
@@ -163,6 +185,9 @@ func (g Guest) Cmdline() (string, error) {
 	if g.Volatile {
 		args = append(args, "attest.volatile=1")
 	}
+	if g.Fill != "" {
+		args = append(args, "attest.fill="+g.Fill)
+	}
 	if g.Init != "" {
 		args = append(args, `"attest.init=`+g.Init+`"`)
 	}
@@ -195,6 +220,8 @@ func parseCmdline(line string) (Guest, error) {
 			g.Modules = value == "1"
 		case "attest.volatile":
 			g.Volatile = value == "1"
+		case "attest.fill":
+			g.Fill = value
 		case "attest.init":
 			g.Init = value
 		}

@@ -32,6 +32,8 @@ func TestGuestSerials(t *testing.T) {
 		{Guest{Root: RootLayers, Layers: 1, Volatile: true}, []string{"attest-l0"}},
 		{Guest{Root: RootImage}, []string{"attest-root", "attest-rw"}},
 		{Guest{Root: RootDisk, Modules: true}, []string{"attest-disk", "attest-mod"}},
+		{Guest{Root: RootPlain, Modules: true}, []string{"attest-disk", "attest-mod"}},
+		{Guest{Root: RootLayers, Layers: 1, Modules: true, Fill: "W"}, []string{"attest-l0", "attest-disk"}},
 	} {
 		if diff := cmp.Diff(c.want, c.guest.Serials()); diff != "" {
 			t.Errorf("%+v: %s", c.guest, diff)
@@ -48,6 +50,9 @@ func TestGuestCheck(t *testing.T) {
 		{Guest{Root: RootLayers}, "0 layers"},
 		{Guest{Root: RootLayers, Layers: 33}, "33 layers"},
 		{Guest{Root: RootDisk, Volatile: true}, "cannot be volatile"},
+		{Guest{Root: RootPlain, Volatile: true}, "cannot be volatile"},
+		{Guest{Root: RootPlain, Fill: "W"}, "a root of kind plain is not copied"},
+		{Guest{Root: RootImage, Fill: "a b"}, "not a word"},
 		{Guest{Root: RootImage, Init: "init"}, "not an absolute path"},
 		{Guest{Root: RootImage, Init: `/"`}, "has a quote"},
 		{Guest{Root: RootImage, Args: []string{`a="b`}}, "a quote that is not closed"},
@@ -64,7 +69,7 @@ func TestGuestCheck(t *testing.T) {
 func TestCmdlineRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		want := Guest{
-			Root:     rapid.SampledFrom([]Root{RootLayers, RootImage, RootDisk}).Draw(t, "root"),
+			Root:     rapid.SampledFrom([]Root{RootLayers, RootImage, RootDisk, RootPlain}).Draw(t, "root"),
 			Modules:  rapid.Bool().Draw(t, "modules"),
 			Init:     rapid.SampledFrom([]string{"", "none", "/sbin/init", "/a b"}).Draw(t, "init"),
 			Volatile: rapid.Bool().Draw(t, "volatile"),
@@ -72,8 +77,10 @@ func TestCmdlineRoundTrip(t *testing.T) {
 		if want.Root == RootLayers {
 			want.Layers = rapid.IntRange(1, maxLayers).Draw(t, "layers")
 		}
-		if want.Root == RootDisk {
+		if want.direct() {
 			want.Volatile = false
+		} else {
+			want.Fill = rapid.StringMatching(`[A-Z2-7]*`).Draw(t, "fill")
 		}
 		sent := want
 		sent.Args = rapid.SliceOf(rapid.StringMatching(`[a-z]+=[a-z .=]*`)).Draw(t, "args")

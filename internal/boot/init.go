@@ -63,6 +63,9 @@ func (b *booting) run() error {
 		return err
 	}
 	b.phase("disks")
+	if b.guest.Fill != "" {
+		return b.fill()
+	}
 	if err := b.mountRoot(); err != nil {
 		return err
 	}

@@ -21,11 +21,16 @@ const (
 
 // mountRoot puts the guest's root together at newRoot.
 func (b *booting) mountRoot() error {
-	if b.guest.Root == RootDisk {
-		if err := mountDiskRoot(b.disks[SerialDisk]); err != nil {
-			return err
-		}
-	} else if err := b.mountOverlayRoot(); err != nil {
+	var err error
+	switch b.guest.Root {
+	case RootDisk:
+		err = mountDiskRoot(b.disks[SerialDisk])
+	case RootPlain:
+		err = mountPlain(b.disks[SerialDisk], newRoot, 0)
+	default:
+		err = b.mountOverlayRoot()
+	}
+	if err != nil {
 		return err
 	}
 	if b.guest.Modules {
@@ -35,6 +40,22 @@ func (b *booting) mountRoot() error {
 }
 
 func (b *booting) mountOverlayRoot() error {
+	lower, err := b.mountLayers()
+	if err != nil {
+		return err
+	}
+	if err := b.mountWritable(); err != nil {
+		return err
+	}
+	if err := mountOverlay(lower, "", newRoot); err != nil {
+		return fmt.Errorf("the guest's root: %w", err)
+	}
+	return nil
+}
+
+// mountLayers mounts what the root is made of, and returns where, the uppermost
+// first as overlayfs wants them.
+func (b *booting) mountLayers() ([]string, error) {
 	serials := []string{SerialImage}
 	if b.guest.Root == RootLayers {
 		serials = nil
@@ -46,18 +67,12 @@ func (b *booting) mountOverlayRoot() error {
 	for _, serial := range serials {
 		dir := filepath.Join(layersDir, serial)
 		if err := mountReadOnly(b.disks[serial], dir); err != nil {
-			return fmt.Errorf("disk %s: %w", serial, err)
+			return nil, fmt.Errorf("disk %s: %w", serial, err)
 		}
 		lower = append(lower, dir)
 	}
-	slices.Reverse(lower) // overlayfs wants the uppermost first
-	if err := b.mountWritable(); err != nil {
-		return err
-	}
-	if err := mountOverlay(lower, "", newRoot); err != nil {
-		return fmt.Errorf("the guest's root: %w", err)
-	}
-	return nil
+	slices.Reverse(lower)
+	return lower, nil
 }
 
 // mountWritable mounts the disk that takes what the guest writes. It has to
@@ -156,7 +171,7 @@ func (b *booting) mountModules() error {
 		return fmt.Errorf("a place for the kernel's modules in the guest's root: %w", err)
 	}
 	defer closeTarget()
-	if b.guest.Root == RootDisk {
+	if b.guest.direct() {
 		if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("bind the kernel's modules into the guest's root: %w", err)
 		}

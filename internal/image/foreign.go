@@ -323,28 +323,33 @@ func addTar(ctx context.Context, t *tree, path string) error {
 }
 
 // disk takes an existing whole disk as it is.
-func (b *build) disk(d *Disk) error {
+func (b *build) disk(d *Disk) (err error) {
+	b.meta.Disk, b.diskID, err = OpenDisk(*d)
+	return err
+}
+
+// OpenDisk looks at a file with a disk that somebody else made, and returns what
+// identifies it as it is now. Errors are *SpecError and *vmm.DiskError.
+func OpenDisk(d Disk) (*BaseDisk, string, error) {
 	st, err := os.Stat(d.Path)
 	if err != nil {
-		return &SpecError{Field: "disk.path", Err: err}
+		return nil, "", &SpecError{Field: "disk.path", Err: err}
 	}
 	if !st.Mode().IsRegular() {
-		return specErrorf("disk.path", "%s is not a regular file", d.Path)
+		return nil, "", specErrorf("disk.path", "%s is not a regular file", d.Path)
 	}
 	format := d.Format
 	if format == "" {
 		if format, _, err = probeDisk(d.Path); err != nil {
-			return &SpecError{Field: "disk.path", Err: err}
+			return nil, "", &SpecError{Field: "disk.path", Err: err}
 		}
 	}
 	size, err := diskSize(d.Path, format)
 	if err != nil {
-		return &SpecError{Field: "disk", Err: err}
+		return nil, "", &SpecError{Field: "disk", Err: err}
 	}
 	if err := vmm.CheckDisk(d.Path, format, false); err != nil {
-		return &SpecError{Field: "disk.path", Err: err}
+		return nil, "", &SpecError{Field: "disk.path", Err: err}
 	}
-	b.diskID = statStamp(d.Path, st)
-	b.meta.Disk = &BaseDisk{Path: d.Path, Format: format, Size: size}
-	return nil
+	return &BaseDisk{Path: d.Path, Format: format, Size: size}, statStamp(d.Path, st), nil
 }

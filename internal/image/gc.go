@@ -76,6 +76,13 @@ func (s *Store) survey() (map[ref]*object, []Entry, error) {
 			objects[o.ref] = o
 		}
 	}
+	roots := map[string][]ref{} // by the image that they are made of
+	for r, o := range objects {
+		var m rootMeta
+		if r.kind() == kindRoot && o.bad == nil && readMeta(o.dir, &m) == nil {
+			roots[m.Image] = append(roots[m.Image], r)
+		}
+	}
 	var entries []Entry
 	for r, o := range objects {
 		if r.kind() != kindImage {
@@ -91,6 +98,7 @@ func (s *Store) survey() (map[ref]*object, []Entry, error) {
 		if m.Kernel != "" {
 			e.parts = append(e.parts, m.Kernel)
 		}
+		e.parts = append(e.parts, roots[m.ID]...)
 		for _, p := range e.parts {
 			if part := objects[p]; part != nil {
 				part.users++

@@ -20,7 +20,6 @@ type Image struct {
 	mu    sync.Mutex
 	users int
 	held  []*lease // the shared locks while users > 0
-
 }
 
 // Layer is a read-only file system. The guest stacks layers with overlayfs: in
@@ -76,4 +75,17 @@ func (i *Image) Release() {
 		l.release()
 	}
 	i.held = nil
+}
+
+// holdToo keeps another object in the cache as long as the image. It reports whether
+// the image has users; without any the object is let go.
+func (i *Image) holdToo(l *lease) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.users == 0 {
+		l.release()
+		return false
+	}
+	i.held = append(i.held, l)
+	return true
 }

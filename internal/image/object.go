@@ -25,9 +25,10 @@ const (
 	kindKernel   = "kernel"
 	kindImage    = "image"
 	kindTemplate = "template"
+	kindRoot     = "root"
 )
 
-var kinds = []string{kindImage, kindLayer, kindBase, kindRootfs, kindKernel, kindTemplate}
+var kinds = []string{kindImage, kindLayer, kindBase, kindRootfs, kindKernel, kindTemplate, kindRoot}
 
 const (
 	metaName = "meta.json" // what the object is, for this package

@@ -37,6 +37,8 @@ type Debian struct {
 	Files    map[string]File `json:"files,omitempty"`    // absolute path in the guest → contents; written after the packages
 	Run      []string        `json:"run,omitempty"`      // shell lines, run with sh -e as root in the image, in order, at the end
 	Kernel   string          `json:"kernel,omitempty"`   // see Rootfs.Kernel
+	Root     string          `json:"root,omitempty"`     // the file system of machines' roots; nothing in the image depends on it
+	RootSize int64           `json:"root_size,omitempty"`
 }
 
 // Rootfs is an existing root file system. It is never modified.
@@ -48,7 +50,9 @@ type Rootfs struct {
 	// Modules is the directory of the modules of a kernel given by path, the
 	// one that holds modules.dep. Empty: lib/modules/RELEASE of Path if it is
 	// a directory, otherwise the guest finds them in its own root.
-	Modules string `json:"modules,omitempty"`
+	Modules  string `json:"modules,omitempty"`
+	Root     string `json:"root,omitempty"` // as in Debian
+	RootSize int64  `json:"root_size,omitempty"`
 }
 
 // Disk is an existing whole disk with a boot loader of its own.
@@ -388,7 +392,7 @@ func (s Spec) absolute() (Spec, error) {
 	}
 	switch {
 	case s.Rootfs != nil:
-		s.Rootfs = &Rootfs{Path: abs(s.Rootfs.Path), Kernel: abs(s.Rootfs.Kernel), Modules: abs(s.Rootfs.Modules)}
+		s.Rootfs = &Rootfs{Path: abs(s.Rootfs.Path), Kernel: abs(s.Rootfs.Kernel), Modules: abs(s.Rootfs.Modules), Root: s.Rootfs.Root, RootSize: s.Rootfs.RootSize}
 	case s.Disk != nil:
 		s.Disk = &Disk{Path: abs(s.Disk.Path), Format: s.Disk.Format}
 	default:

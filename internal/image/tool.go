@@ -55,6 +55,9 @@ var tools = []struct{ name, pkg, use string }{
 	{"mkfs.ext4", "e2fsprogs", "makes the writable disks of machines"},
 }
 
+// rootTools are those that only machines with such a root need.
+var rootTools = map[string]string{"mkfs.xfs": "xfsprogs", "mkfs.btrfs": "btrfs-progs"}
+
 // lookTool finds a program, also where only root has it on PATH.
 func lookTool(name string) (string, error) {
 	if path, err := exec.LookPath(name); err == nil {
@@ -66,6 +69,9 @@ func lookTool(name string) (string, error) {
 		}
 	}
 	missing := &doctor.MissingError{What: name, Reason: "not found on PATH (" + os.Getenv("PATH") + ")"}
+	if pkg := rootTools[name]; pkg != "" {
+		missing.Remedy = "apt-get install " + pkg
+	}
 	for _, t := range tools {
 		if t.name == name {
 			missing.Remedy = "apt-get install " + t.pkg

@@ -14,6 +14,9 @@ type Machine struct {
 	Name     string
 	Networks []int // 1 to 255, in the order of the machine's interfaces
 	MicroVM  bool  // Firecracker, cloud-hypervisor: another MAC prefix
+	// MACs are those that the cards shall have, in their order; nil, or the end of the
+	// list: the planned ones.
+	MACs []net.HardwareAddr
 }
 
 // Addresses is who has which address. Machines are in the order of names, the
@@ -32,8 +35,24 @@ type Interface struct {
 	Name    string // in the guest: "eth1", …; eth0 is left for a way to the outside
 	Network int
 	MAC     net.HardwareAddr
-	IPv4    netip.Prefix // the address, with the network's length
+	IPv4    netip.Prefix // the address, with the network's length; not valid for a further card on a network
 	IPv6    netip.Prefix
+}
+
+// Prefixes are the card's addresses: none, or one of each version.
+func (i Interface) Prefixes() []netip.Prefix {
+	if !i.IPv4.IsValid() {
+		return nil
+	}
+	return []netip.Prefix{i.IPv4, i.IPv6}
+}
+
+// Addrs are Prefixes without their lengths.
+func (i Interface) Addrs() []netip.Addr {
+	if !i.IPv4.IsValid() {
+		return nil
+	}
+	return []netip.Addr{i.IPv4.Addr(), i.IPv6.Addr()}
 }
 
 // Host is one line of /etc/hosts.
@@ -121,19 +140,31 @@ func (m Machine) addresses(number int) (MachineAddresses, error) {
 		if n < 1 || n > 255 {
 			return a, fmt.Errorf("machine %s: network %d: networks are numbered from 1 to 255", m.Name, n)
 		}
-		if slices.Contains(m.Networks[:j], n) {
-			return a, fmt.Errorf("machine %s: network %d is listed twice", m.Name, n)
-		}
-		a.Interfaces = append(a.Interfaces, Interface{
-			Name:    fmt.Sprintf("eth%d", j+1),
-			Network: n,
-			MAC:     mac(n, number, m.MicroVM),
-			IPv4:    netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(n), byte(number)}), 24),
+		i := Interface{Name: fmt.Sprintf("eth%d", j+1), Network: n, MAC: mac(n, number, m.MicroVM)}
+		if before := count(m.Networks[:j], n); before > 0 {
+			// Its address is the guest's affair: one subnet on two cards is none of the kinds
+			// of networks that a test can mean.
+			i.MAC[3] += byte(before)
+		} else {
+			i.IPv4 = netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(n), byte(number)}), 24)
 			// The decimal digits are taken for hexadecimal ones: network 12 is 2001:db8:12::.
-			IPv6: netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d::%d/64", n, number)),
-		})
+			i.IPv6 = netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d::%d/64", n, number))
+		}
+		if j < len(m.MACs) && m.MACs[j] != nil {
+			i.MAC = m.MACs[j]
+		}
+		a.Interfaces = append(a.Interfaces, i)
 	}
 	return a, nil
+}
+
+func count(list []int, n int) (c int) {
+	for _, x := range list {
+		if x == n {
+			c++
+		}
+	}
+	return c
 }
 
 func mac(network, number int, microVM bool) net.HardwareAddr {
@@ -174,7 +205,9 @@ func (a Addresses) Hosts(name string) []Host {
 			})
 		}
 		for _, i := range interfaces {
-			hosts = append(hosts, Host{i.IPv4.Addr(), m.Name}, Host{i.IPv6.Addr(), m.Name})
+			for _, addr := range i.Addrs() {
+				hosts = append(hosts, Host{addr, m.Name})
+			}
 		}
 	}
 	return hosts

@@ -2,6 +2,8 @@ package network
 
 import (
 	"fmt"
+	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -77,6 +79,30 @@ func TestPlanLast(t *testing.T) {
 	}
 }
 
+// A further card on a network has an address of Ethernet only, and each card one of its
+// own if it shall.
+func TestPlanOfSeveralCards(t *testing.T) {
+	own := net.HardwareAddr{2, 0, 0, 0, 0, 9}
+	plan, err := Plan([]Machine{{Name: "a", Networks: []int{3, 3, 4, 3}, MACs: []net.HardwareAddr{nil, nil, own}}, {Name: "b", Networks: []int{3}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, i := range plan[0].Interfaces {
+		got = append(got, fmt.Sprint(i.Name, " ", i.MAC, " ", i.Addrs(), len(i.Prefixes())))
+	}
+	want := []string{
+		"eth1 52:54:00:12:03:01 [192.168.3.1 2001:db8:3::1] 2", "eth2 52:54:00:13:03:01 [] 0",
+		"eth3 02:00:00:00:00:09 [192.168.4.1 2001:db8:4::1] 2", "eth4 52:54:00:14:03:01 [] 0",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(4, len(slices.DeleteFunc(plan.Hosts("b"), func(h Host) bool { return h.Name != "a" }))); diff != "" {
+		t.Errorf("names of a: %v", plan.Hosts("b"))
+	}
+}
+
 func TestPlanErrors(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
@@ -85,7 +111,6 @@ func TestPlanErrors(t *testing.T) {
 	}{
 		{"network 0", []Machine{{Name: "a", Networks: []int{0}}}, "machine a: network 0: "},
 		{"network 256", []Machine{{Name: "a", Networks: []int{1, 256}}}, "machine a: network 256: "},
-		{"network twice", []Machine{{Name: "a", Networks: []int{2, 1, 2}}}, "machine a: network 2 is listed twice"},
 		{"name twice", []Machine{{Name: "b"}, {Name: "a"}, {Name: "b"}}, "machine b: another machine has the same name"},
 		{"no name", []Machine{{}}, `machine "": `},
 		{"name that breaks /etc/hosts", []Machine{{Name: "a\n6.6.6.6 b"}}, `machine "a\n6.6.6.6 b": `},

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // The values that Bind takes are those that every front end has: nil (None),
@@ -220,6 +221,17 @@ func (t Type) convert(v any) (any, error) {
 		case int64, float64, string:
 			return ParseDuration(v)
 		}
+	case Size:
+		if s, ok := v.(string); ok {
+			return vmm.ParseSize(s)
+		}
+	case Disk:
+		if serial, ok := v.(string); ok {
+			return attest.Disk{Serial: serial}, nil
+		}
+		return as[attest.Disk](v), nil
+	case Disks:
+		return listOf[attest.Disk](v, "a disk(…)")
 	case Strings:
 		return listOf[string](v, "a string")
 	case Destinations:
@@ -325,6 +337,12 @@ func (t Type) phrase() string {
 		return "a dict of paths in the guest and contents"
 	case Paths:
 		return "a dict of paths in the guest and paths of the host"
+	case Disk:
+		return "a disk(…), or the serial of one"
+	case Disks:
+		return "a list of disk(…)"
+	case Size:
+		return `a size such as "512M" or "2G"`
 	case Duration:
 		return `a duration (a number of seconds, or a string such as "200ms")`
 	}

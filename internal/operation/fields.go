@@ -2,6 +2,7 @@ package operation
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -59,8 +60,23 @@ var Fields = []Field{
 	},
 	{
 		Name: "networks", JSON: "vlans", Type: Ints, Shown: "`[1]`",
-		Doc: "Numbers of networks, 1 to 255; `[]` for none. The first is `eth1`, the second `eth2`. Machines on one network reach each other by name ([networks.md](networks.md)).",
+		Doc: "Numbers of networks, 1 to 255; `[]` for none. The first is `eth1`, the second `eth2`. A number can come twice. Machines on one network reach each other by name ([networks.md](networks.md)).",
 		set: func(c *attest.MachineConfig, v any) { c.Networks = append([]int{}, v.([]int)...) },
+	},
+	{
+		Name: "mac", Type: Strings, Shown: "planned",
+		Doc: "MAC addresses of the cards, in their order; `\"\"` for the planned one ([networks.md](networks.md#addresses-and-names)).",
+		set: func(c *attest.MachineConfig, v any) { c.MACs = append([]string(nil), v.([]string)...) },
+	},
+	{
+		Name: "nic", Type: String, Shown: "`\"virtio\"`",
+		Doc: "The model of all cards: `\"virtio\"`, `\"e1000\"`, `\"e1000e\"`, `\"rtl8139\"` or `\"vmxnet3\"`. Debian's cloud kernel knows the first and the last.",
+		set: func(c *attest.MachineConfig, v any) { c.NIC = v.(string) },
+	},
+	{
+		Name: "qemu", Type: Strings, Shown: "`[]`",
+		Doc: "Arguments that are appended to QEMU's own: `[\"-device\", \"i6300esb\"]`.",
+		set: func(c *attest.MachineConfig, v any) { c.QEMU = append([]string(nil), v.([]string)...) },
 	},
 	{
 		Name: "type", Type: String, Shown: "`\"q35\"`",
@@ -71,6 +87,21 @@ var Fields = []Field{
 		Name: "cmdline", Type: String, Shown: "`\"\"`",
 		Doc: "Appended to the kernel's command line.",
 		set: func(c *attest.MachineConfig, v any) { c.Cmdline = v.(string) },
+	},
+	{
+		Name: "root", Type: String, Check: checkRoot, Shown: "the image's, or `\"overlay\"`",
+		Doc: "The file system that `/` is on: `\"overlay\"`, or `\"ext4\"`, `\"xfs\"` or `\"btrfs\"` on a disk of its own ([machines.md](machines.md#the-root)).",
+		set: func(c *attest.MachineConfig, v any) { c.Root = v.(string) },
+	},
+	{
+		Name: "root_size", Type: Size, Shown: "the image's, or `\"16G\"`",
+		Doc: "The size of a root on a disk of its own, `\"64M\"` to `\"16T\"`.",
+		set: func(c *attest.MachineConfig, v any) { c.RootSize = v.(int64) },
+	},
+	{
+		Name: "disks", Type: Disks, Shown: "`[]`",
+		Doc: "Disks beside the root: a list of `disk(…)` ([machines.md](machines.md#disks)).",
+		set: func(c *attest.MachineConfig, v any) { c.Disks = append([]attest.Disk(nil), v.([]attest.Disk)...) },
 	},
 	{
 		Name: "display", Type: Bool, Shown: "`False`",
@@ -120,6 +151,13 @@ var Fields = []Field{
 		JSON: "script",
 		set:  func(c *attest.MachineConfig, v any) { c.MockScript = v.([]byte) },
 	},
+}
+
+func checkRoot(v any) error {
+	if known := attest.Roots(); !slices.Contains(known, v.(string)) {
+		return fmt.Errorf("%q is not a file system that a root can have; it is one of %s", v, strings.Join(known, ", "))
+	}
+	return nil
 }
 
 func checkBoot(v any) error {

@@ -32,6 +32,12 @@ func sample(t *testing.T, f Field) any {
 		return []int{3}
 	case Duration:
 		return time.Minute
+	case Strings:
+		return []string{"x"}
+	case Disks:
+		return []attest.Disk{{Size: 512}}
+	case Size:
+		return int64(1 << 30)
 	case Destinations:
 		return []string{"*"}
 	case Image:
@@ -81,7 +87,7 @@ func TestMachinesHaveAllFields(t *testing.T) {
 	for _, o := range []*Operation{DeclareMachine, Find(Lab, "create_machine")} {
 		named := []Named{
 			{"name", "m"}, {"image", attest.Debian{}}, {"start_command", "run-m-vm"}, {"backend", "qemu"}, {"memory", int64(99)}, {"cpus", int64(2)},
-			{"networks", []any{int64(2)}}, {"type", "microvm"}, {"cmdline", "quiet"}, {"display", true}, {"egress", true}, {"allow_reboot", true},
+			{"networks", []any{int64(2)}}, {"mac", "52:54:00:00:00:01"}, {"nic", "e1000"}, {"qemu", []any{"-rtc", "base=utc"}}, {"type", "microvm"}, {"cmdline", "quiet"}, {"root", "xfs"}, {"root_size", "2G"}, {"disks", []any{attest.Disk{Size: 512}}}, {"display", true}, {"egress", true}, {"allow_reboot", true},
 			{"boot", "cold"}, {"boot_timeout", int64(7)}, {"snapshot", "saved"},
 			{"files", map[string]any{"/etc/x": "x", "/etc/y": map[string]any{"path": "y", "mode": int64(0o755)}}}, {"mount", map[string]any{"/opt/x": "x"}},
 		}
@@ -91,7 +97,8 @@ func TestMachinesHaveAllFields(t *testing.T) {
 		}
 		want := attest.MachineConfig{
 			Name: "m", Image: attest.Debian{}, StartCommand: "run-m-vm", Backend: "qemu", Memory: 99, CPUs: 2, Networks: []int{2}, Type: "microvm",
-			Cmdline: "quiet", Display: true, Egress: []string{"*"}, AllowReboot: true, Boot: attest.BootCold, BootTimeout: 7 * time.Second, Snapshot: "saved",
+			MACs: []string{"52:54:00:00:00:01"}, NIC: "e1000", QEMU: []string{"-rtc", "base=utc"},
+			Cmdline: "quiet", Root: "xfs", RootSize: 2 << 30, Disks: []attest.Disk{{Size: 512}}, Display: true, Egress: []string{"*"}, AllowReboot: true, Boot: attest.BootCold, BootTimeout: 7 * time.Second, Snapshot: "saved",
 			Files: map[string]attest.File{"/etc/x": {Content: "x"}, "/etc/y": {Path: "y", Mode: 0o755}}, Mount: map[string]string{"/opt/x": "x"},
 		}
 		if diff := cmp.Diff(want, MachineConfigOf(a)); diff != "" {
@@ -106,6 +113,10 @@ func TestMachinesHaveAllFields(t *testing.T) {
 			want  string
 		}{
 			{"boot", "lukewarm", `boot: "lukewarm" is not a way to start a machine; it is "warm" or "cold"`},
+			{"root", "fat", `root: "fat" is not a file system that a root can have; it is one of overlay, ext4, xfs, btrfs`},
+			{"root_size", int64(4), `root_size must be a size such as "512M" or "2G", not the number 4`},
+			{"root_size", "4", `root_size: "4" is not a size such as "512M" or "2G": a whole number of K, M, G or T`},
+			{"disks", "disk.img", `disks must be a list of disk(…), not the string "disk.img"`},
 			{"egress", int64(1), "egress must be True, False or a list of destinations, not the number 1"},
 			{"networks", "net1", `networks must be a list of numbers, such as [1, 2], not the string "net1"`},
 			{"files", "x", `files must be a dict of paths in the guest and contents, not the string "x"`},

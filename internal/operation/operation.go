@@ -63,7 +63,10 @@ const (
 	Bool     Type = "bool"
 	Int      Type = "int"
 	Float    Type = "number"
-	Duration Type = "duration" // a number of seconds, or a string as time.ParseDuration reads it
+	Size     Type = "size"           // of a disk: a string as vmm.ParseSize reads it; an int64 of bytes
+	Disk     Type = "disk or string" // an attest.Disk; of a string, the one with this serial
+	Disks    Type = "list of disks"  // []attest.Disk
+	Duration Type = "duration"       // a number of seconds, or a string as time.ParseDuration reads it
 	Strings  Type = "string or list of strings"
 	Dict     Type = "dict of strings"
 	Ints     Type = "list of integers"

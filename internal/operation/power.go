@@ -39,6 +39,15 @@ var powerTable = []*Operation{
 		call: func(ctx context.Context, t target, _ Args) (any, error) { return nil, t.machine.Reboot(ctx) },
 	},
 	{
+		Name: "wait_for_reboot", Subject: "Power", Result: None, Needs: vmm.CanReset,
+		Params: []Param{{Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the wait; 5 minutes unless given"}},
+		Doc: "Waits until the guest has rebooted by itself and answers again.\n\n" +
+			"A reboot that has come already, and that no call has waited for, counts; one by `reboot` does not. The machine needs `allow_reboot`. Other waits go on in the next boot.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.WaitForReboot(ctx, a.limit())
+		},
+	},
+	{
 		Name: "crash", Subject: "Power", Result: None,
 		Doc: "Ends the machine as if its plug were pulled: what the guest had synced stays on its disk, the rest is lost.\n\n" +
 			"`start` boots it again.",

@@ -22,6 +22,7 @@ const (
 	CanListen   Capability = "serial input" // ConsoleWriter
 	CanInteract Capability = "monitor"      // Monitor
 	CanTell     Capability = "events"       // EventSource
+	CanPlug     Capability = "hot plug"     // SlotOwner
 )
 
 // Offerer is a backend that knows what its machines can do before they exist.

@@ -58,6 +58,9 @@ type Hardware struct {
 
 	// Options are what only this backend has: a JSON object, which it decodes strictly.
 	Options json.RawMessage
+
+	Slots     int        // for disks that come and go; a VM with any is a SlotOwner
+	SlotDisks []SlotDisk // those that are there at the start
 }
 
 // Command is somebody else's command that starts the VMM. It runs in Config.Dir,
@@ -119,9 +122,12 @@ type Backing struct {
 
 // NIC is one network card.
 type NIC struct {
-	ID   string // "net1"; unique in the machine
-	MAC  net.HardwareAddr
-	Link Link // nil: the card has no cable
+	ID  string // "net1"; unique in the machine
+	MAC net.HardwareAddr
+	// Model is backend specific; QEMU: "virtio" (default), "e1000", "e1000e", "rtl8139",
+	// "vmxnet3".
+	Model string
+	Link  Link // nil: the card has no cable
 }
 
 // Link is the lab's end of a network card's cable. During Start a backend asks it

@@ -1,6 +1,7 @@
 package starlark
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/attest-vm/attest/internal/access"
 	guestimage "github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // An image is what debian(…), rootfs(…) and disk(…) return.
@@ -54,14 +56,18 @@ func newImage(b *sl.Builtin, source attest.Image, attrs sl.StringDict) (sl.Value
 }
 
 func debian(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
-	var suite, kernel, title string
+	var suite, kernel, root, rootSize, title string
 	var packages, run, files sl.Value
-	err := unpack(b, args, kwargs, "suite?", &suite, "packages?", &packages, "files?", &files, "run?", &run, "kernel?", &kernel, "title?", &title)
+	err := unpack(b, args, kwargs, "suite?", &suite, "packages?", &packages, "files?", &files, "run?", &run, "kernel?", &kernel,
+		"root?", &root, "root_size?", &rootSize, "title?", &title)
 	if err != nil {
 		return nil, err
 	}
 	path := threadOf(t).relative(t)
-	d := attest.Debian{Title: title, Suite: suite, Kernel: kernelPath(kernel, path)}
+	d := attest.Debian{Title: title, Suite: suite, Kernel: kernelPath(kernel, path), Root: root}
+	if d.RootSize, err = size(b, "root_size", rootSize); err != nil {
+		return nil, err
+	}
 	if d.Packages, err = stringList(b, "packages", packages); err != nil {
 		return nil, err
 	}
@@ -72,33 +78,66 @@ func debian(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.V
 		return nil, err
 	}
 	return newImage(b, d, sl.StringDict{
-		"suite": sl.String(suite), "packages": packages, "files": files, "run": run, "kernel": sl.String(kernel), "title": sl.String(title),
+		"suite": sl.String(suite), "packages": packages, "files": files, "run": run, "kernel": sl.String(kernel),
+		"root": sl.String(root), "root_size": sl.String(rootSize), "title": sl.String(title),
 	})
 }
 
 func rootfs(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
-	var path, kernel, modules, title string
-	if err := unpack(b, args, kwargs, "path", &path, "kernel?", &kernel, "modules?", &modules, "title?", &title); err != nil {
+	var path, kernel, modules, root, rootSize, title string
+	err := unpack(b, args, kwargs, "path", &path, "kernel?", &kernel, "modules?", &modules, "root?", &root, "root_size?", &rootSize, "title?", &title)
+	if err != nil {
 		return nil, err
 	}
 	rel := threadOf(t).relative(t)
-	r := attest.Rootfs{Title: title, Path: rel(path), Kernel: kernelPath(kernel, rel), Modules: rel(modules)}
+	r := attest.Rootfs{Title: title, Path: rel(path), Kernel: kernelPath(kernel, rel), Modules: rel(modules), Root: root}
+	if r.RootSize, err = size(b, "root_size", rootSize); err != nil {
+		return nil, err
+	}
 	if err := exists(b, r.Path); err != nil {
 		return nil, err
 	}
-	return newImage(b, r, sl.StringDict{"path": sl.String(path), "kernel": sl.String(kernel), "modules": sl.String(modules), "title": sl.String(title)})
+	return newImage(b, r, sl.StringDict{"path": sl.String(path), "kernel": sl.String(kernel), "modules": sl.String(modules),
+		"root": sl.String(root), "root_size": sl.String(rootSize), "title": sl.String(title)})
+}
+
+// size reads the size of a disk, where one is given.
+func size(b *sl.Builtin, name, text string) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	n, err := vmm.ParseSize(text)
+	if err != nil {
+		return 0, usagef("%s: %s: %v", b.Name(), name, err)
+	}
+	return n, nil
 }
 
 func disk(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
-	var path, title string
-	if err := unpack(b, args, kwargs, "path", &path, "title?", &title); err != nil {
+	var path, format, bytes, serial, bus, shared, title string
+	var readOnly bool
+	err := unpack(b, args, kwargs, "path?", &path, "format?", &format, "size?", &bytes, "serial?", &serial, "bus?", &bus, "read_only?", &readOnly, "shared?", &shared, "title?", &title)
+	if err != nil {
 		return nil, err
 	}
-	d := attest.Disk{Title: title, Path: threadOf(t).relative(t)(path)}
+	d := attest.Disk{Title: title, Path: threadOf(t).relative(t)(path), Format: format, Serial: serial, Bus: bus, ReadOnly: readOnly, Shared: shared}
+	if d.Size, err = size(b, "size", bytes); err != nil {
+		return nil, err
+	}
 	if err := exists(b, d.Path); err != nil {
 		return nil, err
 	}
-	return newImage(b, d, sl.StringDict{"path": sl.String(path), "title": sl.String(title)})
+	attrs := sl.StringDict{
+		"path": sl.String(path), "format": sl.String(format), "size": sl.String(bytes), "serial": sl.String(serial), "bus": sl.String(bus),
+		"read_only": sl.Bool(readOnly), "shared": sl.String(shared), "title": sl.String(title),
+	}
+	if path == "" && bytes == "" {
+		return nil, usagef("%s: want a path, or the size of an empty disk", b.Name())
+	}
+	if path == "" {
+		return &image{b.Name(), d, fmt.Sprintf("%+v", d), attrs}, nil
+	}
+	return newImage(b, d, attrs)
 }
 
 // relative makes paths that the calling file gives relative to that file.

@@ -7,13 +7,18 @@
 package qemu
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 	"unsafe"
@@ -68,9 +73,6 @@ func (b *backend) Check(c vmm.Config) error {
 	if !ok {
 		return unsupported(fmt.Sprintf("a machine of a %T", c.Boot), "")
 	}
-	if len(hw.Options) > 0 {
-		return unsupported(fmt.Sprintf("the options %s", hw.Options), "they are another backend's")
-	}
 	if _, ok := machineTypes[hw.Type]; !ok {
 		return unsupported(fmt.Sprintf("machine type %q", hw.Type), "want q35 or microvm")
 	}
@@ -82,8 +84,48 @@ func (b *backend) Check(c vmm.Config) error {
 			return unsupported(fmt.Sprintf("disk serial %q", d.Serial), fmt.Sprintf("it has %d bytes, and the limit is %d", len(d.Serial), maxSerial))
 		}
 	}
+	if len(hw.Options) > 0 {
+		dec := json.NewDecoder(bytes.NewReader(hw.Options))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&Options{}); err != nil {
+			return unsupported(fmt.Sprintf("the options %s", hw.Options), "they are another backend's: "+err.Error())
+		}
+	}
+	for _, n := range c.NICs {
+		switch {
+		case n.Model != "" && !slices.Contains(cardModels, n.Model):
+			return unsupported(fmt.Sprintf("network card %q", n.Model), "want one of "+strings.Join(cardModels, ", "))
+		case n.Model != "" && n.Model != virtioCard && hw.Type == "microvm":
+			return unsupported(fmt.Sprintf("network card %q", n.Model), "a microvm has virtio only")
+		}
+	}
+	if err := checkSlots(hw); err != nil {
+		return unsupported(err.Error(), "")
+	}
 	_, err := b.find()
 	return err
+}
+
+// checkSlots refuses disks that do not fit.
+func checkSlots(hw *vmm.Hardware) error {
+	if hw.Type == "microvm" && hw.Slots > 0 {
+		return errors.New("a further disk of a microvm, which has no slots,")
+	}
+	if hw.Slots > maxSlots {
+		return fmt.Errorf("a machine with %d slots for disks (at most %d)", hw.Slots, maxSlots)
+	}
+	for _, d := range hw.SlotDisks {
+		if d.Slot < 0 || d.Slot >= hw.Slots {
+			return fmt.Errorf("a disk in slot %d of %d", d.Slot, hw.Slots)
+		}
+		if d.Bus != "" && !slices.Contains(vmm.DiskBuses(), d.Bus) {
+			return fmt.Errorf("a disk of bus %q", d.Bus)
+		}
+		if len(d.Serial) > maxSerial {
+			return fmt.Errorf("a disk serial of more than %d bytes: %q", maxSerial, d.Serial)
+		}
+	}
+	return nil
 }
 
 // maxSerial is VIRTIO_BLK_ID_BYTES. QEMU cuts longer ones short.

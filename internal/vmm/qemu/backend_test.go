@@ -93,6 +93,9 @@ func TestCheck(t *testing.T) {
 		want   string
 	}{
 		{vmm.Config{Boot: &vmm.Hardware{Type: "pc"}}, `machine type "pc"`},
+		{vmm.Config{Boot: &vmm.Hardware{}, NICs: []vmm.NIC{{Model: "ne2k"}}}, `network card "ne2k" is not supported by backend qemu: want one of virtio, e1000, e1000e, rtl8139, vmxnet3`},
+		{vmm.Config{Boot: &vmm.Hardware{Type: "microvm"}, NICs: []vmm.NIC{{Model: "e1000"}}}, `a microvm has virtio only`},
+		{vmm.Config{Boot: &vmm.Hardware{Options: []byte(`{"argv":[]}`)}}, `unknown field "argv"`},
 		{vmm.Config{Boot: &vmm.Hardware{Disks: []vmm.Disk{{Format: "vmdk"}}}}, `disk format "vmdk"`},
 		{vmm.Config{Boot: &vmm.Hardware{Disks: []vmm.Disk{{Serial: strings.Repeat("x", 21)}}}}, "21 bytes"},
 	} {

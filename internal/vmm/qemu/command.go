@@ -118,7 +118,22 @@ func (h invocation) command() command {
 	for i, n := range h.config.NICs {
 		c.nic(n, h.nics[i])
 	}
+	c.slots(h.hw) // the last, so that they change no other device's place
+	c.add(options(h.hw).Args...)
 	return c
+}
+
+// Options are what only this backend has, in vmm.Hardware.Options.
+type Options struct {
+	Args []string `json:"args"` // appended to QEMU's own
+}
+
+// options are those of hw, which Check has seen.
+func options(hw *vmm.Hardware) (o Options) {
+	if len(hw.Options) > 0 {
+		json.Unmarshal(hw.Options, &o)
+	}
+	return o
 }
 
 // megabytes is the size of the guest's memory.
@@ -180,6 +195,21 @@ func (c *command) boot(hw *vmm.Hardware, kind string) {
 // synced outlives the VMM, and nobody waits for a disk.
 func (c *command) disk(i int, d vmm.Disk) {
 	node := fmt.Sprintf("disk%d", i)
+	c.json("-blockdev", imageBlock(node, d))
+	c.virtio("blk", fmt.Sprintf(",drive=%s,serial=%s", node, escape(d.Serial)))
+}
+
+// json adds an option whose value is JSON.
+func (c *command) json(option string, value map[string]any) {
+	data, err := json.Marshal(value)
+	if err != nil {
+		panic(err) // strings, numbers and booleans
+	}
+	c.add(option, string(data))
+}
+
+// imageBlock is the block device of a disk image.
+func imageBlock(node string, d vmm.Disk) map[string]any {
 	cache := map[string]any{"direct": false, "no-flush": true}
 	file := map[string]any{
 		"driver": "file", "filename": d.Path, "cache": cache,
@@ -206,16 +236,17 @@ func (c *command) disk(i int, d vmm.Disk) {
 	if upper["driver"] == "qcow2" {
 		upper["backing"] = nil
 	}
-	option, err := json.Marshal(format)
-	if err != nil {
-		panic(err) // strings and booleans
-	}
-	c.add("-blockdev", string(option))
-	c.virtio("blk", fmt.Sprintf(",drive=%s,serial=%s", node, escape(d.Serial)))
+	return format
 }
 
 // escape keeps a value in one piece where QEMU splits at commas.
 func escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }
+
+// virtioCard is the model that a network card has by default; the others are devices
+// by these names.
+const virtioCard = "virtio"
+
+var cardModels = []string{virtioCard, "e1000", "e1000e", "rtl8139", "vmxnet3"}
 
 // nic adds a network card whose frames go over a connected socket, or nowhere.
 func (c *command) nic(n vmm.NIC, f *os.File) {
@@ -224,7 +255,12 @@ func (c *command) nic(n vmm.NIC, f *os.File) {
 		c.add("-netdev", link(f, c.fd(f))+",id="+n.ID+"-link")
 		cable = ",netdev=" + n.ID + "-link"
 	}
-	c.virtio("net", fmt.Sprintf(",id=%s%s,mac=%s%s", n.ID, cable, n.MAC, c.typ.net))
+	properties := fmt.Sprintf(",id=%s%s,mac=%s%s", n.ID, cable, n.MAC, c.typ.net)
+	if n.Model == "" || n.Model == virtioCard {
+		c.virtio("net", properties)
+	} else {
+		c.add("-device", n.Model+properties)
+	}
 }
 
 // link is the backend of a network card for a socket that QEMU has as fd: in a

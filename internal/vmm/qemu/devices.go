@@ -26,6 +26,10 @@ func (b *backend) Offers(c vmm.Config, what vmm.Capability) (bool, vmm.Lack) {
 	pc, display := vmm.Setting{Name: "type", Value: "q35"}, vmm.Setting{Name: "display", Value: true}
 	hw, ok := c.Boot.(*vmm.Hardware)
 	switch {
+	case !ok && what == vmm.CanPlug:
+		return false, vmm.Lack{Reason: "its start command lays out its disks"}
+	case what == vmm.CanPlug && hw.Type == "microvm":
+		return false, vmm.Lack{Reason: "the machine type microvm has no slots to plug disks into", Give: []vmm.Setting{pc}}
 	case !ok:
 		return true, vmm.Lack{} // nobody knows what a start command starts before it runs
 	case what == vmm.CanType && hw.Type == "microvm":

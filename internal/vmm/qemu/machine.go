@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -34,6 +35,7 @@ type machine struct {
 	events  vmm.EventLog
 	done    chan struct{}
 	saved   saved
+	slots   slotState // its disks are guarded by mu
 
 	typing sync.Mutex // one writer to the console at a time
 
@@ -52,6 +54,8 @@ var (
 	_ vmm.Crasher     = (*machine)(nil)
 	_ vmm.LinkSetter  = (*machine)(nil)
 	_ vmm.Monitor     = (*machine)(nil)
+	_ vmm.SlotOwner   = (*machine)(nil)
+	_ vmm.Doubtful    = (*machine)(nil)
 )
 
 // greetTimeout is how long QEMU may take until it speaks QMP: 50 ms as a rule,
@@ -77,7 +81,11 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if err != nil {
 		return nil, err
 	}
-	if err := checkDisks(config.Name, hw.Disks); err != nil {
+	disks := slices.Clone(hw.Disks)
+	for _, d := range hw.SlotDisks {
+		disks = append(disks, d.Disk)
+	}
+	if err := checkDisks(config.Name, disks); err != nil {
 		return nil, err
 	}
 	began := time.Now()
@@ -100,10 +108,11 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 		c.add("-sandbox", sandboxOptions)
 	}
 	start := supervise.Command{Path: qemu.path, Args: append([]string{qemu.path}, c.args...), Dir: config.Dir, ExtraFiles: c.files}
-	if qemu.visible == "" {
+	if qemu.visible == "" && len(options(hw).Args) == 0 { // what arguments of the user's open, nobody knows
 		start.View = view(config, hw)
 	}
 	m := newMachine(config.Name, ours[1], ours[2], c.saved)
+	m.slots.fill(hw.SlotDisks)
 	err = m.run(ctx, host, start)
 	for _, f := range append(theirs, h.nics...) {
 		f.Close() // so that only QEMU's end keeps the sockets open
@@ -237,8 +246,10 @@ func endOfQEMU(err error) bool {
 func (m *machine) event(e qmp.Event) {
 	m.events.Add(vmm.Event{Name: e.Name, Data: e.Data, Time: e.Time})
 	var data struct { // QEMU qapi/run-state.json, qapi/block-core.json
-		Reason string `json:"reason"`
-		Action string `json:"action"`
+		Reason  string `json:"reason"`
+		Action  string `json:"action"`
+		Node    string `json:"node-name"`
+		NoSpace bool   `json:"nospace"`
 	}
 	if e.Name != "SHUTDOWN" && e.Name != "BLOCK_IO_ERROR" || json.Unmarshal(e.Data, &data) != nil {
 		return
@@ -247,7 +258,7 @@ func (m *machine) event(e qmp.Event) {
 		m.mu.Lock()
 		m.reason = data.Reason
 		m.mu.Unlock()
-	} else if data.Action == "stop" {
+	} else if data.Action == "stop" || m.hostIsFull(data.Node, data.NoSpace) {
 		// QEMU has stopped the vCPUs until somebody makes room and resumes them. The
 		// guest would only seem to hang.
 		m.mu.Lock()

@@ -289,8 +289,13 @@ func (b *backend) Fingerprint(host vmm.Host, config vmm.Config) (string, error) 
 	for _, d := range disks {
 		hw.Disks = append(hw.Disks, vmm.Disk{Serial: d.Serial, Format: "raw", ReadOnly: d.ReadOnly})
 	}
+	slots := hw.SlotDisks
+	hw.SlotDisks = nil
+	for _, d := range slots {
+		hw.SlotDisks = append(hw.SlotDisks, vmm.SlotDisk{Disk: vmm.Disk{Serial: d.Serial, Format: "raw", ReadOnly: d.ReadOnly}, Slot: d.Slot, Bus: d.Bus, Shared: d.Shared})
+	}
 	for _, n := range nics {
-		config.NICs = append(config.NICs, vmm.NIC{ID: n.ID})
+		config.NICs = append(config.NICs, vmm.NIC{ID: n.ID, Model: n.Model})
 	}
 	h := invocation{config: config, hw: &hw, accel: host.Accel, nics: make([]*os.File, len(nics))}
 	c := h.command()

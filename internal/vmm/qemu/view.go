@@ -76,7 +76,11 @@ func view(config vmm.Config, hw *vmm.Hardware) *supervise.View {
 			v.Read = append(v.Read, path)
 		}
 	}
-	for _, d := range hw.Disks {
+	disks := slices.Clone(hw.Disks)
+	for _, d := range hw.SlotDisks { // those that come later, it is given open (Plug)
+		disks = append(disks, d.Disk)
+	}
+	for _, d := range disks {
 		if d.ReadOnly {
 			v.Read = append(v.Read, d.Path)
 		} else {

@@ -16,6 +16,12 @@ func (c *Client) GetFD(ctx context.Context, name string, f *os.File) error {
 	return c.do(ctx, "getfd", map[string]string{"fdname": name}, nil, f)
 }
 
+// AddFD gives QEMU a descriptor as /dev/fdset/SET, a path that it opens as often as it
+// likes until remove-fd. f stays the caller's.
+func (c *Client) AddFD(ctx context.Context, set int, f *os.File) error {
+	return c.do(ctx, "add-fd", map[string]int{"fdset-id": set}, nil, f)
+}
+
 // write sends a line, with a file if there is one.
 func (c *Client) write(line []byte, f *os.File) error {
 	u, ok := c.conn.(*net.UnixConn)
