@@ -12,6 +12,7 @@ import (
 	"github.com/attest-vm/attest/internal/boot"
 	"github.com/attest-vm/attest/internal/cache"
 	"github.com/attest-vm/attest/internal/image"
+	"github.com/attest-vm/attest/internal/keyboard"
 	"github.com/attest-vm/attest/internal/screen/glyph"
 	"github.com/attest-vm/attest/internal/snapshot"
 	"github.com/attest-vm/attest/internal/supervise"
@@ -25,6 +26,7 @@ import (
 type HostConfig struct {
 	Backend string // for machines that name none; empty or "auto": the cheapest that can
 	Boot    Boot   // how machines start the first time; empty: ATTEST_BOOT of the environment, or BootWarm
+	Keymap  string // the layout of keyboards, where an operation gives none; empty: "us"
 	Keep    bool   // keep the state directory at the end, for a look at it
 	// Packets has network cards send each frame as a message of its own (QEMU's
 	// -netdev dgram) instead of all of them as a stream, which is faster.
@@ -69,6 +71,9 @@ func OpenHost(ctx context.Context, config HostConfig) (*Host, error) {
 		if bootTimeout, err = time.ParseDuration(v); err != nil || bootTimeout <= 0 {
 			return nil, &ConfigError{Reason: fmt.Sprintf("%s=%q: want a duration such as 90s or 10m, or leave it unset", BootTimeoutEnv, v)}
 		}
+	}
+	if _, err := keyboard.FindLayout(config.Keymap); err != nil {
+		return nil, &ConfigError{Reason: err.Error()}
 	}
 	probe, err := accel.Detect(ctx)
 	if err != nil {

@@ -36,16 +36,26 @@ func (m *Machine) watch(ctx context.Context, operation, args string, what vmm.Ca
 				limit = m.lab.host.scale(defaultTimeout)
 			}
 			return w.limited(outer, limit, func(ctx context.Context) (*run, error) {
-				return r, r.await(ctx, s, operation, o.once(), look)
+				// However soon the limit is over: what is there now counts.
+				first, cancel := context.WithTimeoutCause(outer, max(limit, m.lab.host.scale(firstSight)), errWaitOver)
+				defer cancel()
+				return r, r.await(first, ctx, s, operation, o.once(), look)
 			})
 		})
 	})
 }
 
-func (r *run) await(ctx context.Context, s vmm.Screener, operation string, once bool, look sight) error {
+// firstSight is what the first look at a screen may take.
+const firstSight = 10 * time.Second
+
+func (r *run) await(first, rest context.Context, s vmm.Screener, operation string, once bool, look sight) error {
 	seen := &unseen{WaitError: WaitError{LastSeen: "the screen had not been looked at yet"}}
 	var last *image.RGBA
 	for tries := 1; ; tries++ {
+		ctx := rest
+		if tries == 1 {
+			ctx = first
+		}
 		began := time.Now()
 		shown, err := r.look(ctx, s)
 		took := time.Since(began)
@@ -60,12 +70,12 @@ func (r *run) await(ctx context.Context, s vmm.Screener, operation string, once 
 			}
 		}
 		if err == nil && !once {
-			err = r.pause(ctx, max(lookPause, took))
+			err = r.pause(rest, max(lookPause, took))
 		}
 		if err == nil && !once {
 			continue
 		}
-		if err != nil && context.Cause(ctx) != errWaitOver {
+		if err != nil && context.Cause(rest) != errWaitOver {
 			return err
 		}
 		seen.Tries = tries

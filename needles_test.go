@@ -84,7 +84,7 @@ func TestNeedleNotFound(t *testing.T) {
 	s := newStage(t, mock.Options{})
 	m, _ := s.shows(t, desktop(image.Pt(300, 300)))
 	for _, try := range []func(context.Context, string, ...NeedleOption) (ScreenMatch, error){m.AssertScreen, m.WaitForScreen} {
-		_, err := try(limited(t), dir+"/button", Timeout(3*time.Second))
+		_, err := try(limited(t), dir+"/button", Timeout(time.Millisecond))
 		var we *WaitError
 		if !errors.As(err, &we) || !we.Timeout() || !strings.Contains(we.LastSeen, "needle button: area 1 is similar by ") || len(we.Details) == 0 {
 			t.Fatalf("got %v", err)

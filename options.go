@@ -77,7 +77,7 @@ type TextOption interface {
 
 // A NeedleOption is an option of waits for a needle: [Timeout] and [Tag].
 type NeedleOption interface {
-	set(*options)
+	ClickOption
 	forNeedle()
 }
 
@@ -107,10 +107,24 @@ type UserOption interface {
 	ShellOption
 }
 
-// A KeyOption is an option of what types on a keyboard: [Delay] and [Unlogged].
+// A KeyOption is an option of what types on a keyboard: [Delay], [Hold], [Keymap] and
+// [Unlogged].
 type KeyOption interface {
 	set(*options)
 	forKey()
+}
+
+// A ClickOption is an option of [Machine.MouseClick]: [At], [OnNeedle], [Button], and
+// with OnNeedle [Tag] and [Timeout].
+type ClickOption interface {
+	set(*options)
+	forClick()
+}
+
+// A ButtonOption is an option of what presses a button of a mouse: [Button].
+type ButtonOption interface {
+	ClickOption
+	forButton()
 }
 
 // A StartOption is an option of [Machine.Start]: [AllowReboot].
@@ -139,6 +153,8 @@ func (option) forNeedle()   {}
 func (option) forTag()      {}
 func (option) forRegion()   {}
 func (option) forOpenPort() {}
+func (option) forClick()    {}
+func (option) forButton()   {}
 
 type options struct {
 	timeout     time.Duration
@@ -154,6 +170,11 @@ type options struct {
 	detach      bool
 	delay       time.Duration
 	hasDelay    bool
+	hold        time.Duration
+	keymap      string
+	button      string
+	at          *image.Point
+	needle      string
 	unlogged    bool
 	datagram    bool
 	lines       int
@@ -233,6 +254,22 @@ func Tag(name string) TagOption { return option(func(o *options) { o.tag = name 
 func Delay(d time.Duration) KeyOption {
 	return option(func(o *options) { o.delay, o.hasDelay = d, true })
 }
+
+// Hold is how long a key is held down, where that is not as long as the delay after it.
+func Hold(d time.Duration) KeyOption { return option(func(o *options) { o.hold = d }) }
+
+// Keymap is the layout that the guest expects of its keyboard: "us", "gb", "de" or "fr".
+func Keymap(name string) KeyOption { return option(func(o *options) { o.keymap = name }) }
+
+// Button is the button of a mouse: "left" unless given, "middle", "right", "wheel-up" or
+// "wheel-down".
+func Button(name string) ButtonOption { return option(func(o *options) { o.button = name }) }
+
+// At is where to click, in pixels from the upper left corner of the screen.
+func At(x, y int) ClickOption { return option(func(o *options) { o.at = &image.Point{x, y} }) }
+
+// OnNeedle clicks on a needle, as soon as the screen shows it. See [Machine.AssertScreen].
+func OnNeedle(path string) ClickOption { return option(func(o *options) { o.needle = path }) }
 
 // Unlogged keeps a key out of the log of the run and of reports.
 func Unlogged() KeyOption { return option(func(o *options) { o.unlogged = true }) }

@@ -4,6 +4,7 @@ package attest
 
 import (
 	"context"
+	"image"
 	"net/netip"
 	"syscall"
 	"time"
@@ -202,6 +203,13 @@ func (m *TestMachine) Detach(command string, opts ...DetachOption) {
 	m.check(m.Machine.Detach(m.at(), command, opts...))
 }
 
+// Drag presses a button at one place and releases it at another. See
+// [Machine.Drag].
+func (m *TestMachine) Drag(from, to image.Point, opts ...ButtonOption) {
+	m.t.Helper()
+	m.check(m.Machine.Drag(m.at(), from, to, opts...))
+}
+
 // DumpTTYContents writes what a virtual terminal shows to the log of the run.
 // See [Machine.DumpTTYContents].
 func (m *TestMachine) DumpTTYContents(tty string) {
@@ -297,6 +305,21 @@ func (m *TestMachine) Log(text string) {
 	m.Machine.Log(m.at(), text)
 }
 
+// MouseClick presses and releases a button: where the pointer is, At a place,
+// or OnNeedle, for which it waits as AssertScreen does. See
+// [Machine.MouseClick].
+func (m *TestMachine) MouseClick(opts ...ClickOption) {
+	m.t.Helper()
+	m.check(m.Machine.MouseClick(m.at(), opts...))
+}
+
+// MouseMove moves the machine's pointer to a place on the screen, in pixels
+// from its upper left corner. See [Machine.MouseMove].
+func (m *TestMachine) MouseMove(x, y int) {
+	m.t.Helper()
+	m.check(m.Machine.MouseMove(m.at(), x, y))
+}
+
 // Name is the machine's name and host name. See [Machine.Name].
 func (m *TestMachine) Name() string {
 	return m.Machine.Name()
@@ -364,8 +387,8 @@ func (m *TestMachine) Screenshot(filename string) {
 	m.check(m.Machine.Screenshot(m.at(), filename))
 }
 
-// SendChars types a text on the machine's keyboard, as on one with the US
-// layout. See [Machine.SendChars].
+// SendChars types a text on the machine's keyboard, with the layout of Keymap,
+// or else of HostConfig, or else the US layout. See [Machine.SendChars].
 func (m *TestMachine) SendChars(text string, opts ...KeyOption) {
 	m.t.Helper()
 	m.check(m.Machine.SendChars(m.at(), text, opts...))

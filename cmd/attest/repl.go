@@ -13,6 +13,7 @@ import (
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/keyboard"
 	"github.com/attest-vm/attest/internal/repl"
 	"github.com/attest-vm/attest/internal/report"
 	"github.com/attest-vm/attest/internal/session"
@@ -43,6 +44,7 @@ func newREPL() *cobra.Command {
 	flags.SortFlags = false
 	flags.StringVarP(&c.OutDir, "output", "o", "", "`directory` for what is copied out of machines; made if missing")
 	flags.StringVar(&c.Host.Backend, "backend", "auto", "`name` of the backend for machines that name none")
+	flags.StringVar(&c.Host.Keymap, "keymap", "us", "`layout` that guests expect of their keyboards: "+strings.Join(keyboard.Layouts(), ", "))
 	flags.StringVar((*string)(&c.Host.Boot), "boot", "", "the `way` in which machines start: warm (from a snapshot) or cold")
 	flags.Var((*varsFlag)(&c.Script.Vars), "var", "give the test file a variable, `NAME=VALUE`, which it asks for by var(NAME); can be given again")
 	flags.StringVar(&c.machineConfig, "machine-config", os.Getenv("machineConfig"), "JSON `file` with machines (environment: machineConfig)")

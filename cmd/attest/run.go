@@ -9,12 +9,14 @@ import (
 	"regexp"
 	"runtime"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/keyboard"
 	"github.com/attest-vm/attest/internal/report"
 	"github.com/attest-vm/attest/internal/suite"
 )
@@ -65,6 +67,7 @@ func newRun() *cobra.Command {
 	flags.IntVarP(&f.Jobs, "jobs", "j", max(1, runtime.NumCPU()/2), "run up to `N` tests at once, as memory and processors allow")
 	flags.StringVar(&f.pattern, "run", "", "run only tests whose name, or FILE:NAME, matches this `regexp`")
 	flags.StringVar(&f.Host.Backend, "backend", "auto", "`name` of the backend for machines that name none")
+	flags.StringVar(&f.Host.Keymap, "keymap", "us", "`layout` that guests expect of their keyboards: "+strings.Join(keyboard.Layouts(), ", "))
 	flags.BoolVar(&f.cold, "cold", false, "boot every machine instead of starting it from a snapshot")
 	flags.StringVar(&f.Boot, "boot", "", "the `way` in which machines start: warm (from a snapshot), cold, or both: each test once either way")
 	flags.StringVar(&f.From, "from", "", "begin from the state in this `directory`, of attest snapshot build, instead of running setup")

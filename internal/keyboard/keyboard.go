@@ -1,5 +1,5 @@
-// Package keyboard turns what people write into keys of a US keyboard: a key or
-// a chord by its name, and text into one chord for each character.
+// Package keyboard turns what people write into keys: a key or a chord by its name, and
+// text into the chords that type it on a keyboard with some layout.
 //
 // Keys have the names that QEMU gives them (QKeyCode in qapi/ui.json), which
 // the NixOS test driver's scripts use, and some that people expect.
@@ -57,7 +57,7 @@ var (
 	}
 )
 
-// character returns the chord that types r, or nil.
+// character returns the chord that types r on a US keyboard, or nil.
 func character(r rune) Chord {
 	switch {
 	case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
@@ -74,33 +74,15 @@ func character(r rune) Chord {
 	return nil
 }
 
-// Text is the chords that type a text, one for each character. If some of them
-// cannot be typed the error names those.
-func Text(text string) ([]Chord, error) {
-	var chords []Chord
-	var unknown []string
-	for _, r := range text {
-		c := character(r)
-		if q := strconv.QuoteRune(r); c == nil && !slices.Contains(unknown, q) {
-			unknown = append(unknown, q)
-		}
-		chords = append(chords, c)
-	}
-	if len(unknown) > 0 {
-		return nil, fmt.Errorf("a US keyboard has no key for %s; nothing was typed", strings.Join(unknown, ", "))
-	}
-	return chords, nil
-}
-
 // Parse reads a key or a chord: keys joined by "-", such as "ctrl-alt-delete".
-// A key is a name, a character, or a scan code such as "0x1c".
-func Parse(chord string) (Chord, error) {
+// A key is a name, a character that the layout types with one key, or a scan code such as "0x1c".
+func (l *Layout) Parse(chord string) (Chord, error) {
 	if chord == "" {
 		return nil, errors.New("a key is missing")
 	}
 	var out Chord
 	for _, part := range split(chord) {
-		keys, err := parseKey(part)
+		keys, err := l.parseKey(part)
 		if err != nil {
 			return nil, fmt.Errorf("%q: %w", chord, err)
 		}
@@ -126,10 +108,10 @@ func split(chord string) []string {
 	return strings.Split(chord, "-")
 }
 
-func parseKey(key string) (Chord, error) {
+func (l *Layout) parseKey(key string) (Chord, error) {
 	if r := []rune(key); len(r) == 1 {
-		if c := character(r[0]); c != nil {
-			return c, nil
+		if c := l.types[r[0]]; len(c) == 1 {
+			return c[0], nil
 		}
 	}
 	name := strings.ToLower(key)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/keyboard"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -152,11 +153,12 @@ var keyboardTable = []*Operation{
 			{Name: "key", Type: String, Doc: "a key or a chord, such as `ret`, `ctrl-alt-delete` or `shift-a`"},
 			delayParam,
 			{Name: "log", Type: Bool, Default: true, Doc: "False: keep it out of the log of the run"},
+			holdParam, keymapParam,
 		},
 		Doc: "Presses a key, or several at once, and releases them.\n\n" +
 			"A key is named as in QEMU, or by the character that it types. See [keyboard.md](keyboard.md).",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			opts := []attest.KeyOption{a.delay()}
+			opts := a.keys()
 			if !a.Bool("log") {
 				opts = append(opts, attest.Unlogged())
 			}
@@ -165,20 +167,92 @@ var keyboardTable = []*Operation{
 	},
 	{
 		Name: "send_chars", Subject: "Keyboard", Result: None, Needs: vmm.CanType,
-		Params: []Param{{Name: "chars", Type: String, Doc: "the text; `\"\\n\"` is the return key"}, delayParam},
-		Doc: "Types a text on a keyboard with the US layout.\n\n" +
+		Params: []Param{{Name: "chars", Type: String, Doc: "the text; `\"\\n\"` is the return key"}, delayParam, holdParam, keymapParam},
+		Doc: "Types a text on a keyboard, which has the US layout unless another one is given.\n\n" +
 			"If the keyboard lacks a character, the operation fails before the first key. See [keyboard.md](keyboard.md).",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.SendChars(ctx, a.String("chars"), a.delay())
+			return nil, t.machine.SendChars(ctx, a.String("chars"), a.keys()...)
 		},
 	},
 }
 
-func (a Args) delay() attest.KeyOption {
-	if !a.Given("delay") {
-		return nil
+// keys are the options that delay, hold and keymap stand for.
+func (a Args) keys() []attest.KeyOption {
+	var opts []attest.KeyOption
+	if a.Given("delay") {
+		opts = append(opts, attest.Delay(a.Duration("delay")))
 	}
-	return attest.Delay(a.Duration("delay"))
+	if a.Given("hold") {
+		opts = append(opts, attest.Hold(a.Duration("hold")))
+	}
+	if a.Given("keymap") {
+		opts = append(opts, attest.Keymap(a.String("keymap")))
+	}
+	return opts
+}
+
+var (
+	holdParam   = Param{Name: "hold", Type: Duration, Default: Absent, Named: true, Doc: "how long each key is held down; as long as `delay` unless given"}
+	keymapParam = Param{Name: "keymap", Type: String, Default: Absent, Named: true, Check: checkKeymap, Doc: "the layout that the guest expects of its keyboard: `us`, `gb`, `de` or `fr`; that of `--keymap` unless given"}
+)
+
+func checkKeymap(v any) error {
+	_, err := keyboard.FindLayout(v.(string))
+	return err
+}
+
+var pointerTable = []*Operation{
+	{
+		Name: "mouse_move", Subject: "Pointer", Result: None, Needs: vmm.CanPoint,
+		Params: []Param{{Name: "x", Type: Int, Doc: "pixels from the left side of the screen"}, {Name: "y", Type: Int, Doc: "pixels from its top"}},
+		Doc:    "Moves the pointer to a place on the screen.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.MouseMove(ctx, a.Int("x"), a.Int("y"))
+		},
+	},
+	{
+		Name: "mouse_click", Subject: "Pointer", Result: None, Needs: vmm.CanPoint,
+		Params: []Param{
+			buttonParam,
+			{Name: "at", Type: Ints, Default: Absent, Check: checkPoint, Doc: "where: `[x, y]`, in pixels from the screen's upper left corner; where the pointer is unless given"},
+			{Name: "needle", Type: String, Default: Absent, Path: true, Named: true, Doc: "or on this needle, as soon as the screen shows it"},
+			{Name: "tag", Type: String, Default: Absent, Named: true, Doc: "only the needles with this tag"},
+			{Name: "timeout", Type: Duration, Default: 30 * time.Second, Named: true, Doc: "the limit of the wait for the needle; the default is longer on a host without hardware virtualisation"},
+		},
+		Doc: "Clicks: presses and releases a button of the pointer ([keyboard.md](keyboard.md#pointer)).",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			opts := []attest.ClickOption{attest.Button(a.String("button")), a.limit(), a.tag()}
+			if p := a.Ints("at"); p != nil {
+				opts = append(opts, attest.At(p[0], p[1]))
+			}
+			if a.Given("needle") {
+				opts = append(opts, attest.OnNeedle(a.String("needle")))
+			}
+			return nil, t.machine.MouseClick(ctx, opts...)
+		},
+	},
+	{
+		Name: "drag", Subject: "Pointer", Result: None, Needs: vmm.CanPoint,
+		Params: []Param{
+			{Name: "start", Type: Ints, Check: checkPoint, Doc: "where the button is pressed: `[x, y]`"},
+			{Name: "end", Type: Ints, Check: checkPoint, Doc: "where it is released"},
+			buttonParam,
+		},
+		Doc: "Presses a button of the pointer at one place and releases it at another.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			from, to := a.Ints("start"), a.Ints("end")
+			return nil, t.machine.Drag(ctx, image.Pt(from[0], from[1]), image.Pt(to[0], to[1]), attest.Button(a.String("button")))
+		},
+	},
+}
+
+var buttonParam = Param{Name: "button", Type: String, Default: "left", Doc: "`left`, `middle`, `right`, `wheel-up` or `wheel-down`"}
+
+func checkPoint(v any) error {
+	if p := v.([]int); len(p) != 2 || p[0] < 0 || p[1] < 0 {
+		return fmt.Errorf("%v is not a place on a screen; want [x, y]", p)
+	}
+	return nil
 }
 
 var (

@@ -32,7 +32,7 @@ var commandParams = []Param{
 }
 
 // The table in the order of the reference; each subject has a file.
-var table = slices.Concat(commandsTable, jobsTable, unitsTable, waitsTable, filesTable, powerTable, disksTable, consolesTable, terminalTable, keyboardTable, screenTable, othersTable, snapshotsTable, machinesTable, portsTable, linksTable, networkTable)
+var table = slices.Concat(commandsTable, jobsTable, unitsTable, waitsTable, filesTable, powerTable, disksTable, consolesTable, terminalTable, keyboardTable, pointerTable, screenTable, othersTable, snapshotsTable, machinesTable, portsTable, linksTable, networkTable)
 
 // command are the options that commandParams and timeout stand for.
 func (a Args) command() []attest.CommandOption {

@@ -17,6 +17,7 @@ const (
 	CanPause    Capability = "pause"        // Pauser
 	CanReset    Capability = "reset"        // Rebooter
 	CanType     Capability = "keyboard"     // Keyboarder
+	CanPoint    Capability = "pointer"      // Pointer
 	CanShow     Capability = "screen"       // Screener
 	CanRead     Capability = "screen text"  // Screener, on a host that can read what it shows
 	CanListen   Capability = "serial input" // ConsoleWriter
@@ -51,6 +52,15 @@ type Keyboarder interface {
 	// "0x1c". It returns when the keyboard has taken them; the guest may not
 	// have looked yet.
 	Keys(ctx context.Context, keys []string, down bool) error
+}
+
+// Pointer has a pointing device that knows places on the screen, such as a tablet.
+type Pointer interface {
+	// Move moves the pointer: 0, 0 is the upper left corner of the screen and 1, 1 the lower
+	// right one.
+	Move(ctx context.Context, x, y float64) error
+	// Button presses a button, or releases it: one of QEMU's InputButton (qapi/ui.json).
+	Button(ctx context.Context, name string, down bool) error
 }
 
 // Screener has a screen to look at.

@@ -251,6 +251,8 @@ func (b *backend) Offers(c vmm.Config, what vmm.Capability) (ok bool, lack vmm.L
 		_, ok = vm.(vmm.Keyboarder)
 	case vmm.CanShow:
 		_, ok = vm.(vmm.Screener)
+	case vmm.CanPoint:
+		_, ok = vm.(vmm.Pointer)
 	case vmm.CanListen:
 		_, ok = vm.(vmm.ConsoleWriter)
 	case vmm.CanInteract:

@@ -13,7 +13,7 @@ const (
 	Buttons  Group = "buttons"  // vmm.PowerButton, vmm.Interrupter
 	Crashing Group = "crashing" // vmm.Crasher
 	Links    Group = "links"    // vmm.LinkSetter
-	Devices  Group = "devices"  // vmm.Keyboarder, vmm.Screener, vmm.ConsoleWriter
+	Devices  Group = "devices"  // vmm.Keyboarder, vmm.Screener, vmm.Pointer, vmm.ConsoleWriter
 	Control  Group = "control"  // vmm.Monitor, vmm.EventSource
 )
 
@@ -25,6 +25,7 @@ type (
 	devices interface {
 		vmm.Keyboarder
 		vmm.Screener
+		vmm.Pointer
 		vmm.ConsoleWriter
 	}
 	control interface {

@@ -45,6 +45,18 @@ func (m *Machine) Keys(_ context.Context, keys []string, down bool) error {
 	return nil
 }
 
+// Move notes where the pointer is, in thousandths of the screen.
+func (m *Machine) Move(_ context.Context, x, y float64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.keys = append(m.keys, fmt.Sprintf("%.0f,%.0f", 1000*x, 1000*y))
+	return nil
+}
+
+func (m *Machine) Button(ctx context.Context, name string, down bool) error {
+	return m.Keys(ctx, []string{name}, down)
+}
+
 // Pressed is what was pressed ("+ctrl+a") and released ("-ctrl+a").
 func (m *Machine) Pressed() []string {
 	m.mu.Lock()

@@ -63,6 +63,7 @@ var (
 	_ vmm.Monitor       = (*Machine)(nil)
 	_ vmm.Keyboarder    = (*Machine)(nil)
 	_ vmm.Screener      = (*Machine)(nil)
+	_ vmm.Pointer       = (*Machine)(nil)
 	_ vmm.ConsoleWriter = (*Machine)(nil)
 	_ vmm.Interrupter   = (*Machine)(nil)
 	_ vmm.EventSource   = (*Machine)(nil)

@@ -106,6 +106,7 @@ func (h invocation) command() command {
 	c.add("-device", "pvpanic") // tells a panic, if the guest has its driver
 	if h.hw.Display {
 		c.add("-device", "VGA")
+		c.virtio("tablet", "")
 	}
 	c.boot(h.hw, h.accel)
 	for i, d := range h.hw.Disks {

@@ -16,6 +16,7 @@ var (
 	_ vmm.Offerer       = (*backend)(nil)
 	_ vmm.Keyboarder    = (*machine)(nil)
 	_ vmm.Screener      = (*machine)(nil)
+	_ vmm.Pointer       = (*machine)(nil)
 	_ vmm.ConsoleWriter = (*machine)(nil)
 	_ vmm.Interrupter   = (*machine)(nil)
 	_ vmm.EventSource   = (*machine)(nil)
@@ -36,6 +37,10 @@ func (b *backend) Offers(c vmm.Config, what vmm.Capability) (bool, vmm.Lack) {
 		return false, vmm.Lack{Reason: "the machine type microvm has no keyboard", Give: []vmm.Setting{pc}}
 	case what == vmm.CanShow && hw.Type == "microvm":
 		return false, vmm.Lack{Reason: "the machine type microvm has no screen", Give: []vmm.Setting{pc, display}}
+	case what == vmm.CanPoint && hw.Type == "microvm":
+		return false, vmm.Lack{Reason: "the machine type microvm has no pointer", Give: []vmm.Setting{pc, display}}
+	case what == vmm.CanPoint && !hw.Display:
+		return false, vmm.Lack{Reason: "a machine without a screen has no pointer", Give: []vmm.Setting{display}}
 	case what == vmm.CanShow && !hw.Display:
 		return false, vmm.Lack{Reason: "the machine has no screen", Give: []vmm.Setting{display}}
 	}
@@ -62,6 +67,22 @@ func (m *machine) Keys(ctx context.Context, keys []string, down bool) error {
 
 func (m *machine) Screenshot(ctx context.Context, path string, format vmm.PictureFormat) error {
 	return m.do(ctx, "screendump", map[string]any{"filename": path, "format": format})
+}
+
+// maxAxis is the value of an axis at its end (INPUT_EVENT_ABS_MAX).
+const maxAxis = 0x7fff
+
+func (m *machine) Move(ctx context.Context, x, y float64) error {
+	axis := func(name string, share float64) any {
+		value := int(min(max(share, 0), 1)*maxAxis + 0.5)
+		return map[string]any{"type": "abs", "data": map[string]any{"axis": name, "value": value}}
+	}
+	return m.do(ctx, "input-send-event", map[string]any{"events": []any{axis("x", x), axis("y", y)}})
+}
+
+func (m *machine) Button(ctx context.Context, name string, down bool) error {
+	event := map[string]any{"type": "btn", "data": map[string]any{"down": down, "button": name}}
+	return m.do(ctx, "input-send-event", map[string]any{"events": []any{event}})
 }
 
 func (m *machine) InjectNMI(ctx context.Context) error { return m.do(ctx, "inject-nmi", nil) }
