@@ -222,7 +222,7 @@ func TestStubs(t *testing.T) {
 	for _, line := range []string{
 		"    def succeed(self, *commands: str, timeout: Duration | None = None, stdin: str | bytes | None = None,",
 		"    def execute(self, command: str, check_return: bool = True, check_output: bool = True, timeout: Duration | None = 900, *, stdin:",
-		"    def wait_for_open_port(self, port: int, addr: str = \"localhost\", timeout: Duration = 900) -> None: ...",
+		"    def wait_for_open_port(self, port: int, addr: str = \"localhost\", timeout: Duration = 900, *, unit: str | None = None) -> None: ...",
 		"    def spawn(self, command: str, timeout: Duration | None = None, *,",
 		"    def running(self) -> bool: ...",
 	} {
