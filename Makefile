@@ -3,7 +3,7 @@
 GO ?= go
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test test-microvm stress bench generate clean
+.PHONY: all build demo test test-microvm stress test-guests bench generate clean
 
 all: build
 
@@ -41,6 +41,12 @@ stress:
 test-microvm:
 	@[ -n "$$FIRECRACKER" ] || echo "test-microvm: FIRECRACKER names no firecracker to test with: nothing is tested (docs/microvms.md)"
 	@[ -z "$$FIRECRACKER" ] || { scripts/setup test && $(GO) test ./test -run TestMicroVM -v -timeout 4h; }
+
+# What real machines are for, on real guests: an NFS server that reboots, and disks that
+# are pulled out of a mirror. Minutes each, and packages from the mirror the first time.
+test-guests: build
+	@scripts/setup run
+	bin/attest run -j 2 -o out/guests examples/guests/*.star
 
 # Measures, beside the NixOS driver's protocol in the same run.
 bench: build

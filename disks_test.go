@@ -144,6 +144,10 @@ func TestPlugRefusals(t *testing.T) {
 	if serial, err := o.plug(t.Context(), nil, Disk{Serial: "two"}); err != nil || serial != "two" || o.further[1].Slot != 1 {
 		t.Errorf("%q, %v", serial, err)
 	}
+	o.nextSlot = 4
+	if slot := o.freeSlot(); slot != 4 {
+		t.Errorf("the next disk comes into slot %d", slot)
+	}
 	for range spareSlots {
 		if _, err := o.plug(t.Context(), nil, Disk{Size: 512}); err != nil {
 			t.Fatal(err)

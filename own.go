@@ -22,6 +22,8 @@ type own struct {
 	// What the machine writes to; guarded by m.startMu.
 	disk    vmm.Disk       // the root's; without a Path until it has one
 	further []*furtherDisk // the others; nil until they are asked for
+
+	nextSlot int // where a disk is put that is plugged in, if it is free; guarded by m.startMu
 }
 
 func (o *own) knowsHosts() bool { return true }

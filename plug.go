@@ -61,7 +61,7 @@ func (m *Machine) Unplug(ctx context.Context, serial string, opts ...WaitOption)
 				err = r.vm.(vmm.SlotOwner).Unplug(ctx, d.Slot)
 			}
 			if err == nil {
-				d.Slot = noSlot
+				o.nextSlot, d.Slot = d.Slot+1, noSlot
 			}
 			return err
 		})
@@ -181,7 +181,19 @@ func (o *own) serials(which func(*furtherDisk) bool) string {
 	return strings.Join(out, ", ")
 }
 
-// plug puts a disk into the lowest slot that is free.
+// freeSlot is a slot without a disk. The one that was emptied last comes last: a guest
+// that is still busy with that does not notice what is put in there.
+func (o *own) freeSlot() int {
+	for i, n := 0, o.m.slots(); i < n; i++ {
+		slot := (o.nextSlot + i) % n
+		if !slices.ContainsFunc(o.further, func(d *furtherDisk) bool { return d.Slot == slot }) {
+			return slot
+		}
+	}
+	return noSlot
+}
+
+// plug puts a disk into a slot that is free.
 func (o *own) plug(ctx context.Context, r *run, config Disk) (string, error) {
 	disks := o.furtherDisks()
 	again := config == Disk{Serial: config.Serial} && config.Serial != ""
@@ -207,11 +219,8 @@ func (o *own) plug(ctx context.Context, r *run, config Disk) (string, error) {
 			return "", o.diskError(config.Serial, err.Error())
 		}
 	}
-	slot := 0
-	for slices.ContainsFunc(disks, func(d *furtherDisk) bool { return d.Slot == slot }) {
-		slot++
-	}
-	if slot >= o.m.slots() {
+	slot := o.freeSlot()
+	if slot == noSlot {
 		return "", o.diskError(config.Serial, fmt.Sprintf("all %d slots have a disk; unplug one, or declare this one with the machine (disks=[…])", o.m.slots()))
 	}
 	var d *furtherDisk
