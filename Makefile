@@ -42,8 +42,9 @@ test-microvm:
 	@[ -n "$$FIRECRACKER" ] || echo "test-microvm: FIRECRACKER names no firecracker to test with: nothing is tested (docs/microvms.md)"
 	@[ -z "$$FIRECRACKER" ] || { scripts/setup test && $(GO) test ./test -run TestMicroVM -v -timeout 4h; }
 
-# What real machines are for, on real guests: an NFS server that reboots, and disks that
-# are pulled out of a mirror. Minutes each, and packages from the mirror the first time.
+# What real machines are for, on real guests: an NFS server that reboots, disks that are
+# pulled out of a mirror, containers, a DHCP relay. Minutes each, and packages from Debian's
+# mirror the first time.
 test-guests: build
 	@scripts/setup run
 	bin/attest run -j 2 -o out/guests examples/guests/*.star
