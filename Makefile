@@ -3,7 +3,7 @@
 GO ?= go
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test test-microvm stress test-guests bench generate clean
+.PHONY: all build demo test test-guests test-microvm test-shell stress bench generate clean
 
 all: build
 
