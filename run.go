@@ -373,18 +373,20 @@ func (r *run) awaitFirstAnswer() {
 func (r *run) awaitReady(ctx context.Context) error {
 	select {
 	case <-r.ready:
-		return r.readyErr
 	case <-ctx.Done():
-		select {
-		case <-r.ready:
+	}
+	err := context.Cause(ctx)
+	select {
+	case <-r.ready:
+		// The lab may have ended with ctx, and its machines a moment before this wait.
+		if err == nil || !errors.Is(r.readyErr, err) {
 			return r.readyErr
-		default:
 		}
-		err := context.Cause(ctx)
-		return &BootError{
-			Machine: r.machine.Name(), Reason: fmt.Sprintf("no answer yet when the wait ended: %v%s", err, r.awaited()),
-			After: time.Since(r.started), Console: r.machine.console.Tail(consoleTail), Err: err,
-		}
+	default:
+	}
+	return &BootError{
+		Machine: r.machine.Name(), Reason: fmt.Sprintf("no answer yet when the wait ended: %v%s", err, r.awaited()),
+		After: time.Since(r.started), Console: r.machine.console.Tail(consoleTail), Err: err,
 	}
 }
 

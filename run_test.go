@@ -389,3 +389,17 @@ func TestPolledConditionKnowsTheHost(t *testing.T) {
 		t.Errorf("it has %v, want %v", limit, want)
 	}
 }
+
+// When a lab ends while a machine boots, with what waits for it, the machine has not booted.
+func TestWaitForBootEndsWithItsLab(t *testing.T) {
+	m := newStage(t, mock.Options{}).lab(t, "a").Machine("a")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	over := errors.New("it is over")
+	cancel(over)
+	r := &run{machine: m, ready: make(chan struct{}), readyErr: over, started: time.Now()}
+	close(r.ready)
+	var boot *BootError
+	if err := r.awaitReady(ctx); !errors.As(err, &boot) || !errors.Is(err, over) {
+		t.Errorf("got %v", err)
+	}
+}
