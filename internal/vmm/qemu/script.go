@@ -348,7 +348,8 @@ func (m *scripted) watchScript(ctx context.Context, giveUp context.CancelCauseFu
 			return
 		case <-tick.C:
 		}
-		if args := arguments(m.process.Pid()); isQEMU(m.process.Pid()) && !strings.Contains(strings.Join(args, "\n"), scriptSockets[0]) {
+		// In this order: the arguments of a shell that becomes QEMU in between are no QEMU's.
+		if isQEMU(m.process.Pid()) && !strings.Contains(strings.Join(arguments(m.process.Pid()), "\n"), scriptSockets[0]) {
 			giveUp(errNoArguments)
 			return
 		}
