@@ -6,8 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -449,5 +452,53 @@ func TestVariables(t *testing.T) {
 	}
 	if _, err := load(t.Context(), os.DevNull, script.Options{}); err == nil || !strings.Contains(err.Error(), "--machine-config") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A person gets to where the script is with Python's debugger, and has it go on.
+func TestBreakpoint(t *testing.T) {
+	f := &file{path: filepath.Join(t.TempDir(), "script.py"), machines: machines(""), stdout: io.Discard, driver: &script.Driver{Attach: "/bin/attach"}}
+	if err := os.WriteFile(f.path, []byte("value = 42\ndebug.breakpoint(port=0)\nassert web.succeed('true') == ''\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	said := make(chan string, 100)
+	var bus event.Bus
+	bus.Subscribe(func(rec event.Record) {
+		if e, ok := rec.Event.(event.Log); ok && strings.Contains(e.Text, "Breakpoint reached") {
+			said <- e.Text
+		}
+	})
+	ctx := event.WithBus(t.Context(), &bus)
+	lab, err := host.NewLab(ctx, attest.LabConfig{Machines: f.machines, OutDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lab.Close()
+	ended := make(chan error, 1)
+	go func() { ended <- f.Call(ctx, operation.Of(lab), main) }()
+	var text string
+	select {
+	case text = <-said:
+	case err := <-ended:
+		t.Fatalf("it has ended: %v", err)
+	}
+	port := regexp.MustCompile(`'sudo /bin/attach \d+', then 'telnet 127.0.0.1 (\d+)'`).FindStringSubmatch(text)
+	if port == nil {
+		t.Fatalf("got %s", text)
+	}
+	conn, err := net.Dial("tcp", "127.0.0.1:"+port[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "p value\nc\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	out, err := io.ReadAll(conn)
+	if err != nil || !strings.Contains(string(out), "script.py(3)<module>()") || !strings.Contains(string(out), "42") {
+		t.Errorf("got %s, %v", out, err)
 	}
 }

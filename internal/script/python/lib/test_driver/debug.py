@@ -62,5 +62,5 @@ class Debug(DebugAbstract):
             finally:
                 marker.kill()
                 marker.wait()
-        stream = connection.makefile("rw")
-        return pdb.Pdb(stdin=stream, stdout=stream, nosigint=True)
+        # Two streams: one that reads and writes drops at each write what it has read ahead.
+        return pdb.Pdb(stdin=connection.makefile("r"), stdout=connection.makefile("w"), nosigint=True)
