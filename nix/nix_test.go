@@ -33,7 +33,7 @@ func nixCommand(t *testing.T, name string, args ...string) ([]byte, error) {
 	}
 	state := t.TempDir()
 	cmd := exec.CommandContext(t.Context(), program, args...)
-	cmd.Env = append(os.Environ(), "NIX_STATE_DIR="+state, "NIX_LOG_DIR="+state, "HOME="+state, "NIX_CONFIG=", "NIX_STORE_DIR=/nix/store")
+	cmd.Env = append(os.Environ(), "NIX_STATE_DIR="+state, "NIX_LOG_DIR="+state, "HOME="+state, "NIX_CONFIG=", "NIX_STORE_DIR="+filepath.Join(state, "store"))
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -281,7 +281,7 @@ func (e evaluation) firecracker(t *testing.T) {
 		machines = append(machines, network.Machine{Name: m.Name, Networks: m.VLANs, MicroVM: true})
 		if m.Backend != "firecracker" || m.Memory != 384 || m.CPUs != 2 || m.HugePages != "2M" || m.Entropy || m.StoreImage != "" ||
 			m.KernelImage != "/nix/store/kernel-dev/vmlinux" || !strings.HasSuffix(m.Rootfs, "-attest-root-"+m.Name+"/rootfs.ext4") ||
-			!strings.Contains(m.KernelArgs, " init=/nix/store/") || !strings.Contains(m.KernelArgs, "reboot=k") {
+			!strings.Contains(m.KernelArgs, "/store/") || !strings.Contains(m.KernelArgs, " init=") || !strings.Contains(m.KernelArgs, "reboot=k") {
 			t.Errorf("%+v", m)
 		}
 	}
