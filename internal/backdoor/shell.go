@@ -159,14 +159,7 @@ func (s *shell) StartCommand(ctx context.Context, q wire.ExecRequest, script []b
 		s.forget(c)
 		return nil, err
 	}
-	select {
-	case err = <-c.started:
-	case <-s.over:
-		err = errShellOver
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	}
-	if err != nil {
+	if err := s.awaitStart(ctx, c); err != nil {
 		c.abandon()
 		return nil, err
 	}
@@ -527,20 +520,25 @@ func (c *command) closeInput() {
 }
 
 // adopt makes a command that another host has started one of ours.
+// awaitStart waits until the shell has started the command, or says that it cannot.
+func (s *shell) awaitStart(ctx context.Context, c *command) error {
+	select {
+	case err := <-c.started:
+		return err
+	case <-s.over:
+		return errShellOver
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 func (s *shell) adopt(ctx context.Context, job string) (*agent.Command, error) {
 	c, err := s.newCommand(wire.ExecRequest{Job: job})
 	if err != nil {
 		return nil, err
 	}
 	s.send(request("adopt", job))
-	select {
-	case err = <-c.started:
-	case <-s.over:
-		err = errShellOver
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	}
-	if err != nil {
+	if err := s.awaitStart(ctx, c); err != nil {
 		c.closeFiles()
 		return nil, err
 	}
