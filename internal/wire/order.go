@@ -16,10 +16,12 @@ const (
 	// ackAfter is how many bytes one side receives before it acknowledges them by a
 	// frame of its own. What it sends anyway, credit for instance, acknowledges, too.
 	ackAfter = Window
-	// chunkSize has room for any frame.
-	chunkSize = headerSize + orderSize + MaxPayload
+	// chunkSize has room for as many full frames as a channel has credit for: those
+	// that wait for the stream leave in one write. A virtio serial port takes each
+	// write in pieces of 32 KiB, and the remainder as one of its own.
+	chunkSize = Window / MaxPayload * (headerSize + orderSize + MaxPayload)
 	// maxSpare is how many chunks wait for frames.
-	maxSpare = 8
+	maxSpare = 2
 )
 
 // A chunk is memory for frames. When they have been acknowledged it is used again,
