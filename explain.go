@@ -174,3 +174,15 @@ func looked(ctx context.Context, seen wire.Observation, err error) error {
 	}
 	return err
 }
+
+// lastLine is the last line of the first text that has one, as an addition to
+// a sentence.
+func lastLine(texts ...string) string {
+	for _, t := range texts {
+		t = strings.TrimSpace(t)
+		if last := t[strings.LastIndex(t, "\n")+1:]; last != "" {
+			return ": " + strings.ToValidUTF8(last, "\uFFFD")
+		}
+	}
+	return ""
+}

@@ -1,10 +1,12 @@
 package attest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"sync"
 	"time"
 
@@ -19,7 +21,8 @@ import (
 	"github.com/attest-vm/attest/internal/vmm"
 
 	_ "github.com/attest-vm/attest/internal/vmm/firecracker" // registers the backend
-	_ "github.com/attest-vm/attest/internal/vmm/qemu"        // and this one
+	"github.com/attest-vm/attest/internal/vmm/qemu"
+	_ "github.com/attest-vm/attest/internal/vmm/qemu" // and this one
 )
 
 // HostConfig is how labs use this host. The zero value is right for most.
@@ -164,4 +167,15 @@ func (o options) limit(h *Host, otherwise time.Duration) time.Duration {
 		return o.timeout
 	}
 	return h.scale(otherwise)
+}
+
+// newGlyphs returns what reads consoles on this host.
+func newGlyphs() *glyph.Reader {
+	return glyph.NewReader(func() []*glyph.Font {
+		program, err := exec.LookPath(cmp.Or(os.Getenv(qemu.Env), "qemu-system-x86_64"))
+		if err != nil {
+			program = ""
+		}
+		return glyph.HostFonts(program)
+	})
 }

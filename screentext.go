@@ -5,17 +5,12 @@ import (
 	"context"
 	"fmt"
 	"image"
-	"os"
-	"os/exec"
 	"regexp"
 	"strings"
 
 	"github.com/attest-vm/attest/internal/screen"
-	"github.com/attest-vm/attest/internal/screen/glyph"
 	"github.com/attest-vm/attest/internal/screen/ocr"
-	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/vmm"
-	"github.com/attest-vm/attest/internal/vmm/qemu"
 )
 
 // ScreenText reads what is on the machine's screen. The text of a console is exact; other text
@@ -140,30 +135,4 @@ func (s screenText) read(ctx context.Context, shown *image.RGBA, variants []ocr.
 		texts[i] = p.Text()
 	}
 	return texts, nil
-}
-
-// newGlyphs returns what reads consoles on this host.
-func newGlyphs() *glyph.Reader {
-	return glyph.NewReader(func() []*glyph.Font {
-		program, err := exec.LookPath(cmp.Or(os.Getenv(qemu.Env), "qemu-system-x86_64"))
-		if err != nil {
-			program = ""
-		}
-		return glyph.HostFonts(program)
-	})
-}
-
-// canRead returns an error if this host has not what it takes to read a screen.
-func canRead(machine, operation string) error {
-	if _, err := exec.LookPath(ocr.Program); err != nil {
-		return &MissingProgramError{machine, operation, ocr.Program, "not found on PATH (" + os.Getenv("PATH") + ")", "install it (Debian: apt-get install " + ocr.Package + "; Nix: tesseract)"}
-	}
-	return nil
-}
-
-// tesseract runs tesseract. One thread: its variants run at the same time.
-func (l *Lab) tesseract(ctx context.Context, input []byte, args ...string) ([]byte, error) {
-	return l.runProgram(ctx, supervise.Command{
-		Path: ocr.Program, Args: append([]string{ocr.Program}, args...), Env: append(os.Environ(), "OMP_THREAD_LIMIT=1", "LC_ALL=C"),
-	}, input)
 }

@@ -46,6 +46,9 @@ func (l look) String() string {
 	return strings.Join(parts, "; ")
 }
 
+// maxUnits is how many units an error names.
+const maxUnits = 5
+
 // details are the units of the look, for a failure.
 func (l look) details() []Detail {
 	var failed, restarted []string

@@ -329,9 +329,6 @@ func (e *StillBootingError) Error() string {
 	return fmt.Sprintf("%s: %s (after %v)", e.Machine, what, roundDuration(e.After))
 }
 
-// maxUnits is how many units an error names.
-const maxUnits = 5
-
 // Status is BootFailed.
 func (*StillBootingError) Status() Status { return BootFailed }
 

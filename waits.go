@@ -60,18 +60,6 @@ func (m *Machine) waitUntil(ctx context.Context, operation, command string, succ
 	return out, err
 }
 
-// lastLine is the last line of the first text that has one, as an addition to
-// a sentence.
-func lastLine(texts ...string) string {
-	for _, t := range texts {
-		t = strings.TrimSpace(t)
-		if last := t[strings.LastIndex(t, "\n")+1:]; last != "" {
-			return ": " + strings.ToValidUTF8(last, "\uFFFD")
-		}
-	}
-	return ""
-}
-
 // WaitForUnit waits until a systemd unit is active. It fails at once when the
 // unit has failed, does not exist, or is inactive with nothing pending.
 func (m *Machine) WaitForUnit(ctx context.Context, unit string, opts ...UnitOption) error {
