@@ -404,7 +404,7 @@ func TestClientProcess(t *testing.T) {
 	if root == "" {
 		return
 	}
-	s, err := Start(t.Context(), Options{Root: root})
+	s, err := Start(t.Context(), Options{Root: root, Scratch: os.Getenv("CLIENT_SCRATCH")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -431,6 +431,76 @@ func TestClientProcess(t *testing.T) {
 	select {}
 }
 
+// The supervisor runs before there is a directory that it has to remove: whatever is killed
+// while the directories are made, nothing is left. The locks of their roots, which are
+// taken for each, hold the client up at one place after the other.
+func TestKilledWhileItStarts(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		inRoot int  // directories that are there when the kill comes
+		client bool // is killed; otherwise the supervisor is
+	}{
+		{"the client, before the first directory", 0, true},
+		{"the client, between the directories", 1, true},
+		{"the supervisor, before the first directory", 0, false},
+		{"the supervisor, between the directories", 1, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			root, scratch := tempRoot(t), tempRoot(t)
+			unlock, err := lockRoot([]string{root, scratch}[tt.inRoot])
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unlock()
+			cmd := clientCommand(t)
+			cmd.Env = append(cmd.Env, "CLIENT_ROOT="+root, "CLIENT_SCRATCH="+scratch)
+			var said strings.Builder
+			cmd.Stdout = &said
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { cmd.Process.Kill() })
+			all := held{}
+			poll(t, "the client's supervisor, and its directories", func() bool {
+				dirs, _ := os.ReadDir(root)
+				return len(dirs) == tt.inRoot && len(children(cmd.Process.Pid, supervisorName)) == 1
+			})
+			supervisor := children(cmd.Process.Pid, supervisorName)[0]
+			all.hold(t, supervisor)
+			if tt.client {
+				cmd.Process.Kill()
+			} else {
+				syscall.Kill(supervisor, syscall.SIGKILL)
+				all.expectGone(t)
+				unlock() // it finds that there is no supervisor
+			}
+			if err := cmd.Wait(); err == nil {
+				t.Error("the client ended well")
+			}
+			all.expectGone(t)
+			if !tt.client && !strings.Contains(said.String(), "the supervisor: signal: killed") {
+				t.Errorf("it does not say what was killed: %s", said.String())
+			}
+			for _, dir := range []string{root, scratch} {
+				if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+					t.Errorf("this is left in %s: %v, %v", dir, left, err)
+				}
+			}
+		})
+	}
+}
+
+// children are those of a process with a name of their own.
+func children(pid int, name string) (found []int) {
+	for _, child := range descendants(pid) {
+		if cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", child)); strings.HasPrefix(string(cmdline), name+"\x00") {
+			found = append(found, child)
+		}
+	}
+	return found
+}
+
 type client struct {
 	cmd        *exec.Cmd
 	stdin      io.Writer
@@ -438,17 +508,25 @@ type client struct {
 	Supervisor int
 }
 
-func startClient(t *testing.T, root, end string) *client {
+// clientCommand is TestClientProcess.
+func clientCommand(t *testing.T) *exec.Cmd {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe, "-test.run=^TestClientProcess$", "-test.timeout=0")
+	cmd.Env = os.Environ()
+	return cmd
+}
+
+func startClient(t *testing.T, root, end string) *client {
+	t.Helper()
+	cmd := clientCommand(t)
 	if end == "timeout" {
 		cmd.Args[2] = "-test.timeout=5s"
 	}
-	cmd.Env = append(os.Environ(), "CLIENT_ROOT="+root, "CLIENT_END="+end)
+	cmd.Env = append(cmd.Env, "CLIENT_ROOT="+root, "CLIENT_END="+end)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -600,15 +678,7 @@ type held map[int]int // pid → pidfd
 func holdTree(t *testing.T, root, sleepers int) held {
 	t.Helper()
 	h := held{}
-	hold := func(pid int) {
-		if fd, err := unix.PidfdOpen(pid, 0); err == nil {
-			t.Cleanup(func() { unix.Close(fd) })
-			h[pid] = fd
-		} else if !errors.Is(err, unix.ESRCH) {
-			t.Fatal(err)
-		}
-	}
-	hold(root)
+	h.hold(t, root)
 	var tree []int
 	poll(t, fmt.Sprintf("%d sleepers", sleepers), func() bool {
 		tree = descendants(root)
@@ -621,9 +691,20 @@ func holdTree(t *testing.T, root, sleepers int) held {
 		return n == sleepers || syscall.Kill(root, 0) != nil
 	})
 	for _, pid := range tree {
-		hold(pid)
+		h.hold(t, pid)
 	}
 	return h
+}
+
+// hold adds a process, unless it has ended.
+func (h held) hold(t *testing.T, pid int) {
+	t.Helper()
+	if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+		t.Cleanup(func() { unix.Close(fd) })
+		h[pid] = fd
+	} else if !errors.Is(err, unix.ESRCH) {
+		t.Fatal(err)
+	}
 }
 
 func (h held) expectGone(t *testing.T) {

@@ -87,9 +87,9 @@ func Start(ctx context.Context, o Options) (_ *Supervisor, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("supervisor: %w", err)
 	}
-	defer theirs.Close()
 	log, err := memoryLog()
 	if err != nil {
+		theirs.Close()
 		conn.Close()
 		return nil, fmt.Errorf("supervisor: %w", err)
 	}
@@ -104,7 +104,9 @@ func Start(ctx context.Context, o Options) (_ *Supervisor, err error) {
 		// A session of its own: Ctrl-C on the client's terminal is for the client.
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
-	if err := cmd.Start(); err != nil {
+	err = cmd.Start()
+	theirs.Close() // so that a supervisor that is gone is noticed at once
+	if err != nil {
 		conn.Close()
 		log.Close()
 		return nil, fmt.Errorf("supervisor: %w", err)
@@ -121,8 +123,11 @@ func Start(ctx context.Context, o Options) (_ *Supervisor, err error) {
 	// killed.
 	if err := s.makeDirs(); err != nil {
 		conn.Close()
-		cmd.Wait()
+		waitErr := cmd.Wait()
 		s.release()
+		if waitErr != nil { // somebody has killed the supervisor, which has removed nothing
+			err = errors.Join(fmt.Errorf("%w (the supervisor: %w)", err, waitErr), removeDirs(dir, scratch))
+		}
 		return nil, err
 	}
 	go s.run()
