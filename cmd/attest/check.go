@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -31,12 +30,7 @@ func newCheck() *cobra.Command {
 			"It exits with 2 if run would refuse a file, or if a type is wrong.",
 		Example: "  attest check tests/\n" +
 			"  attest check --machine-config lab.json script.py",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return errors.New("no test file given; see attest check --help")
-			}
-			return nil
-		},
+		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, files []string) error {
 			opts.Files = files
 			return check(cmd, opts, !noTypes)

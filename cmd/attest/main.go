@@ -174,7 +174,32 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	})
 	root.SetHelpCommand(newHelp())
 	root.AddCommand(newRun(), newCheck(), newREPL(), newDebug(), newReport(), newDoctor(), newImage(), newSnapshot(), newGC(), newMan(), newDriver(), newScript(), newEval(), newEvalFile(), newPythonStubs(), newDriverSymbols())
+	for _, cmd := range root.Commands() {
+		sayUsage(cmd)
+	}
 	return root
+}
+
+// sayUsage has a command that gets too few or too many arguments say what it takes.
+func sayUsage(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			n := len(args)
+			for n > 0 && check(cmd, args[:n]) != nil {
+				n--
+			}
+			switch {
+			case check(cmd, args) == nil:
+				return nil
+			case n == 0 && check(cmd, nil) != nil:
+				return fmt.Errorf("an argument is missing: %s; see %s --help", cmd.UseLine(), cmd.CommandPath())
+			}
+			return fmt.Errorf("%q is an argument too many: %s; see %s --help", args[n], cmd.UseLine(), cmd.CommandPath())
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		sayUsage(sub)
+	}
 }
 
 // knownCommands refuses a word that is no command wherever a command belongs,

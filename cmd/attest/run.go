@@ -50,12 +50,7 @@ func newRun() *cobra.Command {
 			"to standard output, progress to standard error.",
 		Example: "  attest run web_test.star\n" +
 			"  attest run -o out -j 4 --run 'partition|failover' tests/",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return errors.New("no test file given; see attest run --help")
-			}
-			return nil
-		},
+		Args: cobra.MinimumNArgs(1),
 		RunE: f.run,
 	}
 	flags := cmd.Flags()
