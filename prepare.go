@@ -46,18 +46,22 @@ func (l *Lab) WarmUp(ctx context.Context) error {
 	if len(cold) < 2 {
 		return nil // its first start does it
 	}
-	progress := &templateProgress{ctx: ctx, title: "machines that have booted once", start: time.Now()}
-	progress.say("0 of %d", len(cold))
+	progress := &templateProgress{ctx: ctx, title: "first boots", start: time.Now()}
+	const text = "%d of %d machines booted once"
+	progress.say(text, 0, len(cold))
+	warming := context.WithValue(ctx, warmingUp{}, true)
 	turns := make(chan struct{}, max(2, runtime.NumCPU()))
 	var booted atomic.Int32
 	err := each(cold, func(i int, m *Machine) error {
 		turns <- struct{}{}
 		defer func() { <-turns }()
-		_, err := m.warm(ctx, plans[i])
-		if hopeless(err) {
+		t, err := m.warm(warming, plans[i])
+		switch {
+		case hopeless(err):
 			return nil // its start says so
+		case t != nil:
+			progress.say(text, booted.Add(1), len(cold))
 		}
-		progress.say("%d of %d", booted.Add(1), len(cold))
 		return err
 	})
 	progress.done(err)

@@ -3,6 +3,7 @@ package attest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -311,8 +312,59 @@ func TestWarmUp(t *testing.T) {
 	if most != 2 || s.starts() != 2 {
 		t.Errorf("%d starts, %d at once", s.starts(), most)
 	}
+	s.mu.Lock()
+	progress := map[string]bool{}
+	for _, r := range s.records {
+		if e, ok := r.Event.(event.Progress); ok && !e.Done {
+			progress[e.Title+": "+e.Message] = true
+		}
+	}
+	s.mu.Unlock()
+	for n := range 3 {
+		if want := fmt.Sprintf("first boots: %d of 2 machines booted once", n); !progress[want] || len(progress) != 3 {
+			t.Errorf("no %q alone in %v", want, progress)
+		}
+	}
 	if err := l.WarmUp(ctx); err != nil || s.starts() != 2 {
 		t.Errorf("again: %d starts, %v", s.starts(), err)
+	}
+}
+
+// A boot that no other could better is not tried again: the machine's own start has its
+// error, whether all machines were warmed up before or not.
+func TestHopelessBootIsNotRepeated(t *testing.T) {
+	for _, before := range []bool{false, true} {
+		t.Run(fmt.Sprint("warmed up before ", before), func(t *testing.T) {
+			s := newStage(t, mock.Options{Warm: true, Starting: func(context.Context, vmm.Config) (mock.Faults, error) {
+				return mock.Faults{Silent: true}, nil
+			}, Started: func(m *mock.Machine) {
+				m.Say("Kernel panic - not syncing: no root\n")
+				m.End(vmm.Reset, "")
+			}})
+			ctx := event.WithBus(t.Context(), event.BusOf(s.context(t)))
+			l, err := testHost.NewLab(ctx, LabConfig{Machines: []MachineConfig{{Name: "a", Backend: s.backend, Memory: minMemory}, {Name: "b", Backend: s.backend, Memory: minMemory}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			closeLab(t, l)
+			if before {
+				if err := l.WarmUp(ctx); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, m := range l.Machines() {
+				for range 2 {
+					_, err := m.Succeed(ctx, "true")
+					var boot *BootError
+					if !errors.As(err, &boot) || !strings.Contains(boot.Reason, "no root") || StatusOf(err) != BootFailed {
+						t.Errorf("%s: %v", m.Name(), err)
+					}
+				}
+			}
+			if s.starts() != 2 {
+				t.Errorf("two machines booted %d times", s.starts())
+			}
+		})
 	}
 }
 

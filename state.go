@@ -24,6 +24,7 @@ import (
 type look struct {
 	state string         // of the machine, if it is one in which nothing goes on as usual
 	units []wire.Trouble // that have failed, or were restarted
+	dark  string         // why there may be more of these units
 	held  []wire.Process // that hold the output of the command
 }
 
@@ -43,6 +44,9 @@ func (l look) String() string {
 		}
 		parts = append(parts, trouble(u))
 	}
+	if l.dark != "" {
+		parts = append(parts, "which units have failed is not known: "+l.dark)
+	}
 	return strings.Join(parts, "; ")
 }
 
@@ -58,6 +62,9 @@ func (l look) details() []Detail {
 		} else {
 			failed = append(failed, trouble(u))
 		}
+	}
+	if l.dark != "" {
+		failed = append(failed, "not known: "+l.dark)
 	}
 	var out []Detail
 	if len(failed) > 0 {
@@ -119,11 +126,16 @@ func (r *run) inspect(ctx context.Context, command string) (l look) {
 		}
 		return l
 	}
-	limited, cancel := context.WithTimeout(ctx, min(m.lab.host.scale(attachTimeout), maxAttach))
+	patience := min(m.lab.host.scale(attachTimeout), maxAttach)
+	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	seen, err := r.guest.Look(limited)
-	if l.state = shortage(seen.Memory); l.state == "" && err != nil && ctx.Err() == nil && limited.Err() != nil {
-		l.state = "its guest is very slow"
+	l.state, l.dark = shortage(seen.Memory), printable.Line(seen.Unknown)
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		l.dark = fmt.Sprintf("the guest had not answered after %v", patience)
+		if l.state == "" {
+			l.state = "its guest is very slow"
+		}
 	}
 	if l.state != "" {
 		l.state += m.sign()

@@ -164,6 +164,13 @@ func TestLookInWords(t *testing.T) {
 	if len(d) != 2 || d[0].Title != "failed units" || d[1].Title != "units that systemd restarts" || !strings.HasPrefix(d[1].Text, "app.service") {
 		t.Errorf("got %+v", d)
 	}
+	l = look{units: l.units[1:], dark: "systemd had not answered after 8s"}
+	if got, want := l.String(), "db.service is failed (failed), result timeout; which units have failed is not known: systemd had not answered after 8s"; got != want {
+		t.Errorf("got %s", got)
+	}
+	if d := l.details(); len(d) != 1 || d[0].Text != "db.service is failed (failed), result timeout\nnot known: systemd had not answered after 8s" {
+		t.Errorf("got %+v", d)
+	}
 	for _, test := range []struct {
 		memory wire.Memory
 		want   string

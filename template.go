@@ -260,10 +260,13 @@ func (m *Machine) openTemplate(ctx context.Context, fits map[string]string, titl
 // makeTemplate boots a machine like this one and saves it in the cache. Only if
 // there is no space there, the template is returned.
 func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, title string) (*template, error) {
-	p := &templateProgress{ctx: ctx, title: "snapshot of " + title, start: time.Now()}
+	p := &templateProgress{ctx: ctx, title: "snapshot of " + title, start: time.Now(), quiet: ctx.Value(warmingUp{}) != nil}
 	var inMemory *template
 	err := m.lab.host.snapshots.Make(ctx, fits, title,
-		func(pid string) { p.say("waiting for process %s, which makes the same", pid) },
+		func(pid string) {
+			p.quiet = false // nothing else says it
+			p.say("waiting for process %s, which makes the same", pid)
+		},
 		func(d *snapshot.Draft) error {
 			p.say("booting")
 			silent := event.WithBus(ctx, &event.Bus{}) // what it does is nobody's business
@@ -463,10 +466,17 @@ type templateProgress struct {
 	ctx   context.Context
 	title string
 	start time.Time
+	quiet bool // somebody else tells how far all are
 	said  atomic.Bool
 }
 
+// warmingUp is the context key of WarmUp, which tells how far all machines are.
+type warmingUp struct{}
+
 func (p *templateProgress) say(format string, args ...any) {
+	if p.quiet {
+		return
+	}
 	p.said.Store(true)
 	p.publish(event.Progress{Message: fmt.Sprintf(format, args...)})
 }

@@ -95,7 +95,8 @@ func describeUnit(s wire.UnitState) string {
 	return text
 }
 
-// unitJournal is the end of a unit's journal, for a failure's details.
+// unitJournal is the end of a unit's journal, for a failure's details, or why a guest that
+// is there did not give it in time.
 func (r *run) unitJournal(unit, user string) string {
 	limit := min(r.machine.lab.host.scale(attachTimeout), maxAttach)
 	ctx, cancel := context.WithTimeout(r.machine.lab.ctx, limit)
@@ -108,7 +109,10 @@ func (r *run) unitJournal(unit, user string) string {
 		flag = "--user-unit"
 	}
 	res, err := r.guest.Run(ctx, guest.Command{Argv: []string{"journalctl", "--no-pager", "--lines=30", "--output=short-monotonic", flag, unit}, Timeout: limit})
-	if err != nil || res.ExitCode != 0 {
+	switch {
+	case ctx.Err() == context.DeadlineExceeded || err == nil && res.TimedOut:
+		return fmt.Sprintf("not read: journalctl had not ended after %v", limit)
+	case err != nil || res.ExitCode != 0:
 		return ""
 	}
 	return strings.ToValidUTF8(strings.TrimSpace(string(res.Stdout)), "\uFFFD")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -23,7 +24,8 @@ import (
 func (s *Server) look(ctx context.Context) wire.LookResult {
 	r := wire.LookResult{Held: s.shell.lingering.list()}
 	if s.Stage == nil { // otherwise they are the host's
-		r.Memory, r.Units = memory("/proc"), troubledUnits(ctx)
+		r.Memory = memory("/proc")
+		r.Units, r.Unknown = troubledUnits(ctx, "/run/systemd/private", unitsPatience)
 	}
 	return r
 }
@@ -53,11 +55,9 @@ func memory(proc string) (m wire.Memory) {
 	return m
 }
 
-const (
-	// unitsPatience bounds the look at systemd, which may hang, too. What is known by then
-	// is better than nothing.
-	unitsPatience = 8 * time.Second
-)
+// unitsPatience bounds the look at systemd, which may be slow, or hang. What is known by
+// then is better than nothing.
+const unitsPatience = 8 * time.Second
 
 // serviceStates are those of services that systemd may have restarted.
 var serviceStates = []string{"auto-restart", "auto-restart-queued", "condition", "start-pre", "start", "start-post", "running", "stop-post", "final-sigterm"}
@@ -72,50 +72,106 @@ type listedUnit struct {
 }
 
 // troubledUnits are the units of the system that have failed, and services that
-// systemd has restarted because they ended.
-func troubledUnits(ctx context.Context) []wire.Trouble {
-	ctx, cancel := context.WithTimeout(ctx, unitsPatience)
+// systemd has restarted because they ended. unknown says why there may be more; empty if
+// systemd has answered, and where there is no systemd.
+func troubledUnits(ctx context.Context, socket string, patience time.Duration) (units []wire.Trouble, unknown string) {
+	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	conn, err := connectManager(ctx, "/run/systemd/private")
-	if err != nil {
-		return nil
+	conn, err := connectManager(limited, socket)
+	if err == nil {
+		units, err = askForTroubled(limited, conn)
+		conn.Close()
 	}
-	defer conn.Close()
+	switch {
+	case err == nil || errors.Is(err, os.ErrNotExist):
+	case limited.Err() != nil:
+		unknown = fmt.Sprintf("systemd had not answered after %v", patience)
+	default:
+		unknown = wire.Excerpt("systemd: " + err.Error())
+	}
+	slices.SortFunc(units, func(a, b wire.Trouble) int { return cmp.Compare(a.Unit, b.Unit) })
+	return units[:min(len(units), wire.MaxTroubles)], unknown
+}
+
+// askForTroubled asks everything of a kind at once: each answer that is waited for costs a
+// busy guest a turn of its processor. On errors it returns what it knows.
+func askForTroubled(ctx context.Context, conn *dbus.Conn) ([]wire.Trouble, error) {
+	var failed, services []listedUnit
 	manager := conn.Object(systemdName, managerPath)
-	var units, services []listedUnit
-	if err := manager.CallWithContext(ctx, managerType+".ListUnitsFiltered", 0, []string{"failed"}).Store(&units); err != nil {
-		return nil
-	}
-	manager.CallWithContext(ctx, managerType+".ListUnitsByPatterns", 0, serviceStates, []string{"*.service"}).Store(&services)
-	units = append(units, services...)
-	// Those in trouble for certain come first: to ask takes a busy guest a while.
-	certain := func(active, sub string) bool { return active == "failed" || sub == "auto-restart" }
-	slices.SortStableFunc(units, func(a, b listedUnit) int {
-		if certain(a.Active, a.Sub) == certain(b.Active, b.Sub) {
-			return 0
-		}
-		if certain(a.Active, a.Sub) {
-			return -1
-		}
-		return 1
+	err := askAll(ctx, []question{
+		{manager, managerType + ".ListUnitsFiltered", []any{[]string{"failed"}}, &failed},
+		{manager, managerType + ".ListUnitsByPatterns", []any{serviceStates, []string{"*.service"}}, &services},
 	})
-	var out []wire.Trouble
-	for _, u := range units {
-		t := wire.Trouble{Unit: u.Name, ActiveState: u.Active, SubState: u.Sub}
+	listed := append(failed, services...)
+	troubles := make([]wire.Trouble, len(listed))
+	var restarts []question
+	for i, u := range listed {
+		troubles[i] = wire.Trouble{Unit: u.Name, ActiveState: u.Active, SubState: u.Sub}
 		if strings.HasSuffix(u.Name, ".service") {
-			object := conn.Object(systemdName, u.Path)
-			property(ctx, object, systemdName+".Service.NRestarts", &t.Restarts)
-			if t.Restarts > 0 || u.Active == "failed" {
-				property(ctx, object, systemdName+".Service.Result", &t.Result)
-				property(ctx, object, systemdName+".Service.ExecMainStatus", &t.Status)
-			}
-		}
-		if certain(u.Active, u.Sub) || t.Restarts > 0 {
-			out = append(out, t)
+			restarts = append(restarts, get(conn.Object(systemdName, u.Path), systemdName+".Service.NRestarts", &troubles[i].Restarts))
 		}
 	}
-	slices.SortFunc(out, func(a, b wire.Trouble) int { return cmp.Compare(a.Unit, b.Unit) })
-	return out[:min(len(out), wire.MaxTroubles)]
+	if err == nil {
+		err = askAll(ctx, restarts)
+	}
+	var out []wire.Trouble
+	var objects []dbus.BusObject
+	for i, t := range troubles {
+		if t.ActiveState == "failed" || t.SubState == "auto-restart" || t.Restarts > 0 {
+			out, objects = append(out, t), append(objects, conn.Object(systemdName, listed[i].Path))
+		}
+	}
+	var results []question
+	for i := range out {
+		if strings.HasSuffix(out[i].Unit, ".service") {
+			results = append(results, get(objects[i], systemdName+".Service.Result", &out[i].Result), get(objects[i], systemdName+".Service.ExecMainStatus", &out[i].Status))
+		}
+	}
+	if err == nil {
+		err = askAll(ctx, results)
+	}
+	return out, err
+}
+
+// A question is a call of a method, and where its answer goes.
+type question struct {
+	object dbus.BusObject
+	method string
+	args   []any
+	answer any
+}
+
+const getProperty = "org.freedesktop.DBus.Properties.Get"
+
+// get is the question for a property.
+func get(object dbus.BusObject, name string, value any) question {
+	i := strings.LastIndexByte(name, '.')
+	return question{object, getProperty, []any{name[:i], name[i+1:]}, value}
+}
+
+// askAll asks all questions before it waits for an answer. A property that is refused keeps
+// its value: the unit may be gone meanwhile.
+func askAll(ctx context.Context, questions []question) error {
+	calls := make([]*dbus.Call, len(questions))
+	for i, q := range questions {
+		calls[i] = q.object.GoWithContext(ctx, q.method, 0, make(chan *dbus.Call, 1), q.args...)
+	}
+	for i, q := range questions {
+		c := <-calls[i].Done // which the end of ctx fills, too
+		err := c.Err
+		if err == nil && q.method == getProperty {
+			var v dbus.Variant
+			if err = c.Store(&v); err == nil {
+				err = dbus.Store([]any{v.Value()}, q.answer)
+			}
+		} else if err == nil {
+			err = c.Store(q.answer)
+		}
+		if err != nil && !(q.method == getProperty && isDBusError(err)) {
+			return err
+		}
+	}
+	return nil
 }
 
 // lingering are the commands that have ended and whose standard output has not.

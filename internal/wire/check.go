@@ -112,6 +112,9 @@ func (r LookResult) Check() error {
 			return fmt.Errorf("a unit of %d bytes", n)
 		}
 	}
+	if n := len(r.Unknown); n > maxName {
+		return fmt.Errorf("a reason of %d bytes", n)
+	}
 	for _, h := range r.Held {
 		if err := checkProcesses(h.By); err != nil {
 			return err

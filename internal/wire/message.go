@@ -172,9 +172,10 @@ func Excerpt(command string) string {
 
 // LookResult is what in the guest may keep operations from their end.
 type LookResult struct {
-	Memory Memory    `json:"memory"`
-	Units  []Trouble `json:"units,omitempty"`
-	Held   []Held    `json:"held,omitempty"`
+	Memory  Memory    `json:"memory"`
+	Units   []Trouble `json:"units,omitempty"`
+	Unknown string    `json:"unknown,omitempty"` // why there may be more such units
+	Held    []Held    `json:"held,omitempty"`
 }
 
 // Memory is that of the guest, in KiB.
