@@ -93,27 +93,42 @@ print("it was kept")
 	}
 }
 
-// However attest ends while a script runs, no Python stays, nor what it has started.
+// However attest ends while a script runs, no Python stays, nor what it has started; Ctrl-C ends each
+// kind of wait.
 func TestNoPythonIsLeft(t *testing.T) {
 	t.Parallel()
-	for name, signal := range map[string]syscall.Signal{"killed": syscall.SIGKILL, "terminated": syscall.SIGTERM} {
+	for name, tt := range map[string]struct {
+		source string
+		signal syscall.Signal
+		code   int // -1: none
+	}{
+		"killed":                   {"web.succeed('hang')", syscall.SIGKILL, -1},
+		"terminated":               {"web.succeed('hang')", syscall.SIGTERM, 143},
+		"a command":                {"web.succeed('hang')", syscall.SIGINT, 130},
+		"commands at once":         {"from concurrent.futures import ThreadPoolExecutor as P\nwith P(3) as pool: list(pool.map(web.succeed, ['hang'] * 3))", syscall.SIGINT, 130},
+		"a try that is repeated":   {"web.wait_until_succeeds('false')", syscall.SIGINT, 130},
+		"a unit":                   {"web.wait_for_unit('slow.service')", syscall.SIGINT, 130},
+		"a file":                   {"web.wait_for_file('/none')", syscall.SIGINT, 130},
+		"a port":                   {"web.wait_for_open_port(81)", syscall.SIGINT, 130},
+		"a socket":                 {"web.wait_for_open_unix_socket('/none')", syscall.SIGINT, 130},
+		"a console":                {"web.wait_for_console_text('never')", syscall.SIGINT, 130},
+		"a console, by Python":     {"web.wait_for_console_text('never(?=again)')", syscall.SIGINT, 130},
+		"a shutdown":               {"web.wait_for_shutdown()", syscall.SIGINT, 130},
+		"all shutdowns":            {"join_all()", syscall.SIGINT, 130},
+		"a retry":                  {"retry(lambda last: False)", syscall.SIGINT, 130},
+		"a condition":              {"polling_condition(lambda: False, seconds_interval=0.1).wait()", syscall.SIGINT, 130},
+		"a job":                    {"web.spawn('hang').wait()", syscall.SIGINT, 130},
+		"a sleep in the guest":     {"web.sleep(3600)", syscall.SIGINT, 130},
+		"a sleep in Python":        {"import time\ntime.sleep(3600)", syscall.SIGINT, 130},
+		"a script that catches it": {"while True:\n    try: web.succeed('hang')\n    except BaseException: pass", syscall.SIGINT, 130},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
-			script, config := filepath.Join(dir, "script.py"), filepath.Join(dir, "lab.json")
-			for path, text := range map[string]string{
-				script: "import subprocess\nsubprocess.Popen(['sh', '-c', 'sleep 86400; : " + dir + "'])\nprint('it runs', flush=True)\nweb.succeed('hang')\n",
-				config: `{"machines": [{"name": "web", "backend": "mock", "script": {"answers": [{"command": "hang", "delay": "1h"}]}}]}`,
-			} {
-				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
-			state, err := os.MkdirTemp("/tmp", "at")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer os.RemoveAll(state)
+			script := writeFile(t, filepath.Join(dir, "script.py"), "import subprocess\nsubprocess.Popen(['sh', '-c', 'sleep 86400; : "+dir+"'])\nweb.start()\nprint('it runs', flush=True)\n"+tt.source+"\n")
+			config := writeFile(t, filepath.Join(dir, "lab.json"), `{"machines": [{"name": "web", "backend": "mock", "script": {"units": {"slow.service": "activating"},
+				"answers": [{"command": "hang", "delay": "1h"}, {"command": "false", "exit_code": 1}, {"match": "sleep.*", "delay": "1h"}]}}]}`)
+			state := newStateDir(t)
 			p := start(t, state, nil, attestBinary, "nixos-test-driver", "-c", config, script)
 			for end := time.Now().Add(patience); !strings.Contains(p.said(), "it runs"); {
 				if time.Now().After(end) {
@@ -121,10 +136,9 @@ func TestNoPythonIsLeft(t *testing.T) {
 				}
 				<-time.After(20 * time.Millisecond)
 			}
-			p.cmd.Process.Signal(signal)
-			code := p.exitCode(t)
-			if want := 128 + int(signal); signal == syscall.SIGTERM && code != want {
-				t.Errorf("exit code %d, want %d", code, want)
+			p.cmd.Process.Signal(tt.signal)
+			if code := p.exitCode(t); code != tt.code {
+				t.Errorf("exit code %d, want %d", code, tt.code)
 			}
 			for end := time.Now().Add(patience); ; <-time.After(20 * time.Millisecond) {
 				left, _ := exec.Command("pgrep", "-af", dir).Output()
