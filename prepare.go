@@ -4,7 +4,8 @@ import (
 	"context"
 	"runtime"
 	"sync/atomic"
-	"time"
+
+	"github.com/attest-vm/attest/internal/event"
 )
 
 // Prepare builds the images of all machines and checks that their backends can
@@ -46,9 +47,9 @@ func (l *Lab) WarmUp(ctx context.Context) error {
 	if len(cold) < 2 {
 		return nil // its first start does it
 	}
-	progress := &templateProgress{ctx: ctx, title: "first boots", start: time.Now()}
+	progress := event.NewWork(ctx, "first boots")
 	const text = "%d of %d machines booted once"
-	progress.say(text, 0, len(cold))
+	progress.Say(text, 0, len(cold))
 	warming := context.WithValue(ctx, warmingUp{}, true)
 	turns := make(chan struct{}, max(2, runtime.NumCPU()))
 	var booted atomic.Int32
@@ -60,10 +61,10 @@ func (l *Lab) WarmUp(ctx context.Context) error {
 		case hopeless(err):
 			return nil // its start says so
 		case t != nil:
-			progress.say(text, booted.Add(1), len(cold))
+			progress.Say(text, booted.Add(1), len(cold))
 		}
 		return err
 	})
-	progress.done(err)
+	progress.Done(err)
 	return outward(err)
 }

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/attest-vm/attest/internal/cache"
@@ -260,15 +259,19 @@ func (m *Machine) openTemplate(ctx context.Context, fits map[string]string, titl
 // makeTemplate boots a machine like this one and saves it in the cache. Only if
 // there is no space there, the template is returned.
 func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, title string) (*template, error) {
-	p := &templateProgress{ctx: ctx, title: "snapshot of " + title, start: time.Now(), quiet: ctx.Value(warmingUp{}) != nil}
+	work := event.NewWork(ctx, "snapshot of "+title)
+	say := work.Say
+	if ctx.Value(warmingUp{}) != nil {
+		say = func(string, ...any) {}
+	}
 	var inMemory *template
 	err := m.lab.host.snapshots.Make(ctx, fits, title,
 		func(pid string) {
-			p.quiet = false // nothing else says it
-			p.say("waiting for process %s, which makes the same", pid)
+			say = work.Say // nothing else says it
+			say("waiting for process %s, which makes the same", pid)
 		},
 		func(d *snapshot.Draft) error {
-			p.say("booting")
+			say("booting")
 			silent := event.WithBus(ctx, &event.Bus{}) // what it does is nobody's business
 			lab, err := m.templateLab(silent)
 			if err != nil {
@@ -283,7 +286,7 @@ func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, titl
 				}
 				return err
 			}
-			p.say("saving")
+			say("saving")
 			err = booted.saveTemplate(ctx, d)
 			if !cache.NoSpace(err) {
 				return err
@@ -292,7 +295,7 @@ func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, titl
 			inMemory, err = booted.templateInMemory(ctx, m.lab.scratch)
 			return err
 		})
-	p.done(err)
+	work.Done(err)
 	if inMemory != nil {
 		return inMemory, nil
 	}
@@ -460,39 +463,5 @@ func (m *Machine) templateInMemory(ctx context.Context, dir string) (*template, 
 	return &template{state: s.state, disks: s.disk, text: s.console.SinceBoot(), agent: s.agent}, nil
 }
 
-// templateProgress reports that templates are made. Its methods may be called at
-// the same time.
-type templateProgress struct {
-	ctx   context.Context
-	title string
-	start time.Time
-	quiet bool // somebody else tells how far all are
-	said  atomic.Bool
-}
-
 // warmingUp is the context key of WarmUp, which tells how far all machines are.
 type warmingUp struct{}
-
-func (p *templateProgress) say(format string, args ...any) {
-	if p.quiet {
-		return
-	}
-	p.said.Store(true)
-	p.publish(event.Progress{Message: fmt.Sprintf(format, args...)})
-}
-
-func (p *templateProgress) done(err error) {
-	if !p.said.Load() { // somebody else had just made it
-		return
-	}
-	e := event.Progress{Message: "done", Done: true}
-	if err != nil {
-		e.Message, e.Error = "failed", err.Error()
-	}
-	p.publish(e)
-}
-
-func (p *templateProgress) publish(e event.Progress) {
-	e.ID, e.Title, e.Elapsed = p.title+p.start.String(), p.title, time.Since(p.start)
-	event.Publish(p.ctx, e)
-}

@@ -114,7 +114,7 @@ func (s *Store) buildBase(ctx context.Context, dir, suite string, meta *baseMeta
 	if err := s.reserve(baseNeeds); err != nil {
 		return err
 	}
-	s.progress(ctx).say("building the base image of Debian %s, once", suite)
+	say(ctx, "building the base image of Debian %s, once", suite)
 	image, err := os.Create(filepath.Join(dir, baseErofs))
 	if err != nil {
 		return err
@@ -199,7 +199,7 @@ func (s *Store) buildLayer(ctx context.Context, dir string, base *lease, baseMet
 	if err := s.reserve(deriveNeeds); err != nil {
 		return err
 	}
-	s.progress(ctx).say("building on the base image")
+	say(ctx, "building on the base image")
 	x, err := openIndex(filepath.Join(base.dir, baseIndex))
 	if err != nil {
 		return err

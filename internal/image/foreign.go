@@ -124,7 +124,7 @@ func (b *build) rootfsFrom(ctx context.Context, path, what string, stamp func(st
 	}
 	var meta layerMeta
 	l, err := s.object(ctx, makeRef(kindRootfs, digest(kindRootfs, []string{what, id})), &meta, func(ctx context.Context, dir string) error {
-		s.progress(ctx).say("reading the %s", what)
+		say(ctx, "reading the %s", what)
 		meta = layerMeta{Title: b.title}
 		out, err := os.Create(filepath.Join(dir, "rootfs.erofs"))
 		if err != nil {

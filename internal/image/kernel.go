@@ -75,7 +75,7 @@ func (s *Store) packagedKernel(ctx context.Context, suite, name string, meta *ke
 		if err := s.reserve(kernelNeeds); err != nil {
 			return err
 		}
-		s.progress(ctx).say("fetching the kernel %s, once", name)
+		say(ctx, "fetching the kernel %s, once", name)
 		*meta = kernelMeta{Title: name}
 		var image []byte
 		modules, err := os.Create(filepath.Join(dir, modulesErofs))
@@ -172,7 +172,7 @@ func (s *Store) fileKernel(ctx context.Context, path, modules string, meta *kern
 
 // writeKernel puts a kernel into its directory, as it is and unpacked.
 func (s *Store) writeKernel(ctx context.Context, dir, name string, image []byte, meta *kernelMeta) error {
-	s.progress(ctx).say("unpacking the kernel")
+	say(ctx, "unpacking the kernel")
 	vmlinux, err := extractVmlinux(image)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)

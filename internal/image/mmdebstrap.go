@@ -281,31 +281,31 @@ var progressLines = []struct {
 
 // follow turns a line of mmdebstrap's or apt's into progress.
 func (s *Store) follow(ctx context.Context, t *transcript, run []string, line string) {
-	p := s.progress(ctx)
+	p, _ := work(ctx)
 	if rest, ok := strings.CutPrefix(line, "attest: run "); ok {
 		if i, err := strconv.Atoi(rest); err == nil && i < len(run) {
 			t.phase = fmt.Sprintf("run line %d", i)
-			p.say("running %s", run[i])
+			p.Say("running %s", run[i])
 		}
 		return
 	}
 	if phase, ok := strings.CutPrefix(line, "attest: phase "); ok {
 		t.phase = phase
-		p.say("%s", phase)
+		p.Say("%s", phase)
 		return
 	}
 	if phase, ok := strings.CutPrefix(line, "I: "); ok {
 		for known, name := range phases {
 			if strings.HasPrefix(phase, known) {
 				t.phase = name
-				p.tick("%s", name)
+				p.Tick("%s", name)
 			}
 		}
 		return
 	}
 	for _, l := range progressLines {
 		if m := l.re.FindStringSubmatchIndex(line); m != nil {
-			p.tick("%s", l.re.ExpandString(nil, l.text, line, m))
+			p.Tick("%s", l.re.ExpandString(nil, l.text, line, m))
 			return
 		}
 	}

@@ -167,17 +167,12 @@ func (s *Store) publish(content, dir string, meta any) error {
 // lock gives this process the right to make an object. While it waits it says
 // for whom.
 func (s *Store) lock(ctx context.Context, r ref) (unlock func(), err error) {
-	p, waited := s.progress(ctx), false
+	w, anyone := work(ctx)
 	unlock, err = cache.Lock(ctx, filepath.Join(s.root, "lock", r.kind()+"-"+r.key()), s.sup, func(pid string) {
-		waited = true
-		p.say("waiting for process %s, which builds the same %s", pid, r.kind())
+		w.Say("waiting for process %s, which builds the same %s", pid, r.kind())
 	})
-	if waited && p.title == "" { // nothing else ends what it has begun
-		e := event.Progress{Message: "done", Done: true}
-		if err != nil {
-			e.Message, e.Error = "failed", err.Error()
-		}
-		p.publish(e)
+	if !anyone { // nothing else ends what it has begun
+		w.Done(err)
 	}
 	return unlock, err
 }
@@ -199,39 +194,23 @@ func (s *Store) reserve(need int64) error {
 	return nil
 }
 
-// progress is the report of one Build; it travels in the context.
-type progress struct {
-	ctx   context.Context
-	id    string
-	title string
-	start time.Time
+type workKey struct{}
 
-	last time.Time
+// withWork begins a piece of work, which travels in the context.
+func withWork(ctx context.Context, title string) (context.Context, *event.Work) {
+	w := event.NewWork(ctx, title)
+	return context.WithValue(ctx, workKey{}, w), w
 }
 
-type progressKey struct{}
-
-func (s *Store) progress(ctx context.Context) *progress {
-	if p, ok := ctx.Value(progressKey{}).(*progress); ok {
-		return p
+// work is what withWork has put into the context, or work of nobody.
+func work(ctx context.Context) (w *event.Work, anyone bool) {
+	if w, ok := ctx.Value(workKey{}).(*event.Work); ok {
+		return w, true
 	}
-	return &progress{ctx: ctx, start: time.Now()}
+	return event.NewWork(ctx, ""), false
 }
 
-// say reports something that people should see.
-func (p *progress) say(format string, args ...any) {
-	p.last = time.Now()
-	p.publish(event.Progress{Message: fmt.Sprintf(format, args...)})
-}
-
-// tick is say for one of many, of which a few a second are enough.
-func (p *progress) tick(format string, args ...any) {
-	if time.Since(p.last) >= 300*time.Millisecond {
-		p.say(format, args...)
-	}
-}
-
-func (p *progress) publish(e event.Progress) {
-	e.ID, e.Title, e.Elapsed = p.id, p.title, time.Since(p.start)
-	event.Publish(p.ctx, e)
+func say(ctx context.Context, format string, args ...any) {
+	w, _ := work(ctx)
+	w.Say(format, args...)
 }

@@ -6,9 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
-
-	"github.com/attest-vm/attest/internal/event"
 )
 
 // A Root is the root of an image as one file system on a disk of its own. It is
@@ -53,23 +50,14 @@ func (s *Store) MakeRoot(ctx context.Context, img *Image, filesystem string, siz
 	}
 	key := digest(kindRoot, []any{layers, args, size})
 	title := fmt.Sprintf("%s as %s", img.Title, filesystem)
-	p := &progress{ctx: ctx, id: fmt.Sprintf("root-%s-%d", key[:12], time.Now().UnixNano()), title: "root " + title, start: time.Now()}
-	ctx = context.WithValue(ctx, progressKey{}, p)
-	defer func() {
-		if !p.last.IsZero() {
-			e := event.Progress{Message: "done", Done: true}
-			if err != nil {
-				e.Message, e.Error = "failed", err.Error()
-			}
-			p.publish(e)
-		}
-	}()
+	ctx, work := withWork(ctx, "root "+title)
+	defer func() { work.Done(err) }()
 	meta := rootMeta{Title: title, Image: img.ID}
 	l, err := s.object(ctx, makeRef(kindRoot, key), &meta, func(ctx context.Context, dir string) error {
 		if err := s.reserve(rootNeeds(img)); err != nil {
 			return err
 		}
-		p.say("copying the root to a disk of its own, once")
+		work.Say("copying the root to a disk of its own, once")
 		path := filepath.Join(dir, rootFile)
 		f, err := os.Create(path)
 		if err != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/event"
@@ -99,18 +98,8 @@ func (s *Store) Build(ctx context.Context, source Source) (_ *Image, err error) 
 			err = b.typed(ctx, err)
 		}
 	}()
-	p := &progress{ctx: ctx, id: fmt.Sprintf("image-%s-%d", digest("spec", spec.untitled())[:12], time.Now().UnixNano()), title: "image " + b.title, start: time.Now()}
-	ctx = context.WithValue(ctx, progressKey{}, p)
-	defer func() {
-		// Silence unless something took place: an image that is there is no news.
-		if !p.last.IsZero() {
-			e := event.Progress{Message: "done", Done: true}
-			if err != nil {
-				e.Message, e.Error = "failed", err.Error()
-			}
-			p.publish(e)
-		}
-	}()
+	ctx, work := withWork(ctx, "image "+b.title)
+	defer func() { work.Done(err) }()
 	switch {
 	case spec.Rootfs != nil:
 		err = b.rootfs(ctx, spec.Rootfs)

@@ -281,19 +281,9 @@ func (r *run) execute(ctx context.Context, b script.Build) (err error) {
 		return asInfra("make a pipe for a build", err)
 	}
 	defer out.Close()
-	start := time.Now()
-	say := func(e event.Progress) {
-		e.ID, e.Title, e.Elapsed = "build "+b.Dir+b.Command, "build: "+b.Command, time.Since(start)
-		event.Publish(ctx, e)
-	}
-	say(event.Progress{Message: "running"})
-	defer func() {
-		done := event.Progress{Message: "done", Done: true}
-		if err != nil {
-			done.Message, done.Error = "failed", err.Error()
-		}
-		say(done)
-	}()
+	work := event.NewWork(ctx, "build: "+b.Command)
+	work.Say("running")
+	defer func() { work.Done(err) }()
 	p, err := host.Command(ctx, supervise.Command{Path: "/bin/sh", Args: []string{"sh", "-c", b.Command}, Dir: b.Dir, Stdout: in, Stderr: in, Whole: true})
 	in.Close()
 	if err != nil {
