@@ -43,8 +43,8 @@ type Command struct {
 	Contained bool
 
 	// View limits what the process sees of the host; nil: it sees what the client
-	// does. It is not for one in namespaces of its own, and takes a kernel that can
-	// (CanView).
+	// does. It is not for one in namespaces of its own (package tap does that), and takes a
+	// kernel that can (CanView).
 	View *View
 }
 

@@ -69,9 +69,10 @@ func rights(version int) (r unix.LandlockRulesetAttr) {
 	return r
 }
 
-// restrictThread takes from the calling thread, and from all that it starts, what is not
-// in the view. The files of fds stay within it.
-func (v *View) restrictThread(fds []int) error {
+// RestrictThread takes from the calling thread, and from all that it starts or executes,
+// what is not in the view, for good. The files of fds stay within it. It is for a process
+// that has to do something outside of its view first (Command.View does it by itself).
+func (v *View) RestrictThread(fds []int) error {
 	handled := rights(landlockVersion())
 	fd, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&handled)), unsafe.Sizeof(handled), 0)
 	if errno != 0 {
@@ -145,7 +146,7 @@ func startInView(r *startRequest, attr *syscall.ProcAttr, fds []int) (pid int, e
 	started := make(chan struct{})
 	go func() {
 		runtime.LockOSThread() // for good: Go ends the thread with this function
-		if err = r.View.restrictThread(fds); err == nil {
+		if err = r.View.RestrictThread(fds); err == nil {
 			pid, err = syscall.ForkExec(r.Path, r.Args, attr)
 		}
 		failed := err != nil

@@ -62,6 +62,15 @@ func helper() error {
 	if err != nil || o.Path == "" {
 		return err
 	}
+	if o.View != nil {
+		inherited := make([]int, control) // what the program gets: all in front of the socket
+		for fd := range inherited {
+			inherited[fd] = fd
+		}
+		if err := o.View.RestrictThread(inherited); err != nil { // of the main thread, which executes the program
+			return say(control, &UnavailableError{Step: execStep, Err: err})
+		}
+	}
 	err = unix.Exec(o.Path, o.Args, os.Environ())
 	return say(control, &UnavailableError{Step: execStep, Err: err})
 }

@@ -28,6 +28,7 @@ type order struct {
 	Links []Link
 	Path  string // of the program; empty: none, it was only a try
 	Args  []string
+	View  *supervise.View // of the program; nil: it sees what this process does
 }
 
 // answer is the helper's reply: the descriptors of the TAPs come with the first, or a
@@ -47,7 +48,8 @@ type answer struct {
 // In the namespace the program is root, with no more rights outside than before.
 // On a host that forbids it, the error is an *UnavailableError.
 func Start(ctx context.Context, s *supervise.Supervisor, c supervise.Command, links []Link) (_ *supervise.Process, taps []*os.File, err error) {
-	o := order{Links: links, Path: c.Path, Args: c.Args}
+	o := order{Links: links, Path: c.Path, Args: c.Args, View: c.View}
+	c.View = nil // the helper makes interfaces first, which are not in it
 	if !strings.Contains(o.Path, "/") && o.Path != "" {
 		if o.Path, err = exec.LookPath(o.Path); err != nil {
 			return nil, nil, err

@@ -189,6 +189,7 @@ func (b *backend) Examine(ctx context.Context) doctor.Diagnosis {
 	if err != nil {
 		return d // and the rest would only be noise
 	}
+	d.Findings = append(d.Findings, vmm.ViewFinding(vmm.WhyVisible(p.Path, false)))
 	for _, check := range []struct {
 		name, good string
 		err        error

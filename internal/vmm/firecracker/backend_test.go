@@ -72,7 +72,7 @@ func TestNoKVM(t *testing.T) {
 	if !errors.As(err, &missing) || !strings.Contains(missing.Remedy, "qemu") && !strings.Contains(missing.Remedy, "kvm") {
 		t.Errorf("got %v", err)
 	}
-	if d := newBackend().Examine(t.Context()); d.Usable || len(d.Findings) != 3 || !d.Findings[0].OK || d.Findings[1].OK {
+	if d := newBackend().Examine(t.Context()); d.Usable || len(d.Findings) != 4 || !d.Findings[0].OK || d.Findings[2].OK {
 		t.Errorf("got %+v", d)
 	}
 }

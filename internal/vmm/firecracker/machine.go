@@ -111,7 +111,7 @@ func (m *machine) launch(ctx context.Context, from *vmm.State) (_ *firecracker, 
 	if p.memory, err = vmm.MemoryFile("attest-save"); err != nil {
 		return nil, "", err
 	}
-	spec := microvm.Spec{Path: m.program.Path, Dir: p.dir, NICs: m.config.NICs, Links: map[string]string{}}
+	spec := microvm.Spec{Path: m.program.Path, Dir: p.dir, NICs: m.config.NICs, Links: map[string]string{}, View: microvm.View(m.program, m.config)}
 	inherit := func(f *os.File) (fd int) {
 		spec.Files = append(spec.Files, f)
 		return 2 + len(spec.Files)
@@ -242,6 +242,7 @@ func (m *machine) live(p *firecracker) {
 	for p != nil {
 		<-p.Done()
 		said := m.said(p)
+		p.Output.Finish() // the reason may come last
 		m.mu.Lock()
 		m.current = nil
 		exit := m.classify(p, said)

@@ -21,8 +21,21 @@ type Spec struct {
 	Args  []string // without argv[0]
 	Dir   string   // of its own: what is there is removed before, and all of it at the end
 	Files []*os.File
-	NICs  []vmm.NIC // with a TAP each, called TAPName
+	NICs  []vmm.NIC       // with a TAP each, called TAPName
+	View  *supervise.View // what it sees of the host; nil: what this process does
 	Links map[string]string
+}
+
+// View is what the VMM of a machine sees of the host; nil: all of it (vmm.WhyVisible).
+func View(p Program, c vmm.Config) *supervise.View {
+	if vmm.WhyVisible(p.Path, false) != "" {
+		return nil
+	}
+	v := vmm.View(p.Path, c, c.Boot.(*vmm.Hardware))
+	if len(c.NICs) > 0 {
+		v.Write = append(v.Write, "/dev/net/tun") // it opens its TAPs by their names
+	}
+	return v
 }
 
 // TAPName is the name of network card i's TAP in the VMM's namespace.
@@ -59,7 +72,7 @@ func Start(ctx context.Context, host vmm.Host, s Spec) (_ *Process, err error) {
 			return nil, err
 		}
 	}
-	c := supervise.Command{Path: s.Path, Args: append([]string{filepath.Base(s.Path)}, s.Args...), Dir: s.Dir, ExtraFiles: s.Files}
+	c := supervise.Command{Path: s.Path, Args: append([]string{filepath.Base(s.Path)}, s.Args...), Dir: s.Dir, ExtraFiles: s.Files, View: s.View}
 	closeTheirs, err := p.pipes(&c)
 	if err != nil {
 		return nil, err

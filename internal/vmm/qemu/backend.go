@@ -135,7 +135,7 @@ const maxSerial = 20
 type installed struct {
 	path, version string
 	sandbox       bool   // it and the kernel can do without what sandboxOptions deny
-	visible       string // why it sees all files of the host; empty: it sees its own (view)
+	visible       string // why it sees all files of the host; empty: it sees its own (vmm.View)
 }
 
 // find finds a QEMU that is new enough.
@@ -201,7 +201,7 @@ func (b *backend) ask(path string) (installed, error) {
 	}
 	p.version = string(m[0][len("version "):])
 	p.sandbox = p.sandbox && hasSeccomp()
-	p.visible = whyVisible(path)
+	p.visible = vmm.WhyVisible(path, true)
 	if b.binaries == nil {
 		b.binaries = map[binaryKey]installed{}
 	}
@@ -241,7 +241,7 @@ func (b *backend) Examine(context.Context) doctor.Diagnosis {
 		d.Findings = append(d.Findings,
 			doctor.Finding{Name: "machine types", OK: true, Detail: "q35, microvm"},
 			sandboxFinding(p),
-			filesFinding(p),
+			vmm.ViewFinding(p.visible),
 			doctor.Finding{Name: "networks", OK: true, Detail: "in attest's own process; no root, nothing on the host"})
 	}
 	return d
@@ -252,13 +252,6 @@ func sandboxFinding(p installed) doctor.Finding {
 		return doctor.Finding{Name: "sandbox", OK: true, Detail: "it may start no program and get no rights (seccomp)"}
 	}
 	return doctor.Finding{Name: "sandbox", Detail: "machines run without: this QEMU or this kernel has no seccomp", Remedy: "install a QEMU that is built with libseccomp"}
-}
-
-func filesFinding(p installed) doctor.Finding {
-	if p.visible == "" {
-		return doctor.Finding{Name: "files", OK: true, Detail: "it sees those of its machine and of the system (Landlock)"}
-	}
-	return doctor.Finding{Name: "files", Detail: "it sees all files of this user: " + p.visible, Remedy: "a break-out of a guest reads and writes them; docs/security.md says more"}
 }
 
 // itoa keeps the command line readable.

@@ -109,7 +109,7 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	}
 	start := supervise.Command{Path: qemu.path, Args: append([]string{qemu.path}, c.args...), Dir: config.Dir, ExtraFiles: c.files}
 	if qemu.visible == "" && len(options(hw).Args) == 0 { // what arguments of the user's open, nobody knows
-		start.View = view(config, hw)
+		start.View = vmm.View(qemu.path, config, hw)
 	}
 	m := newMachine(config.Name, ours[1], ours[2], c.saved)
 	m.slots.fill(hw.SlotDisks)

@@ -6,14 +6,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // A QEMU that does what somebody else wants opens no file of the host that its machine
 // was not given. The monitor stands for a guest that has broken out.
 func TestQEMUSeesItsOwnFiles(t *testing.T) {
-	if why := whyVisible("/usr/bin/qemu-system-x86_64"); why != "" {
+	if why := vmm.WhyVisible("/usr/bin/qemu-system-x86_64", true); why != "" {
 		t.Skip(why)
 	}
 	secret := writeFile(t, "secret", make([]byte, 1<<20))
@@ -74,23 +73,4 @@ func (g *guest) dir() string {
 		g.t.Fatal(err)
 	}
 	return dir
-}
-
-// A QEMU of which nobody knows what it needs sees all, and doctor says so.
-func TestWhyVisible(t *testing.T) {
-	if !supervise.CanView() {
-		t.Skip(whyVisible("/usr/bin/true"))
-	}
-	script := writeFile(t, "script", []byte("#!/bin/sh\nexec qemu\n"))
-	for path, want := range map[string]string{
-		"/usr/bin/true": "", "/bin/true": "", "/usr/bin/ldd": "is a script",
-		script: "not installed in /usr", "/nix/store/x-qemu/bin/qemu-kvm": "",
-	} {
-		if got := whyVisible(path); got != want && (want == "" || !strings.Contains(got, want)) {
-			t.Errorf("%s: got %q", path, got)
-		}
-		if f := filesFinding(installed{visible: whyVisible(path)}); f.OK != (want == "") || f.OK == (f.Remedy != "") {
-			t.Errorf("%s: %+v", path, f)
-		}
-	}
 }

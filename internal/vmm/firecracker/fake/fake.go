@@ -12,6 +12,7 @@ import (
 // Options are how a fake differs from a Firecracker that works. The zero value works.
 type Options struct {
 	Version string // default "1.17.0"
+	Program bool   // it is a program, as the real one, and not a script that starts one
 
 	// By request, such as "PUT /snapshot/load":
 	Refuse map[string]string // a fault_message with the status 400
@@ -27,19 +28,26 @@ type Options struct {
 	Deaf            bool // the guest is not heard again when it was restored
 }
 
-const argument = "fake-firecracker"
+const (
+	argument = "fake-firecracker"
+	variable = "FAKE_FIRECRACKER" // instead, for a fake without a script
+)
 
 // Main is the fake if this process was started as one, and returns otherwise.
 func Main() {
-	if len(os.Args) < 3 || os.Args[1] != argument {
+	text, args := os.Getenv(variable), os.Args[1:]
+	if len(os.Args) >= 3 && os.Args[1] == argument {
+		text, args = os.Args[2], os.Args[3:]
+	}
+	if text == "" {
 		return
 	}
 	var o Options
-	if err := json.Unmarshal([]byte(os.Args[2]), &o); err != nil {
+	if err := json.Unmarshal([]byte(text), &o); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(153)
 	}
-	os.Exit(run(o, os.Args[3:]))
+	os.Exit(run(o, args))
 }
 
 // T is what Install needs of a test.
@@ -62,6 +70,12 @@ func Install(t T, o Options) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Setenv("ATTEST_ACCEL", "kvm")
+	if o.Program {
+		t.Setenv(variable, string(b))
+		t.Setenv("ATTEST_FIRECRACKER", self)
+		return self
+	}
 	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 	path := filepath.Join(t.TempDir(), "firecracker")
 	script := fmt.Sprintf("#!/bin/sh\nGORACE=atexit_sleep_ms=0 exec %s %s %s \"$@\"\n", quote(self), argument, quote(string(b)))
@@ -69,7 +83,6 @@ func Install(t T, o Options) string {
 		t.Fatal(err)
 	}
 	t.Setenv("ATTEST_FIRECRACKER", path)
-	t.Setenv("ATTEST_ACCEL", "kvm")
 	return path
 }
 
