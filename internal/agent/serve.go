@@ -315,6 +315,8 @@ func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 		return do(r, func(q wire.TTYRequest) (any, error) { return waitTTY(ctx, q) })
 	case wire.OpWaitX:
 		return do(r, func(q wire.WindowRequest) (any, error) { return waitX(ctx, q) })
+	case wire.OpPicture:
+		return do(r, func(q wire.PictureRequest) (any, error) { return takePicture(ctx, q, stream.Writer(wire.Stdout)) })
 	case wire.OpEcho:
 		return nil, nil
 	case wire.OpLook:

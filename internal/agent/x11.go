@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -18,12 +19,9 @@ import (
 	"github.com/attest-vm/attest/internal/wire"
 )
 
-// The X server that operations look at is that of DISPLAY=:0, which commands
-// have in their environment.
-const (
-	xDisplay = "0"
-	xSocket  = "/tmp/.X11-unix/X" + xDisplay
-)
+// xSocket is where the X server of a display listens, with its number appended. That of
+// DISPLAY=:0 is the one which commands have in their environment.
+const xSocket = "/tmp/.X11-unix/X"
 
 const (
 	minXPoll = 10 * time.Millisecond
@@ -42,7 +40,7 @@ func waitX(ctx context.Context, q wire.WindowRequest) (any, error) {
 	}
 	var state wire.WindowState
 	for pause := minXPoll; ; pause = min(2*pause, maxXPoll) {
-		titles, err := windowTitles(ctx)
+		titles, err := windowTitles(ctx, q.Display)
 		if ctx.Err() != nil {
 			return state, context.Cause(ctx) // what was seen before counts
 		}
@@ -52,7 +50,7 @@ func waitX(ctx context.Context, q wire.WindowRequest) (any, error) {
 			if q.Once || q.Pattern == "" || slices.ContainsFunc(titles, pattern.MatchString) {
 				return state, nil
 			}
-		} else if state.Seen = err.Error(); q.Once {
+		} else if state.Seen = err.Error(); q.Once || !mayCome(err) {
 			return state, errorf(wire.KindFailed, "%v", err)
 		}
 		select {
@@ -63,31 +61,75 @@ func waitX(ctx context.Context, q wire.WindowRequest) (any, error) {
 	}
 }
 
+// mayCome reports whether an X server or a compositor may do later what it does not do now.
+func mayCome(err error) bool {
+	var never *absentError
+	var wrong *wire.Error
+	return !errors.As(err, &never) && !errors.As(err, &wrong)
+}
+
 // windowTitles asks the X server for the titles of all windows that have one,
-// as xwininfo -root -tree lists them.
-func windowTitles(ctx context.Context) ([]string, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", xSocket)
-	if err != nil {
-		return nil, fmt.Errorf("no X server on display :%s: %w", xDisplay, err)
+// as xwininfo -root -tree lists them; or a Wayland compositor, if the display is one's.
+func windowTitles(ctx context.Context, display string) ([]string, error) {
+	if IsWayland(display) {
+		return toplevels(ctx, display)
 	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	conn.SetDeadline(time.Now().Add(xTimeout))
-	x, err := newXClient(conn, xCookie(xAuthFiles("/proc"), xDisplay))
+	x, done, err := dialX(ctx, display)
 	if err != nil {
-		return nil, fmt.Errorf("the X server on display :%s: %w", xDisplay, err)
+		return nil, err
 	}
+	defer done()
 	return x.titles()
+}
+
+// displayNumber is the N of a display :N, or :N.0.
+var displayNumber = regexp.MustCompile(`^:([0-9]{1,5})(\.0)?$`)
+
+// dialX connects to the X server of a display, ":0" if it is empty. The caller calls done.
+func dialX(ctx context.Context, display string) (x *xClient, done func(), err error) {
+	display = cmp.Or(display, ":0")
+	found := displayNumber.FindStringSubmatch(display)
+	if found == nil {
+		return nil, nil, errorf(wire.KindInvalid, "%q is not a display of an X server; want \":0\" or another number", display)
+	}
+	number := found[1]
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", xSocket+number)
+	if err != nil {
+		return nil, nil, fmt.Errorf("no X server on display :%s: %w", number, err)
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	done = func() { stop(); conn.Close() }
+	conn.SetDeadline(time.Now().Add(xTimeout))
+	x, err = newXClient(conn, xCookie(xAuthFiles("/proc"), number))
+	if err != nil {
+		done()
+		return nil, nil, fmt.Errorf("the X server on display :%s: %w", number, err)
+	}
+	return x, done, nil
 }
 
 // An xClient speaks as much of the X protocol (X Window System Protocol, version
 // 11) as it takes to ask for windows and their titles.
 type xClient struct {
 	conn      io.ReadWriter
-	root      uint32
+	setup     xSetup
 	netWMName uint32 // atom _NET_WM_NAME
 }
+
+// An xSetup is what the server says of itself and of its first screen.
+type xSetup struct {
+	root          uint32 // the window behind all others
+	width, height int    // of it, in pixels, when the client connected
+	colormap      uint32 // the default one
+	depth         int    // of the root
+	visual        xVisual
+	bits, pad     int // of a pixel and of a line of pixels, in pictures of that depth
+	bigEndian     bool
+}
+
+// An xVisual is how the values of pixels are colours: by masks, or of a palette if those are 0.
+type xVisual struct{ red, green, blue uint32 }
 
 var le = binary.LittleEndian
 
@@ -109,7 +151,8 @@ func newXClient(conn io.ReadWriter, cookie []byte) (*xClient, error) {
 	le.PutUint16(hello[8:], uint16(len(cookie)))
 	copy(hello[12:], name)
 	copy(hello[12+pad4(len(name)):], cookie)
-	if _, err := conn.Write(hello); err != nil {
+	_, err := conn.Write(hello)
+	if err != nil {
 		return nil, err
 	}
 	head := make([]byte, 8)
@@ -124,18 +167,50 @@ func newXClient(conn io.ReadWriter, cookie []byte) (*xClient, error) {
 		reason := rest[:min(int(head[1]), len(rest))]
 		return nil, fmt.Errorf("connection refused: %s", strings.TrimSpace(string(reason)))
 	}
-	if len(rest) < 32 {
-		return nil, errors.New("a short answer")
+	x.setup, err = parseSetup(rest)
+	if err != nil {
+		return nil, err
 	}
-	screen := 32 + pad4(int(le.Uint16(rest[16:]))) + 8*int(rest[21]) // behind the vendor and the formats
-	if rest[20] < 1 || screen+4 > len(rest) {
-		return nil, errors.New("the server has no screen")
-	}
-	x.root = le.Uint32(rest[screen:])
-	var err error
 	x.netWMName, err = x.atom("_NET_WM_NAME")
 	return x, err
 }
+
+// parseSetup reads what comes behind the first 8 bytes of the server's answer.
+func parseSetup(rest []byte) (s xSetup, err error) {
+	if len(rest) < 32 {
+		return s, errors.New("a short answer")
+	}
+	formats := 32 + pad4(int(le.Uint16(rest[16:]))) // behind the vendor
+	screen := formats + 8*int(rest[21])
+	if rest[20] < 1 || screen+40 > len(rest) {
+		return s, errors.New("the server has no screen")
+	}
+	s.bigEndian = rest[22] != 0
+	first := rest[screen:]
+	s.root, s.colormap = le.Uint32(first), le.Uint32(first[4:])
+	s.width, s.height = int(le.Uint16(first[20:])), int(le.Uint16(first[22:]))
+	visual, depths := le.Uint32(first[32:]), int(first[39])
+	s.depth = int(first[38])
+	for f := formats; f < screen; f += 8 {
+		if int(rest[f]) == s.depth {
+			s.bits, s.pad = int(rest[f+1]), int(rest[f+2])
+		}
+	}
+	for at := 40; depths > 0 && at+8 <= len(first); depths-- {
+		visuals := int(le.Uint16(first[at+2:]))
+		at += 8
+		for ; visuals > 0 && at+24 <= len(first); visuals-- {
+			if v := first[at:]; le.Uint32(v) == visual && v[4] >= trueColor {
+				s.visual = xVisual{le.Uint32(v[8:]), le.Uint32(v[12:]), le.Uint32(v[16:])}
+			}
+			at += 24
+		}
+	}
+	return s, nil
+}
+
+// trueColor and the class above it, DirectColor, have masks of the colours in a pixel.
+const trueColor = 4
 
 // maxXReply bounds a reply; titles are cut far below it.
 const maxXReply = 16 << 20
@@ -267,7 +342,7 @@ func (x *xClient) titles() ([]string, error) {
 		}
 		return nil
 	}
-	return out, walk(x.root)
+	return out, walk(x.setup.root)
 }
 
 // xAuthFiles are the files with the cookies of the X servers that run, as their

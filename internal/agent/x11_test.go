@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"encoding/binary"
+	"image"
 	"io"
 	"testing"
 )
@@ -39,13 +40,20 @@ func FuzzXClient(f *testing.F) {
 	reply := append([]byte{1}, make([]byte, 31)...)
 	f.Add(append(append([]byte{}, setup...), bytes.Repeat(reply, 3)...))
 	f.Add([]byte{0, 4, 11, 0, 0, 0, 1, 0, 'n', 'o', 0, 0})
+	palette := xScreen{size: image.Pt(3, 2), format: pixelFormat{size: 1}, depth: 8, pad: 32, colours: 2}
+	f.Add(bytes.Join([][]byte{palette.setup(), reply, reply, palette.image(bytes.Clone(reply), []byte{77, 0, 0, 0, 0, 0, 0, 0, 3, 0, 2, 0, 255, 255, 255, 255})}, nil))
 	f.Fuzz(func(t *testing.T, answer []byte) {
-		conn := struct {
-			io.Reader
-			io.Writer
-		}{bytes.NewReader(answer), io.Discard}
-		if x, err := newXClient(conn, nil); err == nil {
-			x.titles()
+		for _, ask := range []func(*xClient){
+			func(x *xClient) { x.titles() },
+			func(x *xClient) { x.picture(io.Discard) },
+		} {
+			conn := struct {
+				io.Reader
+				io.Writer
+			}{bytes.NewReader(answer), io.Discard}
+			if x, err := newXClient(conn, nil); err == nil {
+				ask(x)
+			}
 		}
 	})
 }

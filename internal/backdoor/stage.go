@@ -1,6 +1,7 @@
 package backdoor
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -77,7 +78,7 @@ func (s *shell) Operate(stream *wire.Stream, r wire.Request, next func(wire.Requ
 
 // refusal says what cannot be had from a shell.
 func refusal(op string) string {
-	what := map[string]string{wire.OpTerminal: "a terminal", wire.OpConnect: "a forwarded port"}[op]
+	what := map[string]string{wire.OpTerminal: "a terminal", wire.OpConnect: "a forwarded port", wire.OpPicture: "a picture of what the guest shows"}[op]
 	if what == "" {
 		what = fmt.Sprintf("%q", op)
 	}
@@ -293,8 +294,12 @@ func (s *shell) waitX(ctx context.Context, q wire.WindowRequest) (state wire.Win
 	if err != nil {
 		return state, errorf(wire.KindInvalid, "not a regular expression: %v", err)
 	}
+	display := cmp.Or(q.Display, ":0")
+	if agent.IsWayland(display) {
+		return state, errorf(wire.KindFailed, "the windows of a Wayland compositor need attest's agent in the guest")
+	}
 	for {
-		r, err := s.run(ctx, nil, nil, `type -P xwininfo > /dev/null || exit 127; XAUTHORITY=${XAUTHORITY-$(ls -t /run/user/*/.mutter-Xwaylandauth* /run/user/*/xauth* /var/run/lightdm/root/:0 /root/.Xauthority 2> /dev/null | head -n 1)} xwininfo -root -tree`)
+		r, err := s.run(ctx, nil, nil, `type -P xwininfo > /dev/null || exit 127; export DISPLAY=$1; XAUTHORITY=${XAUTHORITY-$(ls -t /run/user/*/.mutter-Xwaylandauth* /run/user/*/xauth* /var/run/lightdm/root/:0 /root/.Xauthority 2> /dev/null | head -n 1)} xwininfo -root -tree`, display)
 		if err != nil {
 			return state, err
 		}
@@ -310,7 +315,7 @@ func (s *shell) waitX(ctx context.Context, q wire.WindowRequest) (state wire.Win
 			if q.Once || q.Pattern == "" || slices.ContainsFunc(state.Windows, pattern.MatchString) {
 				return state, nil
 			}
-		} else if state.Seen = "no X server on display :0: " + r.complaint(); q.Once {
+		} else if state.Seen = "no X server on display " + display + ": " + r.complaint(); q.Once {
 			return state, errorf(wire.KindFailed, "%s", state.Seen)
 		}
 		if err := pause(ctx); err != nil {

@@ -263,6 +263,7 @@ func FuzzClient(f *testing.F) {
 		ask("port", func() error { _, err := c.WaitPort(ctx, "localhost", 80, "", true, false); return err })
 		ask("unit", func() error { _, err := c.WaitUnit(ctx, "x.service", "", false); return err })
 		ask("window", func() error { _, err := c.WaitX(ctx, wire.WindowRequest{}); return err })
+		ask("picture", func() error { _, _, err := c.Picture(limited, wire.PictureRequest{}); return err })
 		ask("tty", func() error { _, err := c.WaitTTY(ctx, 1, "x"); return err })
 		ask("terminal", func() error {
 			_, err := c.Terminal(ctx, guest.Terminal{Input: strings.NewReader("x\n"), Output: io.Discard})

@@ -153,7 +153,7 @@ func (c *Client) WaitTTY(ctx context.Context, tty int, pattern string) (wire.TTY
 	return state, err
 }
 
-// WaitX waits until the X server of display :0 answers and has what q asks for.
+// WaitX waits until an X server or a Wayland compositor answers and has what q asks for.
 func (c *Client) WaitX(ctx context.Context, q wire.WindowRequest) (wire.WindowState, error) {
 	var state wire.WindowState
 	err := c.call(ctx, wire.OpWaitX, q, &state)

@@ -23,6 +23,7 @@ const (
 	OpWaitSocket = "wait-socket" // SocketRequest, Observation
 	OpWaitTTY    = "wait-tty"    // TTYRequest, TTYState
 	OpWaitX      = "wait-x"      // WindowRequest, WindowState
+	OpPicture    = "picture"     // PictureRequest, a PPM or PNG file on Stdout and PictureResult
 	OpPutTar     = "put-tar"     // CopyRequest and a tar stream on Stdin, CopyResult
 	OpGetTar     = "get-tar"     // CopyRequest, a tar stream on Stdout and CopyResult
 	OpLay        = "lay"         // LayRequest and a tar stream on Stdin, LayResult
@@ -291,8 +292,9 @@ type TTYState struct {
 	Missing bool   `json:"missing,omitempty"` // nobody has used it yet
 }
 
-// WindowRequest waits until the X server of display :0 answers, and has a window.
+// WindowRequest waits until an X server or a Wayland compositor answers, and has a window.
 type WindowRequest struct {
+	Display string `json:"display,omitempty"` // ":1", or "wayland-1"; empty: ":0"
 	Pattern string `json:"pattern,omitempty"` // of a window's title; empty: only the server
 	Once    bool   `json:"once,omitempty"`    // look once and do not wait
 }
@@ -302,6 +304,24 @@ type WindowState struct {
 	Windows []string `json:"windows,omitempty"` // the titles of all windows that have one
 	Seen    string   `json:"seen,omitempty"`    // why there is no answer yet
 	Tries   int      `json:"tries"`
+}
+
+// PictureRequest asks for a picture of what the guest shows.
+type PictureRequest struct {
+	Method  string `json:"method,omitempty"`  // a Show…; empty: what is there
+	Display string `json:"display,omitempty"` // ":1", "wayland-1", "fb1"; empty: the first
+}
+
+// The ways to a picture of what a guest shows.
+const (
+	ShowFramebuffer = "fb"
+	ShowX11         = "x11"
+	ShowWayland     = "wayland"
+)
+
+// PictureResult is where the picture comes from.
+type PictureResult struct {
+	Method string `json:"method"`
 }
 
 // CopyRequest names the file or directory in the guest.
