@@ -19,6 +19,12 @@ func (c MachineConfig) supports(ctx context.Context, operation string, what vmm.
 	if !ok {
 		return nil // that has an error of its own
 	}
+	if what == vmm.CanCapture {
+		if _, lack := c.offers(b, vmm.CanShow); lack.InGuest {
+			return nil
+		}
+		what = vmm.CanShow
+	}
 	if what == vmm.CanRead {
 		if err := c.supports(ctx, operation, vmm.CanShow); err != nil {
 			return err

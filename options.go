@@ -34,6 +34,7 @@ type WaitOption interface {
 	JournalOption
 	TextOption
 	NeedleOption
+	XOption
 	forWait()
 }
 
@@ -85,6 +86,25 @@ type NeedleOption interface {
 type TagOption interface {
 	NeedleOption
 	forTag()
+}
+
+// An XOption is an option of waits for an X server or for windows: [Timeout] and [Display].
+type XOption interface {
+	set(*options)
+	forX()
+}
+
+// A PictureOption is an option of [Machine.GuestScreenshot]: [Method] and [Display].
+type PictureOption interface {
+	set(*options)
+	forPicture()
+}
+
+// A DisplayOption is an option of whatever asks an X server or a Wayland compositor: [Display].
+type DisplayOption interface {
+	XOption
+	PictureOption
+	forDisplay()
 }
 
 // A RegionOption is an option of whatever reads a screen: [Region].
@@ -149,6 +169,9 @@ func (option) forShell()    {}
 func (option) forKey()      {}
 func (option) forStart()    {}
 func (option) forText()     {}
+func (option) forX()        {}
+func (option) forDisplay()  {}
+func (option) forPicture()  {}
 func (option) forNeedle()   {}
 func (option) forTag()      {}
 func (option) forRegion()   {}
@@ -181,6 +204,8 @@ type options struct {
 	since       string
 	allowReboot bool
 	tag         string
+	display     string
+	method      string
 	region      image.Rectangle // empty: all of the screen
 }
 
@@ -246,6 +271,14 @@ func Dir(path string) DetachOption { return option(func(o *options) { o.dir = pa
 func Region(part image.Rectangle) RegionOption {
 	return option(func(o *options) { o.region = part })
 }
+
+// Display is the X server to ask, by the name of its display: ":0" unless given. For windows and pictures it
+// can also be a Wayland compositor, by the name of its socket, such as "wayland-1"; "wayland" is the first one. For
+// pictures it can be a framebuffer, such as "fb1".
+func Display(name string) DisplayOption { return option(func(o *options) { o.display = name }) }
+
+// Method is the way to a picture of what a guest shows: "auto" unless given, "fb", "x11" or "wayland".
+func Method(name string) PictureOption { return option(func(o *options) { o.method = name }) }
 
 // Tag takes only the needles of a directory that have this tag.
 func Tag(name string) TagOption { return option(func(o *options) { o.tag = name }) }

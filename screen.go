@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -125,22 +126,41 @@ func (m *Machine) checkPattern(operation, pattern string) error {
 	return nil
 }
 
-// WaitForX waits until the guest's X server takes connections on display :0.
-func (m *Machine) WaitForX(ctx context.Context, opts ...WaitOption) error {
-	return m.waitX(ctx, "wait_for_x", "", wire.WindowRequest{}, opts)
+// WaitForX waits until the guest's X server takes connections: that of display :0, or of
+// another Display.
+func (m *Machine) WaitForX(ctx context.Context, opts ...XOption) error {
+	return m.waitX(ctx, "wait_for_x", wire.WindowRequest{}, collect(opts))
 }
 
-// WaitForWindow waits until the X server of display :0 has a window whose title
-// matches a regular expression.
-func (m *Machine) WaitForWindow(ctx context.Context, pattern string, opts ...WaitOption) error {
+// WaitForWindow waits until an X server, or the Wayland compositor of Display, has a window whose
+// title matches a regular expression.
+func (m *Machine) WaitForWindow(ctx context.Context, pattern string, opts ...XOption) error {
 	if err := m.checkPattern("wait_for_window", pattern); err != nil {
 		return err
 	}
-	return m.waitX(ctx, "wait_for_window", strconv.Quote(pattern), wire.WindowRequest{Pattern: cmpOrAny(pattern)}, opts)
+	return m.waitX(ctx, "wait_for_window", wire.WindowRequest{Pattern: cmpOrAny(pattern)}, collect(opts), argument{"", pattern})
 }
 
-func (m *Machine) waitX(ctx context.Context, operation, args string, q wire.WindowRequest, opts []WaitOption) error {
-	return m.wait(ctx, operation, args, collect(opts), func(ctx context.Context, r *run) error {
+// displayName is the name of a display of a guest: that of an X server, or the socket of a Wayland compositor.
+var displayName = regexp.MustCompile(`^(:[0-9]{1,5}(\.0)?|(/.*/)?wayland(-[0-9]{1,5})?)$`)
+
+func (m *Machine) checkDisplay(operation string, o options, windows bool) error {
+	switch isX := strings.HasPrefix(o.display, ":"); {
+	case o.display == "" || displayName.MatchString(o.display) && (windows || isX):
+		return nil
+	case windows:
+		return &ConfigError{m.Name(), fmt.Sprintf(`%s: there is no display %q; want one of the guest's, such as ":1" or "wayland-1"`, operation, o.display)}
+	}
+	return &ConfigError{m.Name(), fmt.Sprintf(`%s: there is no display %q of an X server; want one of the guest's, such as ":1"`, operation, o.display)}
+}
+
+func (m *Machine) waitX(ctx context.Context, operation string, q wire.WindowRequest, o options, given ...argument) error {
+	if err := m.checkDisplay(operation, o, q.Pattern != ""); err != nil {
+		return err
+	}
+	q.Display = o.display
+	args := written(ctx, append(given, unless("display", o.display, ":0"))...)
+	return m.wait(ctx, operation, args, o, func(ctx context.Context, r *run) error {
 		state, err := r.guest.WaitX(ctx, q)
 		if err == nil || context.Cause(ctx) != errWaitOver {
 			return err
@@ -158,42 +178,61 @@ func (m *Machine) waitX(ctx context.Context, operation, args string, q wire.Wind
 	})
 }
 
-// WindowNames are the titles of all windows of the X server of display :0 that
-// have one.
-func (m *Machine) WindowNames(ctx context.Context) ([]string, error) {
+// WindowNames are the titles of all windows that have one: of the X server of display :0, or of
+// another Display.
+func (m *Machine) WindowNames(ctx context.Context, opts ...DisplayOption) ([]string, error) {
+	const operation = "get_window_names"
+	o := collect(opts)
+	if err := m.checkDisplay(operation, o, true); err != nil {
+		return nil, err
+	}
+	args := written(ctx, unless("display", o.display, ":0"))
 	var names []string
-	err := step(ctx, m.Name(), "get_window_names", "", func(ctx context.Context) error {
-		r, err := m.use(ctx, "get_window_names")
+	err := step(ctx, m.Name(), operation, args, func(ctx context.Context) error {
+		r, err := m.use(ctx, operation)
 		if err != nil {
 			return err
 		}
-		state, err := r.guest.WaitX(ctx, wire.WindowRequest{Once: true})
+		state, err := r.guest.WaitX(ctx, wire.WindowRequest{Display: o.display, Once: true})
 		names = state.Windows
-		return r.explainRefusal(ctx, "get_window_names", "", err)
+		return r.explainRefusal(ctx, operation, args, err)
 	})
 	return names, err
 }
 
 // Screenshot writes what is on the machine's screen to a PNG file below
 // LabConfig.OutDir. A name without a dot gets ".png". The guest need not have booted,
-// and the machine can be paused.
+// and the machine can be paused. On a backend without screens it is [Machine.GuestScreenshot].
 func (m *Machine) Screenshot(ctx context.Context, filename string) error {
+	const operation = "screenshot"
 	args := strconv.Quote(filename)
-	return step(ctx, m.Name(), "screenshot", args, func(ctx context.Context) error {
-		if filename == "" || strings.HasSuffix(filename, "/") {
-			return &ConfigError{m.Name(), fmt.Sprintf("screenshot(%s): the file name is missing", args)}
+	return step(ctx, m.Name(), operation, args, func(ctx context.Context) error {
+		path, err := m.pictureName(ctx, operation, args, filename)
+		if err != nil {
+			return err
 		}
-		path := filename
-		if !strings.Contains(filepath.Base(path), ".") {
-			path += ".png"
+		if m.config.supports(ctx, operation, vmm.CanShow) != nil && m.config.supports(ctx, operation, vmm.CanCapture) == nil {
+			_, err := m.guestScreenshot(ctx, operation, args, path, options{})
+			return err
 		}
-		if !filepath.IsAbs(path) {
-			path = m.lab.out.place(ctx, m.Name(), path)
-		}
-		return withVMM(ctx, m, "screenshot", vmm.CanShow, func(r *run, s vmm.Screener) error {
+		return withVMM(ctx, m, operation, vmm.CanShow, func(r *run, s vmm.Screener) error {
 			return r.screenshot(ctx, s, path)
 		})
 	})
+}
+
+// pictureName is the path of the file that an operation writes a picture to.
+func (m *Machine) pictureName(ctx context.Context, operation, args, filename string) (string, error) {
+	if filename == "" || strings.HasSuffix(filename, "/") {
+		return "", &ConfigError{m.Name(), fmt.Sprintf("%s(%s): the file name is missing", operation, args)}
+	}
+	if !strings.Contains(filepath.Base(filename), ".") {
+		filename += ".png"
+	}
+	if !filepath.IsAbs(filename) {
+		filename = m.lab.out.place(ctx, m.Name(), filename)
+	}
+	return filename, nil
 }
 
 // screenshot has the VMM write into the machine's own directory: it may not see
@@ -208,9 +247,17 @@ func (r *run) screenshot(ctx context.Context, s vmm.Screener, path string) error
 	if err != nil {
 		return err
 	}
+	return m.writePicture(ctx, path, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
+// writePicture writes a picture to a file, and tells reports of it.
+func (m *Machine) writePicture(ctx context.Context, path string, write func(io.Writer) error) error {
 	f, path, err := m.lab.out.create(path, m.Name()+": screenshot")
 	if err == nil {
-		_, err = f.Write(data)
+		err = write(f)
 		err = errors.Join(err, f.Close())
 	}
 	if err != nil {

@@ -262,6 +262,16 @@ func (m *TestMachine) ForwardPort(hostPort, guestPort int) int {
 	return result
 }
 
+// GuestScreenshot writes what the guest shows to a PNG file, as Screenshot
+// does, and returns the Method that it was taken by. See
+// [Machine.GuestScreenshot].
+func (m *TestMachine) GuestScreenshot(filename string, opts ...PictureOption) string {
+	m.t.Helper()
+	result, err := m.Machine.GuestScreenshot(m.at(), filename, opts...)
+	m.check(err)
+	return result
+}
+
 // HealDisk ends what is wrong with a disk. See [Machine.HealDisk].
 func (m *TestMachine) HealDisk(serial string) {
 	m.t.Helper()
@@ -651,16 +661,17 @@ func (m *TestMachine) WaitForUnit(unit string, opts ...UnitOption) {
 	m.check(m.Machine.WaitForUnit(m.at(), unit, opts...))
 }
 
-// WaitForWindow waits until the X server of display :0 has a window whose title
-// matches a regular expression. See [Machine.WaitForWindow].
-func (m *TestMachine) WaitForWindow(pattern string, opts ...WaitOption) {
+// WaitForWindow waits until an X server, or the Wayland compositor of Display,
+// has a window whose title matches a regular expression. See
+// [Machine.WaitForWindow].
+func (m *TestMachine) WaitForWindow(pattern string, opts ...XOption) {
 	m.t.Helper()
 	m.check(m.Machine.WaitForWindow(m.at(), pattern, opts...))
 }
 
-// WaitForX waits until the guest's X server takes connections on display :0.
-// See [Machine.WaitForX].
-func (m *TestMachine) WaitForX(opts ...WaitOption) {
+// WaitForX waits until the guest's X server takes connections: that of display
+// :0, or of another Display. See [Machine.WaitForX].
+func (m *TestMachine) WaitForX(opts ...XOption) {
 	m.t.Helper()
 	m.check(m.Machine.WaitForX(m.at(), opts...))
 }
@@ -692,11 +703,11 @@ func (m *TestMachine) WaitUntilTTYMatches(tty, pattern string, opts ...WaitOptio
 	m.check(m.Machine.WaitUntilTTYMatches(m.at(), tty, pattern, opts...))
 }
 
-// WindowNames are the titles of all windows of the X server of display :0 that
-// have one. See [Machine.WindowNames].
-func (m *TestMachine) WindowNames() []string {
+// WindowNames are the titles of all windows that have one: of the X server of
+// display :0, or of another Display. See [Machine.WindowNames].
+func (m *TestMachine) WindowNames(opts ...DisplayOption) []string {
 	m.t.Helper()
-	result, err := m.Machine.WindowNames(m.at())
+	result, err := m.Machine.WindowNames(m.at(), opts...)
 	m.check(err)
 	return result
 }

@@ -260,6 +260,10 @@ var (
 	tagParam    = Param{Name: "tag", Type: String, Default: Absent, Doc: "only the needles with this tag"}
 )
 
+var displayParam = Param{Name: "display", Type: String, Default: ":0", Named: true, Doc: "the X server, by the name of its display in the guest; of windows also a Wayland compositor, by the name of its socket, such as `wayland-1`, or `wayland` for the first one"}
+
+func (a Args) display() attest.DisplayOption { return attest.Display(a.String("display")) }
+
 // tag is the option that the argument of this name stands for.
 func (a Args) tag() attest.TagOption {
 	if !a.Given("tag") {
@@ -292,12 +296,30 @@ func (a Args) region() attest.RegionOption {
 
 var screenTable = []*Operation{
 	{
-		Name: "screenshot", Subject: "Screen", Result: None, Needs: vmm.CanShow,
+		Name: "screenshot", Subject: "Screen", Result: None, Needs: vmm.CanCapture,
 		Params: []Param{{Name: "filename", Type: String, Check: checkBelow, Doc: "where to write it, as PNG: below the directory `TEST/MACHINE` of the output directory (`-o`); `.png` is added to a name without a dot"}},
 		Doc: "Writes the machine's screen to a file.\n\n" +
-			"The machine needs a screen: `machine(display = True)`. It works before the guest has booted and on a paused machine.",
+			"The machine needs a screen: `machine(display = True)`. It works before the guest has booted and on a paused machine. " +
+			"On a backend whose machines have no screens it is `guest_screenshot`.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.Screenshot(ctx, a.String("filename"))
+		},
+	},
+	{
+		Name: "guest_screenshot", Subject: "Screen", Result: String,
+		Params: []Param{
+			{Name: "filename", Type: String, Default: "guest", Check: checkBelow, Doc: "where to write it, as with `screenshot`"},
+			{Name: "method", Type: String, Default: "auto", Doc: "`wayland`, `x11` or `fb` (a framebuffer); `auto` is the first of these that is there"},
+			{Name: "display", Type: String, Default: Absent, Doc: "of which X server (`:1`), Wayland compositor (`wayland-1`) or framebuffer (`fb1`); the first one unless given"},
+		},
+		Doc: "Writes what the guest shows to a file, and returns the method that the picture was taken by.\n\n" +
+			"The guest takes the picture, so the machine needs no screen ([screen.md](screen.md#pictures-from-the-guest)). The error names what the guest lacks.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			opts := []attest.PictureOption{attest.Method(a.String("method"))}
+			if a.Given("display") {
+				opts = append(opts, attest.Display(a.String("display")))
+			}
+			return t.machine.GuestScreenshot(ctx, a.String("filename"), opts...)
 		},
 	},
 	{
@@ -359,27 +381,28 @@ var screenTable = []*Operation{
 	},
 	{
 		Name: "wait_for_x", Subject: "Screen", Result: None,
-		Params: []Param{limitParam},
-		Doc: "Waits until an X server in the guest takes connections on display `:0`.\n\n" +
+		Params: []Param{limitParam, displayParam},
+		Doc: "Waits until an X server in the guest takes connections.\n\n" +
 			"It needs no program in the guest. It takes the cookie from the server's `-auth` file.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.WaitForX(ctx, a.limit())
+			return nil, t.machine.WaitForX(ctx, a.limit(), a.display())
 		},
 	},
 	{
 		Name: "get_window_names", Subject: "Screen", Result: List,
-		Doc: "Returns the titles of all titled windows of the X server on display `:0`, the topmost first.",
-		call: func(ctx context.Context, t target, _ Args) (any, error) {
-			return t.machine.WindowNames(ctx)
+		Params: []Param{displayParam},
+		Doc:    "Returns the titles of all titled windows of an X server, the topmost first.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return t.machine.WindowNames(ctx, a.display())
 		},
 	},
 	{
 		Name: "wait_for_window", Subject: "Screen", Result: None,
-		Params: []Param{{Name: "regexp", Type: String, Doc: "a regular expression in Go's syntax"}, limitParam},
-		Doc: "Waits until the X server on display `:0` has a window whose title matches.\n\n" +
+		Params: []Param{{Name: "regexp", Type: String, Doc: "a regular expression in Go's syntax"}, limitParam, displayParam},
+		Doc: "Waits until an X server has a window whose title matches.\n\n" +
 			"The error has the titles of all windows, and a screenshot if the machine has a screen.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
-			return nil, t.machine.WaitForWindow(ctx, a.String("regexp"), a.limit())
+			return nil, t.machine.WaitForWindow(ctx, a.String("regexp"), a.limit(), a.display())
 		},
 	},
 }

@@ -19,6 +19,7 @@ const (
 	CanType     Capability = "keyboard"     // Keyboarder
 	CanPoint    Capability = "pointer"      // Pointer
 	CanShow     Capability = "screen"       // Screener
+	CanCapture  Capability = "screenshot"   // Screener, or a guest that shows something by itself (Lack.InGuest)
 	CanRead     Capability = "screen text"  // Screener, on a host that can read what it shows
 	CanListen   Capability = "serial input" // ConsoleWriter
 	CanInteract Capability = "monitor"      // Monitor
@@ -37,6 +38,9 @@ type Offerer interface {
 type Lack struct {
 	Reason string    // "the machine has no screen"; may be empty
 	Give   []Setting // a machine with these has it
+	// InGuest says that no machine of the backend has a screen, and that guests may show something
+	// all the same, on a screen of their own.
+	InGuest bool
 }
 
 // A Setting is one of a machine's configuration, by its name there.

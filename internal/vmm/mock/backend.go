@@ -260,6 +260,7 @@ func (b *backend) Offers(c vmm.Config, what vmm.Capability) (ok bool, lack vmm.L
 	case vmm.CanTell:
 		_, ok = vm.(vmm.EventSource)
 	}
+	lack.InGuest = !ok && what == vmm.CanShow && b.kind(c) == kindInProcess
 	if !ok && b.kind(c) == kindProcess {
 		lack.Reason = "its machines are processes of this host"
 	}

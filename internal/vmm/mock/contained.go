@@ -203,6 +203,8 @@ func (c contained) Operate(stream *wire.Stream, r wire.Request, next func(wire.R
 		return wire.ClockResult{Time: time.Now()}, nil
 	case wire.OpSync: // would sync the host's disks
 		return nil, nil
+	case wire.OpPicture:
+		return nil, errors.New("a machine that is processes of this host shows nothing")
 	case wire.OpPower:
 		return decode(r, func(q wire.PowerRequest) (any, error) {
 			order := signalPowerOff

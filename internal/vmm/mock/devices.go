@@ -1,18 +1,21 @@
 package mock
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"image"
 	"image/color"
 	"image/draw"
 	"image/png"
+	"io"
 	"os"
 	"slices"
 	"strings"
 
 	"github.com/attest-vm/attest/internal/screen"
 	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/wire"
 )
 
 // Events are what QEMU would say of the same: STOP, RESUME, RESET, SHUTDOWN, POWERDOWN.
@@ -76,13 +79,7 @@ func (m *Machine) Show(picture *image.RGBA) {
 
 // Screenshot writes what is shown.
 func (m *Machine) Screenshot(_ context.Context, path string, format vmm.PictureFormat) error {
-	m.mu.Lock()
-	shown := m.screen
-	m.mu.Unlock()
-	if shown == nil {
-		shown = image.NewRGBA(image.Rect(0, 0, screenWidth, screenHeight))
-		draw.Draw(shown, shown.Rect, image.NewUniform(color.Black), image.Point{}, draw.Src)
-	}
+	shown := m.shown()
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
 	if err != nil {
 		return fmt.Errorf("%s: %w", m.config.Name, err)
@@ -97,6 +94,22 @@ func (m *Machine) Screenshot(_ context.Context, path string, format vmm.PictureF
 		return fmt.Errorf("%s: %w", m.config.Name, err)
 	}
 	return f.Close()
+}
+
+func (m *Machine) shown() *image.RGBA {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.screen != nil {
+		return m.screen
+	}
+	dark := image.NewRGBA(image.Rect(0, 0, screenWidth, screenHeight))
+	draw.Draw(dark, dark.Rect, image.NewUniform(color.Black), image.Point{}, draw.Src)
+	return dark
+}
+
+// sendPicture is what the guest says of what it shows: by X11, unless it is asked for another way.
+func (m *Machine) sendPicture(q wire.PictureRequest, w io.Writer) (any, error) {
+	return wire.PictureResult{Method: cmp.Or(q.Method, wire.ShowX11)}, screen.EncodePPM(w, m.shown())
 }
 
 // InjectNMI has the guest panic, as attest's kernels do.

@@ -144,6 +144,8 @@ func (s *local) Operate(stream *wire.Stream, r wire.Request, next func(wire.Requ
 		})
 	case wire.OpSync:
 		return nil, nil
+	case wire.OpPicture: // not what the host shows
+		return decode(r, func(q wire.PictureRequest) (any, error) { return s.machine.sendPicture(q, stream.Writer(wire.Stdout)) })
 	case wire.OpPower:
 		return decode(r, func(q wire.PowerRequest) (any, error) { s.power(stream.Context(), q); return nil, nil })
 	}

@@ -150,12 +150,12 @@ class QemuMachine(BaseMachine):
             return self._operate("wait_until_tty_matches", tty, pattern, timeout)
         self._search(regexp, lambda: self.get_tty_text(tty), timeout, "TTY" + tty, "")
 
-    def wait_for_window(self, regexp, timeout=900):
+    def wait_for_window(self, regexp, timeout=900, display=":0"):
         """Waits until a window has a title that matches."""
         pattern = _pattern(regexp)
         if pattern is not None:
-            return self._operate("wait_for_window", pattern, timeout)
-        self._search(regexp, self.get_window_names, timeout, "the window list", [])
+            return self._operate("wait_for_window", pattern, timeout, display=display)
+        self._search(regexp, lambda: self.get_window_names(display=display), timeout, "the window list", [])
 
     def wait_for_text(self, regex, timeout=900, region=None):
         """Waits until the screen shows a text that matches."""
