@@ -74,7 +74,7 @@ func (f *foreign) plan(ctx context.Context) (plan, error) {
 		return p, err
 	}
 	if policy == backdoor.Never {
-		p.agent = "none" // but the guest's own shell
+		p.agent = backdoor.ShellDigest() // the guest's own shell
 	}
 	command.Line, err = m.startCommand()
 	p.planned = p.config

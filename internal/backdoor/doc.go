@@ -19,21 +19,24 @@
 // So no line is ever open in the middle of quotes, one that was cut off (the guest was saved)
 // is ignored, and the next one is read. What follows "in" and "text" are so many bytes of base64.
 //
-// What the guest says is lines that may come after anything else on the console,
+// What the guest says is lines,
 //
 //	attest:SHELL:ID:KIND:TEXT
 //
 // where SHELL is the name that the shell got from its first hello. Each is written by one
-// write(2), so those of several commands do not mix. Kinds, of a command:
+// write(2), so those of several commands do not mix. They come by the virtio serial port that the
+// agent goes in by: of a console QEMU throws away what its reader has not made room for. A guest
+// whose shell cannot have the port says them on the console, after anything else there; so what
+// belongs to a stream has a number and a length, and a gap is an error. Kinds, of a command:
 //
 //	p      its process group
 //	f      it was not started: kind of error, message
 //	x      its exit status; ":down" if the guest is shutting down
 //	i      how the last input was taken: 0 is well
-//	o, e   standard output or error, as the shell quotes it (printf %q)
-//	o+, e+ the same as base64
-//	o0, e0 a NUL
-//	o., e. the end
+//	o, e   NUMBER:LENGTH:TEXT, standard output or error, as the shell quotes it (printf %q)
+//	o+, e+ the same as base64; "." is the end
+//	o0, e0 the same, a NUL; the text is empty
+//	o., e. the same, the end; the text is empty
 //	done   what was asked for has been done
 //
 // What comes from the guest is not trusted: it is bounded, and what makes no sense ends the

@@ -1,6 +1,7 @@
 package backdoor
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -28,7 +29,7 @@ const (
 type Options struct {
 	Machine string
 	Shell   net.Conn                                // the shell's console
-	Upload  net.Conn                                // a stream into the guest: wire.UploadPort
+	Upload  net.Conn                                // a stream into the guest, and what its shell says: wire.UploadPort; nil: there is none
 	Agent   func(context.Context) (net.Conn, error) // the stream to the agent, vmm.VM.Dial
 	Binary  string                                  // path of the executable that becomes the agent
 	Upgrade Upgrade
@@ -40,6 +41,9 @@ type Options struct {
 	// Installed is called after each attempt to put the agent into the guest. An error is an
 	// *InstallError; if Upgrade is Auto, the shell stands in for the agent from here on.
 	Installed func(err error)
+	// Ports and Devices are the guest's directories of virtio serial ports and of devices; empty: as
+	// Linux has them.
+	Ports, Devices string
 	// Garbage is called when what the shell says makes no sense, and all that is under way
 	// through it ends for that.
 	Garbage func(err error)
@@ -83,6 +87,9 @@ func (b *Door) Start() {
 func (b *Door) Close() {
 	b.cancel()
 	b.opt.Shell.Close()
+	if b.opt.Upload != nil { // which is its owner's to close
+		b.opt.Upload.SetReadDeadline(longAgo)
+	}
 	b.out.close()
 	b.served.Wait()
 }
@@ -96,8 +103,15 @@ func isShell(instance string) bool { return strings.HasPrefix(instance, shellPre
 func (b *Door) serve() {
 	var install *installation
 	var hello *greeting
-	heard := make(chan []reply)
-	b.served.Go(func() { b.read(heard) })
+	heard, quiet := make(chan []reply), make(chan struct{})
+	b.served.Go(func() {
+		defer close(quiet)
+		b.read(b.opt.Shell, &b.said, heard)
+	})
+	if b.opt.Upload != nil {
+		b.opt.Upload.SetReadDeadline(time.Time{})
+		b.served.Go(func() { b.read(b.opt.Upload, &dialog{}, heard) })
+	}
 	defer func() {
 		install.end()
 		hello.end()
@@ -108,10 +122,9 @@ func (b *Door) serve() {
 	}
 	for {
 		select {
-		case replies, ok := <-heard:
-			if !ok {
-				return
-			}
+		case <-quiet:
+			return
+		case replies := <-heard:
 			for _, h := range replies {
 				if h.marker {
 					install.end()
@@ -142,17 +155,20 @@ func (b *Door) serve() {
 	}
 }
 
-// read passes on what the guest says until its console ends.
-func (b *Door) read(heard chan<- []reply) {
-	defer close(heard)
+// read passes on what the guest says until the stream ends.
+func (b *Door) read(from net.Conn, said *dialog, heard chan<- []reply) {
 	buf := make([]byte, 32<<10)
 	for {
-		n, err := b.opt.Shell.Read(buf)
+		n, err := from.Read(buf)
 		b.mu.Lock()
-		replies := b.said.feed(buf[:n])
+		replies := said.feed(buf[:n])
 		b.mu.Unlock()
 		if len(replies) > 0 {
-			heard <- replies
+			select {
+			case heard <- replies:
+			case <-b.ctx.Done():
+				return
+			}
 		}
 		if err != nil {
 			return
@@ -170,7 +186,9 @@ func (b *Door) hear(r reply) {
 	}
 	if err := s.hear(r.word, r.text); err != nil {
 		b.opt.Garbage(err)
-		b.use(newShell(s.machine, s.name, s.info, s.send), false)
+		another := s.info // to the client: the session of this one is over
+		another.Instance = shellPrefix + s.name + "-" + rand.Text()[:8]
+		b.use(newShell(s.machine, s.name, another, s.send), false)
 	}
 }
 
@@ -192,10 +210,10 @@ func (b *Door) use(s *shell, waiting bool, jobs ...string) {
 	close(b.changed)
 	b.changed = make(chan struct{})
 	b.mu.Unlock()
+	hangUp() // before what was cut off can look as if it was all
 	if was != nil {
 		was.close()
 	}
-	hangUp()
 	if server != nil {
 		b.served.Go(server.Close)
 	}
@@ -346,7 +364,8 @@ func (b *Door) greet(saved bool) *greeting {
 	hello := append([]byte("\n"), request("hello", g.nonce)...)
 	if !saved {
 		b.setStep("its root shell has announced itself, and does not answer")
-		b.out.add(append([]byte("\n"+renewScript+shellScript), hello...))
+		script := append([]byte("\n"+renewScript+shellScript), request("port", cmp.Or(b.opt.Ports, "/sys/class/virtio-ports"), cmp.Or(b.opt.Devices, "/dev"), wire.UploadPort)...)
+		b.out.add(append(script, hello...))
 		close(g.done)
 		return g
 	}

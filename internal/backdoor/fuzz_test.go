@@ -12,14 +12,14 @@ import (
 
 // Whatever a guest says about a command, it has at most one end, and its streams end.
 func FuzzFrames(f *testing.F) {
-	f.Add("c", "p:100\no:hello\\ world\no0:\ne:$'a\\303\\n'\no+:aGVsbG8=\no.:\ne.:\nx:0")
-	f.Add("c", "x:1:down\nx:2\ne.:\no.:\no.:")
+	f.Add("c", "p:100\no:0:12:hello\\ world\no0:1:0:\ne:0:10:$'a\\303\\n'\no+:2:8:aGVsbG8=\no+:3:1:.\ne.:1:0:\nx:0")
+	f.Add("c", "x:1:down\nx:2\ne.:0:0:\no.:0:0:\no.:1:0:")
 	f.Add("c", "f:notfound:no such thing\np:5")
-	f.Add("c", "o:$'\\400'\ni:0\ni:0\np:-1")
+	f.Add("c", "o:0:7:$'\\400'\ni:0\ni:0\np:-1")
 	f.Add("other", "done:\nhello")
 	f.Fuzz(func(t *testing.T, id, frames string) {
 		s := newShell("box", "S", wire.Info{}, func([]byte) {})
-		c, err := s.newCommand(wire.ExecRequest{Job: "c", Stdin: true})
+		c, err := s.newCommand(wire.ExecRequest{Job: "c", Stdin: true}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

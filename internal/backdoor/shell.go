@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
 	"errors"
@@ -32,6 +33,11 @@ var renewScript string
 
 //go:embed shell.sh
 var shellScript string
+
+// ShellDigest names what is defined in a shell, which is saved with its guest.
+func ShellDigest() string {
+	return fmt.Sprintf("shell %.12x", sha256.Sum256([]byte(renewScript+shellScript)))
+}
 
 // A shell is the root shell of a guest at work, from its hello until it says Marker again or its
 // console ends.
@@ -71,6 +77,7 @@ func (s *shell) close() {
 	s.mu.Unlock()
 	for _, c := range commands {
 		c.abort(&wire.Error{Kind: wire.KindLost, Message: errShellOver.Error()})
+		c.endStreams()
 	}
 }
 
@@ -150,7 +157,7 @@ const options = "set -euo pipefail; "
 
 // StartCommand starts a command as the agent would, and returns when it runs.
 func (s *shell) StartCommand(ctx context.Context, q wire.ExecRequest, script []byte) (*agent.Command, error) {
-	c, err := s.newCommand(q)
+	c, err := s.newCommand(q, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -227,8 +234,9 @@ type command struct {
 	files   map[byte]*os.File
 	input   sync.Once
 	stdin   bool
-	mark    string // at the end of standard error; nobody in the guest can guess it
-	rest    []byte // what may be the beginning of the mark; of the goroutine that hears
+	mark    string       // at the end of standard error; nobody in the guest can guess it
+	rest    []byte       // what may be the beginning of the mark; of the goroutines that hear
+	next    map[byte]int // the number of the next frame of a stream, or unknown; of the goroutines that hear
 
 	mu        sync.Mutex
 	pid       int
@@ -239,9 +247,13 @@ type command struct {
 	abandoned bool
 }
 
-func (s *shell) newCommand(q wire.ExecRequest) (*command, error) {
+// unknown is the number of a frame of a command that another host has started.
+const unknown = -1
+
+// newCommand makes one whose streams begin with this frame.
+func (s *shell) newCommand(q wire.ExecRequest, first int) (*command, error) {
 	c := &command{shell: s, id: q.Job, stdin: q.Stdin, mark: rand.Text(), started: make(chan error, 1), ended: make(chan agent.End, 1),
-		taken: make(chan bool, 1), gone: make(chan struct{}), streams: map[byte]*spool{}, files: map[byte]*os.File{}}
+		taken: make(chan bool, 1), gone: make(chan struct{}), streams: map[byte]*spool{}, files: map[byte]*os.File{}, next: map[byte]int{'o': first, 'e': first}}
 	if c.id == "" {
 		c.id = s.nextID()
 	}
@@ -306,9 +318,19 @@ func (c *command) hear(kind, text string) error {
 		return fmt.Errorf("it says nothing that a command can")
 	}
 	stream, form := c.streams[kind[0]], kind[1:]
+	text, err := c.inOrder(kind[0], text)
+	if err != nil {
+		return err
+	}
+	if form == "+" && text == "." {
+		form = "."
+	}
 	switch form {
 	case ".":
 		if kind[0] == 'e' {
+			if err := c.hasExited(); err != nil {
+				return err
+			}
 			stream.add(c.rest)
 			stream.then(c.settle)
 		}
@@ -336,9 +358,41 @@ func (c *command) hear(kind, text string) error {
 	p, settled := c.unmarked(p)
 	stream.add(p)
 	if settled {
+		if err := c.hasExited(); err != nil {
+			return err
+		}
 		stream.then(c.settle)
 	}
 	return nil
+}
+
+// hasExited is an error if its exit status, which comes before the end of standard error and the mark
+// there, has not come.
+func (c *command) hasExited() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.end == nil && !c.over {
+		return fmt.Errorf("its exit status was lost on the way")
+	}
+	return nil
+}
+
+// inOrder is the text of a frame of a stream, if it is the next one and whole.
+func (c *command) inOrder(stream byte, text string) (string, error) {
+	number, text, _ := strings.Cut(text, ":")
+	length, text, _ := strings.Cut(text, ":")
+	n, err := strconv.Atoi(number)
+	if err != nil || n < 0 {
+		return "", fmt.Errorf("output without a number")
+	}
+	if want := c.next[stream]; n != want && want != unknown {
+		return "", fmt.Errorf("output was lost on the way: part %d came where part %d was due", n, want)
+	}
+	if length != strconv.Itoa(len(text)) {
+		return "", fmt.Errorf("output was lost on the way: part %d is incomplete", n)
+	}
+	c.next[stream] = n + 1
+	return text, nil
 }
 
 // unmarked is what has come of standard error without the mark that the shell writes there when
@@ -445,10 +499,14 @@ func (c *command) finish(end agent.End) bool {
 }
 
 // abort ends a command of which nothing more is to be heard. It reports whether its end was not
-// known yet.
+// known yet: of one that has ended it leaves the output open, which is not all of it.
 func (c *command) abort(err error) bool {
 	c.mu.Lock()
-	if c.pid == 0 && !c.over {
+	if c.over {
+		c.mu.Unlock()
+		return false
+	}
+	if c.pid == 0 {
 		select {
 		case c.started <- err:
 		default:
@@ -457,10 +515,14 @@ func (c *command) abort(err error) bool {
 	c.open = 0
 	c.mu.Unlock()
 	first := c.finish(agent.End{Err: err})
+	c.endStreams()
+	return first
+}
+
+func (c *command) endStreams() {
 	for _, s := range c.streams {
 		s.end()
 	}
-	return first
 }
 
 // abandon is for a command that nobody waits for before it has started.
@@ -519,7 +581,6 @@ func (c *command) closeInput() {
 	}
 }
 
-// adopt makes a command that another host has started one of ours.
 // awaitStart waits until the shell has started the command, or says that it cannot.
 func (s *shell) awaitStart(ctx context.Context, c *command) error {
 	select {
@@ -532,8 +593,9 @@ func (s *shell) awaitStart(ctx context.Context, c *command) error {
 	}
 }
 
+// adopt makes a command that another host has started one of ours.
 func (s *shell) adopt(ctx context.Context, job string) (*agent.Command, error) {
-	c, err := s.newCommand(wire.ExecRequest{Job: job})
+	c, err := s.newCommand(wire.ExecRequest{Job: job}, unknown)
 	if err != nil {
 		return nil, err
 	}

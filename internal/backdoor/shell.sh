@@ -10,7 +10,19 @@ local id boot= kernel= host= up=
 [ -n "$_a_id" ] || _a_id=$1
 { read -r boot < /proc/sys/kernel/random/boot_id; read -r kernel < /proc/sys/kernel/osrelease; read -r host < /proc/sys/kernel/hostname; read -r up _ < /proc/uptime; } 2>/dev/null
 for id in "${!_a_jobs[@]}"; do kill -0 "${_a_jobs[$id]}" && echo "attest:$1:job:$id"; done
-echo "attest:$1:hello:$_a_id:$boot:$up:$kernel:$host"
+printf '\n%s\n' "attest:$1:hello:$_a_id:$boot:$up:$kernel:$host"
+}
+_attest_port() {
+local d name n never
+exec {never}<> <(:)
+for ((n = 0; n < 30; n++)); do
+for d in "$1"/*; do
+name=; { read -r name < "$d/name"; } 2>/dev/null
+[ "$name" = "$3" ] && { exec > "$2/${d##*/}"; } 2>/dev/null && break 2
+done
+[ -d "$1" ] && read -t 0.1 -u $never
+done
+exec {never}>&-
 }
 _attest_ping() { echo "attest:$_a_id:$1:done:$EPOCHREALTIME"; }
 _attest_text() { _a_text=$(head -c "$1" | base64 -d; echo .); _a_text=${_a_text%.}; }
@@ -78,7 +90,7 @@ echo "$at:x:$status$down"
 [[ $how = *d* ]] || printf '%s\0' "$mark" >&5
 }
 _attest_say() {
-local LC_ALL=C at=$1 how=$2 c d nul n=0 most
+local LC_ALL=C at=$1 how=$2 c d nul full n=0 q=0 most
 trap '' HUP INT TERM
 exec 4>&-
 [ $how = live ] && most=1 || most=149
@@ -94,26 +106,34 @@ IFS= read -r -d '' -n 1 d || break
 done
 fi
 n=$((n + ${#c} + 0${nul:+77}))
+[ ${#c} -lt 64 ] && full= || full=1
 d=$c
 while [[ $d = *...* ]]; do
-printf '%s:%q\n' "$at" "${d%%...*}.."
+printf -v c %q "${d%%...*}.."
+echo "$at:$((q++)):${#c}:$c"
 d=.${d#*...}
 done
-[ -z "$d" ] || printf '%s:%q\n' "$at" "$d"
-[ -z "$nul" ] || echo "${at}0:"
+[ -z "$d" ] || { printf -v c %q "$d"; echo "$at:$((q++)):${#c}:$c"; }
+[ -z "$nul" ] || echo "${at}0:$((q++)):0:"
 if [ $most = 1 ]; then
-[ -z "$nul" ] && [ ${#c} -lt 64 ] || ! read -t 0 || dd bs=24k count=1 | base64 -w 800 | _attest_lines "$at+:"
+[ -z "$nul" ] && [ -z "$full" ] || ! read -t 0 || {
+d=$(dd bs=24k count=1 2>/dev/null | base64 -w 0)
+while [ -n "$d" ]; do
+c=${d:0:800} d=${d:800}
+echo "$at+:$((q++)):${#c}:$c"
+done
+}
 elif [ $n -ge 4096 ]; then
-base64 -w 800 | _attest_lines "$at+:"
-break
+{ base64 -w 800; echo .; } | _attest_lines "$at+:" $q
+return
 fi
 done
-echo "$at.:"
+echo "$at.:$q:0:"
 }
 if type -P awk > /dev/null; then
-_attest_lines() { exec awk -v "at=$1" '{ print at $0; fflush() }'; }
+_attest_lines() { exec awk -v "at=$1" -v "q=$2" '{ print at q++ ":" length($0) ":" $0; fflush() }'; }
 else
-_attest_lines() { exec sed -u "s/^/$1/"; }
+_attest_lines() { local c q=$2; while IFS= read -r c; do echo "$1$((q++)):${#c}:$c"; done; }
 fi
 _attest_in() {
 local c fd=${_a_in[$1]} at="attest:$_a_id:$1"

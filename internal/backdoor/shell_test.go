@@ -31,27 +31,52 @@ type bashBox struct {
 	client  *guest.Client
 	console plug
 	theirs  *os.File // what the shell reads and writes
+	ports   string   // of the guest; empty: it has none
+	upload  net.Conn // nil: there is none
+	garbage func(error)
 	bashes  []*exec.Cmd
 }
 
+// newBashBox is one that says what it says by its port.
 func newBashBox(t *testing.T, opt guest.Options) *bashBox {
 	t.Helper()
 	ours, theirs, err := socketpair.New(unix.SOCK_STREAM)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bashBox{t: t, console: newPlug(ours), theirs: theirs}
+	b := &bashBox{t: t, console: newPlug(ours), theirs: theirs, ports: t.TempDir(), garbage: func(err error) { t.Error(err) }}
+	if err := errors.Join(os.MkdirAll(b.ports+"/sys/vport1p2", 0o700), os.Mkdir(b.ports+"/dev", 0o700),
+		os.WriteFile(b.ports+"/sys/vport1p2/name", []byte(wire.UploadPort+"\n"), 0o600), syscall.Mkfifo(b.ports+"/dev/vport1p2", 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	port, err := os.OpenFile(b.ports+"/dev/vport1p2", os.O_RDWR, 0) // both, so that it has no end
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { port.Close() })
+	b.upload = fileConn{port}
+	b.begin(opt, ours)
+	return b
+}
+
+// A fileConn is a file in the place of a connection.
+type fileConn struct{ *os.File }
+
+func (fileConn) LocalAddr() net.Addr  { return nil }
+func (fileConn) RemoteAddr() net.Addr { return nil }
+
+// begin has the guest boot, and this host use it, until the test ends.
+func (b *bashBox) begin(opt guest.Options, ours io.Closer) {
 	b.start()
 	b.take(opt, "")
-	t.Cleanup(func() {
+	b.t.Cleanup(func() {
 		b.leave()
 		ours.Close()
-		theirs.Close()
+		b.theirs.Close()
 		for _, bash := range b.bashes {
 			bash.Wait()
 		}
 	})
-	return b
 }
 
 // start boots the guest.
@@ -71,7 +96,8 @@ func (b *bashBox) start() {
 
 // take makes a host of the guest.
 func (b *bashBox) take(opt guest.Options, saved string) {
-	b.door = New(Options{Machine: "box", Shell: b.console.conn(), Upgrade: Never, Agent: noAgent, Saved: saved, Garbage: func(err error) { b.t.Error(err) }})
+	b.door = New(Options{Machine: "box", Shell: b.console.conn(), Upgrade: Never, Agent: noAgent, Saved: saved, Garbage: b.garbage,
+		Upload: b.upload, Ports: b.ports + "/sys", Devices: b.ports + "/dev"})
 	b.client = guest.New("box", b.door.Dial, opt)
 	b.door.Start()
 }
