@@ -38,6 +38,9 @@ func (r *run) explainWithin(ctx context.Context, operation string, left time.Dur
 	var late *guest.OverdueError
 	if (errors.As(err, &silent) || errors.As(err, &late)) && ctx.Err() == nil {
 		m := r.machine
+		if silent != nil || late != nil && late.Silent {
+			r.noteSilence()
+		}
 		err = &UnresponsiveError{Machine: m.Name(), Operation: operation, State: r.inspect(ctx, "").state, Console: m.console.Tail(consoleTail), Err: err}
 	}
 	return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/attest-vm/attest/internal/backdoor"
@@ -59,6 +60,8 @@ type run struct {
 	identityMu sync.Mutex // so that no machine misses the name of a new one
 	greeted    bool       // the guest knows who it is
 	newHosts   bool       // a machine was created before that
+
+	silentAt atomic.Pointer[time.Time] // when the guest was asked last and did not answer; nil: never
 
 	eventMu   sync.Mutex
 	nextEvent int64 // WaitForQMPEvent looks from this one on

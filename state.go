@@ -117,10 +117,7 @@ func (r *run) inspect(ctx context.Context, command string) (l look) {
 	default:
 		return l // that it has not answered yet is said elsewhere
 	}
-	first, cancel := context.WithTimeout(ctx, m.echoPatience())
-	err := r.guest.Echo(first)
-	cancel()
-	if err != nil {
+	if !r.echoes(ctx) {
 		if ctx.Err() == nil && r.vm.Exit().Reason == vmm.Running {
 			l.state = "its guest does not respond" + m.sign()
 		}
@@ -167,12 +164,30 @@ func (r *run) standing(ctx context.Context) string {
 
 // responds reports whether the guest is there.
 func (r *run) responds(ctx context.Context) bool {
-	if r.standing(ctx) != "" {
+	return r.standing(ctx) == "" && r.echoes(ctx)
+}
+
+// echoes reports whether the guest says that it is there. One that has just not done so, and
+// has said nothing since, is not asked again: each question costs an operation that is
+// over its limit as much as the guest may take.
+func (r *run) echoes(ctx context.Context) bool {
+	patience := r.machine.echoPatience()
+	if at := r.silentAt.Load(); at != nil && time.Since(*at) < patience && !r.guest.Heard().After(*at) {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, r.machine.echoPatience())
+	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return r.guest.Echo(ctx) == nil
+	err := r.guest.Echo(limited)
+	if err != nil && ctx.Err() == nil {
+		r.noteSilence()
+	}
+	return err == nil
+}
+
+// noteSilence notes that the guest was asked whether it is there, and did not answer.
+func (r *run) noteSilence() {
+	now := time.Now()
+	r.silentAt.Store(&now)
 }
 
 // maxAttach bounds how far the details of a failed operation can overrun its limit.

@@ -102,7 +102,7 @@ func (k *call) responds(ctx context.Context) bool {
 }
 
 // overdue is the error of a call whose result does not come.
-func (k *call) overdue() error {
+func (k *call) overdue() *OverdueError {
 	k.s.mu.Lock()
 	defer k.s.mu.Unlock()
 	return &OverdueError{Machine: k.c.name, Operation: k.op, After: time.Since(k.start),
@@ -126,6 +126,7 @@ func (k *call) wait(ctx context.Context, result any) error {
 				continue // it is slow, or the answer has come meanwhile
 			}
 			err := k.overdue()
+			err.Silent = true
 			k.stream.Cancel(err)
 			return err
 		case <-late:

@@ -228,6 +228,20 @@ func (c *Client) ready(ctx context.Context, limit time.Duration) (*session, erro
 
 const awaitAgent = "wait for the agent"
 
+// Heard is when the agent has said something last, or was given time anew; zero if there
+// is none.
+func (c *Client) Heard() time.Time {
+	c.mu.Lock()
+	s := c.live
+	c.mu.Unlock()
+	if s == nil {
+		return time.Time{}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.heard
+}
+
 // ReadyAgain waits until another agent answers than the one that was before:
 // the guest has restarted.
 func (c *Client) ReadyAgain(ctx context.Context, before wire.Info) (wire.Info, error) {

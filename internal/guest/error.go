@@ -41,6 +41,7 @@ type OverdueError struct {
 	Operation string // wire.OpExec, …; never empty
 	After     time.Duration
 	LastSeen  string // of the agent
+	Silent    bool   // it did not say that it is there, either
 }
 
 func (e *OverdueError) Error() string {
