@@ -1,18 +1,12 @@
 package firecracker
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"fmt"
-	"os"
 	"regexp"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/attest-vm/attest/internal/doctor"
-	"github.com/attest-vm/attest/internal/tap"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/vmm/microvm"
 )
@@ -47,8 +41,7 @@ func (*backend) Name() string { return "firecracker" }
 func (*backend) RawOnly() {}
 
 const (
-	maxCPUs    = 32
-	defaultMiB = 512
+	maxCPUs = 32
 	// Firecracker src/vmm/src/arch/x86_64/layout.rs; it appends to it for each device.
 	maxCmdline      = 2048
 	cmdlineOfDevice = 40
@@ -76,18 +69,8 @@ func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
 	if o, err = parseOptions(hw.Options); err != nil {
 		return p, o, &OptionsError{c.Name, err}
 	}
-	switch {
-	case hw.Type != "":
-		return p, o, b.unsupported(c, fmt.Sprintf("machine type %q", hw.Type), "it has one type of machine")
-	case hw.Display:
-		return p, o, b.unsupported(c, "a display", "it has no screen")
-	case hw.CPUs > maxCPUs:
-		return p, o, b.unsupported(c, fmt.Sprintf("a machine of %d CPUs", hw.CPUs), fmt.Sprintf("the limit is %d", maxCPUs))
-	}
-	for _, d := range hw.Disks {
-		if d.Format != "" && d.Format != "raw" || len(d.Backing) > 0 {
-			return p, o, b.unsupported(c, fmt.Sprintf("disk %s of format %q", d.Serial, d.Format), "it reads raw disks only; make one: qemu-img convert -O raw OLD NEW")
-		}
+	if operation, reason := microvm.Refuse(hw, maxCPUs); operation != "" {
+		return p, o, b.unsupported(c, operation, reason)
 	}
 	if p, err = b.finder.Find(o.Binary); err != nil {
 		return p, o, err
@@ -104,7 +87,7 @@ func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
 	if err == nil && o.HugePages == "Transparent" {
 		err = since("huge_pages Transparent", thpSince)
 	}
-	if err == nil && hw.Kernel != "" && hw.Vmlinux == "" && !isELF(hw.Kernel) {
+	if err == nil && hw.Kernel != "" && hw.Vmlinux == "" && !microvm.IsELF(hw.Kernel) {
 		err = since("the kernel "+hw.Kernel+", which is not an uncompressed vmlinux (ELF),", bzSince)
 	}
 	return p, o, err
@@ -112,18 +95,6 @@ func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
 
 func (b *backend) unsupported(c vmm.Config, operation, reason string) error {
 	return &vmm.UnsupportedError{Machine: c.Name, Operation: operation, Backend: b.Name(), Reason: reason}
-}
-
-// isELF also says so of a file that cannot be read: Firecracker has the better words.
-func isELF(path string) bool {
-	f, err := os.Open(path)
-	if err != nil {
-		return true
-	}
-	defer f.Close()
-	magic := make([]byte, 4)
-	n, _ := f.Read(magic)
-	return n < 4 || bytes.Equal(magic, []byte("\x7fELF"))
 }
 
 // Offers says what machines can do.
@@ -137,7 +108,7 @@ func (b *backend) Offers(c vmm.Config, what vmm.Capability) (bool, vmm.Lack) {
 		}
 		return true, vmm.Lack{}
 	case vmm.CanShow, vmm.CanType:
-		return false, vmm.Lack{Reason: "Firecracker has no keyboard and no screen", InGuest: what == vmm.CanShow}
+		return false, vmm.Lack{Reason: "Firecracker has no keyboard and no screen"}
 	}
 	return false, vmm.Lack{}
 }
@@ -158,62 +129,15 @@ func (b *backend) Fingerprint(_ vmm.Host, c vmm.Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	hw := c.Boot.(*vmm.Hardware)
-	var uname unix.Utsname
-	if err := unix.Uname(&uname); err != nil {
-		return "", os.NewSyscallError("uname", err)
-	}
-	lines := []string{
-		p.Path, p.Full, p.Stamp, "host " + unix.ByteSliceToString(uname.Release[:]), vmm.Processor(),
-		fmt.Sprintf("%d MiB, %d CPUs", megabytes(hw), cpus(hw)), kernel(hw), cmdline(hw, o),
-		fmt.Sprintf("huge pages %q, entropy %v, PCI %v, disks %q %q", o.HugePages, o.entropy(), o.PCI, o.IOEngine, o.CacheType),
-	}
-	for _, d := range hw.Disks {
-		lines = append(lines, fmt.Sprintf("disk %s, read-only %v", d.Serial, d.ReadOnly))
-	}
-	for _, n := range c.NICs {
-		lines = append(lines, "network card "+n.ID)
-	}
-	return strings.Join(lines, "\n"), nil
+	return microvm.Fingerprint(p, c, cmdline(c.Boot.(*vmm.Hardware), o),
+		fmt.Sprintf("huge pages %q, entropy %v, PCI %v, disks %q %q", o.HugePages, o.entropy(), o.PCI, o.IOEngine, o.CacheType))
 }
-
-func megabytes(hw *vmm.Hardware) int { return cmp.Or(hw.Memory, defaultMiB) }
-func cpus(hw *vmm.Hardware) int      { return max(hw.CPUs, 1) }
-func kernel(hw *vmm.Hardware) string { return cmp.Or(hw.Vmlinux, hw.Kernel) }
 
 // Examine says what is there, for attest doctor.
 func (b *backend) Examine(ctx context.Context) doctor.Diagnosis {
-	p, err := b.finder.Find("")
-	d := doctor.Diagnosis{Usable: err == nil, Path: p.Path, Version: p.Full}
-	d.Findings = append(d.Findings, finding("program", p.Path+", version "+p.Full, err))
-	if err != nil {
-		return d // and the rest would only be noise
-	}
-	d.Findings = append(d.Findings, vmm.ViewFinding(vmm.WhyVisible(p.Path, false)))
-	for _, check := range []struct {
-		name, good string
-		err        error
-	}{
-		{"KVM", "guests run in hardware", microvm.Hardware(ctx)},
-		{"TAP", "for network cards, in a network namespace", tap.Try(ctx)},
-	} {
-		d.Usable = d.Usable && check.err == nil
-		d.Findings = append(d.Findings, finding(check.name, check.good, check.err))
-	}
+	p, d := b.finder.Examine(ctx)
 	if within(p.Version, deafSince, deafBefore) {
 		d.Findings = append(d.Findings, doctor.Finding{Name: "pause", Detail: "refused: this version loses its guests after a pause", Remedy: "use Firecracker 1.15, or 1.17 and newer"})
 	}
 	return d
-}
-
-func finding(name, good string, err error) doctor.Finding {
-	f := doctor.Finding{Name: name, OK: err == nil, Detail: good}
-	switch e := err.(type) {
-	case nil:
-	case *doctor.MissingError:
-		f.Detail, f.Remedy = e.What+": "+e.Reason, e.Remedy
-	default:
-		f.Detail = err.Error()
-	}
-	return f
 }

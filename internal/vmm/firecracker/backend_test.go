@@ -104,12 +104,12 @@ func TestVersionsThatLoseGuests(t *testing.T) {
 	} {
 		t.Run(version, func(t *testing.T) {
 			r := newRig(t, fake.Options{Version: version})
-			c := r.config("m")
+			c := r.Config("m")
 			ok, lack := newBackend().Offers(c, vmm.CanPause)
 			if ok != want.pause || !ok && !strings.Contains(lack.Reason, version) {
 				t.Errorf("pause: %v, %v", ok, lack)
 			}
-			err := r.start(c).VM.(vmm.Doubtful).WillSave()
+			err := r.Start(c).VM.(vmm.Doubtful).WillSave()
 			if (err == nil) != want.save {
 				t.Errorf("save: %v", err)
 			}
@@ -131,14 +131,14 @@ func TestFingerprint(t *testing.T) {
 	r := newRig(t, fake.Options{})
 	print := func(c vmm.Config) string {
 		t.Helper()
-		text, err := newBackend().Fingerprint(r.host, c)
+		text, err := newBackend().Fingerprint(r.Host, c)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return text
 	}
-	base := print(r.config("a"))
-	other := r.config("b")
+	base := print(r.Config("a"))
+	other := r.Config("b")
 	other.Boot.(*vmm.Hardware).Disks[1].Path = "/elsewhere"
 	if print(other) != base {
 		was, is := vmm.Difference(base, print(other))
@@ -152,14 +152,14 @@ func TestFingerprint(t *testing.T) {
 		"cards":   func(c *vmm.Config, _ *vmm.Hardware) { c.NICs = []vmm.NIC{{ID: "net1"}} },
 		"options": func(_ *vmm.Config, hw *vmm.Hardware) { hw.Options = json.RawMessage(`{"entropy": false}`) },
 	} {
-		c := r.config("c")
+		c := r.Config("c")
 		change(&c, c.Boot.(*vmm.Hardware))
 		if print(c) == base {
 			t.Errorf("another %s makes no difference", name)
 		}
 	}
 	fake.Install(t, fake.Options{Version: "1.15.1"})
-	if print(r.config("d")) == base {
+	if print(r.Config("d")) == base {
 		t.Error("another version makes no difference")
 	}
 }

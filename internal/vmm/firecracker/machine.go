@@ -5,71 +5,50 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
-	"sync"
-	"syscall"
-	"time"
 
+	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/vmm/microvm"
 )
 
-// A machine is one Firecracker after the other: a guest that resets ends it.
+// A machine is a microVM with what is known of this Firecracker.
 type machine struct {
+	*microvm.Machine
+	design design
+}
+
+// A design is a machine as Firecracker is told it.
+type design struct {
 	backend *backend
-	host    vmm.Host
 	config  vmm.Config
 	hw      *vmm.Hardware
 	program microvm.Program
 	options options
-	console *microvm.Console
-	vsock   *microvm.Vsock
-	done    chan struct{}
-	life    context.Context // of the machine, for processes that begin in it
-	endLife context.CancelFunc
-
-	saving sync.Mutex // one Save at a time
-
-	mu          sync.Mutex
-	current     *firecracker // nil: it ends, or another one begins
-	allowReboot bool
-	ending      vmm.ExitReason // asked for from here
-	exit        vmm.Exit
 }
 
 // A firecracker is one process.
 type firecracker struct {
-	*microvm.Process
-	api    *microvm.API
-	memory *os.File // what it saves to
-	saveFD int      // its descriptor there
-	dir    string
-	said   chan microvm.Said // when the console has been read to its end
+	design
+	api       *microvm.API
+	dir       string
+	memory    *os.File // what it saves to
+	saveFD    int      // its descriptor there
+	from      *vmm.State
+	restoreFD int
 }
 
 var (
-	_ vmm.VM            = (*machine)(nil)
-	_ vmm.Rebooter      = (*machine)(nil)
-	_ vmm.Snapshotter   = (*machine)(nil)
-	_ vmm.Doubtful      = (*machine)(nil)
-	_ vmm.ConsoleWriter = (*machine)(nil)
-	_ vmm.Reconnecter   = (*machine)(nil)
+	_ vmm.VM       = (*machine)(nil)
+	_ vmm.Doubtful = (*machine)(nil)
+	_ microvm.VMM  = (*firecracker)(nil)
 )
 
+// Names in its directory.
 const (
-	// startTimeout is how long a Firecracker may take until its guest runs: 0.1 s as a
-	// rule. It reads the whole kernel for that.
-	startTimeout = 5 * time.Minute
-
-	// Names in its directory.
-	apiSocket   = "api.sock"
-	vsockSocket = "v.sock"
-	stateFile   = "state"
-	dirName     = "vmm"
-
-	guestCID = 3 // of the process alone, so that all can have the same
+	apiSocket = "api.sock"
+	stateFile = "state"
 )
 
 // Start starts a Firecracker and lets its guest run.
@@ -77,136 +56,108 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if err := b.Check(config); err != nil {
 		return nil, err
 	}
-	began := time.Now()
-	m := &machine{backend: b, host: host, config: config, hw: config.Boot.(*vmm.Hardware), console: microvm.NewConsole(), done: make(chan struct{}), allowReboot: config.AllowReboot}
-	if m.program, m.options, err = b.look(config); err != nil {
+	d := design{backend: b, config: config, hw: config.Boot.(*vmm.Hardware)}
+	if d.program, d.options, err = b.look(config); err != nil {
 		return nil, err
 	}
-	if kernel(m.hw) == "" {
+	if microvm.Kernel(d.hw) == "" {
 		return nil, b.unsupported(config, "a machine without a kernel", "it has no firmware that could boot a disk")
 	}
-	if n := len(cmdline(m.hw, m.options)) + cmdlineOfDevice*(len(m.hw.Disks)+len(config.NICs)+2); n > maxCmdline {
+	if n := len(cmdline(d.hw, d.options)) + cmdlineOfDevice*(len(d.hw.Disks)+len(config.NICs)+2); n > maxCmdline {
 		return nil, b.unsupported(config, fmt.Sprintf("a kernel command line of %d bytes, with what each device adds to it,", n), fmt.Sprintf("the limit is %d; shorten cmdline", maxCmdline))
 	}
-	m.life, m.endLife = context.WithCancel(context.Background())
-	m.vsock = &microvm.Vsock{Path: filepath.Join(m.dir(), vsockSocket), Port: microvm.AgentPort, Gone: m.done}
-	p, output, err := m.launch(ctx, config.Restore)
+	m, err := microvm.New(ctx, b.Name(), host, config, d)
 	if err != nil {
-		m.endLife()
-		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(began), Err: err, Output: output}
+		return nil, err
 	}
-	m.current = p
-	go m.live(p)
-	return m, nil
+	return &machine{m, d}, nil
 }
 
-func (m *machine) dir() string { return filepath.Join(m.config.Dir, dirName) }
-
-// launch starts a process and lets the guest boot in it, or go on from a state. On error
-// nothing of it is left, and output is the end of what it said.
-func (m *machine) launch(ctx context.Context, from *vmm.State) (_ *firecracker, output string, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("it did not get so far within %v", startTimeout))
-	defer cancel()
-	p := &firecracker{dir: m.dir(), said: make(chan microvm.Said, 1)}
-	if p.memory, err = vmm.MemoryFile("attest-save"); err != nil {
-		return nil, "", err
-	}
-	spec := microvm.Spec{Path: m.program.Path, Dir: p.dir, NICs: m.config.NICs, Links: map[string]string{}, View: microvm.View(m.program, m.config)}
-	inherit := func(f *os.File) (fd int) {
-		spec.Files = append(spec.Files, f)
-		return 2 + len(spec.Files)
-	}
-	p.saveFD = inherit(p.memory)
-	restoreFD := 0
+// Prepare returns a process that boots, or goes on from a state.
+func (d design) Prepare(_ context.Context, dir string, from *vmm.State) (microvm.Spec, microvm.VMM, error) {
+	p := &firecracker{design: d, dir: dir, from: from}
+	spec := microvm.Spec{Path: d.program.Path, Links: map[string]string{}, View: microvm.View(d.program, d.config)}
 	if from != nil {
-		restoreFD = inherit(from.Memory)
+		if err := microvm.CheckMemory(from, microvm.Megabytes(d.hw)); err != nil {
+			return spec, nil, err
+		}
 	}
-	for i, d := range m.hw.Disks {
-		spec.Links[driveID(i)] = d.Path
+	var err error
+	if p.memory, err = vmm.MemoryFile("attest-save"); err != nil {
+		return spec, nil, err
+	}
+	p.saveFD = spec.Inherit(p.memory)
+	if from != nil {
+		p.restoreFD = spec.Inherit(from.Memory)
+	}
+	for i, disk := range d.hw.Disks {
+		spec.Links[driveID(i)] = disk.Path
 	}
 	// What it says of itself goes to its standard error: the guest's console is on the
 	// other.
 	spec.Args = []string{"--api-sock", apiSocket, "--log-path", "/proc/self/fd/2", "--level", "Warning"}
-	if m.options.PCI {
+	if d.options.PCI {
 		spec.Args = append(spec.Args, "--enable-pci")
 	}
-	if p.Process, err = microvm.Start(ctx, m.host, spec); err != nil {
-		p.memory.Close()
-		return nil, "", err
-	}
-	p.api = microvm.NewAPI(filepath.Join(p.dir, apiSocket), "", faultMessage)
-	go func() { p.said <- m.console.Copy(p.Serial(), func() { p.Signal(syscall.SIGKILL) }) }()
-	err = p.api.Await(ctx, p.Done())
-	switch {
-	case err != nil:
-	case from != nil:
-		err = m.load(ctx, p, from, restoreFD)
-	default:
-		err = m.boot(ctx, p)
-	}
-	if err != nil {
-		err = p.ended(ctx, err)
-		p.Kill()
-		<-p.Done()
-		m.said(p)
-		p.finish()
-		return nil, p.Output.Text(), err
-	}
-	return p, "", nil
+	p.api = microvm.NewAPI(filepath.Join(dir, apiSocket), "", faultMessage)
+	return spec, p, nil
 }
 
-// ended says that the process has ended, where an error is a consequence of that.
-func (p *firecracker) ended(ctx context.Context, err error) error {
-	if refused := (*microvm.RefusedError)(nil); errors.As(err, &refused) || ctx.Err() != nil {
-		return err
-	}
-	select {
-	case <-p.Done():
-		return fmt.Errorf("its process ended: %v", p.Status())
-	case <-time.After(endGrace):
-		return err
-	}
-}
-
-// endGrace is how long a process may take to be gone after its connections are.
-const endGrace = 2 * time.Second
-
-// finish releases what belongs to a process that has ended.
-func (p *firecracker) finish() error {
+// Close releases what belongs to a process that has ended.
+func (p *firecracker) Close() error {
 	p.api.Close()
-	return errors.Join(p.Finish(), p.memory.Close())
+	return p.memory.Close()
+}
+
+// Begin boots or restores the machine.
+func (p *firecracker) Begin(ctx context.Context, process *microvm.Process, paused bool) error {
+	if err := p.api.Await(ctx, process.Done()); err != nil {
+		return err
+	}
+	if p.from != nil {
+		return p.load(ctx, paused)
+	}
+	return p.boot(ctx, paused)
+}
+
+// Serial is its standard output.
+func (p *firecracker) Serial(process *microvm.Process) io.Reader { return process.Stdout() }
+
+// Type writes to its standard input.
+func (p *firecracker) Type(ctx context.Context, process *microvm.Process, text []byte) error {
+	return process.Type(ctx, text)
 }
 
 func driveID(i int) string { return fmt.Sprintf("d%d", i) }
 
 // boot configures the machine and starts it.
-func (m *machine) boot(ctx context.Context, p *firecracker) error {
+func (p *firecracker) boot(ctx context.Context, still bool) error {
 	put := func(path string, body any) error { return p.api.Do(ctx, "PUT", path, body, nil) }
-	err := put("/machine-config", machineConfig{VCPUs: cpus(m.hw), Memory: megabytes(m.hw), HugePages: m.options.HugePages})
+	err := put("/machine-config", machineConfig{VCPUs: microvm.CPUs(p.hw), Memory: microvm.Megabytes(p.hw), HugePages: p.options.HugePages})
 	if err == nil {
-		err = put("/boot-source", bootSource{Kernel: kernel(m.hw), Initrd: m.hw.Initrd, Cmdline: cmdline(m.hw, m.options)})
+		err = put("/boot-source", bootSource{Kernel: microvm.Kernel(p.hw), Initrd: p.hw.Initrd, Cmdline: cmdline(p.hw, p.options)})
 	}
-	for i, d := range m.hw.Disks { // the guest numbers them in this order
+	for i, d := range p.hw.Disks { // the guest numbers them in this order
 		if err == nil {
-			err = put("/drives/"+driveID(i), drive{ID: driveID(i), Path: driveID(i), ReadOnly: d.ReadOnly, CacheType: m.options.CacheType, IOEngine: m.options.IOEngine})
+			err = put("/drives/"+driveID(i), drive{ID: driveID(i), Path: driveID(i), ReadOnly: d.ReadOnly, CacheType: p.options.CacheType, IOEngine: p.options.IOEngine})
 		}
 	}
-	for i, n := range m.config.NICs {
+	for i, n := range p.config.NICs {
 		if err == nil {
 			id := fmt.Sprintf("net%d", i)
 			err = put("/network-interfaces/"+id, networkInterface{ID: id, TAP: microvm.TAPName(i), MAC: n.MAC.String()})
 		}
 	}
 	if err == nil {
-		err = put("/vsock", vsock{CID: guestCID, Path: vsockSocket})
+		err = put("/vsock", vsock{CID: microvm.GuestCID, Path: microvm.VsockSocket})
 	}
-	if err == nil && m.options.entropy() {
+	if err == nil && p.options.entropy() {
 		err = put("/entropy", struct{}{})
 	}
 	if err == nil {
 		err = put("/actions", action{Type: "InstanceStart"})
 	}
-	if err == nil && m.config.Paused {
+	if err == nil && still {
 		err = p.setState(ctx, paused)
 	}
 	return err
@@ -214,20 +165,15 @@ func (m *machine) boot(ctx context.Context, p *firecracker) error {
 
 // load restores the machine. Sockets, disks and TAPs have the names that are in the
 // state, in the directory and the namespace of this process.
-func (m *machine) load(ctx context.Context, p *firecracker, from *vmm.State, memoryFD int) error {
-	if st, err := from.Memory.Stat(); err != nil {
-		return err
-	} else if want := int64(megabytes(m.hw)) << 20; st.Size() != want {
-		return fmt.Errorf("the saved memory has %d bytes, and the machine has %d", st.Size(), want)
-	}
+func (p *firecracker) load(ctx context.Context, still bool) error {
 	path := filepath.Join(p.dir, stateFile)
-	if err := os.WriteFile(path, from.Device, 0o600); err != nil {
+	if err := os.WriteFile(path, p.from.Device, 0o600); err != nil {
 		return err
 	}
 	err := p.api.Do(ctx, "PUT", "/snapshot/load", snapshotLoad{
 		State:  stateFile,
-		Memory: memoryBackend{Type: "File", Path: fmt.Sprintf("/proc/self/fd/%d", memoryFD)},
-		Resume: !m.config.Paused,
+		Memory: memoryBackend{Type: "File", Path: microvm.Inherited(p.restoreFD)},
+		Resume: !still,
 	}, nil)
 	return errors.Join(err, os.Remove(path))
 }
@@ -236,207 +182,43 @@ func (p *firecracker) setState(ctx context.Context, state string) error {
 	return p.api.Do(ctx, "PATCH", "/vm", vmState{state}, nil)
 }
 
-// live waits for the ends of processes, and begins another one where the guest was reset
-// and may.
-func (m *machine) live(p *firecracker) {
-	for p != nil {
-		<-p.Done()
-		said := m.said(p)
-		p.Output.Finish() // the reason may come last
-		m.mu.Lock()
-		m.current = nil
-		exit := m.classify(p, said)
-		again := exit.Reason == vmm.Reset && m.allowReboot
-		if !again {
-			m.exit = exit
-		}
-		m.mu.Unlock()
-		if err := p.finish(); err != nil {
-			exit.Detail += fmt.Sprintf("; what it had could not be removed: %v", err)
-		}
-		if p = nil; again {
-			p = m.again()
-		}
+// Pause stops the vCPUs.
+func (p *firecracker) Pause(ctx context.Context) error { return p.setState(ctx, paused) }
+
+// Resume lets them go on.
+func (p *firecracker) Resume(ctx context.Context) error { return p.setState(ctx, resumed) }
+
+// Ended: a process ends without an error by a reset only.
+func (p *firecracker) Ended(status supervise.Status) vmm.ExitReason {
+	if status.Success() {
+		return vmm.Reset
 	}
-	m.endLife()
-	m.console.End()
-	close(m.done)
-}
-
-// said reads the console of a process that has ended to its end. Where nobody reads the
-// machine's console, what is left is lost.
-func (m *machine) said(p *firecracker) microvm.Said {
-	select {
-	case said := <-p.said:
-		return said
-	case <-time.After(endGrace):
-		m.console.Reader().Close()
-		return <-p.said
-	}
-}
-
-// again starts a process for a guest that was reset; nil if that fails.
-func (m *machine) again() *firecracker {
-	m.config.Paused = false
-	p, output, err := m.launch(m.life, nil)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	switch {
-	case err != nil && m.ending != "":
-		m.exit = vmm.Exit{Reason: m.ending}
-	case err != nil:
-		m.exit = vmm.Exit{Reason: vmm.Broken, Detail: fmt.Sprintf("it did not start again after a reset: %v: %s", err, output)}
-	case m.ending != "":
-		p.Signal(syscall.SIGKILL) // it was asked for meanwhile
-	}
-	m.current = p
-	return p
-}
-
-// classify is called with mu held.
-func (m *machine) classify(p *firecracker, said microvm.Said) vmm.Exit {
-	status := p.Status()
-	detail := status.String()
-	if text := p.Output.Text(); text != "" {
-		detail += ": " + text
-	}
-	asked := m.ending
-	if asked == vmm.Reset {
-		m.ending = ""
-	}
-	switch {
-	case asked != "":
-		return vmm.Exit{Reason: asked, Detail: detail}
-	case said.Panicked:
-		return vmm.Exit{Reason: vmm.Panicked, Detail: detail}
-	case said.Halted:
-		return vmm.Exit{Reason: vmm.PoweredOff, Detail: status.String()}
-	case status.Signal != 0 && !status.Lost:
-		return vmm.Exit{Reason: vmm.Killed, Detail: detail}
-	case status.Success(): // by a reset only
-		return vmm.Exit{Reason: vmm.Reset, Detail: detail}
-	}
-	return vmm.Exit{Reason: vmm.Broken, Detail: "Firecracker ended: " + detail}
-}
-
-func (m *machine) Console() io.ReadCloser { return m.console.Reader() }
-func (m *machine) Done() <-chan struct{}  { return m.done }
-
-// Reconnects: each Dial is a connection of its own, and each snapshot cuts them all.
-func (m *machine) Reconnects() {}
-
-func (m *machine) Dial(ctx context.Context) (net.Conn, error) { return m.vsock.Dial(ctx) }
-
-func (m *machine) Exit() vmm.Exit {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	select {
-	case <-m.done:
-		return m.exit
-	default:
-		return vmm.Exit{}
-	}
-}
-
-// end kills the process, for a reason.
-func (m *machine) end(reason vmm.ExitReason) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.ending == "" || reason != vmm.Reset {
-		m.ending = reason
-	}
-	if m.current != nil {
-		m.current.Signal(syscall.SIGKILL)
-	} else if m.ending != vmm.Reset {
-		m.endLife()
-	}
-}
-
-// Kill ends the machine. What the guest has synced is in the page cache of the host.
-func (m *machine) Kill() error {
-	m.end(vmm.Killed)
-	<-m.done
-	return nil
-}
-
-// Reset starts the machine anew, or ends it where it may not reboot.
-func (m *machine) Reset(context.Context) error {
-	m.end(vmm.Reset)
-	return nil
-}
-
-func (m *machine) AllowReboot(_ context.Context, allow bool) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.allowReboot = allow
-	return nil
-}
-
-func (m *machine) Pause(ctx context.Context) error  { return m.setState(ctx, paused) }
-func (m *machine) Resume(ctx context.Context) error { return m.setState(ctx, resumed) }
-
-func (m *machine) setState(ctx context.Context, state string) error {
-	return m.do(ctx, func(p *firecracker) error { return p.setState(ctx, state) })
-}
-
-// do does something with the process that runs. When that ends under it, it returns after
-// Done, so that the caller can ask for the reason.
-func (m *machine) do(ctx context.Context, fn func(*firecracker) error) error {
-	m.mu.Lock()
-	p := m.current
-	m.mu.Unlock()
-	err := microvm.ErrGone
-	if p != nil {
-		err = fn(p)
-	}
-	if err == nil {
-		return nil
-	}
-	if refused := (*microvm.RefusedError)(nil); !errors.As(err, &refused) && ctx.Err() == nil {
-		select {
-		case <-m.done:
-		case <-time.After(endGrace): // it reboots
-		case <-ctx.Done():
-		}
-	}
-	return fmt.Errorf("%s: %w", m.config.Name, err)
-}
-
-// WriteConsole types on the serial line.
-func (m *machine) WriteConsole(ctx context.Context, text []byte) error {
-	return m.do(ctx, func(p *firecracker) error { return p.Type(ctx, text) })
+	return vmm.Running
 }
 
 // CanSave and WillSave refuse a version that cannot go on from what it saves.
 func (m *machine) CanSave(context.Context) error { return m.WillSave() }
 
 func (m *machine) WillSave() error {
-	if !within(m.program.Version, lostSince, lostBefore) {
+	d := m.design
+	if !within(d.program.Version, lostSince, lostBefore) {
 		return nil
 	}
-	return m.backend.unsupported(m.config, "snapshot", "with Firecracker "+m.program.Full+" nobody reaches a guest that was restored; 1.16.1 does not have that bug")
+	return d.backend.unsupported(d.config, "snapshot", "with Firecracker "+d.program.Full+" nobody reaches a guest that was restored; 1.16.1 does not have that bug")
 }
 
 // Save saves the paused machine: Firecracker writes all memory to a file that it has had
 // from the beginning, of which the copy leaves out what is zero.
-func (m *machine) Save(ctx context.Context, memory *os.File) (device []byte, err error) {
-	m.saving.Lock()
-	defer m.saving.Unlock()
-	err = m.do(ctx, func(p *firecracker) error {
-		defer p.memory.Truncate(0)
-		path := filepath.Join(p.dir, stateFile)
-		defer os.Remove(path)
-		err := p.api.Do(ctx, "PUT", "/snapshot/create", snapshotCreate{Type: "Full", State: stateFile, Memory: fmt.Sprintf("/proc/self/fd/%d", p.saveFD)}, nil)
-		if err == nil {
-			device, err = os.ReadFile(path)
-		}
-		if err == nil {
-			err = vmm.CopySparse(memory, p.memory)
-		}
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("save: %w", err)
+func (p *firecracker) Save(ctx context.Context, memory *os.File) (device []byte, err error) {
+	defer p.memory.Truncate(0)
+	path := filepath.Join(p.dir, stateFile)
+	defer os.Remove(path)
+	err = p.api.Do(ctx, "PUT", "/snapshot/create", snapshotCreate{Type: "Full", State: stateFile, Memory: microvm.Inherited(p.saveFD)}, nil)
+	if err == nil {
+		device, err = os.ReadFile(path)
 	}
-	return device, nil
+	if err == nil {
+		err = vmm.CopySparse(memory, p.memory)
+	}
+	return device, err
 }

@@ -41,6 +41,27 @@ func View(p Program, c vmm.Config) *supervise.View {
 // TAPName is the name of network card i's TAP in the VMM's namespace.
 func TAPName(i int) string { return fmt.Sprintf("tap%d", i) }
 
+// Inherit gives the VMM a copy of an open file, and returns the number of its descriptor.
+func (s *Spec) Inherit(f *os.File) (fd int) {
+	s.Files = append(s.Files, f)
+	return 2 + len(s.Files)
+}
+
+// Inherited is the path by which a VMM opens a file that it has inherited.
+func Inherited(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
+// CheckMemory compares the memory of a state with that of the machine, in MiB.
+func CheckMemory(s *vmm.State, megabytes int) error {
+	st, err := s.Memory.Stat()
+	if err != nil {
+		return err
+	}
+	if want := int64(megabytes) << 20; st.Size() != want {
+		return fmt.Errorf("the saved memory has %d bytes, and the machine has %d", st.Size(), want)
+	}
+	return nil
+}
+
 // A Process is one VMM that runs.
 type Process struct {
 	*supervise.Process
@@ -135,16 +156,22 @@ func (p *Process) pipes(c *supervise.Command) (closeTheirs func(), err error) {
 	return closeTheirs, nil
 }
 
-// Serial is the serial line's output. It ends with the VMM.
-func (p *Process) Serial() io.Reader { return p.stdout }
+// Stdout is the VMM's standard output. It ends with the VMM.
+func (p *Process) Stdout() io.Reader { return p.stdout }
 
-// Type writes to the serial line, until ctx ends.
-func (p *Process) Type(ctx context.Context, text []byte) error {
-	stop := context.AfterFunc(ctx, func() { p.stdin.SetWriteDeadline(longAgo) })
+// Type writes to the VMM's standard input, until ctx ends.
+func (p *Process) Type(ctx context.Context, text []byte) error { return Write(ctx, p.stdin, text) }
+
+// Write writes to a pipe or a socket, until ctx ends.
+func Write(ctx context.Context, w interface {
+	io.Writer
+	SetWriteDeadline(time.Time) error
+}, text []byte) error {
+	stop := context.AfterFunc(ctx, func() { w.SetWriteDeadline(longAgo) })
 	defer stop()
-	_, err := p.stdin.Write(text)
+	_, err := w.Write(text)
 	if ctx.Err() != nil {
-		p.stdin.SetWriteDeadline(never)
+		w.SetWriteDeadline(never)
 		return context.Cause(ctx)
 	}
 	return err
@@ -160,7 +187,7 @@ func (p *Process) Abandon() {
 }
 
 // Finish releases what belongs to a VMM that has ended, and removes its directory. Its
-// serial line has been read to its end, or nobody wants to.
+// standard output has been read to its end, or nobody wants to.
 func (p *Process) Finish() error {
 	for _, f := range append(p.unused, p.stdin, p.stdout) {
 		if f != nil {
@@ -169,11 +196,6 @@ func (p *Process) Finish() error {
 	}
 	p.Output.Finish()
 	return os.RemoveAll(p.dir)
-}
-
-// Vsock is the guest's vsock, whose socket has this name in the VMM's directory.
-func (s Spec) Vsock(name string, gone <-chan struct{}) *Vsock {
-	return &Vsock{Path: filepath.Join(s.Dir, name), Port: AgentPort, Gone: gone}
 }
 
 // Deadlines that interrupt at once, and never.

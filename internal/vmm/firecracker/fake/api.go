@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/attest-vm/attest/internal/vmm/microvm/fake"
 )
 
 // A machine is the one of this process.
@@ -22,10 +24,9 @@ type machine struct {
 	mu    sync.Mutex
 	state string // "Not started", "Running", "Paused"
 	saved
-	fresh    bool // what it was restored from is to be undone for the guest: its connections are cut
-	guest    *guest
-	listener net.Listener // of the vsock
-	dials    int          // on it, so far
+	fresh bool // what it was restored from is to be undone for the guest: its connections are cut
+	guest *fake.Guest
+	line  *fake.Vsock
 }
 
 // saved is all that a state file has.
@@ -35,7 +36,7 @@ type saved struct {
 	Drives  []drive
 	NICs    []nic
 	Vsock   *vsock
-	Who     who
+	Who     fake.Who
 }
 
 // The bodies of requests, with all fields that a version has (swagger/firecracker.yaml).
@@ -156,32 +157,18 @@ func (m *machine) handle(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	body.ReadFrom(r.Body)
-	for key, code := range m.Exit {
-		if strings.HasPrefix(request, key) {
-			fmt.Fprintln(os.Stderr, "the fake was told to end at "+key)
-			os.Exit(code)
-		}
+	refusal, done := m.Strike(w, request)
+	if done {
+		return
 	}
-	m.mu.Lock()
-	answer, err := m.answer(request, body.Bytes())
-	m.mu.Unlock()
-	for key, text := range m.Refuse {
-		if strings.HasPrefix(request, key) {
-			err = faultf("%s", text)
-		}
-	}
-	for key := range m.Half {
-		if strings.HasPrefix(request, key) {
-			conn, _, _ := w.(http.Hijacker).Hijack()
-			conn.Write([]byte("HTTP/1.1 200 \r\nContent-Length: 100\r\n\r\n{\"fau"))
-			os.Exit(1)
-		}
-	}
-	for key, status := range m.Status {
-		if strings.HasPrefix(request, key) {
-			http.Error(w, "something went wrong", status)
-			return
-		}
+	var answer any
+	var err error
+	if refusal != "" {
+		err = faultf("%s", refusal)
+	} else {
+		m.mu.Lock()
+		answer, err = m.answer(request, body.Bytes())
+		m.mu.Unlock()
 	}
 	switch f, _ := err.(*fault); {
 	case err != nil:
@@ -339,7 +326,7 @@ func (m *machine) patchVM(body []byte) error {
 	switch s.State {
 	case "Paused":
 		m.state = "Paused"
-		m.guest.stop(true)
+		m.guest.Stop(true)
 	case "Resumed":
 		m.state = "Running"
 		m.resume()

@@ -3,6 +3,8 @@ package fake
 import (
 	"encoding/json"
 	"os"
+
+	"github.com/attest-vm/attest/internal/vmm/microvm/fake"
 )
 
 // create writes the state and the memory, in which the guest's identity is.
@@ -17,7 +19,7 @@ func (m *machine) create(body []byte) error {
 	case "Running":
 		return faultf("Create snapshot error: Cannot save the microVM state: Operation not allowed: save/restore unavailable while running")
 	}
-	m.Who = m.guest.who
+	m.Who = m.guest.Who()
 	state, err := json.Marshal(m.saved)
 	if err != nil {
 		return err
@@ -92,7 +94,8 @@ func (m *machine) load(body []byte) error {
 		return fatal("Failed to build microVM from snapshot: Failed to restore devices: " + err.Error())
 	}
 	m.state, m.fresh = "Paused", true
-	m.guest = newGuest(m, s.Who, true)
+	m.guest = fake.NewGuest(s.Who, true, os.Stdout, end)
+	m.line.Connect(m.guest)
 	if l.Resume {
 		m.state = "Running"
 		m.resume()

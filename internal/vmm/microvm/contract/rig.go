@@ -1,0 +1,169 @@
+package contract
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/attest-vm/attest/internal/guest"
+	"github.com/attest-vm/attest/internal/supervise"
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+const patience = time.Minute
+
+// A Rig is a host with a fake VMM.
+type Rig struct {
+	t       *testing.T
+	Ctx     context.Context
+	Host    vmm.Host
+	Backend vmm.Backend
+	dir     string
+	Files   string // the directory of a kernel and disks
+}
+
+// NewRig returns a host on which machines are the backend's, whose fake was installed.
+func NewRig(t *testing.T, b vmm.Backend) *Rig {
+	t.Helper()
+	root, err := os.MkdirTemp("", "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := supervise.Start(t.Context(), supervise.Options{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(func() {
+		cancel()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		os.RemoveAll(root)
+	})
+	r := &Rig{t: t, Ctx: ctx, Host: vmm.Host{Supervisor: s, Accel: "kvm"}, Backend: b, dir: s.Dir(), Files: t.TempDir()}
+	for name, text := range map[string]string{"vmlinux": "\x7fELF and more", "bzImage": "MZ and more", "initrd": "070701", "base": "base"} {
+		if err := os.WriteFile(filepath.Join(r.Files, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return r
+}
+
+// File is the path of a file that machines may have: vmlinux, bzImage, initrd, base.
+func (r *Rig) File(name string) string { return filepath.Join(r.Files, name) }
+
+// Config is a machine of that name.
+func (r *Rig) Config(name string) vmm.Config {
+	r.t.Helper()
+	dir := filepath.Join(r.dir, name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		r.t.Fatal(err)
+	}
+	disk := r.File("disk-" + name) // of its own, as whoever writes to a disk is alone with it
+	if err := os.WriteFile(disk, []byte("disk"), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	return vmm.Config{Name: name, Dir: dir, Boot: &vmm.Hardware{
+		Memory: 64, Kernel: r.File("vmlinux"), Vmlinux: r.File("vmlinux"), Initrd: r.File("initrd"), Cmdline: "attest.root=layers:1",
+		Disks: []vmm.Disk{{Serial: "attest-l0", Path: r.File("base"), Format: "raw", ReadOnly: true}, {Serial: "attest-rw", Path: disk, Format: "raw"}},
+	}}
+}
+
+// A Box is a machine that runs.
+type Box struct {
+	vmm.VM
+	*guest.Client
+	t       *testing.T
+	Dir     string
+	mu      sync.Mutex
+	text    bytes.Buffer
+	changed chan struct{}
+	read    chan struct{}
+}
+
+// Start starts a machine, which ends with the test and leaves nothing.
+func (r *Rig) Start(config vmm.Config) *Box {
+	r.t.Helper()
+	vm, err := r.Backend.Start(r.Ctx, r.Host, config)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	b := &Box{VM: vm, t: r.t, Dir: config.Dir, changed: make(chan struct{}, 1), read: make(chan struct{})}
+	go func() {
+		defer close(b.read)
+		console := vm.Console()
+		defer console.Close()
+		io.Copy(b, console)
+	}()
+	b.Client = guest.New(config.Name, vm.Dial, guest.Options{Redial: time.Second})
+	r.t.Cleanup(func() {
+		b.Client.Close(nil)
+		b.Kill()
+		<-b.read
+		if left, _ := os.ReadDir(config.Dir); len(left) > 0 {
+			r.t.Errorf("%s left %v", config.Name, left)
+		}
+	})
+	return b
+}
+
+// Write adds to the text of the console.
+func (b *Box) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	b.text.Write(p)
+	b.mu.Unlock()
+	select {
+	case b.changed <- struct{}{}:
+	default:
+	}
+	return len(p), nil
+}
+
+// Text is what the console has said.
+func (b *Box) Text() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+// Says blocks until the console has a text so many times.
+func (b *Box) Says(ctx context.Context, text string, times int) {
+	b.t.Helper()
+	for strings.Count(b.Text(), text) < times {
+		select {
+		case <-b.changed:
+		case <-ctx.Done():
+			b.t.Fatalf("no %q on the console:\n%s", text, b.Text())
+		}
+	}
+}
+
+// Runs has a command run in the guest.
+func (b *Box) Runs(ctx context.Context) {
+	b.t.Helper()
+	res, err := b.Run(ctx, guest.Command{Script: "echo works"})
+	if err != nil || string(res.Stdout) != "works\n" {
+		b.t.Fatalf("got %q, %v", res.Stdout, err)
+	}
+}
+
+// Exits waits for the end of the machine.
+func (b *Box) Exits(ctx context.Context, want vmm.ExitReason) {
+	b.t.Helper()
+	select {
+	case <-b.Done():
+	case <-ctx.Done():
+		b.t.Fatalf("it does not end; console:\n%s", b.Text())
+	}
+	<-b.read
+	if got := b.Exit(); got.Reason != want {
+		b.t.Errorf("got %q (%s), want %q", got.Reason, got.Detail, want)
+	}
+}

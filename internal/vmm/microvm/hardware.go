@@ -1,0 +1,115 @@
+package microvm
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/doctor"
+	"github.com/attest-vm/attest/internal/tap"
+	"github.com/attest-vm/attest/internal/vmm"
+)
+
+const defaultMiB = 512
+
+// Megabytes is a machine's memory in MiB.
+func Megabytes(hw *vmm.Hardware) int { return cmp.Or(hw.Memory, defaultMiB) }
+
+// CPUs is how many processors it has.
+func CPUs(hw *vmm.Hardware) int { return max(hw.CPUs, 1) }
+
+// Kernel is the file of its kernel: uncompressed, where there is a choice, which every
+// VMM takes and nothing has to decompress.
+func Kernel(hw *vmm.Hardware) string { return cmp.Or(hw.Vmlinux, hw.Kernel) }
+
+// IsELF reports whether a file is an uncompressed kernel. It also says so of a file that
+// cannot be read: the VMM has the better words.
+func IsELF(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return true
+	}
+	defer f.Close()
+	magic := make([]byte, 4)
+	n, _ := f.Read(magic)
+	return n < 4 || bytes.Equal(magic, []byte("\x7fELF"))
+}
+
+// Refuse is what no small VMM has, as the operation and the reason of an
+// *vmm.UnsupportedError; empty: there is nothing of it.
+func Refuse(hw *vmm.Hardware, maxCPUs int) (operation, reason string) {
+	switch {
+	case hw.Type != "":
+		return fmt.Sprintf("machine type %q", hw.Type), "it has one type of machine"
+	case hw.Display:
+		return "a display", "it has no screen"
+	case hw.CPUs > maxCPUs:
+		return fmt.Sprintf("a machine of %d CPUs", hw.CPUs), fmt.Sprintf("the limit is %d", maxCPUs)
+	}
+	for _, d := range hw.Disks {
+		if d.Format != "" && d.Format != "raw" || len(d.Backing) > 0 {
+			return fmt.Sprintf("disk %s of format %q", d.Serial, d.Format), "attest gives it raw disks only; make one: qemu-img convert -O raw OLD NEW"
+		}
+	}
+	return "", ""
+}
+
+// Fingerprint is that of a vmm.Fingerprinter: the program, what the guest sees of the host,
+// the machine, and what the backend adds.
+func Fingerprint(p Program, c vmm.Config, more ...string) (string, error) {
+	hw := c.Boot.(*vmm.Hardware)
+	var uname unix.Utsname
+	if err := unix.Uname(&uname); err != nil {
+		return "", os.NewSyscallError("uname", err)
+	}
+	lines := append([]string{
+		p.Path, p.Full, p.Stamp, "host " + unix.ByteSliceToString(uname.Release[:]), vmm.Processor(),
+		fmt.Sprintf("%d MiB, %d CPUs", Megabytes(hw), CPUs(hw)), Kernel(hw),
+	}, more...)
+	for _, d := range hw.Disks {
+		lines = append(lines, fmt.Sprintf("disk %s, read-only %v", d.Serial, d.ReadOnly))
+	}
+	for _, n := range c.NICs {
+		lines = append(lines, "network card "+n.ID)
+	}
+	return strings.Join(lines, "\n"), nil
+}
+
+// Examine says what a host has of what a VMM needs, for attest doctor.
+func (f *Finder) Examine(ctx context.Context) (Program, doctor.Diagnosis) {
+	p, err := f.Find("")
+	d := doctor.Diagnosis{Usable: err == nil, Path: p.Path, Version: p.Full}
+	d.Findings = append(d.Findings, finding("program", p.Path+", version "+p.Full, err))
+	if err != nil {
+		return p, d // and the rest would only be noise
+	}
+	d.Findings = append(d.Findings, vmm.ViewFinding(vmm.WhyVisible(p.Path, false)))
+	for _, check := range []struct {
+		name, good string
+		err        error
+	}{
+		{"KVM", "guests run in hardware", Hardware(ctx)},
+		{"TAP", "for network cards, in a network namespace", tap.Try(ctx)},
+	} {
+		d.Usable = d.Usable && check.err == nil
+		d.Findings = append(d.Findings, finding(check.name, check.good, check.err))
+	}
+	return p, d
+}
+
+func finding(name, good string, err error) doctor.Finding {
+	f := doctor.Finding{Name: name, OK: err == nil, Detail: good}
+	switch e := err.(type) {
+	case nil:
+	case *doctor.MissingError:
+		f.Detail, f.Remedy = e.What+": "+e.Reason, e.Remedy
+	default:
+		f.Detail = err.Error()
+	}
+	return f
+}
