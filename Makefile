@@ -36,11 +36,12 @@ stress:
 	$(GO) test ./internal/network -run UnderLoad -v -args -load 60s
 	GO="$(GO)" scripts/fuzz
 
-# Tests the backends of microVMs with the real programs, which FIRECRACKER names, in a
-# guest that has a KVM of its own. It takes an hour without hardware virtualisation.
+# Tests the backends of microVMs with the real programs, which FIRECRACKER and
+# CLOUD_HYPERVISOR name, in a guest that has a KVM of its own. It takes an hour or two
+# without hardware virtualisation.
 test-microvm:
-	@[ -n "$$FIRECRACKER" ] || echo "test-microvm: FIRECRACKER names no firecracker to test with: nothing is tested (docs/microvms.md)"
-	@[ -z "$$FIRECRACKER" ] || { scripts/setup test && $(GO) test ./test -run TestMicroVM -v -timeout 4h; }
+	@[ -n "$$FIRECRACKER$$CLOUD_HYPERVISOR" ] || echo "test-microvm: FIRECRACKER and CLOUD_HYPERVISOR name no program to test with: nothing is tested (docs/microvms.md)"
+	@[ -z "$$FIRECRACKER$$CLOUD_HYPERVISOR" ] || { scripts/setup test && $(GO) test ./test -run TestMicroVM -v -timeout 4h; }
 
 # What real machines are for, on real guests: an NFS server that reboots, disks that are
 # pulled out of a mirror, containers, a DHCP relay. Minutes each, and packages from Debian's

@@ -165,7 +165,7 @@ func TestLabConfigErrors(t *testing.T) {
 		"two cards of a script": {[]MachineConfig{{StartCommand: "run-a-vm", Networks: []int{1, 1}}}, `machine "a": a network is listed twice; which cards a start command gives its machine is its own affair`},
 		"foreign MAC":           {machine(func(m *MachineConfig) { m.MACs = []string{"03:00:00:00:00:00"} }), `machine "a": mac: "03:00:00:00:00:00" is not an address of one network card, such as 52:54:00:00:00:01`},
 		"MAC of nothing":        {machine(func(m *MachineConfig) { m.MACs = []string{"", ""} }), `machine "a": mac has 2 addresses, and the machine has 1 network cards`},
-		"unknown backend":       {machine(func(m *MachineConfig) { m.Backend = "vmware" }), `machine "a": unknown backend "vmware"; this attest has firecracker, mock, qemu`},
+		"unknown backend":       {machine(func(m *MachineConfig) { m.Backend = "vmware" }), `machine "a": unknown backend "vmware"; this attest has cloud-hypervisor, firecracker, mock, qemu`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := LabConfig{Machines: test.machines}.check()

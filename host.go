@@ -20,7 +20,8 @@ import (
 	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/vmm"
 
-	_ "github.com/attest-vm/attest/internal/vmm/firecracker" // registers the backend
+	_ "github.com/attest-vm/attest/internal/vmm/cloudhypervisor" // registers the backend
+	_ "github.com/attest-vm/attest/internal/vmm/firecracker"     // and this one
 	"github.com/attest-vm/attest/internal/vmm/qemu"
 	_ "github.com/attest-vm/attest/internal/vmm/qemu" // and this one
 )

@@ -77,18 +77,19 @@ func (m Machine) Settings() map[string]any {
 	return out
 }
 
-// options are the settings that only Firecracker has, as its backend reads them; nil if
+// options are the settings that only the machine's backend has, as it reads them; nil if
 // all are the default.
 func (m Machine) options() []byte {
 	out := map[string]any{}
 	for _, o := range []struct {
-		key              string
+		backend, key     string
 		value, otherwise any
 	}{
-		{"firecracker_bin", m.Binary, ""}, {"huge_pages", m.HugePages, ""}, {"entropy", m.Entropy, true},
-		{"enable_pci", m.EnablePCI, false}, {"io_engine", m.IOEngine, ioEngine}, {"cache_type", m.CacheType, cacheType},
+		{"firecracker", "firecracker_bin", m.Binary, ""}, {"firecracker", "huge_pages", m.HugePages, ""}, {"firecracker", "entropy", m.Entropy, true},
+		{"firecracker", "enable_pci", m.EnablePCI, false}, {"firecracker", "io_engine", m.IOEngine, ioEngine}, {"firecracker", "cache_type", m.CacheType, cacheType},
+		{"cloud-hypervisor", "cloud_hypervisor_bin", m.Binary, ""},
 	} {
-		if m.Backend == "firecracker" && o.value != o.otherwise {
+		if m.Backend == o.backend && o.value != o.otherwise {
 			out[o.key] = o.value
 		}
 	}

@@ -106,3 +106,21 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// What only one backend has travels to that backend, under the keys of the file.
+func TestOptions(t *testing.T) {
+	for text, want := range map[string]string{
+		`"backend": "firecracker", "firecracker_bin": "fc", "entropy": false`: `{"entropy":false,"firecracker_bin":"fc"}`,
+		`"backend": "cloud-hypervisor", "cloud_hypervisor_bin": "ch"`:         `{"cloud_hypervisor_bin":"ch"}`,
+		`"backend": "cloud-hypervisor"`:                                       ``,
+	} {
+		f, err := Parse("lab.json", []byte(`{"machines": [{"name": "m", "image": {}, `+text+`}]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, _ := f.Machines[0].Settings()["options"].([]byte)
+		if string(got) != want {
+			t.Errorf("%s: got %s, want %s", text, got, want)
+		}
+	}
+}

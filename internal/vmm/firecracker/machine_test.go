@@ -30,7 +30,7 @@ func TestContract(t *testing.T) {
 	contract.Subject{
 		New: func() vmm.Backend { return newBackend() },
 		Install: func(t *testing.T, o contract.Options) {
-			fake.Install(t, fake.Options{NoSocket: o.NoSocket, Manners: o.Manners})
+			fake.Install(t, fake.Options{Program: o.Program, NoSocket: o.NoSocket, Manners: o.Manners})
 		},
 		Cmdline: "console=ttyS0 reboot=k attest.vsock=1 attest.disks=attest-l0,attest-rw pci=off attest.root=layers:1",
 		Log:     "Running Firecracker",

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +32,7 @@ type Subject struct {
 // Options are what the fakes have in common.
 type Options struct {
 	NoSocket bool
+	Program  bool // the fake is a program, and not a script that starts one
 	fake.Manners
 }
 
@@ -50,6 +52,7 @@ func (s Subject) Test(t *testing.T) {
 	t.Run("cancelled start", s.startIsCancelled)
 	t.Run("dial", s.dialEnds)
 	t.Run("network cards", s.hasNetworkCards)
+	t.Run("files", s.seesItsOwnFiles)
 }
 
 func (s Subject) boots(t *testing.T) {
@@ -317,4 +320,67 @@ func (s Subject) hasNetworkCards(t *testing.T) {
 		t.Fatal(err)
 	}
 	answers(t, third)
+}
+
+// A VMM that a guest has taken over opens no file of the host that its machine
+// was not given: with network cards and without, and after a restore. A command in the
+// fake's guest runs with the rights of the process, and stands for that.
+func (s Subject) seesItsOwnFiles(t *testing.T) {
+	r := s.rig(t, Options{Program: true})
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if why := vmm.WhyVisible(self, false); why != "" {
+		t.Skip(why)
+	}
+	if err := os.WriteFile(r.File("secret"), []byte("secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	look := func(b *Box) {
+		t.Helper()
+		for script, may := range map[string]bool{
+			"cat FILES/base":               true,
+			"echo x >> FILES/disk-NAME":    true,
+			"head -c 1 /usr/bin/true":      true,
+			"echo x > DIR/new; rm DIR/new": true,
+			"cat FILES/secret":             false,
+			"echo x >> FILES/base":         false,
+			"echo x > FILES/new":           false,
+			"rm FILES/secret":              false,
+			"ls FILES":                     false,
+			"cat /etc/passwd":              false,
+		} {
+			script = strings.NewReplacer("FILES", r.Files, "DIR", b.Dir, "NAME", filepath.Base(b.Dir)).Replace(script)
+			res, err := b.Run(r.Ctx, guest.Command{Script: script, Limit: 1 << 20})
+			if err != nil || (res.ExitCode == 0) != may {
+				t.Errorf("%s: exit code %d, %v: %s%s", script, res.ExitCode, err, res.Stdout, res.Stderr)
+			}
+		}
+	}
+	b := r.Start(r.Config("m"))
+	look(b)
+	memory, err := vmm.MemoryFile("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer memory.Close()
+	snapshotter := b.VM.(vmm.Snapshotter)
+	if err := snapshotter.Pause(r.Ctx); err != nil {
+		t.Fatal(err)
+	}
+	device, err := snapshotter.Save(r.Ctx, memory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restored := r.Config("restored")
+	restored.Restore = &vmm.State{Memory: memory, Device: device}
+	look(r.Start(restored))
+
+	if err := tap.Try(t.Context()); err != nil {
+		t.Skip("no TAP can be made here: ", err)
+	}
+	wired := r.Config("wired")
+	wired.NICs = []vmm.NIC{{ID: "net1", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}}
+	look(r.Start(wired))
 }

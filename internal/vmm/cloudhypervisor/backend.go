@@ -1,0 +1,119 @@
+package cloudhypervisor
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/attest-vm/attest/internal/doctor"
+	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/vmm/microvm"
+)
+
+// Env names a cloud-hypervisor to use instead of the one on the PATH.
+const Env = "ATTEST_CLOUD_HYPERVISOR"
+
+func init() { vmm.Register(newBackend()) }
+
+// oldest is the first version that attest was written for.
+var oldest = microvm.Version{43, 0, 0}
+
+func newBackend() *backend {
+	return &backend{finder: microvm.Finder{
+		Name: "cloud-hypervisor", Env: Env, Oldest: oldest,
+		Pattern: regexp.MustCompile(`(?m)^cloud-hypervisor v(\d+\.\d+\S*)`),
+		Remedy:  "install cloud-hypervisor 43 or newer (a release of github.com/cloud-hypervisor/cloud-hypervisor, or Nix: cloud-hypervisor), or name it with " + Env,
+	}}
+}
+
+// A backend knows the cloud-hypervisors of this host.
+type backend struct {
+	finder microvm.Finder
+	ram    microvm.RAM
+}
+
+var (
+	_ vmm.Backend       = (*backend)(nil)
+	_ vmm.RawOnly       = (*backend)(nil)
+	_ vmm.Doctor        = (*backend)(nil)
+	_ vmm.Offerer       = (*backend)(nil)
+	_ vmm.Fingerprinter = (*backend)(nil)
+)
+
+func (*backend) Name() string { return "cloud-hypervisor" }
+
+// RawOnly: it would read qcow2, but a saved machine has the names of its disks in it, and
+// a clone's overlays have others.
+func (*backend) RawOnly() {}
+
+const (
+	maxCPUs    = 254
+	maxCmdline = 65536 // its arch/src/x86_64/layout.rs
+)
+
+// Check refuses what cloud-hypervisor does not have, by name. It takes configurations
+// whose files do not exist yet.
+func (b *backend) Check(c vmm.Config) error {
+	_, err := b.look(c)
+	if err == nil {
+		err = microvm.Hardware(context.Background())
+	}
+	return err
+}
+
+// look is Check for a host whose processor is no question.
+func (b *backend) look(c vmm.Config) (microvm.Program, error) {
+	hw, ok := c.Boot.(*vmm.Hardware)
+	if !ok {
+		if _, ok := c.Boot.(*vmm.Command); ok {
+			return microvm.Program{}, b.unsupported(c, "a start command", "attest starts it itself")
+		}
+		return microvm.Program{}, b.unsupported(c, fmt.Sprintf("a machine of a %T", c.Boot), "")
+	}
+	o, err := parseOptions(hw.Options)
+	if err != nil {
+		return microvm.Program{}, &OptionsError{c.Name, err}
+	}
+	if operation, reason := microvm.Refuse(hw, maxCPUs); operation != "" {
+		return microvm.Program{}, b.unsupported(c, operation, reason)
+	}
+	return b.finder.Find(o.Binary)
+}
+
+func (b *backend) unsupported(c vmm.Config, operation, reason string) error {
+	return &vmm.UnsupportedError{Machine: c.Name, Operation: operation, Backend: b.Name(), Reason: reason}
+}
+
+// Offers says what machines can do.
+func (b *backend) Offers(_ vmm.Config, what vmm.Capability) (bool, vmm.Lack) {
+	switch what {
+	case vmm.CanReset, vmm.CanListen, vmm.CanPause:
+		return true, vmm.Lack{}
+	case vmm.CanShow, vmm.CanType:
+		return false, vmm.Lack{Reason: "cloud-hypervisor has no keyboard and no screen"}
+	}
+	return false, vmm.Lack{}
+}
+
+// cmdline is the kernel's command line.
+func cmdline(hw *vmm.Hardware) string {
+	// The clocks of a restored guest jump over the time for which it was saved: it would
+	// find that its processors were stuck for so long.
+	return strings.Join([]string{"console=ttyS0", "reboot=k", "nosoftlockup", microvm.VsockArgument, hw.Cmdline}, " ")
+}
+
+// Fingerprint is the cloud-hypervisor, what the guest sees of the host, and the machine.
+func (b *backend) Fingerprint(_ vmm.Host, c vmm.Config) (string, error) {
+	p, err := b.look(c)
+	if err != nil {
+		return "", err
+	}
+	return microvm.Fingerprint(p, c, cmdline(c.Boot.(*vmm.Hardware)))
+}
+
+// Examine says what is there, for attest doctor.
+func (b *backend) Examine(ctx context.Context) doctor.Diagnosis {
+	_, d := b.finder.Examine(ctx)
+	return d
+}
