@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/attest-vm/attest/internal/snapshot"
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 // FuzzOpenLab: a lab that somebody made up is refused with what is wrong, or is one.
@@ -71,6 +72,54 @@ func FuzzSavedState(f *testing.F) {
 		}
 		if err == nil && string(s.console.SinceBoot()) != "console" {
 			t.Errorf("the console said %q", s.console.SinceBoot())
+		}
+	})
+}
+
+// FuzzSavedDisks: the list of disks that was saved with a machine fits that machine, or is refused.
+func FuzzSavedDisks(f *testing.F) {
+	for _, seed := range []string{
+		`[]`, `null`, `[null]`, `[{"config": {"Serial": "disk1", "Size": 512}, "slot": 0, "parts": 0}]`,
+		`[{"config": {"Serial": "disk1", "Size": 512}, "slot": -1, "parts": 1}]`, `[{"config": {"Serial": "disk1", "Size": 512}, "slot": 0, "parts": 9}]`,
+		`[{"config": {"Serial": "disk1", "Path": "/none"}, "slot": 0}]`, `[{"config": {"Serial": "disk1", "Size": 512, "Shared": "../x"}, "slot": 0, "parts": 1}]`,
+		`[{"config": {"Serial": "attest-rw", "Size": 512}, "slot": 0}]`, `{`,
+	} {
+		f.Add([]byte(seed))
+	}
+	lab, err := testHost.NewLab(f.Context(), LabConfig{Machines: []MachineConfig{{Name: "m", Image: Debian{}, Disks: []Disk{{Size: 1 << 20}}}}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { lab.Close() })
+	o := lab.Machine("m").kind.(*own)
+	dir := f.TempDir()
+	part := filepath.Join(dir, "part")
+	if err := os.WriteFile(part, make([]byte, 512), 0o600); err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, list []byte) {
+		path := filepath.Join(dir, "list")
+		if err := os.WriteFile(path, list, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		root := vmm.Backing{Path: part, Format: "raw"}
+		rest, err := o.adoptFurther([]vmm.Backing{root, {Path: path, Format: disksMark}, {Path: part, Format: "raw"}})
+		if err != nil {
+			if o.further != nil {
+				t.Errorf("%s: the machine has %d disks of a list that was refused", list, len(o.further))
+			}
+			return
+		}
+		if len(rest) != 1 || rest[0] != root {
+			t.Errorf("%s: the root has %v", list, rest)
+		}
+		for _, d := range o.further {
+			if d.Slot >= o.m.slots() || d.Config.checkFurther() != nil {
+				t.Errorf("%s: the machine has the disk %+v", list, d)
+			}
+			for _, b := range d.backing {
+				os.Remove(b.Path)
+			}
 		}
 	})
 }

@@ -326,7 +326,77 @@ func FuzzIndex(f *testing.F) {
 	})
 }
 
+// FuzzErofs: a base image that a disk has damaged gives errors and no crash.
+func FuzzErofs(f *testing.F) {
+	image, out := memoryFile(f), memoryFile(f)
+	base := makeTar(f, "dir .", "dir a", "file a/b content", "link c a/b", "symlink d a", "exec e "+strings.Repeat("x", 9000))
+	tr, err := newTree(image)
+	if err == nil {
+		err = errors.Join(eachEntry(bytes.NewReader(base), tr.add), tr.w.Close(), seekTo(image, 0))
+	}
+	changed := makeTar(f, "dir .", "dir a", "file a/b content", "link c a/b", "link new a/b", "file e y") // the new link needs what is in the base
+	whole, readErr := io.ReadAll(image)
+	if err = errors.Join(err, readErr); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole)
+	f.Add(whole[:len(whole)/2])
+	f.Add([]byte(nil))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		lower, err := goerofs.Open(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		if err := empty(out); err != nil {
+			t.Fatal(err)
+		}
+		d, err := newDifference(tr.index, lower, out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if eachEntry(bytes.NewReader(changed), d.add) == nil {
+			d.finish()
+		}
+	})
+}
+
 func empty(f *os.File) error { return errors.Join(f.Truncate(0), seekTo(f, 0)) }
+
+// FuzzMark: of an object whose end mark is damaged, or says something else than what is there, nothing
+// is used, and gc removes it.
+func FuzzMark(f *testing.F) {
+	f.Add([]byte(`{"files":{"meta.json":2}}`))
+	f.Add([]byte(`{"files":{"meta.json":3}}`))
+	f.Add([]byte(`{"files":{"../image/k/meta.json":2,"":0,"x":-1}}`))
+	f.Add([]byte(`{"files":{"meta.json":2}`))
+	f.Add([]byte(`null`))
+	s, err := OpenStoreAt(f.TempDir(), nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	dir := filepath.Join(s.root, "layer", "k")
+	f.Fuzz(func(t *testing.T, mark []byte) {
+		err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, metaName), []byte("{}"), 0o644), os.WriteFile(filepath.Join(dir, completeName), mark, 0o644))
+		if err != nil {
+			t.Fatal(err)
+		}
+		bad := checkMark(dir)
+		if incomplete := (*incompleteError)(nil); bad != nil && (!errors.As(bad, &incomplete) || incomplete.reason == "") {
+			t.Errorf("%q: %v", mark, bad)
+		}
+		l, err := s.acquire("layer/k", &layerMeta{})
+		if err == nil {
+			l.release()
+		}
+		if (err == nil) != (bad == nil) {
+			t.Errorf("%q: the mark is %v, and the object %v", mark, bad, err)
+		}
+		removed, err := s.RemoveUseless(t.Context())
+		if err != nil || (len(removed) == 1) != (bad != nil) {
+			t.Errorf("%q (%v): gc removed %v, %v", mark, bad, removed, err)
+		}
+	})
+}
 
 // A record of an image that is damaged, or names parts that cannot be, is listed and
 // removed like others.
