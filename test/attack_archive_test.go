@@ -13,7 +13,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
+	goerofs "github.com/erofs/go-erofs"
+
+	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/wire/tarfs"
 )
 
@@ -86,6 +90,100 @@ func TestStressArchives(t *testing.T) {
 			t.Fatalf("%q", data)
 		}
 	}
+}
+
+// TestStressRootfs takes such archives as the root of a machine. What comes out is an image that
+// can be read, or an error about the archive; the host's files stay as they are.
+func TestStressRootfs(t *testing.T) {
+	a := newAttack(t, "hostile archives as a rootfs")
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	victim := filepath.Join(dir, "victim")
+	if err := os.Mkdir(victim, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(victim, "file"), "unharmed")
+	home := ownCache(t, "kernel", "initramfs")
+	defer os.RemoveAll(home)
+	store, err := image.OpenStoreAt(filepath.Join(home, "attest"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := t.TempDir()
+	writeFile(t, filepath.Join(other, "file"), "unharmed")
+	held, err := store.Build(t.Context(), image.Rootfs{Path: other}) // or the kernel would be removed with each image
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Release()
+	images := 0
+	for i := range 2000 {
+		path := filepath.Join(dir, "root.tar")
+		data := hostileArchive(victim)
+		writeFile(t, path, string(data))
+		built, err := rootfsOf(t, store, path)
+		if left, _ := os.ReadDir(victim); len(left) != 1 {
+			err = errors.Join(err, fmt.Errorf("the victim has %v", left))
+		}
+		if text, readErr := os.ReadFile(filepath.Join(victim, "file")); string(text) != "unharmed" {
+			err = errors.Join(err, fmt.Errorf("the victim's file: %q, %v", text, readErr))
+		}
+		if beside, _ := os.ReadDir(dir); len(beside) != 2 {
+			err = errors.Join(err, fmt.Errorf("beside the archive: %v", beside))
+		}
+		a.try(fmt.Sprint("archive ", i), err)
+		if err != nil {
+			t.Fatalf("%q", data)
+		}
+		if built {
+			images++
+		}
+	}
+	t.Logf("%d archives are an image", images)
+	if images == 0 {
+		t.Error("no archive became an image")
+	}
+}
+
+// rootfsOf builds an image of an archive, reads all of it, and removes it.
+func rootfsOf(t *testing.T, store *image.Store, path string) (built bool, err error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	img, err := store.Build(ctx, image.Rootfs{Path: path})
+	var wrong *image.SpecError
+	switch {
+	case errors.As(err, &wrong) && strings.ContainsFunc(err.Error(), unicode.IsControl):
+		return false, fmt.Errorf("the error reaches for the terminal: %q", err)
+	case errors.As(err, &wrong):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	for _, l := range img.Layers {
+		f, err := os.Open(l.Path)
+		if err != nil {
+			return false, err
+		}
+		fsys, err := goerofs.Open(f)
+		if err == nil {
+			err = fs.WalkDir(fsys, ".", func(_ string, _ fs.DirEntry, err error) error { return err })
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
+			return false, err
+		}
+	}
+	img.Release()
+	found, err := store.Find(ctx, img.ID)
+	if err == nil && len(found) != 1 {
+		err = fmt.Errorf("the cache has %d such images", len(found))
+	}
+	if err == nil {
+		_, err = store.Remove(ctx, found[0])
+	}
+	return true, err
 }
 
 // extractHostile extracts an archive to a new directory, which is removed. An error of

@@ -15,12 +15,29 @@ import (
 	goerofs "github.com/erofs/go-erofs"
 )
 
-// TestStressKillBuild kills one process after the other of real builds, at random
-// moments: attest, its supervisor, or whatever mmdebstrap, apt and dpkg have started.
-// A build fails, or what it gives has the files that it has otherwise; nothing is
-// left; and the next build works.
+// A buildPart is what of an image is built again for each kill.
+type buildPart struct {
+	kinds []string // of objects, removed before
+	times int
+}
+
+// TestStressKillBuild kills one process after the other of builds of layers and kernels.
 func TestStressKillBuild(t *testing.T) {
-	a := newAttack(t, "kill -9 of a process of an image build")
+	a := newAttack(t, "kill -9 of a process of an image build (layer, kernel)")
+	killBuilds(t, a, buildPart{[]string{"layer", "image"}, 20}, buildPart{[]string{"kernel", "image"}, 10})
+}
+
+// TestStressKillBase kills processes of builds from an empty cache.
+func TestStressKillBase(t *testing.T) {
+	a := newAttack(t, "kill -9 of a process of an image build (base)")
+	killBuilds(t, a, buildPart{[]string{"base", "layer", "kernel", "image"}, 10})
+}
+
+// killBuilds kills processes of real builds, at random moments: attest, its supervisor, or
+// whatever mmdebstrap, apt and dpkg have started. A build fails, or what it gives has the
+// files that it has otherwise; nothing is left; and the next build works.
+func killBuilds(t *testing.T, a *attack, parts ...buildPart) {
+	t.Helper()
 	home := ownCache(t, "base", "kernel")
 	root := filepath.Join(home, "attest")
 	build := func(kill time.Duration) (code int, victim string) {
@@ -53,22 +70,21 @@ func TestStressKillBuild(t *testing.T) {
 	build(0)
 	whole := imageFiles(t, root)
 	outcomes := map[int]int{}
-	for _, part := range []struct {
-		kinds []string // removed before
-		takes time.Duration
-		times int
-	}{
-		{[]string{"layer", "image"}, 10 * time.Second, 10},
-		{[]string{"kernel", "image"}, 8 * time.Second, 5},
-		{[]string{"base", "layer", "kernel", "image"}, 30 * time.Second, 4},
-	} {
-		for range part.times {
+	for _, part := range parts {
+		remove := func() {
 			for _, kind := range part.kinds {
 				if err := os.RemoveAll(filepath.Join(root, kind)); err != nil {
 					t.Fatal(err)
 				}
 			}
-			code, victim := build(rand.N(part.takes))
+		}
+		remove()
+		began := time.Now()
+		build(0)
+		takes := time.Since(began)
+		for i := 0; i < part.times && a.timeFor(4*takes); i++ { // under load, with the one that is unharmed
+			remove()
+			code, victim := build(1 + rand.N(takes))
 			t.Logf("%v: exit code %d after a kill of %s", part.kinds[0], code, victim)
 			outcomes[code]++
 			var err error

@@ -94,7 +94,7 @@ func (k *killing) kill(t *testing.T, a *attack, kills int) {
 		}
 	}
 	outcomes, victims := map[int]int{}, map[string]int{}
-	for i := 0; i < kills; {
+	for i := 0; i < kills && a.timeFor(3*takes[0]); { // under load, with the one that is unharmed
 		if i%2 == 0 {
 			for _, kind := range k.wipe {
 				os.RemoveAll(filepath.Join(k.home, "attest", kind))
@@ -107,7 +107,7 @@ func (k *killing) kill(t *testing.T, a *attack, kills int) {
 		a.try(k.name, err)
 		outcomes[code]++
 		victims[programOf(victim)]++
-		if i++; i%10 == 0 || i == kills {
+		if i++; i%10 == 0 || i == kills || !a.timeFor(3*takes[0]) {
 			if _, err := k.unharmed(t); err != nil {
 				t.Errorf("%s: the next one after a kill of %s: %v", k.name, victim, err)
 			}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/attest-vm/attest/internal/cache"
 )
@@ -54,6 +55,17 @@ func (a *attack) count(n int, what string, err error) {
 		return
 	}
 	a.survived.Add(int64(n))
+}
+
+// timeFor reports whether there is time left for one more attempt, which takes so long,
+// so that an attack whose time is short still has its figure.
+func (a *attack) timeFor(attempt time.Duration) bool {
+	end, limited := a.t.Deadline()
+	if !limited || time.Until(end) > attempt+time.Minute {
+		return true
+	}
+	a.t.Logf("%s: no time for more attempts", a.name)
+	return false
 }
 
 // imageKinds are the objects of a cache from which machines boot.
