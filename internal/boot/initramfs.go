@@ -110,10 +110,28 @@ func (i Initramfs) buildIn(dir string, owner Owner) (path string, err error) {
 		return "", fmt.Errorf("initramfs: %w", err)
 	}
 	path = filepath.Join(dir, hex.EncodeToString(digest.Sum(nil))[:32]+".cpio")
-	if err := os.Rename(f.Name(), path); err != nil {
+	if err := place(f.Name(), path); err != nil {
 		return "", fmt.Errorf("initramfs: %w", err)
 	}
 	return path, nil
+}
+
+// place gives a finished file the name of its content. A file that has the name already stays:
+// another process may be about to start a VMM, which may open that file and not another
+// one of the same name (vmm.View).
+func place(file, path string) error {
+	if os.Link(file, path) == nil {
+		return nil
+	}
+	ours, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	if there, err := os.Stat(path); err == nil && there.Size() == ours.Size() {
+		used(path)
+		return nil
+	}
+	return os.Rename(file, path) // what is there is damaged, or the file system has no links
 }
 
 // write makes the archive: uncompressed, because an emulated CPU copies a

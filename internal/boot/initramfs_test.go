@@ -155,6 +155,41 @@ func TestInitramfsCache(t *testing.T) {
 	}
 }
 
+// An archive that is made again leaves the file that is there, which a VMM may be about to
+// open, unless that is damaged.
+func TestInitramfsStays(t *testing.T) {
+	cache := t.TempDir()
+	i := Initramfs{Binary: buildProgram(t, "./testdata/hello"), Modules: kernelTree(t)}
+	build := func() (string, os.FileInfo) {
+		t.Helper()
+		if err := os.RemoveAll(filepath.Join(cache, memoDir)); err != nil {
+			t.Fatal(err)
+		}
+		path, err := i.build(t.Context(), cache, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path, info
+	}
+	path, before := build()
+	if again, after := build(); again != path || !os.SameFile(before, after) {
+		t.Errorf("%s became another file, %s", path, again)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, 10); err != nil {
+		t.Fatal(err)
+	}
+	if again, after := build(); again != path || after.Size() != before.Size() {
+		t.Errorf("%s is damaged, and stays: %d bytes", path, after.Size())
+	}
+}
+
 // The image cache keeps a kernel's modules as an erofs image.
 func TestInitramfsFromErofs(t *testing.T) {
 	dir := kernelTree(t)
