@@ -29,7 +29,7 @@ func init() {
 	access.Refresh = func(ctx context.Context, s, machines any) ([]string, error) {
 		return s.(*Snapshot).refresh(ctx, machines.([]MachineConfig))
 	}
-	access.Directories = func(l any, machine string) (string, string, error) { return l.(*Lab).directories(machine) }
+	access.Directories = func(l any, machine string) (string, string, bool, error) { return l.(*Lab).directories(machine) }
 	access.StartOnHost = func(ctx context.Context, h any, c supervise.Command) (*supervise.Process, error) {
 		return h.(*Host).supervisor.Start(ctx, c)
 	}

@@ -72,18 +72,18 @@ const maxOutput = 16 << 20
 
 // directories are those of this host that the start command of a machine knows: its own,
 // and the one of all machines. They are made if they are missing, so that files can be put
-// there before the first start.
-func (l *Lab) directories(machine string) (state, shared string, err error) {
+// there before the first start. running is whether the machine is on.
+func (l *Lab) directories(machine string) (state, shared string, running bool, err error) {
 	m := l.Machine(machine)
 	if m == nil {
-		return "", "", fmt.Errorf("the lab has no machine %q", machine)
+		return "", "", false, fmt.Errorf("the lab has no machine %q", machine)
 	}
 	state, shared = m.dir, filepath.Join(l.scratch, sharedDir)
 	if f, ok := m.kind.(*foreign); ok {
 		state = m.disks()
 		err = f.makeDirectories(shared)
 	}
-	return state, shared, err
+	return state, shared, m.running() != nil, err
 }
 
 // outDir is where operations put files, as an absolute path.

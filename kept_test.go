@@ -25,7 +25,7 @@ func TestKeptFiles(t *testing.T) {
 	if box.disks() != dir || box.config.Boot != BootCold || lab.Machine("other").kept != nil {
 		t.Errorf("its directory is %s, and it starts %s", box.disks(), box.config.Boot)
 	}
-	if state, shared, err := lab.directories("box"); err != nil || state != dir || shared == "" {
+	if state, shared, _, err := lab.directories("box"); err != nil || state != dir || shared == "" {
 		t.Errorf("got %s, %s, %v", state, shared, err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "box.qcow2"), []byte("x"), 0o600); err != nil {

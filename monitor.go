@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,6 +34,36 @@ func (m *Machine) SendMonitorCommand(ctx context.Context, command string) (strin
 		})
 	})
 	return out, err
+}
+
+// QMPCommand runs a command of QEMU's monitor for programs (QEMU docs/interop/qmp-ref), and returns
+// what it returns: numbers are int64 or float64. An error of QEMU's is an error. The guest need not
+// have booted, and the machine can be paused. What the command changes goes unnoticed.
+func (m *Machine) QMPCommand(ctx context.Context, command string, arguments map[string]any) (any, error) {
+	var result any
+	args := strconv.Quote(command)
+	err := step(ctx, m.Name(), "qmp_command", args, func(ctx context.Context) error {
+		return withVMM(ctx, m, "qmp_command", vmm.CanInteract, func(r *run, v vmm.Monitor) error {
+			out, err := v.Ask(ctx, command, arguments)
+			if err != nil && ctx.Err() == nil && r.vm.Exit().Reason == vmm.Running {
+				return fmt.Errorf("%s: qmp_command(%s): %w", m.Name(), args, err)
+			}
+			if err != nil {
+				return r.whenGone(err)
+			}
+			result, err = jsonValue(out)
+			return err
+		})
+	})
+	return result, err
+}
+
+// jsonValue is JSON with its numbers as numbers makes them.
+func jsonValue(text []byte) (v any, err error) {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	err = d.Decode(&v)
+	return numbers(v), err
 }
 
 // A QMPEvent is something that QEMU has said unasked (QEMU
@@ -97,11 +128,8 @@ func (r *run) awaitEvent(ctx context.Context, log *vmm.EventLog, match func(QMPE
 func qmpEvent(e vmm.Event) QMPEvent {
 	q := QMPEvent{Name: e.Name, Time: e.Time}
 	if e.Data != nil {
-		d := json.NewDecoder(strings.NewReader(string(e.Data)))
-		d.UseNumber()
-		if d.Decode(&q.Data) == nil {
-			numbers(q.Data)
-		}
+		v, _ := jsonValue(e.Data)
+		q.Data, _ = v.(map[string]any)
 	}
 	return q
 }

@@ -351,6 +351,16 @@ func (m *TestMachine) Plug(d Disk) string {
 	return result
 }
 
+// QMPCommand runs a command of QEMU's monitor for programs (QEMU
+// docs/interop/qmp-ref), and returns what it returns: numbers are int64 or
+// float64. See [Machine.QMPCommand].
+func (m *TestMachine) QMPCommand(command string, arguments map[string]any) any {
+	m.t.Helper()
+	result, err := m.Machine.QMPCommand(m.at(), command, arguments)
+	m.check(err)
+	return result
+}
+
 // Reboot restarts the guest in an orderly way and waits until it answers again.
 // See [Machine.Reboot].
 func (m *TestMachine) Reboot(opts ...WaitOption) {

@@ -52,7 +52,7 @@ var (
 	Refresh func(ctx context.Context, snapshot, machines any) (used []string, err error)
 	// Directories are those that a machine's start command knows: its own, and the one of
 	// all machines of the *attest.Lab.
-	Directories func(lab any, machine string) (state, shared string, err error)
+	Directories func(lab any, machine string) (state, shared string, running bool, err error)
 	// StartOnHost starts a program of this host, which ends with the *attest.Host at the
 	// latest.
 	StartOnHost func(ctx context.Context, host any, c supervise.Command) (*supervise.Process, error)

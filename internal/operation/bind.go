@@ -238,6 +238,8 @@ func (t Type) convert(v any) (any, error) {
 		return destinationsOf(v)
 	case Machines:
 		return listOf[MachineName](v, "a machine")
+	case AnyDict:
+		return as[map[string]any](v), nil
 	case Dict, Paths:
 		return dictOf(v)
 	case Files:

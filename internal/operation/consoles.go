@@ -74,6 +74,19 @@ var consolesTable = []*Operation{
 		},
 	},
 	{
+		Name: "qmp_command", Subject: "Consoles", Result: AnyDict, Needs: vmm.CanInteract,
+		Params: []Param{
+			{Name: "command", Type: String, Doc: "a command of QMP, such as `query-status`"},
+			{Name: "arguments", Type: AnyDict, Default: Absent, Nullable: true, Doc: "its arguments"},
+		},
+		Doc: "Runs a command of QEMU's monitor for programs, and returns its reply: a dict whose `return` is the result. An error of QEMU's fails the operation.\n\n" +
+			"It works before the guest has booted and on a paused machine. attest does not notice what the command changes. QEMU's QMP reference lists the commands.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			result, err := t.machine.QMPCommand(ctx, a.String("command"), get[map[string]any](a, "arguments"))
+			return map[string]any{"return": result}, err
+		},
+	},
+	{
 		Name: "wait_for_qmp_event", Subject: "Consoles", Result: AnyDict, Needs: vmm.CanTell,
 		Params: []Param{
 			{Name: "event_filter", Type: Filter, Doc: "the name of an event, a dict of fields that it must have (`{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": True}}`), or a function that gets an event and returns whether it matches"},

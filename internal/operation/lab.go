@@ -80,7 +80,7 @@ type Helped interface {
 	OutDir() string
 	// Directories are those of this host that a machine's start command knows: its own,
 	// and the one of all machines.
-	Directories(machine string) (state, shared string, err error)
+	Directories(machine string) (state, shared string, running bool, err error)
 }
 
 // Of returns the Runner of a lab.
@@ -99,7 +99,7 @@ func (r runner) StartHelper(ctx context.Context, prepare func(dir string) (super
 
 func (r runner) OutDir() string { return access.OutDir(r.Lab) }
 
-func (r runner) Directories(machine string) (state, shared string, err error) {
+func (r runner) Directories(machine string) (state, shared string, running bool, err error) {
 	return access.Directories(r.Lab, machine)
 }
 

@@ -64,9 +64,9 @@ func (s *Server) doDirectories(_ context.Context, p directoriesParams) (any, err
 	if s.options.Directories == nil {
 		return nil, errNoDirectories
 	}
-	state, shared, err := s.options.Directories(p.Machine)
+	state, shared, running, err := s.options.Directories(p.Machine)
 	if err != nil {
 		return nil, &attest.ConfigError{Subject: fmt.Sprintf("machine %q", p.Machine), Reason: err.Error()}
 	}
-	return map[string]string{"state": state, "shared": shared}, nil
+	return map[string]any{"state": state, "shared": shared, "running": running}, nil
 }

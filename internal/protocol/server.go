@@ -26,7 +26,7 @@ type Options struct {
 	OutDir   string           // where operations put files
 	// Directories are those of this host that a machine's start command knows: its own,
 	// and the one of all machines. Nil: the peer cannot ask.
-	Directories func(machine string) (state, shared string, err error)
+	Directories func(machine string) (state, shared string, running bool, err error)
 	// Patience is how long the peer may take until its hello; 0: 30 s.
 	Patience time.Duration
 }

@@ -290,9 +290,11 @@ type LinkSetter interface {
 	SetLink(ctx context.Context, nic string, up bool) error
 }
 
-// Monitor gives the VMM's own control language (QEMU: HMP).
+// Monitor gives the VMM's own control languages: that for people (QEMU: HMP), and that for
+// programs (QMP), whose results are JSON.
 type Monitor interface {
 	MonitorCommand(ctx context.Context, line string) (string, error)
+	Ask(ctx context.Context, command string, arguments map[string]any) (json.RawMessage, error)
 }
 
 // Doctor says what a backend can do on this host, for attest doctor.

@@ -3,6 +3,7 @@ package mock
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"image"
 	"image/color"
@@ -126,6 +127,15 @@ func (m *Machine) MonitorCommand(_ context.Context, line string) (string, error)
 		}
 	}
 	return "", fmt.Errorf("%s: the mock has no monitor command %q", m.config.Name, line)
+}
+
+// Ask knows the answers of the script's monitor, which are JSON then.
+func (m *Machine) Ask(ctx context.Context, command string, _ map[string]any) (json.RawMessage, error) {
+	answer, err := m.MonitorCommand(ctx, command)
+	if err == nil && !json.Valid([]byte(answer)) {
+		err = fmt.Errorf("%s: the answer of the mock's monitor to %q is not JSON", m.config.Name, command)
+	}
+	return json.RawMessage(answer), err
 }
 
 // SetLink drops the frames of a network card while it is down.

@@ -378,6 +378,16 @@ func (m *machine) MonitorCommand(ctx context.Context, line string) (string, erro
 	return out, nil
 }
 
+// Ask runs a command of QMP.
+func (m *machine) Ask(ctx context.Context, command string, arguments map[string]any) (json.RawMessage, error) {
+	if arguments == nil {
+		arguments = map[string]any{}
+	}
+	var out json.RawMessage
+	err := m.ask(ctx, command, arguments, &out)
+	return out, err
+}
+
 // refusal is how the monitor for humans says that it did not do what it was
 // asked; it has nothing but text for that (QEMU monitor/hmp.c).
 var refusal = regexp.MustCompile(`^(Error: |unknown command: '|Command '.*' not available|[\w-]+: (extraneous|string expected|filename expected|unsupported|invalid|unexpected))|(?m)^Try "help .*" for more information$`)

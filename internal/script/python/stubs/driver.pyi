@@ -1,3 +1,4 @@
+import pathlib
 from contextlib import AbstractContextManager
 from typing import Any, Callable, Mapping, Sequence
 
@@ -12,7 +13,7 @@ class Lab:
 # lab operations
 
 class Driver:
-    out_dir: str
+    out_dir: pathlib.Path
     logger: CompositeLogger
     debug: DebugAbstract
     vlans: list[VLan]

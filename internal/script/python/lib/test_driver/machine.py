@@ -6,10 +6,11 @@ import inspect
 import pathlib
 import re
 import subprocess
+import sys
 import time
 import unittest
 
-from . import _protocol, errors
+from . import _protocol, efi, errors, qmp
 
 
 class _Remote:
@@ -134,6 +135,57 @@ class QemuMachine(BaseMachine):
             raise errors.ArgumentError("shell_interact: address is not supported; the shell opens on the terminal of the prompt")
         self._operate("shell_interact")
 
+    def console_interact(self):
+        """Sends what is typed to the serial console, until Ctrl-D (which is for a prompt)."""
+        self.log("Terminal is ready (there is no prompt); Ctrl-D ends it")
+        while True:
+            line = sys.stdin.readline()
+            if not line:
+                return
+            self._operate("send_console", line)
+
+    @property
+    def qmp_client(self):
+        """QEMU's monitor for programs."""
+        return qmp.QMPSession(self)
+
+    # The variables of a UEFI firmware, in a file that start scripts have as NIX_EFI_VARS.
+
+    @property
+    def efi_vars_path(self):
+        return self.state_dir / (self.name + "-efi-vars.fd")
+
+    def _firmware(self):
+        if self._engine.ask("directories", machine=self.name)["running"]:
+            raise Exception("System is currently running and concurrent reads / writes to the OVMF variables is unsupported")
+        return self.efi_vars_path
+
+    def read_efi_vars(self):
+        """The variables of the firmware of a machine that does not run."""
+        return efi.read(self._firmware().read_bytes())
+
+    efi_vars = property(read_efi_vars)
+
+    def dump_efi_vars(self):
+        """Writes the variables to the log."""
+        for v in self.read_efi_vars():
+            self.log(f"{v.vendor_uuid} {v.name} = {v.data.hex()}")
+
+    def create_efi_vars(self):
+        """Makes the file, without variables."""
+        path = self._firmware()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            with open(path, "xb") as f:
+                f.write(efi.create())
+        except FileExistsError:
+            raise Exception("OVMF variables store exists") from None
+
+    def write_efi_vars(self, add):
+        """Adds variables, or changes those of the same name."""
+        path = self._firmware()
+        path.write_bytes(efi.write(path.read_bytes(), add))
+
     # Patterns are Python's. The engine matches those that it understands, as they come.
 
     def wait_for_console_text(self, regex, timeout=None):
@@ -217,16 +269,10 @@ def _unsupported(name, instead):
 
 
 for _name, _instead in {
-    "console_interact": "there is no terminal for the serial console; send_console and get_console_log work",
     "wait_for_monitor_prompt": "the monitor has no prompt; send_monitor_command returns the output of a command",
-    "dump_efi_vars": "EFI variables cannot be read or written",
-    "read_efi_vars": "EFI variables cannot be read or written",
-    "create_efi_vars": "EFI variables cannot be read or written",
-    "write_efi_vars": "EFI variables cannot be read or written",
 }.items():
     setattr(QemuMachine, _name, _unsupported(_name, _instead))
 for _name, _instead in {
-    "qmp_client": "there is no QMP client; wait_for_qmp_event and send_monitor_command work",
     "process": "the process is not this one's", "pid": "the process is not this one's",
     "monitor": "use send_monitor_command", "shell": "use execute, or shell_interact at a prompt",
 }.items():
