@@ -4,6 +4,7 @@
 package needle
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,7 +49,22 @@ type Needle struct {
 	Areas   []Area
 	Picture *image.RGBA
 
-	rest map[string]json.RawMessage // what else the JSON file has
+	rest  map[string]json.RawMessage // what else the JSON file has
+	fresh bool                       // its picture has not been written
+}
+
+// New returns a needle of a picture that has no areas yet. The path is that of the JSON file that Save
+// will write, or of the PNG file beside it, or of either without its extension.
+func New(path string, picture *image.RGBA) *Needle {
+	base := basePath(path)
+	return &Needle{Name: filepath.Base(base), Path: base + ".json", Picture: picture, fresh: true}
+}
+
+// Files are the paths of the needle's two files.
+func (n *Needle) Files() []string { return []string{n.Path, basePath(n.Path) + ".png"} }
+
+func basePath(path string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(path, ".json"), ".png")
 }
 
 // An Area is a rectangle of a needle's picture.
@@ -100,7 +116,7 @@ func (n *number) UnmarshalJSON(data []byte) error {
 // Load reads a needle. The path is that of the JSON file, of the PNG file beside it, or
 // of either without its extension.
 func Load(path string) (*Needle, error) {
-	base := strings.TrimSuffix(strings.TrimSuffix(path, ".json"), ".png")
+	base := basePath(path)
 	n := &Needle{Name: filepath.Base(base), Path: base + ".json"}
 	data, err := readFile(n.Path)
 	if err == nil {
@@ -173,18 +189,45 @@ func (n *Needle) parse(data []byte) error {
 	if err := json.Unmarshal(data, &n.rest); err != nil {
 		return err
 	}
-	n.Tags, n.Areas = f.Tags, nil
+	var err error
+	n.Tags = f.Tags
+	n.Areas, err = f.areas()
+	return err
+}
+
+// Edit gives a needle other areas and tags: those of a JSON file with nothing else in it. What is not right for the
+// needle's picture is an error, and changes nothing.
+func (n *Needle) Edit(data []byte) error {
+	var f file
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&f); err != nil {
+		return err
+	}
+	edited := *n
+	var err error
+	edited.Tags = f.Tags
+	if edited.Areas, err = f.areas(); err == nil {
+		err = edited.check()
+	}
+	if err == nil {
+		*n = edited
+	}
+	return err
+}
+
+func (f file) areas() (areas []Area, err error) {
 	if len(f.Area) > maxAreas {
-		return fmt.Errorf("%d areas; want at most %d", len(f.Area), maxAreas)
+		return nil, fmt.Errorf("%d areas; want at most %d", len(f.Area), maxAreas)
 	}
 	for i, a := range f.Area {
 		area, err := a.area()
 		if err != nil {
-			return fmt.Errorf("area %d: %w", i+1, err)
+			return nil, fmt.Errorf("area %d: %w", i+1, err)
 		}
-		n.Areas = append(n.Areas, area)
+		areas = append(areas, area)
 	}
-	return nil
+	return areas, nil
 }
 
 func (a fileArea) area() (Area, error) {
@@ -241,12 +284,8 @@ func (n *Needle) check() error {
 	return nil
 }
 
-// Save writes a needle's two files, so that each is complete when it appears. What else
-// a JSON file had that was read is kept.
-func (n *Needle) Save() error {
-	if err := n.check(); err != nil {
-		return err
-	}
+// JSON is the needle's JSON file. What else a file had that was read is kept.
+func (n *Needle) JSON() ([]byte, error) {
 	f := file{Area: []fileArea{}, Tags: n.Tags}
 	if f.Tags == nil {
 		f.Tags = []string{}
@@ -270,14 +309,26 @@ func (n *Needle) Save() error {
 		fields[k] = v
 	}
 	fields["area"], fields["tags"] = f.Area, f.Tags
-	data, err := json.MarshalIndent(fields, "", "  ")
+	return json.MarshalIndent(fields, "", "  ")
+}
+
+// Save writes a needle's two files, so that each is complete when it appears. The picture of a needle that was
+// loaded is there already.
+func (n *Needle) Save() error {
+	if err := n.check(); err != nil {
+		return err
+	}
+	data, err := n.JSON()
 	if err != nil {
 		return err
 	}
-	base := strings.TrimSuffix(n.Path, ".json")
-	if err := write(base+".png", func(w io.Writer) error { return png.Encode(w, n.Picture) }); err != nil {
+	if n.fresh {
+		err = write(basePath(n.Path)+".png", func(w io.Writer) error { return png.Encode(w, n.Picture) })
+	}
+	if err != nil {
 		return err
 	}
+	n.fresh = false
 	return write(n.Path, func(w io.Writer) error { _, err := w.Write(append(data, '\n')); return err })
 }
 
