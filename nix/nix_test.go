@@ -85,7 +85,7 @@ type evaluation struct {
 	Outputs                            map[string][]string
 	Checks                             map[string]configuration
 	Examples                           map[string]configuration
-	Bench, Budget, Package             string
+	Bench, Budget, Package, Version    string
 	Refused                            map[string]string
 }
 
@@ -398,6 +398,9 @@ func (e evaluation) flake(t *testing.T) {
 	}
 	if !strings.Contains(e.Package, "nixos-test-driver") || !strings.Contains(e.Package, "installManPage") {
 		t.Errorf("the package is installed by\n%s", e.Package)
+	}
+	if !strings.Contains(e.Version, "VERSION=0-dev ") {
+		t.Errorf("the package is built by\n%s", e.Version)
 	}
 }
 

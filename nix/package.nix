@@ -40,7 +40,7 @@ buildGoModule {
   buildPhase = ''
     runHook preBuild
     mkdir -p $out/bin
-    sh scripts/build $out/bin/attest
+    VERSION=${version} sh scripts/build $out/bin/attest
     runHook postBuild
   '';
   # The tests boot machines.

@@ -252,9 +252,15 @@ func newHelp() *cobra.Command {
 	}
 }
 
+// built is the version that the linker was given; scripts/build does that.
+var built string
+
 func version() string {
 	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
+	switch {
+	case built != "":
+		return built
+	case !ok || info.Main.Version == "" || info.Main.Version == "(devel)":
 		return "development"
 	}
 	return info.Main.Version

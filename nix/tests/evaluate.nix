@@ -236,6 +236,7 @@ in
       };
     }).attributes.script;
   package = ours.attest.given.installPhase;
+  version = ours.attest.given.buildPhase;
   refused = lib.mapAttrs (_: args: failure (makeTest (base // args))) {
     backend.backend = "xen";
     both.test = "def test_x(): pass\n";
