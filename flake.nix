@@ -40,7 +40,7 @@
       ] withPkgs;
       nixosModules = {
         # For the nodes of a test of your own framework.
-        testInstrumentation = ./nix/modules/test-instrumentation.nix;
+        testInstrumentation.imports = [ ./nix/modules/test-instrumentation.nix ];
         # For a test of NixOS' framework.
         test = import ./nix/modules/test.nix of;
       };
