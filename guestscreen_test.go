@@ -53,7 +53,7 @@ func TestGuestScreenshot(t *testing.T) {
 
 // Only where no machine of a backend has a screen does the guest take its place.
 func TestWhereScreenshotsComeFrom(t *testing.T) {
-	for backend, can := range map[string]bool{"firecracker": true, "qemu": false, "mock": false} {
+	for backend, can := range map[string]bool{"firecracker": true, "cloud-hypervisor": true, "qemu": false, "mock": false} {
 		err := (MachineConfig{Name: "m", Backend: backend}).supports(t.Context(), "screenshot", vmm.CanCapture)
 		if (err == nil) != can {
 			t.Errorf("%s: %v", backend, err)

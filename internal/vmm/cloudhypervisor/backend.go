@@ -91,7 +91,7 @@ func (b *backend) Offers(_ vmm.Config, what vmm.Capability) (bool, vmm.Lack) {
 	case vmm.CanReset, vmm.CanListen, vmm.CanPause:
 		return true, vmm.Lack{}
 	case vmm.CanShow, vmm.CanType:
-		return false, vmm.Lack{Reason: "cloud-hypervisor has no keyboard and no screen"}
+		return false, vmm.Lack{Reason: "cloud-hypervisor has no keyboard and no screen", InGuest: what == vmm.CanShow}
 	}
 	return false, vmm.Lack{}
 }

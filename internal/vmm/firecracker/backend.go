@@ -108,7 +108,7 @@ func (b *backend) Offers(c vmm.Config, what vmm.Capability) (bool, vmm.Lack) {
 		}
 		return true, vmm.Lack{}
 	case vmm.CanShow, vmm.CanType:
-		return false, vmm.Lack{Reason: "Firecracker has no keyboard and no screen"}
+		return false, vmm.Lack{Reason: "Firecracker has no keyboard and no screen", InGuest: what == vmm.CanShow}
 	}
 	return false, vmm.Lack{}
 }
