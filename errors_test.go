@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -65,6 +67,11 @@ func TestStatusOf(t *testing.T) {
 		{&UnsupportedError{}, Unsupported},
 		{&ConfigError{}, Invalid},
 		{context.Canceled, Interrupted},
+		{&os.PathError{Op: "open", Path: "x", Err: syscall.EMFILE}, Infra}, // what a host has run out of
+		{os.NewSyscallError("pipe2", syscall.ENFILE), Infra},
+		{&os.PathError{Op: "fork/exec", Path: "x", Err: syscall.ENOMEM}, Infra},
+		{&os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}, Infra},
+		{&os.PathError{Op: "open", Path: "x", Err: syscall.ENOENT}, Failed},
 	} {
 		if got := StatusOf(test.err); got != test.want {
 			t.Errorf("%T: %s, want %s", test.err, got, test.want)

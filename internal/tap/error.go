@@ -46,6 +46,8 @@ func remedy(step string, err error, setting func(name string) string) string {
 	const apparmor = "kernel.apparmor_restrict_unprivileged_userns"
 	refused := errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)
 	switch {
+	case errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM):
+		return "" // no setting forbids it
 	case step == namespaceStep && errors.Is(err, unix.ENOSPC):
 		return "the limit of namespaces is reached; as root: sysctl -w user.max_user_namespaces=15000 user.max_net_namespaces=15000"
 	case step == namespaceStep && setting("kernel.unprivileged_userns_clone") == "0":

@@ -348,6 +348,7 @@ func TestRemedies(t *testing.T) {
 		{namespaceStep, unix.EPERM, "", "", "seccomp=unconfined"},
 		{namespaceStep, unix.ENOSYS, "", "", "seccomp=unconfined"},
 		{namespaceStep, unix.ENOSPC, "", "", "user.max_user_namespaces"},
+		{namespaceStep, unix.EMFILE, "", "", ""},
 		{"make a bridge", unix.EOPNOTSUPP, "", "", "modprobe bridge"},
 	} {
 		got := remedy(tt.step, os.NewSyscallError("x", tt.err), func(name string) string {
