@@ -9,8 +9,13 @@ import (
 	"strings"
 )
 
-// Main runs a fake if this process was started as one of that name, and returns otherwise.
+// mains are the fakes that this binary can be, by their names.
+var mains = map[string]bool{}
+
+// Main runs a fake if this process was started as one of that name, and returns otherwise. It is
+// for TestMain.
 func Main[Options any](name string, run func(o Options, args []string) int) {
+	mains[name] = true
 	text, args := os.Getenv(variable(name)), os.Args[1:]
 	if len(os.Args) >= 3 && os.Args[1] == argument(name) {
 		text, args = os.Args[2], os.Args[3:]
@@ -45,6 +50,9 @@ type T interface {
 // returns the program.
 func Install(t T, name, env string, options any, itself bool) string {
 	t.Helper()
+	if !mains[name] {
+		t.Fatal("TestMain has not called Main: this binary would start its tests again, and they it, without end")
+	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
