@@ -64,7 +64,11 @@ func (f *file) declare(ctx context.Context, opts script.Options, c *checked, sou
 	for _, m := range opts.Machines {
 		names = append(names, m.Name)
 	}
-	text, err := once(ctx, []string{"-B"}, declarer, input, f.path, asJSON(names))
+	memory, err := script.MemoryLimit()
+	if err != nil {
+		return err
+	}
+	text, err := once(ctx, []string{"-B"}, declarer, input, f.path, asJSON(names), fmt.Sprint(memory))
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ class Library(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module.__file__ = origin
         exec(compile(library[origin[len("<attest>/"):]], origin, "exec", dont_inherit=True), module.__dict__)
 sys.meta_path.append(Library())
-script, machines = sys.argv[1], json.loads(sys.argv[2])
+script, machines, memory = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
 answer = os.fdopen(os.dup(1), "w")
 null = os.open(os.devnull, os.O_RDWR)
 os.dup2(null, 0)
@@ -21,6 +21,8 @@ sys.argv = [script]
 sys.path[0] = os.path.dirname(os.path.abspath(script))
 from test_driver import _declare
 from test_driver.driver import early_symbols
+from test_driver import _memory
+_memory.limit(memory)
 result = _declare.load(script, early_symbols(machines))
 answer.write(json.dumps(result))
 answer.close()

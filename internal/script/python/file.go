@@ -102,10 +102,12 @@ type options struct {
 	Attach   string   `json:"attach,omitempty"`
 	Prompt   *string  `json:"prompt,omitempty"`
 	After    bool     `json:"after,omitempty"`
+	Memory   int64    `json:"memory"` // bytes that it may have (script.MemoryLimit)
 }
 
 func (f *file) options(test string) options {
 	o := options{Networks: f.networks()}
+	o.Memory, _ = script.MemoryLimit() // it was checked when the file was loaded
 	if f.declared != nil {
 		o.Call, o.Machines = test, f.declared.names
 	}

@@ -59,6 +59,9 @@ type checked struct {
 
 // load compiles a script, and looks at the names in it. Nothing of it is run.
 func load(ctx context.Context, path string, opts script.Options) (*file, error) {
+	if _, err := script.MemoryLimit(); err != nil {
+		return nil, err
+	}
 	source, err := os.ReadFile(path)
 	if err != nil {
 		return nil, &script.LoadError{Path: path, Errors: []*script.Error{{Position: event.Position{File: path}, Err: err}}}

@@ -351,6 +351,38 @@ func TestScriptsThatFail(t *testing.T) {
 }
 
 // However a script waits or goes on, it ends when the run does.
+// A list without end is an error of the script, with its place, and so it is while the file is read.
+func TestMemory(t *testing.T) {
+	old := script.MemoryLimit
+	script.MemoryLimit = func() (int64, error) { return 96 << 20, nil }
+	defer func() { script.MemoryLimit = old }()
+	for name, grow := range map[string]string{
+		"of small things": "x = []\nwhile True: x.append('x' * 1000 + str(len(x)))\n",
+		"in one call":     "x = list(range(10 ** 9))\n",
+		"in a thread":     "import threading\ndef grow():\n    global x\n    x = bytearray(1 << 30)\nt = threading.Thread(target=grow)\nt.start()\nt.join()\nx\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := run(t, t.Context(), "print('before')\n"+grow).err
+			var at *script.Error
+			want := "the script has more than 96 MiB in memory, which is the limit (ATTEST_SCRIPT_MEMORY sets another)"
+			if name == "in a thread" {
+				want = "name 'x' is not defined" // Python has said on its standard error why
+			}
+			if err == nil || !errors.As(err, &at) || at.Position.Line < 2 || attest.StatusOf(err) != attest.Failed || !strings.Contains(err.Error(), want) {
+				t.Errorf("got %v (%s)", err, attest.StatusOf(err))
+			}
+		})
+	}
+	path := filepath.Join(t.TempDir(), "x_test.py")
+	if err := os.WriteFile(path, []byte("web = machine(backend='mock')\nx = 'x' * (1 << 30)\ndef test_a(): pass\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var loadErr *script.LoadError
+	if _, err := script.Load(t.Context(), path, script.Options{}); !errors.As(err, &loadErr) || !strings.Contains(err.Error(), "more than 96 MiB") || loadErr.Errors[0].Position.Line != 2 {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestInterrupted(t *testing.T) {
 	for name, source := range map[string]string{
 		"a command":   "print('here')\nweb.succeed('hang')\n",

@@ -68,7 +68,7 @@
 // # Limits
 //
 // An evaluation ends with its context, and with a *MemoryError when scripts have
-// more memory than MemoryEnv allows. One call of a built-in function that does not
+// more memory than script.MemoryEnv allows. One call of a built-in function that does not
 // end is left behind: a *StuckError.
 //
 // # Errors

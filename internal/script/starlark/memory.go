@@ -2,39 +2,19 @@ package starlark
 
 import (
 	"fmt"
-	"os"
 	"runtime"
 	"runtime/metrics"
-	"strconv"
 	"sync"
 	"time"
 
 	"github.com/attest-vm/attest"
-	guestimage "github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/script"
 )
 
-// MemoryEnv sets how much memory attest may have while scripts run, in MiB.
-const MemoryEnv = "ATTEST_SCRIPT_MEMORY"
-
-// memoryLimit is how much memory attest may have in use while scripts run, in
-// bytes: 2 GiB, or half of what the host has available, if that is less. All of
+// memoryLimit is how much memory attest may have in use while scripts run. All of
 // attest counts, since nobody knows whose a value is; without scripts that need
 // much it has a few dozen MiB.
-var memoryLimit = sync.OnceValues(func() (int64, error) {
-	text := os.Getenv(MemoryEnv)
-	if text == "" {
-		return max(256<<20, min(2<<30, guestimage.MemoryAvailable()/2)), nil
-	}
-	mib, err := strconv.ParseInt(text, 10, 32)
-	if err != nil || mib < minMemory {
-		return 0, &attest.ConfigError{Subject: fmt.Sprintf("%s=%q", MemoryEnv, text), Reason: fmt.Sprintf("want a number of MiB, at least %d", minMemory)}
-	}
-	return mib << 20, nil
-})
-
-// minMemory is the least limit that can be set, in MiB: attest itself needs some.
-const minMemory = 64
+var memoryLimit = script.MemoryLimit
 
 // A MemoryError is a script that was ended because scripts had too much memory.
 type MemoryError struct {
@@ -43,7 +23,7 @@ type MemoryError struct {
 }
 
 func (e *MemoryError) Error() string {
-	return fmt.Sprintf("the test files have more than %d MiB in memory, which is the limit (%s sets another): a list, a text or a number that grows without end?", e.Limit>>20, MemoryEnv)
+	return fmt.Sprintf("the test files have more than %d MiB in memory, which is the limit (%s sets another): a list, a text or a number that grows without end?", e.Limit>>20, script.MemoryEnv)
 }
 
 // Status is that of a file which cannot be read, or of a test that is endless.

@@ -1,7 +1,7 @@
 """Runs a test script: python main.py SCRIPT OPTIONS. Descriptor 3 is the connection.
 
 OPTIONS is JSON: networks (numbers), call (a function of a test file; none: the file is a
-script), machines (the names of those that the file declares, in their order), driver (as the
+script), machines (the names of those that the file declares, in their order), memory (bytes that it may have), driver (as the
 NixOS test driver runs it), attach (its debug hook), prompt (the path of a history: somebody types), after (the script runs before that)."""
 
 import json
@@ -17,7 +17,7 @@ def main():
     script, options = sys.argv[1], json.loads(sys.argv[2])
     sys.argv = [script]
 
-    from test_driver import _protocol
+    from test_driver import _memory, _protocol
     from test_driver.driver import Driver
 
     engine = _protocol.Connection(sock)
@@ -25,6 +25,7 @@ def main():
     sys.path[0] = os.path.dirname(os.path.abspath(script))
     sys.path.append(here)
     pid = os.getpid()
+    _memory.limit(options["memory"])
 
     failed = None
     try:
@@ -32,6 +33,7 @@ def main():
         if os.getpid() == pid:
             join_threads()
     except BaseException as e:
+        _memory.lift()
         failed = e
     if os.getpid() != pid:
         print(f"{script}: a process that the script has forked has come to the end of the script; it has to end by os._exit", file=sys.stderr)

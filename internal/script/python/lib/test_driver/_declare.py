@@ -4,7 +4,7 @@ Nothing is checked here. The engine reads what is declared, and gives machines t
 
 import os
 
-from . import _protocol, errors
+from . import _memory, _protocol, errors
 from .machine import QemuMachine
 
 
@@ -139,6 +139,7 @@ def load(script, symbols):
         with open(script, "rb") as f:
             exec(compile(f.read(), script, "exec", dont_inherit=True), symbols)
     except BaseException as e:
+        _memory.lift()
         out["error"] = _protocol.thrown(e)
     variables = {}
     for name, v in symbols.items():

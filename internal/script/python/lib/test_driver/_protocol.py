@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 
-from . import errors
+from . import _memory, errors
 
 _VERSION = 1
 _INLINE = 1 << 20  # longer parameters go as data
@@ -423,6 +423,8 @@ def thrown(e, driver=False):
         out["class"], out["message"], out["exit"] = "", f"the script called sys.exit({'' if e.code is None else repr(e.code)})", _exit_code(e.code)
     elif isinstance(e, SystemExit):
         out["class"], out["message"] = "", f"the script called sys.exit({'' if e.code is None else repr(e.code)}), which does not say whether the test has passed; a test passes by reaching its end, and fails by an exception"
+    elif isinstance(e, MemoryError) and not out["message"]:
+        out["class"], out["message"] = ("", _memory.exceeded()) if _memory.exceeded() else ("MemoryError", "")
     elif isinstance(e, KeyboardInterrupt) and not out["message"]:
         out["message"] = "interrupted"
     if len(out["message"]) > 64 << 10:
