@@ -3,7 +3,7 @@
 GO ?= go
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test test-guests test-microvm test-shell stress bench generate clean
+.PHONY: all build demo test test-guests test-screens test-microvm test-shell stress bench generate clean
 
 all: build
 
@@ -49,6 +49,11 @@ test-microvm:
 test-guests: build
 	@scripts/setup run
 	bin/attest run -j 2 -o out/guests examples/guests/*.star
+
+# What is on real screens: a boot menu, read and used before any kernel runs.
+test-screens:
+	@scripts/setup screens
+	$(GO) test ./test -run TestScreens -v -timeout 60m -args -screens
 
 # Measures, beside the NixOS driver's protocol in the same run.
 bench: build
