@@ -295,6 +295,9 @@ func (m *MachineConfig) normalizeOwn(bad func(string, ...any) error) error {
 	if err := m.normalizeDisks(bad); err != nil {
 		return err
 	}
+	if m.firmware() != "" && m.Cmdline != "" {
+		return bad("cmdline: the loader on the disk gives its kernel a command line of its own; leave out cmdline, or boot")
+	}
 	return m.normalizeRoot(bad)
 }
 
@@ -315,6 +318,23 @@ func (m *MachineConfig) normalizeForeign() error {
 		}
 	}
 	return nil
+}
+
+// bare reports whether the guest boots without attest's initramfs.
+func (m MachineConfig) bare() bool { return m.firmware() != "" || m.initrd() != "" }
+
+// firmware is what starts the machine: "bios" or "uefi"; empty: a kernel is loaded for it.
+func (m MachineConfig) firmware() string {
+	d, _ := m.Image.(Disk)
+	return d.Boot
+}
+
+// initrd is the path of an initrd that the kernel gets instead of attest's.
+func (m MachineConfig) initrd() string {
+	if m.Image == nil {
+		return ""
+	}
+	return m.Image.spec().Kernel().Initrd
 }
 
 // defaultBackend is the cheapest that can do what tests need.

@@ -132,7 +132,8 @@ func TestSettingsAreInTheFrontEndsLanguage(t *testing.T) {
 func TestImagesAreDataBothWays(t *testing.T) {
 	for _, img := range []Image{
 		Debian{}, Rootfs{Path: "r", Kernel: "k", Modules: "m", Root: "xfs", RootSize: 1}, Debian{Root: "ext4", RootSize: 2}, Disk{Path: "d", Format: "raw"},
-		Debian{Suite: "s", Packages: []string{"p"}, Run: []string{"l"}, Kernel: "k", Files: map[string]File{"/f": {Content: "c", Mode: 0o600}}},
+		Rootfs{Path: "r", Kernel: "k", Initrd: "i", Cmdline: "c"}, Disk{Path: "d", Boot: "uefi"}, Disk{Path: "d", Kernel: "k", Modules: "m", Cmdline: "c"}, Debian{Kernel: "k", Initrd: "i"},
+		Debian{Suite: "s", Packages: []string{"p"}, Run: []string{"l"}, Kernel: "k", Modules: "m", Cmdline: "c", Files: map[string]File{"/f": {Content: "c", Mode: 0o600}}},
 	} {
 		if got := imageOf(img.spec()); !reflect.DeepEqual(got, img) {
 			t.Errorf("%#v came back as %#v", img, got)
@@ -150,29 +151,32 @@ func TestLabConfigErrors(t *testing.T) {
 		machines []MachineConfig
 		want     string
 	}{
-		"two of a name":         {[]MachineConfig{{Name: "a", Image: Debian{}}, {Name: "A", Image: Debian{}}}, `machine "A": there are two machines of this name; give one of them another name`},
-		"bad name":              {machine(func(m *MachineConfig) { m.Name = "a b" }), `machine "a b": not a machine name: want letters, digits, - and _, at most 63, beginning with a letter or a digit (it is the host name too)`},
-		"no image":              {machine(func(m *MachineConfig) { m.Image = nil }), `machine "a": it has neither an image nor a start command; give it one of the two`},
-		"little memory":         {machine(func(m *MachineConfig) { m.Memory = 1 }), `machine "a": a memory of 1 MiB is out of range; want 64 to 1048576`},
-		"negative CPUs":         {machine(func(m *MachineConfig) { m.CPUs = -1 }), `machine "a": -1 CPUs: out of range; want 1 to 255`},
-		"unknown root":          {machine(func(m *MachineConfig) { m.Root = "fat" }), `machine "a": root="fat" is not a file system that a root can have; want one of overlay, ext4, xfs, btrfs`},
-		"tiny root":             {machine(func(m *MachineConfig) { m.Root, m.RootSize = "xfs", 1 }), `machine "a": root_size=1 bytes is out of range; want 64 MiB to 16 TiB`},
-		"size of nothing":       {machine(func(m *MachineConfig) { m.RootSize = 1 << 30 }), `machine "a": root_size goes with a root of its own: root="ext4", for example`},
-		"root of a disk":        {machine(func(m *MachineConfig) { m.Image, m.Root = Disk{Path: "d"}, "ext4" }), `machine "a": the root of a disk(…) is the one on the disk; leave out root and root_size`},
-		"disk of nothing":       {machine(func(m *MachineConfig) { m.Disks = []Disk{{}} }), `machine "a": disks[0]: it has neither a path nor a size; give it a file, or the size of an empty disk`},
-		"disk of both":          {machine(func(m *MachineConfig) { m.Disks = []Disk{{Path: "d", Size: 512}} }), `machine "a": disks[0]: it has both a path and a size; the file has a size of its own`},
-		"half a sector":         {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 513}} }), `machine "a": disks[0]: size=513 is not a whole number of sectors of 512 bytes`},
-		"unknown bus":           {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 512, Bus: "ide"}} }), `machine "a": disks[0]: bus "ide" is not one that a disk can be on; want one of [virtio scsi nvme usb]`},
-		"serial twice":          {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 512, Serial: "disk2"}, {Size: 512}} }), `machine "a": disks[1]: another disk has the serial "disk2"`},
-		"serial of attest":      {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 512, Serial: "attest-rw"}} }), `machine "a": disks[0]: serial "attest-rw": want letters, digits, ., - and _, at most 20, and not attest- at the beginning`},
-		"read-only nothing":     {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 512, ReadOnly: true}} }), `machine "a": disks[0]: an empty disk that is read-only is of no use; give it a path, or leave out read_only`},
-		"shared qcow2":          {machine(func(m *MachineConfig) { m.Disks = []Disk{{Path: "d", Format: "qcow2", Shared: "s"}} }), `machine "a": disks[0]: two machines cannot write to one qcow2 image; convert it: qemu-img convert -O raw`},
-		"image of a serial":     {machine(func(m *MachineConfig) { m.Image = Disk{Path: "d", Serial: "s"} }), `machine "a": image: serial is for a disk in disks=[…]; an image has none`},
-		"network 0":             {machine(func(m *MachineConfig) { m.Networks = []int{0} }), `machine "a": network 0 is out of range; want 1 to 255`},
-		"two cards of a script": {[]MachineConfig{{StartCommand: "run-a-vm", Networks: []int{1, 1}}}, `machine "a": a network is listed twice; which cards a start command gives its machine is its own affair`},
-		"foreign MAC":           {machine(func(m *MachineConfig) { m.MACs = []string{"03:00:00:00:00:00"} }), `machine "a": mac: "03:00:00:00:00:00" is not an address of one network card, such as 52:54:00:00:00:01`},
-		"MAC of nothing":        {machine(func(m *MachineConfig) { m.MACs = []string{"", ""} }), `machine "a": mac has 2 addresses, and the machine has 1 network cards`},
-		"unknown backend":       {machine(func(m *MachineConfig) { m.Backend = "vmware" }), `machine "a": unknown backend "vmware"; this attest has cloud-hypervisor, firecracker, mock, qemu`},
+		"two of a name":            {[]MachineConfig{{Name: "a", Image: Debian{}}, {Name: "A", Image: Debian{}}}, `machine "A": there are two machines of this name; give one of them another name`},
+		"bad name":                 {machine(func(m *MachineConfig) { m.Name = "a b" }), `machine "a b": not a machine name: want letters, digits, - and _, at most 63, beginning with a letter or a digit (it is the host name too)`},
+		"no image":                 {machine(func(m *MachineConfig) { m.Image = nil }), `machine "a": it has neither an image nor a start command; give it one of the two`},
+		"little memory":            {machine(func(m *MachineConfig) { m.Memory = 1 }), `machine "a": a memory of 1 MiB is out of range; want 64 to 1048576`},
+		"negative CPUs":            {machine(func(m *MachineConfig) { m.CPUs = -1 }), `machine "a": -1 CPUs: out of range; want 1 to 255`},
+		"unknown root":             {machine(func(m *MachineConfig) { m.Root = "fat" }), `machine "a": root="fat" is not a file system that a root can have; want one of overlay, ext4, xfs, btrfs`},
+		"tiny root":                {machine(func(m *MachineConfig) { m.Root, m.RootSize = "xfs", 1 }), `machine "a": root_size=1 bytes is out of range; want 64 MiB to 16 TiB`},
+		"size of nothing":          {machine(func(m *MachineConfig) { m.RootSize = 1 << 30 }), `machine "a": root_size goes with a root of its own: root="ext4", for example`},
+		"root of a disk":           {machine(func(m *MachineConfig) { m.Image, m.Root = Disk{Path: "d"}, "ext4" }), `machine "a": the root of a disk(…) is the one on the disk; leave out root and root_size`},
+		"overlay and an initrd":    {machine(func(m *MachineConfig) { m.Image, m.Root = Debian{Kernel: "k", Initrd: "i"}, "overlay" }), `machine "a": an initrd of your own cannot mount an overlay of the image's layers; give the machine a root of its own: root="ext4"`},
+		"a loader's command line":  {machine(func(m *MachineConfig) { m.Image, m.Cmdline = Disk{Path: "d", Boot: "bios"}, "quiet" }), `machine "a": cmdline: the loader on the disk gives its kernel a command line of its own; leave out cmdline, or boot`},
+		"a loader beside the root": {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 512, Boot: "bios"}} }), `machine "a": disks[0]: boot, kernel, modules, initrd and cmdline are for a disk that is a machine's image`},
+		"disk of nothing":          {machine(func(m *MachineConfig) { m.Disks = []Disk{{}} }), `machine "a": disks[0]: it has neither a path nor a size; give it a file, or the size of an empty disk`},
+		"disk of both":             {machine(func(m *MachineConfig) { m.Disks = []Disk{{Path: "d", Size: 512}} }), `machine "a": disks[0]: it has both a path and a size; the file has a size of its own`},
+		"half a sector":            {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 513}} }), `machine "a": disks[0]: size=513 is not a whole number of sectors of 512 bytes`},
+		"unknown bus":              {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 512, Bus: "ide"}} }), `machine "a": disks[0]: bus "ide" is not one that a disk can be on; want one of [virtio scsi nvme usb]`},
+		"serial twice":             {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 512, Serial: "disk2"}, {Size: 512}} }), `machine "a": disks[1]: another disk has the serial "disk2"`},
+		"serial of attest":         {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 512, Serial: "attest-rw"}} }), `machine "a": disks[0]: serial "attest-rw": want letters, digits, ., - and _, at most 20, and not attest- at the beginning`},
+		"read-only nothing":        {machine(func(m *MachineConfig) { m.Disks = []Disk{{Size: 512, ReadOnly: true}} }), `machine "a": disks[0]: an empty disk that is read-only is of no use; give it a path, or leave out read_only`},
+		"shared qcow2":             {machine(func(m *MachineConfig) { m.Disks = []Disk{{Path: "d", Format: "qcow2", Shared: "s"}} }), `machine "a": disks[0]: two machines cannot write to one qcow2 image; convert it: qemu-img convert -O raw`},
+		"image of a serial":        {machine(func(m *MachineConfig) { m.Image = Disk{Path: "d", Serial: "s"} }), `machine "a": image: serial is for a disk in disks=[…]; an image has none`},
+		"network 0":                {machine(func(m *MachineConfig) { m.Networks = []int{0} }), `machine "a": network 0 is out of range; want 1 to 255`},
+		"two cards of a script":    {[]MachineConfig{{StartCommand: "run-a-vm", Networks: []int{1, 1}}}, `machine "a": a network is listed twice; which cards a start command gives its machine is its own affair`},
+		"foreign MAC":              {machine(func(m *MachineConfig) { m.MACs = []string{"03:00:00:00:00:00"} }), `machine "a": mac: "03:00:00:00:00:00" is not an address of one network card, such as 52:54:00:00:00:01`},
+		"MAC of nothing":           {machine(func(m *MachineConfig) { m.MACs = []string{"", ""} }), `machine "a": mac has 2 addresses, and the machine has 1 network cards`},
+		"unknown backend":          {machine(func(m *MachineConfig) { m.Backend = "vmware" }), `machine "a": unknown backend "vmware"; this attest has cloud-hypervisor, firecracker, mock, qemu`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := LabConfig{Machines: test.machines}.check()

@@ -66,19 +66,26 @@ func (f *foreign) plan(ctx context.Context) (plan, error) {
 		title:  fmt.Sprintf("%s (%s)", m.Name(), m.config.StartCommand),
 		fits:   map[string]string{},
 	}
-	policy, err := upgrade()
-	if err != nil {
+	var err error
+	if p.agent, err = m.doorAgent(ctx); err != nil {
 		return p, err
-	}
-	if p.agent, err = m.lab.host.guestDigest(ctx); err != nil {
-		return p, err
-	}
-	if policy == backdoor.Never {
-		p.agent = backdoor.ShellDigest() // the guest's own shell
 	}
 	command.Line, err = m.startCommand()
 	p.planned = p.config
 	return p, err
+}
+
+// doorAgent names the agent that a guest gets by its root shell.
+func (m *Machine) doorAgent(ctx context.Context) (string, error) {
+	policy, err := upgrade()
+	if err != nil {
+		return "", err
+	}
+	agent, err := m.lab.host.guestDigest(ctx)
+	if policy == backdoor.Never {
+		agent = backdoor.ShellDigest() // the guest's own shell
+	}
+	return agent, err
 }
 
 // attach makes what the start command finds: its directory, the one that it
@@ -123,9 +130,11 @@ func (f *foreign) hasFiles() bool {
 	return err == nil && len(entries) > 0
 }
 
-// identity contains only what the guest lacks. The guest keeps its own identity, and one that has
+func (f *foreign) identity(r *run, _ bool) wire.Identity { return foreignIdentity(r) }
+
+// foreignIdentity contains only what the guest lacks. The guest keeps its own identity, and one that has
 // booted has the time that it was given.
-func (f *foreign) identity(r *run, again bool) wire.Identity {
+func foreignIdentity(r *run) wire.Identity {
 	id := renewal()
 	if r.origin == nil {
 		id.Time = time.Time{}

@@ -21,7 +21,8 @@ type Debian struct {
 	Packages []string        // as apt-get install takes them: "nginx", "curl=7.*", "vim-"
 	Files    map[string]File // by their absolute path in the guest; written after the packages
 	Run      []string        // shell lines, run with sh -e as root in the image, in order, at the end
-	Kernel   string          // as in Rootfs; a package is one of Suite
+	// Kernel, Modules, Initrd and Cmdline are as in Rootfs. A kernel package is one of Suite.
+	Kernel, Modules, Initrd, Cmdline string
 	// Root and RootSize are those of machines that do not say another.
 	Root     string // as in MachineConfig
 	RootSize int64
@@ -38,18 +39,31 @@ type Rootfs struct {
 	// that holds modules.dep. Empty: lib/modules/RELEASE of Path if that is a
 	// directory, otherwise the guest finds them in its own root.
 	Modules string
+	// Initrd is the path of an initrd that the kernel gets instead of attest's. It mounts the
+	// root, which is one on a disk of its own, and the agent comes in as docs/foreign.md says.
+	Initrd  string
+	Cmdline string // appended to the kernel's command line, before that of the machine
 	// Root and RootSize are those of machines that do not say another.
 	Root     string // as in MachineConfig
 	RootSize int64
 }
 
 // Disk is a whole disk. As an image it is one that somebody else made, with a system
-// on it that attest's own kernel starts; only Path and Format count. In
+// on it. attest's own kernel starts that, unless Boot says something else. In
 // MachineConfig.Disks it is a disk beside the root. The file is never modified.
 type Disk struct {
 	Title  string // as in Debian
 	Path   string
 	Format string // "raw" or "qcow2"; empty: by the file's first bytes
+
+	// What follows is for an image. Boot is "bios" or "uefi": a firmware starts the loader
+	// that is on the disk, and that the disk's kernel, with its own command line. Empty:
+	// attest's kernel, or the one that Kernel, Modules, Initrd and Cmdline say as in Rootfs,
+	// starts what is on the disk.
+	Boot                             string `json:",omitempty"`
+	Kernel, Modules, Initrd, Cmdline string `json:",omitempty"`
+
+	// What follows is for a disk beside the root.
 
 	Size     int64  `json:",omitempty"` // bytes, a multiple of 512, of an empty disk without a Path
 	Serial   string `json:",omitempty"` // by which the guest finds it (/dev/disk/by-id), at most 20 characters; empty: "disk1", "disk2", …
@@ -75,15 +89,22 @@ func (d Debian) spec() image.Spec {
 	if len(files) == 0 {
 		files = nil
 	}
-	return image.Spec{Title: d.Title, Debian: &image.Debian{Suite: d.Suite, Packages: d.Packages, Files: files, Run: d.Run, Kernel: d.Kernel, Root: d.Root, RootSize: d.RootSize}}
+	return image.Spec{Title: d.Title, Debian: &image.Debian{Suite: d.Suite, Packages: d.Packages, Files: files, Run: d.Run, Root: d.Root, RootSize: d.RootSize,
+		Boot: image.Boot{Kernel: d.Kernel, Modules: d.Modules, Initrd: d.Initrd, Cmdline: d.Cmdline}}}
 }
 
 func (r Rootfs) spec() image.Spec {
-	return image.Spec{Title: r.Title, Rootfs: &image.Rootfs{Path: r.Path, Kernel: r.Kernel, Modules: r.Modules, Root: r.Root, RootSize: r.RootSize}}
+	return image.Spec{Title: r.Title, Rootfs: &image.Rootfs{Path: r.Path, Root: r.Root, RootSize: r.RootSize,
+		Boot: image.Boot{Kernel: r.Kernel, Modules: r.Modules, Initrd: r.Initrd, Cmdline: r.Cmdline}}}
 }
 
 func (d Disk) spec() image.Spec {
-	return image.Spec{Title: d.Title, Disk: &image.Disk{Path: d.Path, Format: d.Format}}
+	return image.Spec{Title: d.Title, Disk: &image.Disk{Path: d.Path, Format: d.Format, Firmware: d.Boot, Boot: d.kernel()}}
+}
+
+// kernel is what the disk says of one.
+func (d Disk) kernel() image.Boot {
+	return image.Boot{Kernel: d.Kernel, Modules: d.Modules, Initrd: d.Initrd, Cmdline: d.Cmdline}
 }
 
 func (d Debian) String() string { return d.spec().String() }
@@ -94,14 +115,18 @@ func (d Disk) String() string   { return d.spec().String() }
 func imageOf(s image.Spec) Image {
 	switch {
 	case s.Rootfs != nil:
-		return Rootfs{Title: s.Title, Path: s.Rootfs.Path, Kernel: s.Rootfs.Kernel, Modules: s.Rootfs.Modules, Root: s.Rootfs.Root, RootSize: s.Rootfs.RootSize}
+		r := s.Rootfs
+		return Rootfs{Title: s.Title, Path: r.Path, Kernel: r.Kernel, Modules: r.Modules, Initrd: r.Initrd, Cmdline: r.Cmdline, Root: r.Root, RootSize: r.RootSize}
 	case s.Disk != nil:
-		return Disk{Title: s.Title, Path: s.Disk.Path, Format: s.Disk.Format}
+		d := s.Disk
+		return Disk{Title: s.Title, Path: d.Path, Format: d.Format, Boot: d.Firmware, Kernel: d.Kernel, Modules: d.Modules, Initrd: d.Initrd, Cmdline: d.Cmdline}
 	case s.Debian == nil:
 		return Debian{Title: s.Title}
 	}
-	d := Debian{Title: s.Title, Suite: s.Debian.Suite, Packages: s.Debian.Packages, Run: s.Debian.Run, Kernel: s.Debian.Kernel, Root: s.Debian.Root, RootSize: s.Debian.RootSize}
-	for path, f := range s.Debian.Files {
+	from := s.Debian
+	d := Debian{Title: s.Title, Suite: from.Suite, Packages: from.Packages, Run: from.Run, Kernel: from.Kernel, Modules: from.Modules, Initrd: from.Initrd, Cmdline: from.Cmdline,
+		Root: from.Root, RootSize: from.RootSize}
+	for path, f := range from.Files {
 		if d.Files == nil {
 			d.Files = map[string]File{}
 		}

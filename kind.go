@@ -38,6 +38,8 @@ func kindOf(m *Machine) kind {
 		return &foreign{m}
 	case mocks(m.config.Backend):
 		return &mocked{own{m: m}}
+	case m.config.bare():
+		return &bare{own: own{m: m}}
 	}
 	return &own{m: m}
 }

@@ -29,22 +29,31 @@ type own struct {
 func (o *own) knowsHosts() bool { return true }
 
 func (o *own) plan(ctx context.Context) (plan, error) {
+	p, err := o.planWith(ctx, &vmm.Hardware{}, o.media)
+	p.agent = p.config.Boot.(*vmm.Hardware).Initrd
+	return p, err
+}
+
+// planWith is plan for a machine of some hardware. media adds to that what the image
+// gives the machine to boot from, and returns its root, if that is a disk of its own.
+func (o *own) planWith(ctx context.Context, hw *vmm.Hardware, media func(context.Context, *vmm.Hardware, *image.Image) (*image.Root, error)) (plan, error) {
 	m := o.m
-	hw := &vmm.Hardware{Memory: m.config.Memory, CPUs: m.config.CPUs, Type: m.config.Type, Display: m.config.Display, Options: m.config.BackendOptions, Slots: m.slots()}
+	hw.Memory, hw.CPUs, hw.Type, hw.Display = m.config.Memory, m.config.CPUs, m.config.Type, m.config.Display
+	hw.Options, hw.Slots = m.config.BackendOptions, m.slots()
 	for i, d := range m.config.Disks { // for the fingerprint, and what the backend refuses
 		hw.SlotDisks = append(hw.SlotDisks, vmm.SlotDisk{Disk: vmm.Disk{Serial: d.Serial, ReadOnly: d.ReadOnly}, Slot: i, Bus: vmm.DiskBus(d.Bus), Shared: d.Shared != ""})
 	}
+	p := plan{config: vmm.Config{Name: m.Name(), Dir: m.dir, Boot: hw, NICs: m.cards()}}
 	if err := m.config.checkHardware(ctx); err != nil {
-		return plan{}, err
+		return p, err
 	}
 	if len(m.config.QEMU) > 0 {
 		options, err := json.Marshal(map[string][]string{"args": m.config.QEMU})
 		if err != nil {
-			return plan{}, err
+			return p, err
 		}
 		hw.Options = options
 	}
-	p := plan{config: vmm.Config{Name: m.Name(), Dir: m.dir, Boot: hw, NICs: m.cards()}}
 	if err := m.backend.Check(p.config); err != nil {
 		return p, err // before an image is built for nothing
 	}
@@ -56,7 +65,7 @@ func (o *own) plan(ctx context.Context) (plan, error) {
 		return p, &UnsupportedError{Machine: m.Name(), Operation: "a disk of format " + d.Format, Backend: m.config.Backend, Can: []string{"qemu"},
 			Reason: "it reads raw disks only; make one: qemu-img convert -O raw OLD NEW"}
 	}
-	root, err := o.media(ctx, hw, p.image)
+	root, err := media(ctx, hw, p.image)
 	if err != nil {
 		return p, err
 	}
@@ -65,7 +74,6 @@ func (o *own) plan(ctx context.Context) (plan, error) {
 		p.base = &root.BaseDisk
 	}
 	p.title = fmt.Sprintf("%s (%s, %d MiB)", m.Name(), p.image.Title, m.config.Memory)
-	p.agent = hw.Initrd
 	p.fits = map[string]string{
 		"image": imageID(p.image, root),
 		// They are in the fingerprint; here for an error that says it clearly.
@@ -124,16 +132,13 @@ func (o *own) media(ctx context.Context, hw *vmm.Hardware, img *image.Image) (*i
 		}
 		kernel = base.Kernel
 	}
-	guest := boot.Guest{}
-	if m.config.Cmdline != "" {
-		guest.Args = []string{m.config.Cmdline}
-	}
+	guest := boot.Guest{Args: m.cmdline()}
 	initramfs := boot.Initramfs{Binary: binary}
 	var root *image.Root
 	switch {
 	case img.Disk != nil:
 		guest.Root = boot.RootDisk
-		initramfs.Filesystems = []string{"xfs", "btrfs"}
+		initramfs.Optional = []string{"xfs", "btrfs"}
 	case m.plainRoot():
 		if root, err = m.lab.root(ctx, img, m); err != nil {
 			return nil, err
@@ -151,6 +156,14 @@ func (o *own) media(ctx context.Context, hw *vmm.Hardware, img *image.Image) (*i
 		hw.Disks = append(hw.Disks, sharedDisk(boot.SerialModules, modules))
 	}
 	return root, m.kernel(ctx, hw, kernel, guest, initramfs)
+}
+
+// cmdline is what the image and the machine have to say to the kernel.
+func (m *Machine) cmdline() (args []string) {
+	if m.config.Image != nil {
+		args = append(args, m.config.Image.spec().Kernel().Cmdline)
+	}
+	return slices.DeleteFunc(append(args, m.config.Cmdline), func(arg string) bool { return arg == "" })
 }
 
 func sharedDisk(serial, path string) vmm.Disk {
@@ -178,13 +191,17 @@ func (m *Machine) kernel(ctx context.Context, hw *vmm.Hardware, kernel *image.Ke
 	if hw.Initrd, err = initramfs.Build(ctx, m.lab.host.supervisor); err != nil {
 		return &InfraError{m.Name(), "build the initramfs", err}
 	}
+	m.setKernel(hw, kernel)
+	return nil
+}
+
+func (m *Machine) setKernel(hw *vmm.Hardware, kernel *image.Kernel) {
 	hw.Kernel, hw.Vmlinux = kernel.Path, kernel.Path
 	// By its PVH entry a kernel learns nothing of the screen that the firmware
 	// has set up, and leaves it dark.
 	if !kernel.PVH || m.config.Display && kernel.BzImage != "" {
 		hw.Kernel = kernel.BzImage
 	}
-	return nil
 }
 
 // attach gives the machine its disk, which is made at the first start and keeps

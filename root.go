@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -52,6 +53,12 @@ func (m *MachineConfig) normalizeRoot(bad func(string, ...any) error) error {
 		if m.RootSize == 0 {
 			m.RootSize = size
 		}
+	}
+	if _, disk := m.Image.(Disk); !disk && m.initrd() != "" {
+		if m.Root == rootOverlay {
+			return bad("an initrd of your own cannot mount an overlay of the image's layers; give the machine a root of its own: root=%q", "ext4")
+		}
+		m.Root = cmp.Or(m.Root, "ext4")
 	}
 	switch {
 	case m.Root != "" && !slices.Contains(Roots(), m.Root):

@@ -97,7 +97,12 @@ func (g Guest) Check() error {
 	if strings.ContainsAny(g.Init, "\"\n") {
 		return fmt.Errorf("boot: init %q has a quote or a newline, which a kernel argument cannot have", g.Init)
 	}
-	for _, arg := range g.Args {
+	return CheckArguments(g.Args)
+}
+
+// CheckArguments says what is wrong with arguments for a kernel.
+func CheckArguments(args []string) error {
+	for _, arg := range args {
 		if strings.Contains(arg, "\n") || strings.Count(arg, `"`)%2 != 0 {
 			return fmt.Errorf("boot: kernel argument %q has a newline or a quote that is not closed", arg)
 		}

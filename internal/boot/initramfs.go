@@ -33,6 +33,8 @@ type Initramfs struct {
 	// erofs and ext4: "xfs", "btrfs", "squashfs", … (see ProbeFilesystem). Their
 	// modules are loaded only when one is found.
 	Filesystems []string
+	// Optional are further ones, of which those that the kernel has go in.
+	Optional []string
 }
 
 // Where modules are in the initramfs: moduleRoot/boot, and moduleRoot/<file
@@ -176,11 +178,14 @@ func (i Initramfs) writeModules(c *cpio.Writer) error {
 	if err := writeModuleSet(c, tree, vsockSet, vsockModules, bootModules); err != nil {
 		return err
 	}
-	for _, name := range i.Filesystems {
+	for n, name := range slices.Concat(i.Filesystems, i.Optional) {
 		if tree.builtin[name] {
 			continue
 		}
 		if _, ok := tree.paths[name]; !ok {
+			if n >= len(i.Filesystems) {
+				continue
+			}
 			return fmt.Errorf("initramfs: the kernel of %s does not support the file system %s of the image; use another kernel", i.Modules, name)
 		}
 		names := append(slices.Clone(filesystemModules[name]), name)
@@ -232,7 +237,7 @@ func writeFile(c *cpio.Writer, name string, mode cpio.FileMode, data []byte) err
 // write, without reading them.
 func (i Initramfs) identity() (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "initramfs 2 %q %q %q\n", i.Filesystems, bootModules, vsockModules)
+	fmt.Fprintf(h, "initramfs 2 %q %q %q %q\n", i.Filesystems, i.Optional, bootModules, vsockModules)
 	paths := []string{i.Binary}
 	if st, err := os.Stat(i.Modules); err == nil && st.IsDir() {
 		tree, err := openModules(i.Modules)

@@ -83,7 +83,7 @@ func (b *build) debian(ctx context.Context, spec *Debian) error {
 		}
 		b.addLayer(l, m)
 	}
-	return b.addKernel(ctx, d.Kernel, "", d.Suite)
+	return b.addKernel(ctx, d.Kernel, d.Modules, d.Suite)
 }
 
 // base is the base image of a suite.
@@ -184,7 +184,7 @@ func describeLayer(dir, name string) (Layer, error) {
 // contents in it: a base that was built anew gets new layers.
 func (s *Store) derive(ctx context.Context, title string, base *lease, baseMeta baseMeta, d Debian) (*lease, layerMeta, error) {
 	var meta layerMeta
-	d.Kernel, d.Root, d.RootSize = "", "", 0 // no part of the layer
+	d.Boot, d.Root, d.RootSize = Boot{}, "", 0 // no part of the layer
 	key := digest(kindLayer, []any{baseMeta.Layer.ID, d, deriveScript})
 	l, err := s.object(ctx, makeRef(kindLayer, key), &meta, func(ctx context.Context, dir string) error {
 		meta = layerMeta{Title: title}

@@ -221,7 +221,7 @@ func TestRootfsFromDirectory(t *testing.T) {
 	if err := errors.Join(os.Symlink("bin", filepath.Join(dir, "sbin")), os.Link(filepath.Join(dir, "bin/sh"), filepath.Join(dir, "bin/ash"))); err != nil {
 		t.Fatal(err)
 	}
-	source := Rootfs{Path: dir, Kernel: foreignKernel(t)}
+	source := Rootfs{Path: dir, Boot: Boot{Kernel: foreignKernel(t)}}
 	img, err := s.Build(t.Context(), source)
 	if err != nil {
 		t.Fatal(err)
@@ -273,7 +273,7 @@ func TestRootfsFromTar(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		img, err := s.Build(t.Context(), Rootfs{Path: name, Kernel: kernel})
+		img, err := s.Build(t.Context(), Rootfs{Path: name, Boot: Boot{Kernel: kernel}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -309,7 +309,7 @@ func TestHostileTars(t *testing.T) {
 		if err := os.WriteFile(path, test.data, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		_, err := s.Build(t.Context(), Rootfs{Path: path, Kernel: foreignKernel(t)})
+		_, err := s.Build(t.Context(), Rootfs{Path: path, Boot: Boot{Kernel: foreignKernel(t)}})
 		var spec *SpecError
 		if !errors.As(err, &spec) || strings.ContainsAny(err.Error(), "\x1b\a") || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s (%d bytes): %q, want %s", what, len(test.data), err, test.want)
@@ -330,7 +330,7 @@ func TestRootfsImageInPlace(t *testing.T) {
 		if err := os.WriteFile(name, data, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		img, err := s.Build(t.Context(), Rootfs{Path: name, Kernel: foreignKernel(t)})
+		img, err := s.Build(t.Context(), Rootfs{Path: name, Boot: Boot{Kernel: foreignKernel(t)}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -350,11 +350,11 @@ func TestForeignRefusals(t *testing.T) {
 	}
 	for what, source := range map[string]Source{
 		"no root":        Rootfs{Path: dir + "/missing"},
-		"not a root":     Rootfs{Path: text, Kernel: foreignKernel(t)},
+		"not a root":     Rootfs{Path: text, Boot: Boot{Kernel: foreignKernel(t)}},
 		"a device":       Rootfs{Path: "/dev/null"},
-		"no kernel":      Rootfs{Path: dir, Kernel: dir + "/missing"},
-		"not a kernel":   Rootfs{Path: dir, Kernel: text},
-		"no modules.dep": Rootfs{Path: dir, Kernel: foreignKernel(t), Modules: dir},
+		"no kernel":      Rootfs{Path: dir, Boot: Boot{Kernel: dir + "/missing"}},
+		"not a kernel":   Rootfs{Path: dir, Boot: Boot{Kernel: text}},
+		"no modules.dep": Rootfs{Path: dir, Boot: Boot{Kernel: foreignKernel(t), Modules: dir}},
 		"no disk":        Disk{Path: dir + "/missing"},
 		"a directory":    Disk{Path: dir},
 		"another format": Disk{Path: text, Format: "qcow2"},

@@ -322,10 +322,29 @@ func addTar(ctx context.Context, t *tree, path string) error {
 	})
 }
 
-// disk takes an existing whole disk as it is.
-func (b *build) disk(d *Disk) (err error) {
-	b.meta.Disk, b.diskID, err = OpenDisk(*d)
-	return err
+// disk takes an existing whole disk as it is. The kernel that attest's initramfs needs is
+// not part of it, unless the disk has one of its own.
+func (b *build) disk(ctx context.Context, d *Disk) (err error) {
+	if b.meta.Disk, b.diskID, err = OpenDisk(*d); err != nil || d.Kernel == "" {
+		return err
+	}
+	return b.addKernel(ctx, d.Kernel, d.Modules, DefaultSuite)
+}
+
+// addInitrd takes an initrd of the user's as it is.
+func (b *build) addInitrd(path string) error {
+	if path == "" {
+		return nil
+	}
+	st, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return &SpecError{Field: "initrd", Err: err}
+	case !st.Mode().IsRegular():
+		return specErrorf("initrd", "%s is not a regular file", path)
+	}
+	b.initrd, b.initrdID = path, statStamp(path, st)
+	return nil
 }
 
 // OpenDisk looks at a file with a disk that somebody else made, and returns what

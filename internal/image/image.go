@@ -15,7 +15,8 @@ type Image struct {
 
 	Layers []Layer   // lowest first, all read-only and shared; none for a Disk
 	Disk   *BaseDisk // a whole disk instead of layers and a kernel
-	Kernel *Kernel   // nil for a Disk
+	Kernel *Kernel   // nil for a Disk without one of its own
+	Initrd string    // the path of one that is the user's; empty: attest's is to be used
 
 	mu    sync.Mutex
 	users int

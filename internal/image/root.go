@@ -16,13 +16,16 @@ type Root struct {
 	Filesystem string
 }
 
+// RootLabel is the label of the file systems of roots.
+const RootLabel = "root"
+
 // makeRoot is how the file systems of roots are made. Tables that a sparse file has as
 // zeros are not written; ext4 has to be mounted with noinit_itable, too.
 var makeRoot = map[string][]string{
-	"ext4": {"mkfs.ext4", "-q", "-F", "-L", "root", "-m", "0", "-b", "4096", "-i", "32768",
+	"ext4": {"mkfs.ext4", "-q", "-F", "-L", RootLabel, "-m", "0", "-b", "4096", "-i", "32768",
 		"-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,packed_meta_blocks=1"},
-	"xfs":   {"mkfs.xfs", "-q", "-f", "-K", "-L", "root"},
-	"btrfs": {"mkfs.btrfs", "-q", "-f", "-K", "-L", "root"},
+	"xfs":   {"mkfs.xfs", "-q", "-f", "-K", "-L", RootLabel},
+	"btrfs": {"mkfs.btrfs", "-q", "-f", "-K", "-L", RootLabel},
 }
 
 // RootFilesystems are those that a Root can have.

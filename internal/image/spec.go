@@ -36,30 +36,42 @@ type Debian struct {
 	Packages []string        `json:"packages,omitempty"` // as apt-get install takes them: "nginx", "curl=7.*", "vim-"
 	Files    map[string]File `json:"files,omitempty"`    // absolute path in the guest → contents; written after the packages
 	Run      []string        `json:"run,omitempty"`      // shell lines, run with sh -e as root in the image, in order, at the end
-	Kernel   string          `json:"kernel,omitempty"`   // see Rootfs.Kernel
-	Root     string          `json:"root,omitempty"`     // the file system of machines' roots; nothing in the image depends on it
+	Boot                     // a kernel package is one of Suite
+	Root     string          `json:"root,omitempty"` // the file system of machines' roots; nothing in the image depends on it
 	RootSize int64           `json:"root_size,omitempty"`
 }
 
 // Rootfs is an existing root file system. It is never modified.
 type Rootfs struct {
 	Path string `json:"path"` // a directory, a tar (plain, gzip, zstd or xz), or an erofs, squashfs or ext4 image
-	// Kernel is empty for Debian's cloud kernel, "debian:PACKAGE" for a kernel
-	// package of DefaultSuite (of Debian.Suite in a Debian), or the path of a bzImage or vmlinux.
-	Kernel string `json:"kernel,omitempty"`
-	// Modules is the directory of the modules of a kernel given by path, the
-	// one that holds modules.dep. Empty: lib/modules/RELEASE of Path if it is
-	// a directory, otherwise the guest finds them in its own root.
-	Modules  string `json:"modules,omitempty"`
+	Boot
 	Root     string `json:"root,omitempty"` // as in Debian
 	RootSize int64  `json:"root_size,omitempty"`
 }
 
-// Disk is an existing whole disk with a boot loader of its own.
-// It is never modified.
+// Boot is the kernel that starts an image.
+type Boot struct {
+	// Kernel is empty for Debian's cloud kernel, "debian:PACKAGE" for a kernel
+	// package of DefaultSuite (of Debian.Suite in a Debian), or the path of a bzImage or vmlinux.
+	Kernel string `json:"kernel,omitempty"`
+	// Modules is the directory of the modules of a kernel given by path, the
+	// one that holds modules.dep. Empty: lib/modules/RELEASE of the image if it is
+	// a directory, otherwise the guest finds them in its own root.
+	Modules string `json:"modules,omitempty"`
+	// Initrd is the path of an initrd that the kernel gets instead of attest's.
+	Initrd  string `json:"initrd,omitempty"`
+	Cmdline string `json:"cmdline,omitempty"` // of the kernel, besides what attest and the machine say; nothing in the image depends on it
+}
+
+// Disk is an existing whole disk. It is never modified.
 type Disk struct {
 	Path   string `json:"path"`
 	Format string `json:"format,omitempty"` // "raw" or "qcow2"; empty: by the file's first bytes
+	Boot
+	// Firmware is "bios" or "uefi": it starts the loader that is on the disk, which has a
+	// kernel of its own. Empty: a kernel of attest's, or the one that Boot says, starts
+	// what is on the disk.
+	Firmware string `json:"boot,omitempty"`
 }
 
 // File is a file to write into an image. In JSON a plain string is its content.
@@ -234,7 +246,7 @@ func (d *Debian) check() error {
 			return specErrorf(fmt.Sprintf("run[%d]", i), "empty line")
 		}
 	}
-	return checkKernel(d.Kernel)
+	return d.Boot.check("")
 }
 
 // volatile are the directories that an image cannot fill.
@@ -268,10 +280,19 @@ func (r *Rootfs) check() error {
 	if r.Path == "" {
 		return specErrorf("rootfs.path", "missing")
 	}
-	if r.Modules != "" && (r.Kernel == "" || strings.HasPrefix(r.Kernel, kernelPackagePrefix)) {
-		return specErrorf("rootfs.modules", "only allowed with a kernel given by path; Debian's kernels come with their modules")
+	return r.Boot.check("rootfs.")
+}
+
+func (b *Boot) check(prefix string) error {
+	switch {
+	case b.Modules != "" && (b.Kernel == "" || strings.HasPrefix(b.Kernel, kernelPackagePrefix)):
+		return specErrorf(prefix+"modules", "only allowed with a kernel given by path; Debian's kernels come with their modules")
+	case b.Initrd != "" && b.Kernel == "":
+		return specErrorf(prefix+"initrd", "it goes with a kernel of your own; give that, too")
+	case b.Initrd != "" && b.Modules != "":
+		return specErrorf(prefix+"modules", "an initrd of your own has the modules that it needs, and the image has the others")
 	}
-	return checkKernel(r.Kernel)
+	return checkKernel(b.Kernel)
 }
 
 func (d *Disk) check() error {
@@ -280,6 +301,14 @@ func (d *Disk) check() error {
 	}
 	if d.Format != "" && d.Format != "raw" && d.Format != "qcow2" {
 		return specErrorf("disk.format", "%q is neither raw nor qcow2", d.Format)
+	}
+	switch {
+	case d.Firmware == "":
+		return d.Boot.check("disk.")
+	case d.Firmware != "bios" && d.Firmware != "uefi":
+		return specErrorf("disk.boot", "%q is neither bios nor uefi", d.Firmware)
+	case d.Boot != Boot{}:
+		return specErrorf("disk.boot", "the loader on the disk has a kernel of its own; leave out kernel, modules, initrd and cmdline, or boot")
 	}
 	return nil
 }
@@ -392,13 +421,33 @@ func (s Spec) absolute() (Spec, error) {
 	}
 	switch {
 	case s.Rootfs != nil:
-		s.Rootfs = &Rootfs{Path: abs(s.Rootfs.Path), Kernel: abs(s.Rootfs.Kernel), Modules: abs(s.Rootfs.Modules), Root: s.Rootfs.Root, RootSize: s.Rootfs.RootSize}
+		r := *s.Rootfs
+		r.Path, r.Boot = abs(r.Path), r.Boot.absolute(abs)
+		s.Rootfs = &r
 	case s.Disk != nil:
-		s.Disk = &Disk{Path: abs(s.Disk.Path), Format: s.Disk.Format}
+		d := *s.Disk
+		d.Path, d.Boot = abs(d.Path), d.Boot.absolute(abs)
+		s.Disk = &d
 	default:
 		d := s.debian().normalised()
-		d.Kernel = abs(d.Kernel)
+		d.Boot = d.Boot.absolute(abs)
 		s.Debian = &d
 	}
 	return s, err
+}
+
+func (b Boot) absolute(abs func(string) string) Boot {
+	b.Kernel, b.Modules, b.Initrd = abs(b.Kernel), abs(b.Modules), abs(b.Initrd)
+	return b
+}
+
+// Kernel is what the source says of the kernel, whichever source it is.
+func (s Spec) Kernel() Boot {
+	switch {
+	case s.Rootfs != nil:
+		return s.Rootfs.Boot
+	case s.Disk != nil:
+		return s.Disk.Boot
+	}
+	return s.debian().Boot
 }

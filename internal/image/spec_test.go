@@ -37,6 +37,13 @@ func TestParseSpec(t *testing.T) {
 		{`{"rootfs":{}}`, "rootfs.path: missing"},
 		{`{"rootfs":{"path":"x","modules":"y"}}`, "rootfs.modules"},
 		{`{"disk":{"path":"x","format":"vmdk"}}`, "neither raw nor qcow2"},
+		{`{"disk":{"path":"x","boot":"uefi"}}`, "disk:x"},
+		{`{"disk":{"path":"x","kernel":"k","initrd":"i","cmdline":"root=/dev/vda1"}}`, "disk:x"},
+		{`{"disk":{"path":"x","boot":"grub"}}`, `disk.boot: "grub" is neither bios nor uefi`},
+		{`{"disk":{"path":"x","boot":"bios","kernel":"k"}}`, "disk.boot: the loader on the disk has a kernel of its own"},
+		{`{"disk":{"path":"x","initrd":"i"}}`, "disk.initrd: it goes with a kernel of your own"},
+		{`{"rootfs":{"path":"x","kernel":"k","initrd":"i","modules":"m"}}`, "rootfs.modules: an initrd of your own"},
+		{`{"debian":{"kernel":"debian:linux-image-amd64","modules":"m"}}`, "modules: only allowed with a kernel given by path"},
 	} {
 		spec, err := ParseSpec([]byte(test.json))
 		got := spec.String()
@@ -66,7 +73,7 @@ func TestKey(t *testing.T) {
 		a, b Source
 		same bool
 	}{
-		{"defaults", base, Debian{Suite: "bookworm", Kernel: "debian:linux-image-cloud-amd64"}, true},
+		{"defaults", base, Debian{Suite: "bookworm", Boot: Boot{Kernel: "debian:linux-image-cloud-amd64"}}, true},
 		{"a Spec", base, Spec{}, true},
 		{"order of packages", Debian{Packages: []string{"a1", "b1"}}, Debian{Packages: []string{"b1", "a1", "b1"}}, true},
 		{"packages", base, Debian{Packages: []string{"a1"}}, false},
@@ -74,6 +81,8 @@ func TestKey(t *testing.T) {
 		{"where a line ends", Debian{Run: []string{"a", "b"}}, Debian{Run: []string{"ab"}}, false},
 		{"mode of a file", Debian{Files: map[string]File{"/x": {}}}, Debian{Files: map[string]File{"/x": {Mode: 0o600}}}, false},
 		{"suite", base, Debian{Suite: "trixie"}, false},
+		{"initrd", Debian{Boot: Boot{Kernel: "/k"}}, Debian{Boot: Boot{Kernel: "/k", Initrd: "/i"}}, false},
+		{"firmware", Disk{Path: "/d"}, Disk{Path: "/d", Firmware: "bios"}, false},
 		{"relative path", Disk{Path: "x"}, Disk{Path: filepath.Join(wd, "x")}, true},
 		{"kind", Disk{Path: "x"}, Rootfs{Path: "x"}, false},
 		{"a title", base, Spec{Title: "for people"}, true},

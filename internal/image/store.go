@@ -104,9 +104,12 @@ func (s *Store) Build(ctx context.Context, source Source) (_ *Image, err error) 
 	case spec.Rootfs != nil:
 		err = b.rootfs(ctx, spec.Rootfs)
 	case spec.Disk != nil:
-		err = b.disk(spec.Disk)
+		err = b.disk(ctx, spec.Disk)
 	default:
 		err = b.debian(ctx, spec.debian())
+	}
+	if err == nil {
+		err = b.addInitrd(spec.Kernel().Initrd)
 	}
 	if err != nil {
 		return nil, err
@@ -135,6 +138,8 @@ type build struct {
 	kernel *Kernel
 	diskID string
 	held   []*lease
+
+	initrd, initrdID string // of the user's; empty: attest's
 }
 
 func (b *build) hold(l *lease) { b.held = append(b.held, l) }
@@ -159,6 +164,7 @@ func (b *build) finish(ctx context.Context) (*Image, error) {
 	type identity struct {
 		Layers       []string
 		Kernel, Disk string
+		Initrd       string `json:",omitempty"`
 	}
 	var id identity
 	for _, l := range b.layers {
@@ -170,6 +176,7 @@ func (b *build) finish(ctx context.Context) (*Image, error) {
 	if b.meta.Disk != nil {
 		id.Disk = b.diskID
 	}
+	id.Initrd = b.initrdID
 	b.meta.ID, b.meta.Title, b.meta.Spec = digest("image", id), b.title, b.spec
 	// Two specs can give the same bits; each keeps its record and its title.
 	key := digest("record", []string{b.meta.ID, digest("spec", b.spec.untitled())})
@@ -180,7 +187,7 @@ func (b *build) finish(ctx context.Context) (*Image, error) {
 	b.hold(l)
 	return &Image{
 		ID: b.meta.ID, Title: b.title, Spec: b.spec, Dir: l.dir,
-		Layers: b.layers, Disk: b.meta.Disk, Kernel: b.kernel,
+		Layers: b.layers, Disk: b.meta.Disk, Kernel: b.kernel, Initrd: b.initrd,
 		users: 1, held: b.held,
 	}, nil
 }

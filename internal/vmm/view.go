@@ -109,6 +109,9 @@ func View(program string, c Config, hw *Hardware) *supervise.View {
 			v.Read = append(v.Read, path)
 		}
 	}
+	if hw.UEFI != nil {
+		v.Read, v.Write = append(v.Read, hw.UEFI.Code), append(v.Write, hw.UEFI.Vars)
+	}
 	disks := slices.Clone(hw.Disks)
 	for _, d := range hw.SlotDisks { // those that come later, it is given open (SlotOwner)
 		disks = append(disks, d.Disk)

@@ -53,6 +53,11 @@ type Hardware struct {
 	Initrd  string
 	Cmdline string // the backend puts its own console= argument in front
 
+	// UEFI is the firmware of a machine that boots a disk; nil: the backend's BIOS.
+	UEFI *UEFI
+	// Bare says that the guest brings no agent of attest's: the VM is a Backdoor.
+	Bare bool
+
 	Disks   []Disk // in the order in which the guest numbers them
 	Display bool   // a screen, as a VGA adapter has one
 
@@ -61,6 +66,18 @@ type Hardware struct {
 
 	Slots     int        // for disks that come and go; a VM with any is a SlotOwner
 	SlotDisks []SlotDisk // those that are there at the start
+}
+
+// UEFI is a firmware in two files: its code, which nobody writes to, and its variables,
+// which belong to one machine.
+type UEFI struct{ Code, Vars string }
+
+// A UEFIBackend is a Backend whose machines can have a *UEFI.
+type UEFIBackend interface {
+	Backend
+	// UEFI is the firmware of this host, with the variables that a new machine's are a
+	// copy of. Its error is a *doctor.MissingError.
+	UEFI() (UEFI, error)
 }
 
 // Command is somebody else's command that starts the VMM. It runs in Config.Dir,
@@ -248,7 +265,7 @@ type Snapshotter interface {
 }
 
 // Backdoor is a VM whose guest has no agent of attest's, and offers a root
-// shell.
+// shell: that of a *Command, or of a *Hardware that is bare.
 type Backdoor interface {
 	// Shell is the console of that shell (the guest's /dev/hvc0), and upload a
 	// stream into the guest, where it is the virtio serial port wire.UploadPort. Both

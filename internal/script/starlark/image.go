@@ -56,15 +56,15 @@ func newImage(b *sl.Builtin, source attest.Image, attrs sl.StringDict) (sl.Value
 }
 
 func debian(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
-	var suite, kernel, root, rootSize, title string
+	var suite, kernel, modules, initrd, cmdline, root, rootSize, title string
 	var packages, run, files sl.Value
 	err := unpack(b, args, kwargs, "suite?", &suite, "packages?", &packages, "files?", &files, "run?", &run, "kernel?", &kernel,
-		"root?", &root, "root_size?", &rootSize, "title?", &title)
+		"modules?", &modules, "initrd?", &initrd, "cmdline?", &cmdline, "root?", &root, "root_size?", &rootSize, "title?", &title)
 	if err != nil {
 		return nil, err
 	}
 	path := threadOf(t).relative(t)
-	d := attest.Debian{Title: title, Suite: suite, Kernel: kernelPath(kernel, path), Root: root}
+	d := attest.Debian{Title: title, Suite: suite, Kernel: kernelPath(kernel, path), Modules: path(modules), Initrd: path(initrd), Cmdline: cmdline, Root: root}
 	if d.RootSize, err = size(b, "root_size", rootSize); err != nil {
 		return nil, err
 	}
@@ -78,19 +78,21 @@ func debian(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.V
 		return nil, err
 	}
 	return newImage(b, d, sl.StringDict{
-		"suite": sl.String(suite), "packages": packages, "files": files, "run": run, "kernel": sl.String(kernel),
+		"suite": sl.String(suite), "packages": packages, "files": files, "run": run,
+		"kernel": sl.String(kernel), "modules": sl.String(modules), "initrd": sl.String(initrd), "cmdline": sl.String(cmdline),
 		"root": sl.String(root), "root_size": sl.String(rootSize), "title": sl.String(title),
 	})
 }
 
 func rootfs(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
-	var path, kernel, modules, root, rootSize, title string
-	err := unpack(b, args, kwargs, "path", &path, "kernel?", &kernel, "modules?", &modules, "root?", &root, "root_size?", &rootSize, "title?", &title)
+	var path, kernel, modules, initrd, cmdline, root, rootSize, title string
+	err := unpack(b, args, kwargs, "path", &path, "kernel?", &kernel, "modules?", &modules, "root?", &root, "root_size?", &rootSize, "title?", &title,
+		"initrd?", &initrd, "cmdline?", &cmdline)
 	if err != nil {
 		return nil, err
 	}
 	rel := threadOf(t).relative(t)
-	r := attest.Rootfs{Title: title, Path: rel(path), Kernel: kernelPath(kernel, rel), Modules: rel(modules), Root: root}
+	r := attest.Rootfs{Title: title, Path: rel(path), Kernel: kernelPath(kernel, rel), Modules: rel(modules), Initrd: rel(initrd), Cmdline: cmdline, Root: root}
 	if r.RootSize, err = size(b, "root_size", rootSize); err != nil {
 		return nil, err
 	}
@@ -98,7 +100,7 @@ func rootfs(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.V
 		return nil, err
 	}
 	return newImage(b, r, sl.StringDict{"path": sl.String(path), "kernel": sl.String(kernel), "modules": sl.String(modules),
-		"root": sl.String(root), "root_size": sl.String(rootSize), "title": sl.String(title)})
+		"initrd": sl.String(initrd), "cmdline": sl.String(cmdline), "root": sl.String(root), "root_size": sl.String(rootSize), "title": sl.String(title)})
 }
 
 // size reads the size of a disk, where one is given.
@@ -114,13 +116,16 @@ func size(b *sl.Builtin, name, text string) (int64, error) {
 }
 
 func disk(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
-	var path, format, bytes, serial, bus, shared, title string
+	var path, format, bytes, serial, bus, shared, boot, kernel, modules, initrd, cmdline, title string
 	var readOnly bool
-	err := unpack(b, args, kwargs, "path?", &path, "format?", &format, "size?", &bytes, "serial?", &serial, "bus?", &bus, "read_only?", &readOnly, "shared?", &shared, "title?", &title)
+	err := unpack(b, args, kwargs, "path?", &path, "format?", &format, "size?", &bytes, "serial?", &serial, "bus?", &bus, "read_only?", &readOnly, "shared?", &shared, "title?", &title,
+		"boot?", &boot, "kernel?", &kernel, "modules?", &modules, "initrd?", &initrd, "cmdline?", &cmdline)
 	if err != nil {
 		return nil, err
 	}
-	d := attest.Disk{Title: title, Path: threadOf(t).relative(t)(path), Format: format, Serial: serial, Bus: bus, ReadOnly: readOnly, Shared: shared}
+	rel := threadOf(t).relative(t)
+	d := attest.Disk{Title: title, Path: rel(path), Format: format, Serial: serial, Bus: bus, ReadOnly: readOnly, Shared: shared,
+		Boot: boot, Kernel: kernelPath(kernel, rel), Modules: rel(modules), Initrd: rel(initrd), Cmdline: cmdline}
 	if d.Size, err = size(b, "size", bytes); err != nil {
 		return nil, err
 	}
@@ -130,6 +135,7 @@ func disk(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Val
 	attrs := sl.StringDict{
 		"path": sl.String(path), "format": sl.String(format), "size": sl.String(bytes), "serial": sl.String(serial), "bus": sl.String(bus),
 		"read_only": sl.Bool(readOnly), "shared": sl.String(shared), "title": sl.String(title),
+		"boot": sl.String(boot), "kernel": sl.String(kernel), "modules": sl.String(modules), "initrd": sl.String(initrd), "cmdline": sl.String(cmdline),
 	}
 	if path == "" && bytes == "" {
 		return nil, usagef("%s: want a path, or the size of an empty disk", b.Name())

@@ -48,6 +48,10 @@ func Refuse(hw *vmm.Hardware, maxCPUs int) (operation, reason string) {
 		return fmt.Sprintf("machine type %q", hw.Type), "it has one type of machine"
 	case hw.Display:
 		return "a display", "it has no screen"
+	case hw.UEFI != nil:
+		return "UEFI", "it has no firmware"
+	case hw.Bare:
+		return "a guest that does not boot with attest's initramfs", "only a guest that does can be reached by vsock"
 	case hw.CPUs > maxCPUs:
 		return fmt.Sprintf("a machine of %d CPUs", hw.CPUs), fmt.Sprintf("the limit is %d", maxCPUs)
 	}

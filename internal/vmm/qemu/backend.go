@@ -242,6 +242,7 @@ func (b *backend) Examine(context.Context) doctor.Diagnosis {
 			doctor.Finding{Name: "machine types", OK: true, Detail: "q35, microvm"},
 			sandboxFinding(p),
 			vmm.ViewFinding(p.visible),
+			b.firmwareFinding(),
 			doctor.Finding{Name: "networks", OK: true, Detail: "in attest's own process; no root, nothing on the host"})
 	}
 	return d
@@ -252,6 +253,14 @@ func sandboxFinding(p installed) doctor.Finding {
 		return doctor.Finding{Name: "sandbox", OK: true, Detail: "it may start no program and get no rights (seccomp)"}
 	}
 	return doctor.Finding{Name: "sandbox", Detail: "machines run without: this QEMU or this kernel has no seccomp", Remedy: "install a QEMU that is built with libseccomp"}
+}
+
+func (b *backend) firmwareFinding() doctor.Finding {
+	u, err := b.UEFI()
+	if missing := (*doctor.MissingError)(nil); errors.As(err, &missing) {
+		return doctor.Finding{Name: "UEFI", Detail: "no machine boots by UEFI: " + missing.Reason, Remedy: missing.Remedy}
+	}
+	return doctor.Finding{Name: "UEFI", OK: true, Detail: u.Code}
 }
 
 // itoa keeps the command line readable.

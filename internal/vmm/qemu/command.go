@@ -80,6 +80,7 @@ type invocation struct {
 	hw                  *vmm.Hardware // that of config
 	accel               string
 	qmp, console, agent *os.File
+	door                []*os.File // of a machine that is bare: its shell, and the stream into it
 	nics                []*os.File // in the order of config.NICs; nil: without a cable
 	saved               saved
 }
@@ -93,6 +94,7 @@ func (h invocation) command() command {
 	if !h.hw.Display {
 		machine += c.typ.blind
 	}
+	machine += c.uefi(h.hw.UEFI)
 	c.add("-machine", machine+",memory-backend=ram,suppress-vmdesc=on")
 	c.accelerator(h.accel)
 	c.add("-m", itoa(megabytes(h.hw)), "-smp", itoa(max(h.hw.CPUs, 1)))
@@ -110,11 +112,17 @@ func (h invocation) command() command {
 	}
 	c.boot(h.hw, h.accel)
 	for i, d := range h.hw.Disks {
-		c.disk(i, d)
+		c.disk(i, d, h.hw.Kernel == "" && i == 0)
 	}
 	c.virtio("serial", "")
 	c.socket("agent", h.agent)
 	c.add("-device", "virtserialport,chardev=agent,name="+wire.AgentPort)
+	if h.hw.Bare {
+		c.socket("shell", h.door[0])
+		c.add("-device", "virtconsole,chardev=shell")
+		c.socket("upload", h.door[1])
+		c.add("-device", "virtserialport,chardev=upload,name="+wire.UploadPort)
+	}
 	c.virtio("rng", "")
 	for i, n := range h.config.NICs {
 		c.nic(n, h.nics[i])
@@ -194,10 +202,14 @@ func (c *command) boot(hw *vmm.Hardware, kind string) {
 // disk adds a block device. Its caches are the host's, and a flush of the
 // guest's reaches the host's page cache but not its disks: what the guest
 // synced outlives the VMM, and nobody waits for a disk.
-func (c *command) disk(i int, d vmm.Disk) {
+func (c *command) disk(i int, d vmm.Disk, boots bool) {
 	node := fmt.Sprintf("disk%d", i)
 	c.json("-blockdev", imageBlock(node, d))
-	c.virtio("blk", fmt.Sprintf(",drive=%s,serial=%s", node, escape(d.Serial)))
+	order := ""
+	if boots {
+		order = ",bootindex=0" // before whatever a firmware finds by itself
+	}
+	c.virtio("blk", fmt.Sprintf(",drive=%s,serial=%s%s", node, escape(d.Serial), order))
 }
 
 // json adds an option whose value is JSON.

@@ -91,11 +91,15 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	began := time.Now()
 	var cleanup closers
 	defer func() { cleanup.close(err != nil) }()
-	ours, theirs, err := socketpairs(3, &cleanup)
+	sockets := 3
+	if hw.Bare {
+		sockets = 5
+	}
+	ours, theirs, err := socketpairs(sockets, &cleanup)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", config.Name, err)
 	}
-	h := invocation{config: config, hw: hw, accel: host.Accel, qmp: theirs[0], console: theirs[1], agent: theirs[2]}
+	h := invocation{config: config, hw: hw, accel: host.Accel, qmp: theirs[0], console: theirs[1], agent: theirs[2], door: theirs[3:]}
 	if h.nics, err = plugIn(config, host.Packets, &cleanup); err != nil {
 		return nil, err
 	}
@@ -123,6 +127,11 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if err != nil {
 		m.abandon()
 		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(began), Err: err, Output: m.output.Text()}
+	}
+	if hw.Bare {
+		b := &bare{m, door{ours[3], ours[4]}}
+		go b.watch()
+		return b, nil
 	}
 	go m.watch()
 	return m, nil

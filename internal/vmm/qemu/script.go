@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -30,10 +29,10 @@ import (
 // started a second time, with a file of the memory's size as its memory.
 type scripted struct {
 	*machine
-	config        vmm.Config
-	env           []string // of its start command
-	shell, upload net.Conn
-	seen          examination
+	door
+	config vmm.Config
+	env    []string // of its start command
+	seen   examination
 }
 
 var (
@@ -212,7 +211,7 @@ func (s script) launch(ctx context.Context, mem memory) (_ *scripted, err error)
 		c.memory(h, "attest-ram", mem)
 		c.add("-machine", "memory-backend=attest-ram,suppress-vmdesc=on")
 	}
-	m := &scripted{config: s.config, env: s.command.Env, shell: ours[3], upload: ours[4]}
+	m := &scripted{config: s.config, env: s.command.Env, door: door{ours[3], ours[4]}}
 	m.machine = newMachine(s.config.Name, ours[1], ours[2], c.saved)
 	line := shellLine(s.command.Line)
 	err = m.run(ctx, s.host, supervise.Command{
@@ -376,19 +375,16 @@ func isQEMU(pid int) bool {
 func (m *scripted) discard() {
 	m.abandon()
 	m.monitor.Close()
-	for _, c := range []io.Closer{m.console, m.agent, m.shell, m.upload} {
-		c.Close()
-	}
+	m.console.Close()
+	m.agent.Close()
+	m.door.close()
 	m.saved.Close()
 }
-
-func (m *scripted) Backdoor() (shell, upload net.Conn) { return m.shell, m.upload }
 
 // watch is that of every machine; the backdoor ends with it.
 func (m *scripted) watch() {
 	m.machine.watch()
-	m.shell.Close()
-	m.upload.Close()
+	m.door.close()
 }
 
 // SetLink finds the card by its address, since the start command gives it its name.

@@ -30,7 +30,8 @@ import (
 // by the command that Xen uses, which leaves the memory out.
 //
 // A machine with a screen is not such a clone: the adapter's memory, which it draws
-// in, is one of those below. It gets a copy of the memory as a file of its own.
+// in, is one of those below. So are the variables of UEFI. Such a machine gets a copy of
+// the memory as a file of its own.
 //
 // What that command leaves out too are the small memories that belong to
 // devices, such as the firmware's. Nobody writes to them after the firmware has
@@ -105,7 +106,9 @@ func newSaved(c vmm.Config, size int64, shared bool) (s saved, err error) {
 }
 
 // shares reports whether the machine shares the memory that it goes on from.
-func shares(c vmm.Config, hw *vmm.Hardware) bool { return c.Restore != nil && !hw.Display }
+func shares(c vmm.Config, hw *vmm.Hardware) bool {
+	return c.Restore != nil && !hw.Display && hw.UEFI == nil
+}
 
 // load restores a QEMU that was started with -incoming defer.
 func (m *machine) load(ctx context.Context) error {
@@ -297,12 +300,17 @@ func (b *backend) Fingerprint(host vmm.Host, config vmm.Config) (string, error) 
 	for _, n := range nics {
 		config.NICs = append(config.NICs, vmm.NIC{ID: n.ID, Model: n.Model})
 	}
-	h := invocation{config: config, hw: &hw, accel: host.Accel, nics: make([]*os.File, len(nics))}
+	var firmware []string
+	if hw.UEFI != nil {
+		firmware = stamps([]string{hw.UEFI.Code})
+		hw.UEFI = &vmm.UEFI{Code: hw.UEFI.Code}
+	}
+	h := invocation{config: config, hw: &hw, accel: host.Accel, nics: make([]*os.File, len(nics)), door: make([]*os.File, 2)}
 	c := h.command()
 	// The clock's frequency is measured anew by each process, and is never twice
 	// the same; a percent of difference would be another processor.
 	line := clockFrequency.ReplaceAllString(strings.Join(c.args, "\n"), "${1}xxxx")
-	return strings.Join([]string{qemu.path, qemu.version, fmt.Sprint(st.Size(), st.ModTime().UnixNano()), vmm.Processor(), line}, "\n"), nil
+	return strings.Join(append([]string{qemu.path, qemu.version, fmt.Sprint(st.Size(), st.ModTime().UnixNano()), vmm.Processor(), line}, firmware...), "\n"), nil
 }
 
 var clockFrequency = regexp.MustCompile(`(tsc_early_khz=\d+)\d{4}`)
