@@ -86,6 +86,12 @@ type MachineConfig struct {
 	QEMU    []string
 	Type    string // QEMU's machine type: "q35" (default) or "microvm"
 	Cmdline string // appended to the kernel's command line
+	// User and Password are for a guest without attest's initramfs: that of a StartCommand,
+	// a Disk with Boot, an image with an Initrd. attest logs in with them on the serial
+	// console, ttyS0, at each boot, and puts its agent in from there. The user is root, or
+	// one whom sudo makes root. Empty: the guest offers a root shell by itself
+	// (docs/foreign.md).
+	User, Password string
 	// Root is the file system that the root is on. "ext4", "xfs" and "btrfs" are a disk
 	// of its own, which the image's files were copied to once. "overlay" is the
 	// image's read-only layers with an ext4 above. Empty: as the image says, or "overlay".
@@ -223,6 +229,9 @@ func (m *MachineConfig) normalize() error {
 	if err := m.normalizeOverlays(); err != nil {
 		return bad("%v", err)
 	}
+	if err := m.normalizeLogin(bad); err != nil {
+		return err
+	}
 	if _, err := egress.ParseRules(m.Egress); err != nil {
 		return bad("egress: %v", err)
 	}
@@ -335,6 +344,25 @@ func (m MachineConfig) initrd() string {
 		return ""
 	}
 	return m.Image.spec().Kernel().Initrd
+}
+
+// foreign reports whether the guest has to be reached in a way that it offers itself.
+func (m MachineConfig) foreign() bool { return m.StartCommand != "" || m.bare() }
+
+// normalizeLogin takes the login from the image where the machine does not say it.
+func (m *MachineConfig) normalizeLogin(bad func(string, ...any) error) error {
+	if d, ok := m.Image.(Disk); ok && m.User == "" {
+		m.User, m.Password = d.User, cmp.Or(m.Password, d.Password)
+	}
+	switch {
+	case m.User == "" && m.Password != "":
+		return bad("it has a password and no user; give both")
+	case m.User != "" && !m.foreign():
+		return bad("user and password are for a guest that does not boot with attest's initramfs: disk(…, boot=\"bios\"), boot=\"uefi\", initrd=…, or a start command; leave them out, or say how it boots")
+	case strings.ContainsFunc(m.User+m.Password, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return bad("user and password are typed on the serial console, and cannot have control characters")
+	}
+	return nil
 }
 
 // defaultBackend is the cheapest that can do what tests need.

@@ -80,8 +80,8 @@ func (d Disk) checkFurther() error {
 	switch {
 	case !diskSerial.MatchString(d.Serial) || strings.HasPrefix(d.Serial, "attest-"):
 		return fmt.Errorf("serial %q: want letters, digits, ., - and _, at most 20, and not attest- at the beginning", d.Serial)
-	case d.Boot != "" || d.kernel() != (image.Boot{}):
-		return errors.New("boot, kernel, modules, initrd and cmdline are for a disk that is a machine's image")
+	case d.Boot+d.User+d.Password != "" || d.kernel() != (image.Boot{}):
+		return errors.New("boot, kernel, modules, initrd, cmdline, user and password are for a disk that is a machine's image")
 	case d.Bus != "" && !slices.Contains(vmm.DiskBuses(), vmm.DiskBus(d.Bus)):
 		return fmt.Errorf("bus %q is not one that a disk can be on; want one of %v", d.Bus, vmm.DiskBuses())
 	case d.Path == "" && d.Size == 0:

@@ -173,7 +173,12 @@ func (r *run) newDoor(v vmm.Backdoor) *backdoor.Door {
 	if r.origin != nil {
 		saved = r.origin.agent
 	}
+	login := backdoor.Login{User: m.config.User, Password: m.config.Password, Patience: m.lab.host.scale(loginPatience), Refused: func(err error) { r.guest.Fail(err) }}
+	if w, ok := r.vm.(vmm.ConsoleWriter); ok {
+		login.Type = w.WriteConsole
+	}
 	return backdoor.New(backdoor.Options{
+		Login:   login,
 		Machine: m.Name(), Shell: shell, Upload: upload, Agent: r.vm.Dial, Binary: m.lab.host.guestPath, Upgrade: policy, Saved: saved,
 		Answers: r.answers,
 		Garbage: func(err error) { event.Warnf(m.lab.ctx, "%s: %v", m.Name(), err) },
@@ -187,6 +192,23 @@ func (r *run) newDoor(v vmm.Backdoor) *backdoor.Door {
 			}
 		},
 	})
+}
+
+// loginPatience is how long a serial console is silent before attest tries something there
+// again.
+const loginPatience = 5 * time.Second
+
+// tellDoor tells the door when the guest is reset: there is a login again.
+func (r *run) tellDoor(events *vmm.EventLog) {
+	for n := int64(0); ; {
+		e, next, err := events.Next(context.Background(), n) // ends with the VMM
+		if err != nil {
+			return
+		}
+		if n = next; e.Name == "RESET" { // QEMU qapi/run-state.json
+			r.door.Rebooted()
+		}
+	}
 }
 
 // answers reports whether the guest has an agent nevertheless: its shell was started

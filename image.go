@@ -40,7 +40,7 @@ type Rootfs struct {
 	// directory, otherwise the guest finds them in its own root.
 	Modules string
 	// Initrd is the path of an initrd that the kernel gets instead of attest's. It mounts the
-	// root, which is one on a disk of its own, and the agent comes in as docs/foreign.md says.
+	// root, which is one on a disk of its own, and the agent comes in as MachineConfig.User says.
 	Initrd  string
 	Cmdline string // appended to the kernel's command line, before that of the machine
 	// Root and RootSize are those of machines that do not say another.
@@ -62,6 +62,8 @@ type Disk struct {
 	// starts what is on the disk.
 	Boot                             string `json:",omitempty"`
 	Kernel, Modules, Initrd, Cmdline string `json:",omitempty"`
+	// User and Password are those of machines that do not say others.
+	User, Password string `json:",omitempty"` // as in MachineConfig
 
 	// What follows is for a disk beside the root.
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -287,6 +288,9 @@ func (r *run) begin() error {
 	m.mu.Unlock()
 	m.announce("running", "", time.Since(r.started))
 	close(announced)
+	if source, ok := r.vm.(vmm.EventSource); ok && r.door != nil {
+		r.aside.Go(func() { r.tellDoor(source.Events()) })
+	}
 	go r.pump()
 	go r.awaitFirstAnswer()
 	go r.watch()
@@ -302,6 +306,10 @@ func (r *run) pump() {
 	defer close(r.pumped)
 	source := r.vm.Console()
 	defer source.Close()
+	if r.door != nil {
+		r.machine.console.Pump(io.TeeReader(source, r.door.Console()))
+		return
+	}
 	r.machine.console.Pump(source)
 }
 
@@ -402,10 +410,13 @@ func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest
 	boot := &BootError{Machine: m.Name(), After: time.Since(r.started), Console: m.console.Tail(consoleTail)}
 	var down *DownError
 	var install *backdoor.InstallError
+	var login *backdoor.LoginError
 	var files *FilesError
 	switch {
 	case errors.As(err, &install):
 		boot.Reason, boot.Err = "attest's agent cannot run in it: "+install.Reason, install
+	case errors.As(err, &login):
+		boot.Reason, boot.Err, boot.final = fmt.Sprintf("attest cannot log in as %s on the serial console: %s", login.User, login.Reason), login, true
 	case errors.As(err, &down) && down.Broken:
 		return down
 	case errors.As(err, &down):

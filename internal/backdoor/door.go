@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -47,6 +48,9 @@ type Options struct {
 	// Garbage is called when what the shell says makes no sense, and all that is under way
 	// through it ends for that.
 	Garbage func(err error)
+	// Login has the Door make the guest's root shell, by a login on the serial console;
+	// without a User the guest offers one itself.
+	Login Login
 }
 
 // A Door is a guest's root shell, over all boots of a machine's run.
@@ -56,6 +60,7 @@ type Door struct {
 	cancel context.CancelFunc
 	served sync.WaitGroup
 	out    outbox
+	login  *login
 
 	mu      sync.Mutex
 	said    dialog
@@ -74,13 +79,23 @@ func New(opt Options) *Door {
 	// Whatever Upgrade says, the agent is there if it was saved with the machine.
 	d.waiting = isShell(opt.Saved) || opt.Saved == "" && opt.Upgrade == Never
 	d.ctx, d.cancel = context.WithCancel(context.Background())
+	d.login = newLogin(opt.Login, d)
 	return d
 }
+
+// Console takes what the guest writes to its serial console.
+func (b *Door) Console() io.Writer { return b.login }
+
+// Rebooted says that the guest boots anew.
+func (b *Door) Rebooted() { b.login.rebooted() }
 
 // Start listens to the guest's shell until Close.
 func (b *Door) Start() {
 	b.out.start(b.opt.Shell)
 	b.served.Go(b.serve)
+	if b.opt.Login.User != "" {
+		b.served.Go(func() { b.login.run(b.ctx, b.opt.Saved != "") })
+	}
 }
 
 // Close ends the shell's console, and everything that goes through it.
@@ -323,6 +338,9 @@ func (b *Door) State() (step, said string) {
 	defer b.mu.Unlock()
 	if step = b.step; step == "" {
 		step = fmt.Sprintf("its root shell did not announce itself (%q on /dev/hvc0); in the guest backdoor.service does that, see its journal", Marker)
+		if b.login.hasPrompt() {
+			step += "; there is a login prompt on its serial console (ttyS0): give the machine user= and password= to have attest log in there"
+		}
 	}
 	return step, b.said.tail()
 }

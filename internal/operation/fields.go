@@ -89,6 +89,16 @@ var Fields = []Field{
 		set: func(c *attest.MachineConfig, v any) { c.Cmdline = v.(string) },
 	},
 	{
+		Name: "user", Type: String, Shown: "the image's, or none",
+		Doc: "Who logs in on the serial console of a guest without attest's initramfs ([foreign.md](foreign.md#a-login-on-the-serial-console)): root, or one whom sudo makes root.",
+		set: func(c *attest.MachineConfig, v any) { c.User = v.(string) },
+	},
+	{
+		Name: "password", Type: String, Shown: "the image's, or none",
+		Doc: "The password of `user`.",
+		set: func(c *attest.MachineConfig, v any) { c.Password = v.(string) },
+	},
+	{
 		Name: "root", Type: String, Check: checkRoot, Shown: "the image's, or `\"overlay\"`",
 		Doc: "The file system that `/` is on: `\"overlay\"`, or `\"ext4\"`, `\"xfs\"` or `\"btrfs\"` on a disk of its own ([machines.md](machines.md#the-root)).",
 		set: func(c *attest.MachineConfig, v any) { c.Root = v.(string) },

@@ -87,7 +87,7 @@ func TestMachinesHaveAllFields(t *testing.T) {
 	for _, o := range []*Operation{DeclareMachine, Find(Lab, "create_machine")} {
 		named := []Named{
 			{"name", "m"}, {"image", attest.Debian{}}, {"start_command", "run-m-vm"}, {"backend", "qemu"}, {"memory", int64(99)}, {"cpus", int64(2)},
-			{"networks", []any{int64(2)}}, {"mac", "52:54:00:00:00:01"}, {"nic", "e1000"}, {"qemu", []any{"-rtc", "base=utc"}}, {"type", "microvm"}, {"cmdline", "quiet"}, {"root", "xfs"}, {"root_size", "2G"}, {"disks", []any{attest.Disk{Size: 512}}}, {"display", true}, {"egress", true}, {"allow_reboot", true},
+			{"networks", []any{int64(2)}}, {"mac", "52:54:00:00:00:01"}, {"nic", "e1000"}, {"qemu", []any{"-rtc", "base=utc"}}, {"type", "microvm"}, {"cmdline", "quiet"}, {"user", "debian"}, {"password", "secret"}, {"root", "xfs"}, {"root_size", "2G"}, {"disks", []any{attest.Disk{Size: 512}}}, {"display", true}, {"egress", true}, {"allow_reboot", true},
 			{"boot", "cold"}, {"boot_timeout", int64(7)}, {"snapshot", "saved"},
 			{"files", map[string]any{"/etc/x": "x", "/etc/y": map[string]any{"path": "y", "mode": int64(0o755)}}}, {"mount", map[string]any{"/opt/x": "x"}},
 		}
@@ -98,7 +98,7 @@ func TestMachinesHaveAllFields(t *testing.T) {
 		want := attest.MachineConfig{
 			Name: "m", Image: attest.Debian{}, StartCommand: "run-m-vm", Backend: "qemu", Memory: 99, CPUs: 2, Networks: []int{2}, Type: "microvm",
 			MACs: []string{"52:54:00:00:00:01"}, NIC: "e1000", QEMU: []string{"-rtc", "base=utc"},
-			Cmdline: "quiet", Root: "xfs", RootSize: 2 << 30, Disks: []attest.Disk{{Size: 512}}, Display: true, Egress: []string{"*"}, AllowReboot: true, Boot: attest.BootCold, BootTimeout: 7 * time.Second, Snapshot: "saved",
+			Cmdline: "quiet", User: "debian", Password: "secret", Root: "xfs", RootSize: 2 << 30, Disks: []attest.Disk{{Size: 512}}, Display: true, Egress: []string{"*"}, AllowReboot: true, Boot: attest.BootCold, BootTimeout: 7 * time.Second, Snapshot: "saved",
 			Files: map[string]attest.File{"/etc/x": {Content: "x"}, "/etc/y": {Path: "y", Mode: 0o755}}, Mount: map[string]string{"/opt/x": "x"},
 		}
 		if diff := cmp.Diff(want, MachineConfigOf(a)); diff != "" {

@@ -116,16 +116,16 @@ func size(b *sl.Builtin, name, text string) (int64, error) {
 }
 
 func disk(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Value, error) {
-	var path, format, bytes, serial, bus, shared, boot, kernel, modules, initrd, cmdline, title string
+	var path, format, bytes, serial, bus, shared, boot, kernel, modules, initrd, cmdline, user, password, title string
 	var readOnly bool
 	err := unpack(b, args, kwargs, "path?", &path, "format?", &format, "size?", &bytes, "serial?", &serial, "bus?", &bus, "read_only?", &readOnly, "shared?", &shared, "title?", &title,
-		"boot?", &boot, "kernel?", &kernel, "modules?", &modules, "initrd?", &initrd, "cmdline?", &cmdline)
+		"boot?", &boot, "kernel?", &kernel, "modules?", &modules, "initrd?", &initrd, "cmdline?", &cmdline, "user?", &user, "password?", &password)
 	if err != nil {
 		return nil, err
 	}
 	rel := threadOf(t).relative(t)
 	d := attest.Disk{Title: title, Path: rel(path), Format: format, Serial: serial, Bus: bus, ReadOnly: readOnly, Shared: shared,
-		Boot: boot, Kernel: kernelPath(kernel, rel), Modules: rel(modules), Initrd: rel(initrd), Cmdline: cmdline}
+		Boot: boot, Kernel: kernelPath(kernel, rel), Modules: rel(modules), Initrd: rel(initrd), Cmdline: cmdline, User: user, Password: password}
 	if d.Size, err = size(b, "size", bytes); err != nil {
 		return nil, err
 	}
@@ -136,6 +136,7 @@ func disk(t *sl.Thread, b *sl.Builtin, args sl.Tuple, kwargs []sl.Tuple) (sl.Val
 		"path": sl.String(path), "format": sl.String(format), "size": sl.String(bytes), "serial": sl.String(serial), "bus": sl.String(bus),
 		"read_only": sl.Bool(readOnly), "shared": sl.String(shared), "title": sl.String(title),
 		"boot": sl.String(boot), "kernel": sl.String(kernel), "modules": sl.String(modules), "initrd": sl.String(initrd), "cmdline": sl.String(cmdline),
+		"user": sl.String(user), "password": sl.String(password),
 	}
 	if path == "" && bytes == "" {
 		return nil, usagef("%s: want a path, or the size of an empty disk", b.Name())
