@@ -40,6 +40,9 @@ func (b *bare) plan(ctx context.Context) (p plan, err error) {
 	if p, err = b.planWith(ctx, hw, b.media); err != nil {
 		return p, err
 	}
+	if d := p.image.Disk; d != nil {
+		p.asks = contentOf(d).encrypted()
+	}
 	p.agent, err = m.doorAgent(ctx)
 	return p, err
 }

@@ -54,6 +54,9 @@ type plan struct {
 	// base is the disk below that which the machine writes to: the image, or its root
 	// with a file system of its own. nil: it writes above layers.
 	base *image.BaseDisk
+	// asks says that the guest possibly asks for a passphrase when it boots: a template
+	// would wait for that in vain.
+	asks bool
 	// fits is what must be the same for a saved machine to go on as this one,
 	// beyond what the VMM itself demands: how an error calls it, and what it is.
 	fits map[string]string

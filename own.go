@@ -120,6 +120,11 @@ func imageID(img *image.Image, root *image.Root) string {
 // of its own is made if it is missing.
 func (o *own) media(ctx context.Context, hw *vmm.Hardware, img *image.Image) (*image.Root, error) {
 	m := o.m
+	if img.Disk != nil {
+		if err := contentOf(img.Disk).checkRoot(); err != nil {
+			return nil, &ConfigError{fmt.Sprintf("machine %q", m.Name()), err.Error()}
+		}
+	}
 	binary, err := m.lab.host.guestBinary(ctx)
 	if err != nil {
 		return nil, err

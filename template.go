@@ -114,6 +114,9 @@ func (m *Machine) templateFits(p plan) map[string]string {
 	if _, ok := m.backend.(vmm.Fingerprinter); !ok || m.lab.host.config.Boot == BootCold || m.config.Boot == BootCold || m.config.Snapshot != "" {
 		return nil
 	}
+	if p.asks {
+		return nil
+	}
 	if f, ok := m.kind.(*foreign); ok && f.hasFiles() {
 		return nil // a machine that starts with files is none that started without
 	}

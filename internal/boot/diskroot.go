@@ -58,7 +58,7 @@ func mountDiskRoot(disk string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("disk %s: no root file system on it; found: %s; encrypted disks and LVM need the guest's own boot loader (an image without a kernel)",
+	return fmt.Errorf("disk %s: no root file system on it; found: %s; a root that is encrypted or in LVM needs the disk's own loader: disk(…, boot=\"uefi\") or boot=\"bios\"",
 		SerialDisk, cmp.Or(strings.Join(seen, ", "), "nothing"))
 }
 
