@@ -19,6 +19,7 @@ func init() {
 	access.Supports = func(ctx context.Context, c any, operation string, what vmm.Capability) error {
 		return c.(MachineConfig).supports(ctx, operation, what)
 	}
+	access.Fits = func(ctx context.Context, c any) error { return c.(MachineConfig).fits(ctx) }
 	access.Failure = func(err error) *event.Failure { return failureOf(err, "", "") }
 	access.Settle = func(ctx context.Context, n any) error { return n.(*Network).settle(ctx) }
 	access.AwaitBooted = func(ctx context.Context, l any) error { return l.(*Lab).settle(ctx) }

@@ -66,3 +66,25 @@ func (c MachineConfig) offers(b vmm.Backend, what vmm.Capability) (bool, vmm.Lac
 	}
 	return o.Offers(vmm.Config{Name: c.Name, Boot: boot}, what)
 }
+
+// fits refuses a configuration that its backend cannot have, as far as that can be told before
+// anything of it exists.
+func (c MachineConfig) fits(ctx context.Context) error {
+	b, err := c.lookupBackend()
+	if err != nil {
+		return err
+	}
+	unsupported := func(what string) error {
+		return &UnsupportedError{Machine: c.Name, Operation: what, Backend: c.Backend, Can: []string{defaultBackend}}
+	}
+	if c.StartCommand != "" {
+		return unsupported("a start command")
+	}
+	if c.Image != nil && c.Image.spec().Disk != nil {
+		return unsupported("an image that is a disk")
+	}
+	if err := c.checkHardware(ctx); err != nil {
+		return err
+	}
+	return b.Check(vmm.Config{Name: c.Name, Boot: &vmm.Hardware{Type: c.Type, Display: c.Display, CPUs: c.CPUs, Memory: c.Memory, Options: c.BackendOptions}})
+}

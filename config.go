@@ -71,7 +71,7 @@ type NetworkConfig struct {
 type MachineConfig struct {
 	Name    string // [A-Za-z0-9][A-Za-z0-9_-]*; also its host name
 	Image   Image  // what it boots; or StartCommand
-	Backend string // "qemu", …; empty or "auto": the cheapest that can do what the test needs
+	Backend string // "qemu", …; empty or "auto": that of the HostConfig; attest run chooses one for each file
 	Memory  int    // MiB; 0: 1024
 	CPUs    int    // 0: 1
 	// Networks are the numbers of the networks it is on, 1 to 255, with a card for each;
@@ -365,7 +365,7 @@ func (m *MachineConfig) normalizeLogin(bad func(string, ...any) error) error {
 	return nil
 }
 
-// defaultBackend is the cheapest that can do what tests need.
+// defaultBackend can do everything.
 const defaultBackend = "qemu"
 
 // Boot is how machines start the first time.

@@ -28,7 +28,7 @@ import (
 
 // HostConfig is how labs use this host. The zero value is right for most.
 type HostConfig struct {
-	Backend string // for machines that name none; empty or "auto": the cheapest that can
+	Backend string // for machines that name none; empty or "auto": QEMU, which can do everything
 	Boot    Boot   // how machines start the first time; empty: ATTEST_BOOT of the environment, or BootWarm
 	Keymap  string // the layout of keyboards, where an operation gives none; empty: "us"
 	Keep    bool   // keep the state directory at the end, for a look at it

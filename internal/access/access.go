@@ -29,6 +29,8 @@ var (
 	// Supports reports whether a machine of an attest.MachineConfig has a capability
 	// that an operation needs: nil, or an *attest.UnsupportedError. It starts nothing.
 	Supports func(ctx context.Context, machineConfig any, operation string, what vmm.Capability) error
+	// Fits refuses an attest.MachineConfig that its Backend cannot have. It starts nothing.
+	Fits func(ctx context.Context, machineConfig any) error
 	// Failure lays out an error for a report: its kind, the machine, the operation
 	// and the command, what they said, and the end of the console.
 	Failure func(error) *event.Failure

@@ -28,7 +28,7 @@ func Kind(e Event) string { return e.kind() }
 type Scope struct {
 	File    string `json:"file,omitempty"`    // the test file, as given on the command line; in go test the package
 	Test    string `json:"test,omitempty"`    // the test_* function, or "main", or "setup"
-	Boot    string `json:"boot,omitempty"`    // "cold" or "warm" where each test runs both ways, see FileStarted
+	Boot    string `json:"boot,omitempty"`    // "cold" or "warm" where each test runs both ways, "qemu" or "qemu-cold" where it runs on several backends, see FileStarted
 	Step    uint64 `json:"step,omitempty"`    // the step that is under way, see StepStarted
 	Subtest string `json:"subtest,omitempty"` // names of the subtests that are open, joined by "/"
 	Label   string `json:"-"`                 // of the file, where FileLabel gives another file of the run the same; see Labels

@@ -45,7 +45,7 @@ var Fields = []Field{
 	},
 	{
 		Name: "backend", JSON: "backend", Type: String, Shown: "`\"auto\"`",
-		Doc: "`\"qemu\"`, which `\"auto\"` chooses, `\"firecracker\"` or `\"cloud-hypervisor\"` ([microvms.md](microvms.md)), or `\"mock\"`: a machine without a VMM, which needs no image.",
+		Doc: "`\"auto\"`: the cheapest that this host has and that can do what the test file asks for ([microvms.md](microvms.md#auto)); `\"qemu\"`, `\"firecracker\"` or `\"cloud-hypervisor\"` ([microvms.md](microvms.md)), or `\"mock\"`: a machine without a VMM, which needs no image.",
 		set: func(c *attest.MachineConfig, v any) { c.Backend = v.(string) },
 	},
 	{

@@ -665,7 +665,7 @@ func (f *file) complete(now time.Time) {
 }
 
 // differs says that the test ended otherwise when its machines started the
-// other way.
+// other way, or on another backend.
 func (f *file) differs(t *test) bool {
 	return slices.ContainsFunc(f.tests, func(o *test) bool {
 		return o.test == t.test && o.boot != t.boot && o.status != t.status &&
@@ -673,7 +673,19 @@ func (f *file) differs(t *test) bool {
 	})
 }
 
-// differing is the number of tests for which it matters how machines start.
+// otherwise says what differs between the ends of a test.
+func (r *Run) otherwise() string {
+	for _, f := range r.files {
+		for _, t := range f.tests {
+			if t.boot != "cold" && t.boot != "warm" && f.differs(t) {
+				return "on one backend than on another"
+			}
+		}
+	}
+	return "cold than warm"
+}
+
+// differing is the number of tests for which it matters how machines start, and on which backend.
 func (r *Run) differing() int {
 	names := make(map[string]bool)
 	for _, f := range r.files {

@@ -36,7 +36,7 @@ func (t *Terminal) summary(written []event.Artifact) {
 		fmt.Fprintf(&b, "%s %d\n", p.paint(dim, fmt.Sprintf("%-10s", "seed")), t.run.info.Seed)
 	}
 	if n := t.run.differing(); n > 0 {
-		b.WriteString(p.paint(red, "≠ "+plural(n, "test")+" ended otherwise cold than warm") + "\n")
+		b.WriteString(p.paint(red, "≠ "+plural(n, "test")+" ended otherwise "+t.run.otherwise()) + "\n")
 	}
 	b.WriteString(p.paint(styleOf(fin.Status), t.run.lastWords()) + "\n")
 	t.writeStdout(b.String())

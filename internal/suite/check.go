@@ -33,7 +33,11 @@ func Check(ctx context.Context, opts Options) ([]CheckedFile, error) {
 		c := CheckedFile{Path: f.path, Err: f.err}
 		if f.err == nil {
 			c.Machines, c.Tests = f.script.Machines(), f.names()
-			c.Err = access.Check(attest.LabConfig{Machines: slices.Clone(c.Machines), Networks: f.script.Networks()})
+			for _, v := range f.variants {
+				if c.Err == nil {
+					c.Err = access.Check(attest.LabConfig{Machines: slices.Clone(v.script.Machines()), Networks: v.script.Networks()})
+				}
+			}
 		}
 		out = append(out, c)
 	}

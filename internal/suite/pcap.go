@@ -15,10 +15,10 @@ func isFile(pcap string) bool {
 }
 
 // checkPcap refuses one file for several tests.
-func (p *plan) checkPcap(pcap string, boots int) error {
-	tests := 0
+func (r *run) checkPcap(p *plan) error {
+	tests, pcap := 0, r.opts.Pcap
 	for _, f := range p.files {
-		tests += len(f.tests) * max(1, boots)
+		tests += len(f.tests) * len(r.passes(f))
 	}
 	if isFile(pcap) && tests > 1 {
 		return refusef(event.Invalid, "--pcap %s is one file, but %d tests run and each writes its own; name a directory, or choose one test with --run", pcap, tests)

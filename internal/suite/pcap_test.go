@@ -25,17 +25,21 @@ func TestPcapName(t *testing.T) {
 }
 
 func TestOnePcapForSeveralTests(t *testing.T) {
-	one := &plan{files: []*file{{tests: make([]script.Test, 1)}, {}}}
-	two := &plan{files: []*file{{tests: make([]script.Test, 1)}, {tests: make([]script.Test, 1)}}}
+	with := func(tests, variants int) *file {
+		return &file{tests: make([]script.Test, tests), variants: make([]variant, variants)}
+	}
+	one := &plan{files: []*file{with(1, 1), with(0, 1)}}
+	two := &plan{files: []*file{with(1, 1), with(1, 1)}}
 	for _, tt := range []struct {
-		plan   *plan
-		pcap   string
-		passes int
-		ok     bool
+		plan       *plan
+		pcap, boot string
+		ok         bool
 	}{
-		{one, "x", 1, true}, {two, "x.pcapng", 1, false}, {one, "x.pcap", 2, false}, {two, "dir", 2, true}, {two, "", 1, true},
+		{one, "x", "", true}, {two, "x.pcapng", "", false}, {one, "x.pcap", "both", false}, {two, "dir", "both", true}, {two, "", "warm", true},
+		{&plan{files: []*file{with(1, 2)}}, "x.pcap", "", false},
 	} {
-		err := tt.plan.checkPcap(tt.pcap, tt.passes)
+		r := &run{opts: Options{Pcap: tt.pcap, Boot: tt.boot}}
+		err := r.checkPcap(tt.plan)
 		if (err == nil) != tt.ok || err != nil && !strings.Contains(err.Error(), "2 tests run") {
 			t.Errorf("--pcap %s: %v", tt.pcap, err)
 		}

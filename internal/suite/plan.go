@@ -33,11 +33,12 @@ type plan struct {
 
 // A file is one test file.
 type file struct {
-	path   string
-	label  string // event.Labels
-	script script.File
-	err    error         // why it cannot be run
-	tests  []script.Test // those that are selected
+	path     string
+	label    string      // event.Labels
+	script   script.File // of the first variant, or of the pass
+	variants []variant
+	err      error         // why it cannot be run
+	tests    []script.Test // those that are selected
 }
 
 // alone says that one lab is enough for the file: there is nothing to keep apart.
@@ -97,6 +98,10 @@ func (r *run) plan(ctx context.Context, machines []attest.MachineConfig) (*plan,
 	if err := r.opts.checkState(paths); err != nil {
 		return nil, err
 	}
+	backends, err := r.opts.backends()
+	if err != nil {
+		return nil, err
+	}
 	p := &plan{}
 	options := script.Options{
 		Stdout: r.opts.stdout(), Machines: slices.Concat(machines, r.opts.Machines), Backend: r.opts.Host.Backend,
@@ -119,7 +124,9 @@ func (r *run) plan(ctx context.Context, machines []attest.MachineConfig) (*plan,
 		r.opts.Standing.follow(path)
 		if f.err = context.Cause(ctx); f.err == nil {
 			ctx := event.WithScope(event.WithBus(ctx, &bus), event.Scope{File: path})
-			f.script, f.err = script.Load(ctx, path, options)
+			if f.variants, f.err = r.load(ctx, path, options, backends); f.err == nil {
+				f.script = f.variants[0].script
+			}
 		}
 		if err := context.Cause(ctx); err != nil && !timedOut(err) {
 			return nil, err
@@ -129,6 +136,8 @@ func (r *run) plan(ctx context.Context, machines []attest.MachineConfig) (*plan,
 		}
 		switch {
 		case f.err != nil:
+		case r.opts.SaveTo+r.opts.From+r.opts.StateDir != "" && len(f.variants) > 1:
+			f.err = refusef(event.Invalid, "%s: a state is of machines on one backend, and these are on %d; choose one by --backend", path, len(f.variants))
 		case r.opts.StateDir != "" && len(f.script.Tests()) > 1:
 			f.err = refusef(event.Invalid, "%s: it has several tests, each with machines of its own; the state of machines can be kept for a file with one", path)
 		case r.opts.SaveTo == "":

@@ -223,12 +223,16 @@ func (r *run) run(ctx context.Context) error {
 	if err := plan.selectTests(r.opts.Select); err != nil {
 		return err
 	}
-	if err := plan.checkPcap(r.opts.Pcap, len(boots[r.opts.Boot])); err != nil {
+	if err := r.checkPcap(plan); err != nil {
 		return err
 	}
 	open := r.opts.Open
 	if open == nil {
-		open = openHost(r.opts.Host, r.opts.Driver != nil)
+		config := r.opts.Host
+		if strings.Contains(config.Backend, ",") {
+			config.Backend = "" // the machines have theirs
+		}
+		open = openHost(config, r.opts.Driver != nil)
 	}
 	if err := plan.checkVars(r.opts.Vars); err != nil {
 		return err
@@ -359,10 +363,9 @@ func (r *run) files(ctx context.Context, p *plan) {
 			continue
 		}
 		var passes []*pass
-		for _, pass := range boots[r.opts.Boot] {
-			pass.suite, pass.file = r, f
-			pass.ticket = r.admission.enqueue(f.begins(), false)
-			passes = append(passes, &pass)
+		for _, pass := range r.passes(f) {
+			pass.ticket = r.admission.enqueue(pass.file.begins(), false)
+			passes = append(passes, pass)
 		}
 		wg.Go(func() { r.file(ctx, f, passes) })
 	}

@@ -21,9 +21,15 @@ import (
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
 	_ "github.com/attest-vm/attest/internal/script/starlark"
+	chfake "github.com/attest-vm/attest/internal/vmm/cloudhypervisor/fake"
+	fcfake "github.com/attest-vm/attest/internal/vmm/firecracker/fake"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	fcfake.Main()
+	chfake.Main()
+	goleak.VerifyTestMain(m)
+}
 
 // fakeHost makes labs without machines. A command is what happens: "false"
 // fails, "boot" finds that the guest does not come up, "hang" waits for the end,
