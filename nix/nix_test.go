@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -112,6 +113,7 @@ type node struct {
 	FileSystems                          map[string]struct{ Device, FsType string }
 	Units                                map[string]struct {
 		Script string
+		Before []string
 		Enable *bool
 	}
 	QEMU, Packages []string
@@ -209,6 +211,9 @@ func (e evaluation) qemu(t *testing.T) {
 	for name, n := range e.QEMU.Machines {
 		if b := n.Units["backdoor"]; !strings.Contains(b.Script, `echo "Spawning backdoor root shell..."`) {
 			t.Errorf("%s: the backdoor is %q", name, b.Script)
+		}
+		if a := n.Units["attest-agent"]; !strings.Contains(a.Script, "exec -a attest-install /run/attest/agent") || !slices.Contains(a.Before, "backdoor.service") {
+			t.Errorf("%s: the agent's unit is %+v", name, a)
 		}
 		if _, ok := n.Units["vsock-backdoor"]; ok {
 			t.Errorf("%s: it has a backdoor on vsock", name)

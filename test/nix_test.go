@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,27 +25,23 @@ func TestNixBuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	var node struct {
-		Unit struct {
-			Script                    string
-			WantedBy, Requires, After []string
-			ServiceConfig             map[string]string
-		}
+		Units map[string]nixUnit
 		Hosts string
 	}
 	if err := json.Unmarshal(out, &node); err != nil {
 		t.Fatal(err)
 	}
-	u := node.Unit
-	unit := fmt.Sprintf("[Unit]\nRequires=%s\nAfter=%s\n[Service]\nExecStart=/usr/local/lib/backdoor\n", strings.Join(u.Requires, " "), strings.Join(u.After, " "))
-	for key, value := range u.ServiceConfig {
-		unit += key + "=" + value + "\n"
-	}
-	unit += "[Install]\nWantedBy=" + strings.Join(u.WantedBy, " ") + "\n"
-
 	image := foreignImage
-	image.Files = maps.Clone(image.Files)
-	image.Files["/usr/local/lib/backdoor"] = attest.File{Mode: 0o755, Content: "#!/bin/bash -e\n" + u.Script} // as NixOS runs a unit's script
-	image.Files["/etc/systemd/system/backdoor.service"] = attest.File{Content: unit}
+	image.Files, image.Run = maps.Clone(image.Files), slices.Clone(image.Run)
+	for name, u := range node.Units {
+		image.Files["/usr/local/lib/"+name] = attest.File{Mode: 0o755, Content: "#!/bin/bash -e\n" + // as NixOS runs a unit's script
+			strings.ReplaceAll(u.Script, filepath.Join(nix.dir, "bin"), "/usr/local/bin")}
+		image.Files["/etc/systemd/system/"+name+".service"] = attest.File{Content: u.text(name)}
+		image.Run = append(image.Run, "systemctl enable "+name+".service")
+	}
+	if len(node.Units) != 2 {
+		t.Errorf("%d units", len(node.Units))
+	}
 	image.Files["/etc/hosts"] = attest.File{Content: "127.0.0.1 localhost\n" + node.Hosts}
 	image.Files["/usr/local/bin/attest-agent"] = attest.File{Mode: 0o755, Path: agentBinary}
 	nix.startScript = newForeignGuestOf(t, image).text("nix", "", "@CARDS@")
@@ -58,7 +55,7 @@ func TestNixBuild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(report), `tests="3" failures="0"`) {
+	if !strings.Contains(string(report), `tests="4" failures="0"`) {
 		t.Errorf("the report is\n%s", report)
 	}
 	for _, name := range []string{"report.html", "events.jsonl"} {
@@ -75,6 +72,33 @@ func TestNixBuild(t *testing.T) {
 	if len(kept) != 1 {
 		t.Errorf("its report is %v", kept)
 	}
+}
+
+// A nixUnit is a service as modules of NixOS define it.
+type nixUnit struct {
+	Script                            string
+	WantedBy, Requires, After, Before []string
+	UnitConfig, ServiceConfig         map[string]any
+}
+
+// text is the unit's file, whose script is in /usr/local/lib.
+func (u nixUnit) text(name string) string {
+	var b strings.Builder
+	section := func(name string, lists map[string][]string, values map[string]any) {
+		fmt.Fprintf(&b, "[%s]\n", name)
+		for key, list := range lists {
+			if len(list) > 0 {
+				fmt.Fprintf(&b, "%s=%s\n", key, strings.Join(list, " "))
+			}
+		}
+		for key, value := range values {
+			fmt.Fprintf(&b, "%s=%v\n", key, value)
+		}
+	}
+	section("Unit", map[string][]string{"Requires": u.Requires, "After": u.After, "Before": u.Before}, u.UnitConfig)
+	section("Service", map[string][]string{"ExecStart": {"/usr/local/lib/" + name}}, u.ServiceConfig)
+	section("Install", map[string][]string{"WantedBy": u.WantedBy}, nil)
+	return b.String()
 }
 
 // A nixHost runs Nix with a store of its own.

@@ -118,6 +118,30 @@ in
           serviceConfig.KillSignal = "SIGHUP";
         };
 
+        # The same as attest does through the backdoor, which finds the agent there already.
+        services.attest-agent = lib.mkIf (cfg.backdoor && cfg.agent != null) {
+          description = "attest's agent";
+          wantedBy = [ "sysinit.target" ];
+          after = [ "systemd-tmpfiles-setup-dev.service" ];
+          before = [
+            "sysinit.target"
+            "backdoor.service"
+          ];
+          unitConfig.DefaultDependencies = false;
+          script = ''
+            mkdir -p -m 700 /run/attest
+            rm -f /run/attest/agent
+            cp -p ${cfg.agent}/bin/attest-agent /run/attest/agent
+            chmod 700 /run/attest/agent
+            sum=$(sha256sum </run/attest/agent)
+            exec -a attest-install /run/attest/agent "''${sum%% *}"
+          '';
+          serviceConfig = {
+            Type = "oneshot";
+            RemainAfterExit = true;
+          };
+        };
+
         # socat forks for each connection: a machine that was restored gets a new one.
         services.vsock-backdoor = lib.mkIf cfg.vsockBackdoor {
           description = "Root shell for tests, on vsock";
