@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/attest-vm/attest/internal/image"
@@ -19,9 +17,6 @@ import (
 // spareSlots is how many disks can be plugged into a machine beside those that it is
 // declared with. An empty slot costs a boot no time that could be measured.
 const spareSlots = 4
-
-// maxDisks is as many as there is room for.
-const maxDisks = 40
 
 // A furtherDisk is a disk that a machine has beside its root, in a slot or pulled out.
 type furtherDisk struct {
@@ -36,84 +31,6 @@ type furtherDisk struct {
 }
 
 const noSlot = -1
-
-var (
-	diskSerial = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,19}$`)
-	sharedName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`)
-)
-
-// normalizeDisks fills in serials: disk1, disk2 and so on.
-func (m *MachineConfig) normalizeDisks(bad func(string, ...any) error) error {
-	if len(m.Disks) > maxDisks {
-		return bad("it has %d disks; the limit is %d", len(m.Disks), maxDisks)
-	}
-	m.Disks = slices.Clone(m.Disks)
-	for i := range m.Disks {
-		d := &m.Disks[i]
-		if d.Serial == "" {
-			d.Serial = fmt.Sprintf("disk%d", i+1)
-		}
-		if err := d.checkFurther(); err != nil {
-			return bad("disks[%d]: %v", i, err)
-		}
-		if d.Path != "" {
-			path, err := filepath.Abs(d.Path)
-			if err != nil {
-				return bad("disks[%d]: %v", i, err)
-			}
-			d.Path = path
-		}
-		if slices.ContainsFunc(m.Disks[:i], func(o Disk) bool { return o.Serial == d.Serial }) {
-			return bad("disks[%d]: another disk has the serial %q", i, d.Serial)
-		}
-	}
-	if d, ok := m.Image.(Disk); ok {
-		if err := d.checkImage(); err != nil {
-			return bad("image: %v", err)
-		}
-	}
-	return nil
-}
-
-// checkFurther refuses a disk that cannot be one beside a root.
-func (d Disk) checkFurther() error {
-	switch {
-	case !diskSerial.MatchString(d.Serial) || strings.HasPrefix(d.Serial, "attest-"):
-		return fmt.Errorf("serial %q: want letters, digits, ., - and _, at most 20, and not attest- at the beginning", d.Serial)
-	case d.Boot+d.User+d.Password != "" || d.kernel() != (image.Boot{}):
-		return errors.New("boot, kernel, modules, initrd, cmdline, user and password are for a disk that is a machine's image")
-	case d.Bus != "" && !slices.Contains(vmm.DiskBuses(), vmm.DiskBus(d.Bus)):
-		return fmt.Errorf("bus %q is not one that a disk can be on; want one of %v", d.Bus, vmm.DiskBuses())
-	case d.Path == "" && d.Size == 0:
-		return errors.New("it has neither a path nor a size; give it a file, or the size of an empty disk")
-	case d.Path != "" && d.Size != 0:
-		return errors.New("it has both a path and a size; the file has a size of its own")
-	case d.Size < 0 || d.Size%512 != 0:
-		return fmt.Errorf("size=%d is not a whole number of sectors of 512 bytes", d.Size)
-	case d.ReadOnly && d.Path == "":
-		return errors.New("an empty disk that is read-only is of no use; give it a path, or leave out read_only")
-	case d.Shared != "" && d.ReadOnly:
-		return errors.New("a read-only disk is the same for all machines anyway; leave out shared")
-	case d.Shared != "" && !sharedName.MatchString(d.Shared):
-		return fmt.Errorf("shared=%q: want a name of letters, digits, - and _", d.Shared)
-	case d.Shared != "" && d.Format == "qcow2":
-		return errors.New("two machines cannot write to one qcow2 image; convert it: qemu-img convert -O raw")
-	}
-	return nil
-}
-
-// checkImage refuses an image with settings of a further disk.
-func (d Disk) checkImage() error {
-	for _, setting := range []struct {
-		name  string
-		given bool
-	}{{"size", d.Size != 0}, {"serial", d.Serial != ""}, {"bus", d.Bus != ""}, {"read_only", d.ReadOnly}, {"shared", d.Shared != ""}} {
-		if setting.given {
-			return fmt.Errorf("%s is for a disk in disks=[…]; an image has none", setting.name)
-		}
-	}
-	return nil
-}
 
 // open looks at the file that a disk is made of, whose path is absolute.
 func (d Disk) open() (base *image.BaseDisk, stamp string, err error) {

@@ -1,13 +1,11 @@
 package attest
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
 	"os"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
@@ -23,59 +21,6 @@ import (
 // does nothing else: so every file system that the kernel can write can be had, with
 // all owners and attributes, and without root on the host. Machines write to an overlay
 // of their own.
-
-const (
-	rootOverlay = "overlay"
-
-	defaultRootSize = image.OverlaySize
-	minRootSize     = 64 << 20
-	maxRootSize     = 16 << 40 // that of ext4 with blocks of 4 KiB
-)
-
-// Roots are the values of MachineConfig.Root.
-func Roots() []string { return append([]string{rootOverlay}, image.RootFilesystems()...) }
-
-// normalizeRoot takes the root from the image where the machine does not say it.
-func (m *MachineConfig) normalizeRoot(bad func(string, ...any) error) error {
-	root, size := "", int64(0)
-	switch img := m.Image.(type) {
-	case Debian:
-		root, size = img.Root, img.RootSize
-	case Rootfs:
-		root, size = img.Root, img.RootSize
-	case Disk:
-		if m.Root != "" || m.RootSize != 0 {
-			return bad("the root of a disk(…) is the one on the disk; leave out root and root_size")
-		}
-	}
-	if m.Root == "" {
-		m.Root = root
-		if m.RootSize == 0 {
-			m.RootSize = size
-		}
-	}
-	if _, disk := m.Image.(Disk); !disk && m.initrd() != "" {
-		if m.Root == rootOverlay {
-			return bad("an initrd of your own cannot mount an overlay of the image's layers; give the machine a root of its own: root=%q", "ext4")
-		}
-		m.Root = cmp.Or(m.Root, "ext4")
-	}
-	switch {
-	case m.Root != "" && !slices.Contains(Roots(), m.Root):
-		return bad("root=%q is not a file system that a root can have; want one of %s", m.Root, strings.Join(Roots(), ", "))
-	case !m.plainRoot() && m.RootSize != 0:
-		return bad("root_size goes with a root of its own: root=%q, for example", "ext4")
-	case m.plainRoot() && m.RootSize == 0:
-		m.RootSize = defaultRootSize
-	}
-	if m.plainRoot() && (m.RootSize < minRootSize || m.RootSize > maxRootSize) {
-		return bad("root_size=%d bytes is out of range; want 64 MiB to 16 TiB", m.RootSize)
-	}
-	return nil
-}
-
-// plainRoot reports whether the machine has a root of its own.
-func (m MachineConfig) plainRoot() bool { return m.Root != "" && m.Root != rootOverlay }
 
 func (m *Machine) plainRoot() bool { return m.config.plainRoot() }
 
