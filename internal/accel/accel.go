@@ -61,8 +61,11 @@ func Detect(ctx context.Context) (Probe, error) {
 		p.save()
 	}
 	if forced != "" {
-		p.Forced, p.KVM = true, forced == KVM
-		p.Reason = Env + "=" + forced
+		measured := p
+		p.Forced, p.KVM, p.Reason = true, forced == KVM, Env+"="+forced
+		if p.KVM != measured.KVM {
+			p.Reason += ", although " + measured.Reason
+		}
 	}
 	return p, nil
 }

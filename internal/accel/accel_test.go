@@ -43,10 +43,18 @@ func TestDetect(t *testing.T) {
 	})
 	for _, want := range []string{KVM, TCG} {
 		t.Run(want, func(t *testing.T) {
+			t.Setenv(Env, "")
+			measured, err := Detect(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
 			t.Setenv(Env, want)
 			p, err := Detect(t.Context())
 			if err != nil || p.Accel() != want || !p.Forced {
 				t.Errorf("got %+v, %v", p, err)
+			}
+			if against := measured.Accel() != want; strings.Contains(p.Reason, "although "+measured.Reason) != against {
+				t.Errorf("measured %q; the reason is %q", measured, p.Reason)
 			}
 		})
 	}

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/attest-vm/attest/internal/accel"
 	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/tap"
 	"github.com/attest-vm/attest/internal/vmm"
@@ -92,12 +93,16 @@ func (f *Finder) Examine(ctx context.Context) (Program, doctor.Diagnosis) {
 	if err != nil {
 		return p, d // and the rest would only be noise
 	}
+	good := "guests run in hardware"
+	if p, err := accel.Detect(ctx); err == nil {
+		good = p.Reason // which may be that somebody insists
+	}
 	d.Findings = append(d.Findings, vmm.ViewFinding(vmm.WhyVisible(p.Path, false)))
 	for _, check := range []struct {
 		name, good string
 		err        error
 	}{
-		{"KVM", "guests run in hardware", Hardware(ctx)},
+		{"KVM", good, Hardware(ctx)},
 		{"TAP", "for network cards, in a network namespace", tap.Try(ctx)},
 	} {
 		d.Usable = d.Usable && check.err == nil
