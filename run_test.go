@@ -338,7 +338,7 @@ func TestLacks(t *testing.T) {
 		{mock.Pausing, func(ctx context.Context, m *Machine) error { return m.Pause(ctx) }},
 		{mock.Saving, func(ctx context.Context, m *Machine) error { return m.SnapshotCreate(ctx, "x") }},
 		{mock.Reset, func(ctx context.Context, m *Machine) error { return m.Reboot(ctx) }},
-		{mock.Devices, func(ctx context.Context, m *Machine) error { return m.Screenshot(ctx, "x") }},
+		{mock.Devices, func(ctx context.Context, m *Machine) error { _, err := m.ScreenText(ctx); return err }},
 		{mock.Devices, func(ctx context.Context, m *Machine) error { return m.SendKey(ctx, "a") }},
 		{mock.Devices, func(ctx context.Context, m *Machine) error { return m.SendConsole(ctx, "a") }},
 		{mock.Control, func(ctx context.Context, m *Machine) error {
