@@ -228,6 +228,16 @@ func (s *stage) warnings() string {
 	return strings.Join(all, "\n")
 }
 
+// progressed reports whether a work whose title begins so has said a message.
+func (s *stage) progressed(title, message string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.records, func(r event.Record) bool {
+		e, ok := r.Event.(event.Progress)
+		return ok && strings.HasPrefix(e.Title, title) && strings.Contains(e.Message, message)
+	})
+}
+
 // prints runs a command that has to print what is wanted.
 func prints(t *testing.T, m *Machine, command, want string) {
 	t.Helper()

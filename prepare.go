@@ -2,8 +2,11 @@ package attest
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"runtime"
-	"sync/atomic"
+	"slices"
+	"sync"
 
 	"github.com/attest-vm/attest/internal/event"
 )
@@ -47,24 +50,61 @@ func (l *Lab) WarmUp(ctx context.Context) error {
 	if len(cold) < 2 {
 		return nil // its first start does it
 	}
-	progress := event.NewWork(ctx, "first boots")
-	const text = "%d of %d machines booted once"
-	progress.Say(text, 0, len(cold))
-	warming := context.WithValue(ctx, warmingUp{}, true)
+	all := &firstBoots{work: event.NewWork(ctx, "first boots"), of: len(cold), waits: map[string]string{}}
+	all.say()
+	booting := context.WithValue(ctx, firstBootsKey{}, all)
 	turns := make(chan struct{}, max(2, runtime.NumCPU()))
-	var booted atomic.Int32
 	err := each(cold, func(i int, m *Machine) error {
 		turns <- struct{}{}
 		defer func() { <-turns }()
-		t, err := m.warm(warming, plans[i])
-		switch {
-		case hopeless(err):
+		t, err := m.warm(booting, plans[i])
+		all.ended(m.Name(), t != nil)
+		if hopeless(err) {
 			return nil // its start says so
-		case t != nil:
-			progress.Say(text, booted.Add(1), len(cold))
 		}
 		return err
 	})
-	progress.Done(err)
+	all.work.Done(err)
 	return outward(err)
+}
+
+// firstBoots tell in one line how far the machines are that boot at once.
+type firstBoots struct {
+	work *event.Work
+	of   int
+
+	mu     sync.Mutex
+	booted int
+	waits  map[string]string // what keeps the boots of machines that take long
+}
+
+// firstBootsKey is the context key of the firstBoots that tell of a machine.
+type firstBootsKey struct{}
+
+// note notes what keeps a machine's boot.
+func (b *firstBoots) note(machine, text string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.waits[machine] = text
+	b.say()
+}
+
+// ended notes that a machine has booted, or will not.
+func (b *firstBoots) ended(machine string, booted bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.waits, machine)
+	if booted {
+		b.booted++
+	}
+	b.say()
+}
+
+// say is called with mu held, or before there is anybody else.
+func (b *firstBoots) say() {
+	line := fmt.Sprintf("%d of %d machines booted once", b.booted, b.of)
+	for _, machine := range slices.Sorted(maps.Keys(b.waits)) {
+		line += "; " + machine + ": " + b.waits[machine]
+	}
+	b.work.Say("%s", line)
 }

@@ -247,10 +247,10 @@ func TestCreateMachineBesideWarmStart(t *testing.T) {
 // A machine whose boot does not end is not saved: it boots, with a warning that says
 // what is in the way, and the cache gets nothing.
 func TestNoTemplateOfAHalfBootedMachine(t *testing.T) {
-	defer func(limit time.Duration, booted, jobs string) {
-		settleLimit, bootedScript, jobsScript = limit, booted, jobs
-	}(settleLimit, bootedScript, jobsScript)
-	settleLimit, bootedScript = 100*time.Millisecond, "sleep 1000"
+	defer func(limit, look time.Duration, booted, jobs string) {
+		settleLimit, bootLook, bootedScript, jobsScript = limit, look, booted, jobs
+	}(settleLimit, bootLook, bootedScript, jobsScript)
+	settleLimit, bootLook, bootedScript = time.Second, 10*time.Millisecond, "sleep 1000"
 	jobsScript = `printf '7 slow.service start running\n8 multi-user.target start waiting\n'`
 	s := newStage(t, mock.Options{Warm: true})
 	ctx := event.WithBus(t.Context(), event.BusOf(s.context(t))) // no deadline: there is time to make one
@@ -265,6 +265,9 @@ func TestNoTemplateOfAHalfBootedMachine(t *testing.T) {
 	}
 	if said := s.warnings(); !strings.Contains(said, "its boot is not over, systemd is starting slow.service (") {
 		t.Errorf("warned of %q", said)
+	}
+	if !s.progressed("snapshot of a", "booting; systemd is starting slow.service") {
+		t.Error("nobody said what the boot waits for")
 	}
 	if s.started(t, 2).Config().Restore != nil {
 		t.Error("it did not boot")
@@ -312,18 +315,13 @@ func TestWarmUp(t *testing.T) {
 	if most != 2 || s.starts() != 2 {
 		t.Errorf("%d starts, %d at once", s.starts(), most)
 	}
-	s.mu.Lock()
-	progress := map[string]bool{}
-	for _, r := range s.records {
-		if e, ok := r.Event.(event.Progress); ok && !e.Done {
-			progress[e.Title+": "+e.Message] = true
+	for n := range 3 {
+		if want := fmt.Sprintf("%d of 2 machines booted once", n); !s.progressed("first boots", want) {
+			t.Errorf("nobody said %q", want)
 		}
 	}
-	s.mu.Unlock()
-	for n := range 3 {
-		if want := fmt.Sprintf("first boots: %d of 2 machines booted once", n); !progress[want] || len(progress) != 3 {
-			t.Errorf("no %q alone in %v", want, progress)
-		}
+	if s.progressed("snapshot of", "") {
+		t.Error("each machine has a line of its own, too")
 	}
 	if err := l.WarmUp(ctx); err != nil || s.starts() != 2 {
 		t.Errorf("again: %d starts, %v", s.starts(), err)

@@ -264,8 +264,10 @@ func (m *Machine) openTemplate(ctx context.Context, fits map[string]string, titl
 func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, title string) (*template, error) {
 	work := event.NewWork(ctx, "snapshot of "+title)
 	say := work.Say
-	if ctx.Value(warmingUp{}) != nil {
+	tell := func(text string) { say("booting; %s", text) }
+	if all, ok := ctx.Value(firstBootsKey{}).(*firstBoots); ok {
 		say = func(string, ...any) {}
+		tell = func(text string) { all.note(m.Name(), text) }
 	}
 	var inMemory *template
 	err := m.lab.host.snapshots.Make(ctx, fits, title,
@@ -282,7 +284,7 @@ func (m *Machine) makeTemplate(ctx context.Context, fits map[string]string, titl
 			}
 			defer lab.Close()
 			booted := lab.Machines()[0]
-			if err := booted.settle(silent); err != nil {
+			if err := booted.settle(silent, tell); err != nil {
 				m.console.Restore(booted.console.Save()) // it says more than the error
 				if hopeless(err) {
 					m.tellBoot(err)
@@ -329,21 +331,27 @@ type StillBootingError struct {
 
 func (e *StillBootingError) Error() string {
 	what := "its boot is not over"
-	switch n := len(e.Units); {
-	case n > maxUnits:
-		what += fmt.Sprintf(", systemd is starting %s and %d more", strings.Join(e.Units[:maxUnits], ", "), n-maxUnits)
-	case n > 0:
-		what += ", systemd is starting " + strings.Join(e.Units, ", ")
+	if len(e.Units) > 0 {
+		what += ", " + starting(e.Units)
 	}
 	return fmt.Sprintf("%s: %s (after %v)", e.Machine, what, roundDuration(e.After))
+}
+
+// starting says which units keep a boot from its end.
+func starting(units []string) string {
+	if n := len(units); n > maxUnits {
+		return fmt.Sprintf("systemd is starting %s and %d more", strings.Join(units[:maxUnits], ", "), n-maxUnits)
+	}
+	return "systemd is starting " + strings.Join(units, ", ")
 }
 
 // Status is BootFailed.
 func (*StillBootingError) Status() Status { return BootFailed }
 
 // settle starts a machine and waits until its guest has booted. A guest that does
-// not get there within the limit is a *StillBootingError.
-func (m *Machine) settle(ctx context.Context) error {
+// not get there within the limit is a *StillBootingError. tell is told what keeps a boot
+// that takes long from its end.
+func (m *Machine) settle(ctx context.Context, tell func(string)) error {
 	r, err := m.powered(ctx, "snapshot")
 	if err != nil {
 		return err
@@ -356,7 +364,7 @@ func (m *Machine) settle(ctx context.Context) error {
 	if err := r.awaitReady(ctx); err != nil {
 		return err
 	}
-	err = r.awaitBooted(ctx, m.lab.host.scale(settleLimit))
+	err = r.awaitBooted(ctx, m.lab.host.scale(settleLimit), tell)
 	if err == nil {
 		err = r.guest.Sync(ctx)
 	}
@@ -377,23 +385,49 @@ done`
 // jobsScript lists what systemd has to do: number, unit, what, and whether it does it.
 var jobsScript = "systemctl list-jobs --no-legend --plain"
 
-// awaitBooted waits for the end of the guest's boot.
-func (r *run) awaitBooted(ctx context.Context, limit time.Duration) error {
+// bootLook is how long a boot goes on before anybody looks at what it waits for, and
+// again after as long, scaled to the speed of the host.
+var bootLook = 10 * time.Second
+
+// awaitBooted waits for the end of the guest's boot, and tells what keeps it.
+func (r *run) awaitBooted(ctx context.Context, limit time.Duration, tell func(string)) error {
 	began := time.Now()
+	looking, stop := context.WithCancel(ctx)
+	defer stop()
+	var aside sync.WaitGroup
+	aside.Go(func() {
+		for pause := r.machine.lab.host.scale(bootLook); ; {
+			select {
+			case <-time.After(pause):
+			case <-looking.Done():
+				return
+			}
+			if units := r.startingUnits(looking); len(units) > 0 && looking.Err() == nil {
+				tell(starting(units))
+			}
+		}
+	})
 	res, err := r.guest.Run(ctx, guest.Command{Script: bootedScript, Timeout: limit})
+	stop()
+	aside.Wait()
 	if err != nil || !res.TimedOut {
 		return err
 	}
-	late := &StillBootingError{Machine: r.machine.Name(), After: time.Since(began)}
+	return &StillBootingError{Machine: r.machine.Name(), After: time.Since(began), Units: r.startingUnits(ctx)}
+}
+
+// startingUnits are the units that systemd is starting; none if it does not say.
+func (r *run) startingUnits(ctx context.Context) (units []string) {
 	jobs, err := r.guest.Run(ctx, guest.Command{
 		Script:  jobsScript + ` | while read -r n unit kind state; do [ "$state" != running ] || echo "$unit"; done`,
 		Timeout: r.machine.lab.host.scale(attachTimeout)})
-	if err == nil {
-		for _, unit := range bytes.Fields(jobs.Stdout) {
-			late.Units = append(late.Units, printable.Line(string(unit)))
-		}
+	if err != nil {
+		return nil
 	}
-	return late
+	for _, unit := range bytes.Fields(jobs.Stdout) {
+		units = append(units, printable.Line(string(unit)))
+	}
+	return units
 }
 
 // settle waits until the boots of all machines that run are over.
@@ -408,7 +442,7 @@ func (l *Lab) settle(ctx context.Context) error {
 			err = r.awaitReady(ctx)
 		}
 		if err == nil {
-			err = r.awaitBooted(ctx, l.host.scale(settleLimit))
+			err = r.awaitBooted(ctx, l.host.scale(settleLimit), func(string) {})
 		}
 		return r.explain(ctx, "snapshot", err)
 	})
@@ -465,6 +499,3 @@ func (m *Machine) templateInMemory(ctx context.Context, dir string) (*template, 
 	}
 	return &template{state: s.state, disks: s.disk, text: s.console.SinceBoot(), agent: s.agent}, nil
 }
-
-// warmingUp is the context key of WarmUp, which tells how far all machines are.
-type warmingUp struct{}
