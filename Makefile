@@ -3,7 +3,7 @@
 GO ?= go
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test test-guests test-screens test-microvm test-shell stress bench generate clean
+.PHONY: all build demo test test-guests test-screens test-microvm test-shell test-tailnet stress bench generate clean
 
 all: build
 
@@ -54,6 +54,16 @@ test-guests: build
 test-screens:
 	@scripts/setup screens
 	$(GO) test ./test -run TestScreens -v -timeout 60m -args -screens
+
+# The example of a tailnet, in Starlark and in Go, COUNT times. Its programs are built from
+# Go modules: minutes the first time, and a line that says so if Go cannot fetch them.
+COUNT ?= 1
+test-tailnet: build
+	@scripts/setup run
+	@GO="$(GO)" examples/tailnet/build-programs
+	@for i in $$(seq $(COUNT)); do bin/attest run -j 2 -o out/tailnet-report examples/tailnet/tailnet_test.star || exit; done
+	$(GO) vet -tags tailnet ./examples/tailnet
+	$(GO) test -tags tailnet -v -timeout 4h -count $(COUNT) ./examples/tailnet
 
 # Measures, beside the NixOS driver's protocol in the same run.
 bench: build
