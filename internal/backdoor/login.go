@@ -48,7 +48,13 @@ func (*LoginError) Status() event.Status { return event.BootFailed }
 // no quotes of the kind that it is put into.
 const loginScript = `[ -c /dev/hvc0 ] || { echo "attest:$1:the guest has no /dev/hvc0: its kernel lacks the driver of virtio consoles"; exit; }; ` +
 	`b=$(command -v bash) || { echo "attest:$1:the guest has no bash"; exit; }; ` +
-	`{ setsid sh -c "stty raw -echo; echo ` + Marker + `; echo ok >&3; exec $b --norc 3>&-" 3>&1 < /dev/hvc0 > /dev/hvc0 2>&1 & } | { read x; echo "attest:$1:$x"; }`
+	`{ setsid sh -c "` + leaveGetty + `; stty raw -echo; echo ` + Marker + `; echo ok >&3; exec $b --norc 3>&-" 3>&1 < /dev/hvc0 > /dev/hvc0 2>&1 & } | { read x; echo "attest:$1:$x"; }`
+
+// leaveGetty moves a shell out of the control group of the login's getty: systemd ends
+// what is left in there when the login is over, unless PAM has given that a session. It
+// is for the inside of double quotes.
+const leaveGetty = `for d in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/systemd; ` +
+	`do [ ! -e \$d/init.scope/cgroup.procs ] || echo 0 > \$d/init.scope/cgroup.procs; done`
 
 // becomeRoot runs $2 with $1 as root.
 const becomeRoot = `[ $(id -u) = 0 ] && exec sh -c "$2" sh "$1"; ` +
