@@ -44,11 +44,15 @@ test-microvm:
 	@[ -z "$$FIRECRACKER$$CLOUD_HYPERVISOR" ] || { scripts/setup test && $(GO) test ./test -run TestMicroVM -v -timeout 4h; }
 
 # What real machines are for, on real guests: an NFS server that reboots, disks that are
-# pulled out of a mirror, containers, a DHCP relay. Minutes each, and packages from Debian's
+# pulled out of a mirror, containers, a DHCP relay, a disk that boots by itself. Minutes each, and packages from Debian's
 # mirror the first time.
-test-guests: build
-	@scripts/setup run
+test-guests: build out/grub.img
+	@scripts/setup guests
 	bin/attest run -j 2 -o out/guests examples/guests/*.star
+
+out/grub.img: examples/guests/grub-disk
+	@scripts/setup guests
+	examples/guests/grub-disk $@
 
 # What is on real screens: a boot menu, read and used before any kernel runs.
 test-screens:
