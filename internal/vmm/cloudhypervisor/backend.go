@@ -2,7 +2,7 @@ package cloudhypervisor
 
 import (
 	"context"
-	"fmt"
+	"encoding/json"
 	"regexp"
 	"strings"
 
@@ -25,6 +25,11 @@ func newBackend() *backend {
 		Pattern: regexp.MustCompile(`(?m)^cloud-hypervisor v(\d+\.\d+\S*)`),
 		Remedy:  "install cloud-hypervisor 43 or newer (a release of github.com/cloud-hypervisor/cloud-hypervisor, or Nix: cloud-hypervisor), or name it with " + Env,
 	}}
+}
+
+// options are what only cloud-hypervisor has (vmm.Hardware.Options).
+type options struct {
+	Binary string `json:"cloud_hypervisor_bin"` // a path, or a name on PATH; empty: see Env
 }
 
 // A backend knows the cloud-hypervisors of this host.
@@ -64,25 +69,16 @@ func (b *backend) Check(c vmm.Config) error {
 
 // look is Check for a host whose processor is no question.
 func (b *backend) look(c vmm.Config) (microvm.Program, error) {
-	hw, ok := c.Boot.(*vmm.Hardware)
-	if !ok {
-		if _, ok := c.Boot.(*vmm.Command); ok {
-			return microvm.Program{}, b.unsupported(c, "a start command", "attest starts it itself")
-		}
-		return microvm.Program{}, b.unsupported(c, fmt.Sprintf("a machine of a %T", c.Boot), "")
-	}
-	o, err := parseOptions(hw.Options)
-	if err != nil {
-		return microvm.Program{}, &OptionsError{c.Name, err}
-	}
-	if operation, reason := microvm.Refuse(hw, maxCPUs); operation != "" {
-		return microvm.Program{}, b.unsupported(c, operation, reason)
+	var o options
+	parse := func(text json.RawMessage) error { return microvm.ParseOptions(text, &o) }
+	if _, err := microvm.Look(b.Name(), c, maxCPUs, parse); err != nil {
+		return microvm.Program{}, err
 	}
 	return b.finder.Find(o.Binary)
 }
 
 func (b *backend) unsupported(c vmm.Config, operation, reason string) error {
-	return &vmm.UnsupportedError{Machine: c.Name, Operation: operation, Backend: b.Name(), Reason: reason}
+	return microvm.Unsupported(b.Name(), c, operation, reason)
 }
 
 // Offers says what machines can do.

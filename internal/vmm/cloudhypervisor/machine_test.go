@@ -1,14 +1,11 @@
 package cloudhypervisor
 
 import (
-	"errors"
-	"os"
 	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
 
-	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/vmm/cloudhypervisor/fake"
 	"github.com/attest-vm/attest/internal/vmm/microvm/contract"
@@ -41,32 +38,6 @@ func TestContract(t *testing.T) {
 	}
 }
 
-// save saves a machine that runs, and lets it go on.
-func save(t *testing.T, r *contract.Rig, b *contract.Box) *vmm.State {
-	t.Helper()
-	memory, err := vmm.MemoryFile("test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { memory.Close() })
-	s := b.VM.(vmm.Snapshotter)
-	for range 2 { // cloud-hypervisor itself refuses the second one
-		if err := s.Pause(r.Ctx); err != nil {
-			t.Fatal(err)
-		}
-	}
-	device, err := s.Save(r.Ctx, memory)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		if err := s.Resume(r.Ctx); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return &vmm.State{Memory: memory, Device: device}
-}
-
 // A machine that went on from a state is saved as one that has booted, again and again.
 func TestCloneOfAClone(t *testing.T) {
 	r := newRig(t, fake.Options{})
@@ -77,7 +48,7 @@ func TestCloneOfAClone(t *testing.T) {
 	}
 	for _, name := range []string{"a", "b", "c"} {
 		c := r.Config(name)
-		c.Restore = save(t, r, b)
+		c.Restore = r.Save(b)
 		if strings.Contains(string(c.Restore.Device), `\"data\":[{`) {
 			t.Errorf("%s: its memory is in a file of cloud-hypervisor's own: %s", name, c.Restore.Device)
 		}
@@ -98,23 +69,12 @@ func TestMemoryOnDisk(t *testing.T) {
 	m := r.Start(r.Config("m"))
 	m.Runs(r.Ctx)
 	c := r.Config("clone")
-	c.Restore = save(t, r, m)
+	c.Restore = r.Save(m)
 	r.Start(c).Runs(r.Ctx)
 }
 
 // Whatever goes wrong at a start is one error that says what, and nothing is left.
 func TestStartFails(t *testing.T) {
-	state := func(device string) *vmm.State {
-		memory, err := vmm.MemoryFile("test")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { memory.Close() })
-		if err := memory.Truncate(64 << 20); err != nil {
-			t.Fatal(err)
-		}
-		return &vmm.State{Memory: memory, Device: []byte(device)}
-	}
 	faults := func(f micro.Faults) fake.Options { return fake.Options{Faults: f} }
 	const config = `{"config": {"memory": {"zones": [{"id": "mem0", "size": 67108864, "file": "x", "shared": true}]}}, "state": {}}`
 	for _, tt := range []struct {
@@ -130,10 +90,10 @@ func TestStartFails(t *testing.T) {
 		{"half an answer", faults(micro.Faults{Half: map[string]bool{"PUT vm.create": true}}), nil, "its process ended: exit status 1"},
 		{"no kernel file", fake.Options{}, func(r *contract.Rig, _ *vmm.Config, hw *vmm.Hardware) { hw.Vmlinux = r.File("none") }, "PUT /vm.boot: The VM could not boot: Cannot open kernel file"},
 		{"no disk file", fake.Options{}, func(r *contract.Rig, _ *vmm.Config, hw *vmm.Hardware) { hw.Disks[1].Path = r.File("none") }, "Cannot open disk path: I/O error (path=d1 op=open)"},
-		{"not a state", fake.Options{}, func(_ *contract.Rig, c *vmm.Config, _ *vmm.Hardware) { c.Restore = state("nonsense") }, "the saved machine is not one of cloud-hypervisor's: invalid character"},
-		{"a state of another backend", fake.Options{}, func(_ *contract.Rig, c *vmm.Config, _ *vmm.Hardware) { c.Restore = state("{}") }, "the saved machine is not one of cloud-hypervisor's: unexpected end"},
-		{"a state that it does not know", fake.Options{}, func(_ *contract.Rig, c *vmm.Config, _ *vmm.Hardware) { c.Restore = state(config) }, "PUT /vm.restore: The VM could not be restored: Cannot restore VM: Error deserialising"},
-		{"memory of another size", fake.Options{}, func(_ *contract.Rig, c *vmm.Config, hw *vmm.Hardware) { c.Restore, hw.Memory = state(config), 128 },
+		{"not a state", fake.Options{}, func(r *contract.Rig, c *vmm.Config, _ *vmm.Hardware) { c.Restore = r.State("nonsense") }, "the saved machine is not one of cloud-hypervisor's: invalid character"},
+		{"a state of another backend", fake.Options{}, func(r *contract.Rig, c *vmm.Config, _ *vmm.Hardware) { c.Restore = r.State("{}") }, "the saved machine is not one of cloud-hypervisor's: unexpected end"},
+		{"a state that it does not know", fake.Options{}, func(r *contract.Rig, c *vmm.Config, _ *vmm.Hardware) { c.Restore = r.State(config) }, "PUT /vm.restore: The VM could not be restored: Cannot restore VM: Error deserialising"},
+		{"memory of another size", fake.Options{}, func(r *contract.Rig, c *vmm.Config, hw *vmm.Hardware) { c.Restore, hw.Memory = r.State(config), 128 },
 			"the saved memory has 67108864 bytes, and the machine has 134217728"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -142,18 +102,7 @@ func TestStartFails(t *testing.T) {
 			if tt.change != nil {
 				tt.change(r, &c, c.Boot.(*vmm.Hardware))
 			}
-			_, err := r.Backend.Start(r.Ctx, r.Host, c)
-			var failed *vmm.StartError
-			if !errors.As(err, &failed) || failed.Status() != event.Infra {
-				t.Fatalf("got %v", err)
-			}
-			failed.After = 0
-			if !strings.Contains(strings.ReplaceAll(err.Error(), " (after 0s)", ""), tt.want) {
-				t.Errorf("got %q, want %q", err, tt.want)
-			}
-			if left, _ := os.ReadDir(c.Dir); len(left) > 0 {
-				t.Errorf("it left %v", left)
-			}
+			r.FailsToStart(c, tt.want)
 		})
 	}
 }
@@ -161,25 +110,16 @@ func TestStartFails(t *testing.T) {
 // A save that fails leaves a machine that goes on.
 func TestSaveFails(t *testing.T) {
 	r := newRig(t, fake.Options{Faults: micro.Faults{Refuse: map[string]string{"PUT vm.snapshot": "No space left on device (os error 28)"}}})
+	r.FailsToSave("No space left on device")
+}
+
+// One that was not paused is not saved.
+func TestSaveWithoutPause(t *testing.T) {
+	r := newRig(t, fake.Options{})
 	b := r.Start(r.Config("m"))
 	b.Runs(r.Ctx)
-	memory, err := vmm.MemoryFile("test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer memory.Close()
-	s := b.VM.(vmm.Snapshotter)
-	if _, err := s.Save(r.Ctx, memory); err == nil || !strings.Contains(err.Error(), "save: m: PUT /vm.snapshot: ") {
+	if _, err := b.VM.(vmm.Snapshotter).Save(r.Ctx, r.Memory()); err == nil || !strings.Contains(err.Error(), "save: m: PUT /vm.snapshot: ") {
 		t.Errorf("got %v", err)
-	}
-	if err := s.Pause(r.Ctx); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Save(r.Ctx, memory); err == nil || !strings.Contains(err.Error(), "No space left on device") {
-		t.Errorf("got %v", err)
-	}
-	if err := s.Resume(r.Ctx); err != nil {
-		t.Fatal(err)
 	}
 	b.Runs(r.Ctx)
 }
@@ -187,15 +127,7 @@ func TestSaveFails(t *testing.T) {
 // One that dies in the middle of an operation ends the machine, and the operation.
 func TestDiesWhilePausing(t *testing.T) {
 	r := newRig(t, fake.Options{Faults: micro.Faults{Exit: map[string]int{"PUT vm.pause": 9}}})
-	b := r.Start(r.Config("m"))
-	b.Runs(r.Ctx)
-	if err := b.VM.(vmm.Pauser).Pause(r.Ctx); err == nil {
-		t.Error("no error")
-	}
-	b.Exits(r.Ctx, vmm.Broken)
-	if got := b.Exit().Detail; !strings.Contains(got, "cloud-hypervisor ended: exit status 9: the fake was told to end at PUT vm.pause") {
-		t.Errorf("got %q", got)
-	}
+	r.DiesWhilePausing("cloud-hypervisor ended: exit status 9: the fake was told to end at PUT vm.pause")
 }
 
 // The power button and the NMI reach the guest.

@@ -2,6 +2,7 @@ package firecracker
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"regexp"
 	"strings"
@@ -59,18 +60,13 @@ func (b *backend) Check(c vmm.Config) error {
 
 // look is Check for a host whose processor is no question.
 func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
-	hw, ok := c.Boot.(*vmm.Hardware)
-	if !ok {
-		if _, ok := c.Boot.(*vmm.Command); ok {
-			return p, o, b.unsupported(c, "a start command", "attest starts it itself")
-		}
-		return p, o, b.unsupported(c, fmt.Sprintf("a machine of a %T", c.Boot), "")
+	parse := func(text json.RawMessage) (err error) {
+		o, err = parseOptions(text)
+		return err
 	}
-	if o, err = parseOptions(hw.Options); err != nil {
-		return p, o, &OptionsError{c.Name, err}
-	}
-	if operation, reason := microvm.Refuse(hw, maxCPUs); operation != "" {
-		return p, o, b.unsupported(c, operation, reason)
+	hw, err := microvm.Look(b.Name(), c, maxCPUs, parse)
+	if err != nil {
+		return p, o, err
 	}
 	if p, err = b.finder.Find(o.Binary); err != nil {
 		return p, o, err
@@ -94,7 +90,7 @@ func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
 }
 
 func (b *backend) unsupported(c vmm.Config, operation, reason string) error {
-	return &vmm.UnsupportedError{Machine: c.Name, Operation: operation, Backend: b.Name(), Reason: reason}
+	return microvm.Unsupported(b.Name(), c, operation, reason)
 }
 
 // Offers says what machines can do.

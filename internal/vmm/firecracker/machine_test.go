@@ -1,14 +1,10 @@
 package firecracker
 
 import (
-	"errors"
-	"os"
-	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
 
-	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/vmm/firecracker/fake"
 	"github.com/attest-vm/attest/internal/vmm/microvm/contract"
@@ -39,17 +35,6 @@ func TestContract(t *testing.T) {
 
 // Whatever goes wrong at a start is one error that says what, and nothing is left.
 func TestStartFails(t *testing.T) {
-	state := func(device string) *vmm.State {
-		memory, err := vmm.MemoryFile("test")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { memory.Close() })
-		if err := memory.Truncate(64 << 20); err != nil {
-			t.Fatal(err)
-		}
-		return &vmm.State{Memory: memory, Device: []byte(device)}
-	}
 	for _, tt := range []struct {
 		name   string
 		fake   fake.Options
@@ -63,8 +48,8 @@ func TestStartFails(t *testing.T) {
 		{"half an answer", fake.Options{Faults: micro.Faults{Half: map[string]bool{"PUT /actions": true}}}, nil, "its process ended: exit status 1"},
 		{"no kernel file", fake.Options{}, func(r *contract.Rig, _ *vmm.Config, hw *vmm.Hardware) { hw.Vmlinux = r.File("none") }, "PUT /boot-source: Boot source error: The kernel file cannot be opened"},
 		{"no disk file", fake.Options{}, func(r *contract.Rig, _ *vmm.Config, hw *vmm.Hardware) { hw.Disks[1].Path = r.File("none") }, "PUT /drives/d1: Drive config error"},
-		{"not a state", fake.Options{}, func(r *contract.Rig, c *vmm.Config, _ *vmm.Hardware) { c.Restore = state("nonsense") }, "CRC64 validation failed"},
-		{"memory of another size", fake.Options{}, func(r *contract.Rig, c *vmm.Config, hw *vmm.Hardware) { c.Restore, hw.Memory = state(""), 128 },
+		{"not a state", fake.Options{}, func(r *contract.Rig, c *vmm.Config, _ *vmm.Hardware) { c.Restore = r.State("nonsense") }, "CRC64 validation failed"},
+		{"memory of another size", fake.Options{}, func(r *contract.Rig, c *vmm.Config, hw *vmm.Hardware) { c.Restore, hw.Memory = r.State(""), 128 },
 			"the saved memory has 67108864 bytes, and the machine has 134217728"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -73,18 +58,7 @@ func TestStartFails(t *testing.T) {
 			if tt.change != nil {
 				tt.change(r, &c, c.Boot.(*vmm.Hardware))
 			}
-			_, err := r.Backend.Start(r.Ctx, r.Host, c)
-			var failed *vmm.StartError
-			if !errors.As(err, &failed) || failed.Status() != event.Infra {
-				t.Fatalf("got %v", err)
-			}
-			failed.After = 0
-			if !strings.Contains(strings.ReplaceAll(err.Error(), " (after 0s)", ""), tt.want) {
-				t.Errorf("got %q, want %q", err, tt.want)
-			}
-			if left, _ := os.ReadDir(c.Dir); len(left) > 0 {
-				t.Errorf("it left %v", left)
-			}
+			r.FailsToStart(c, tt.want)
 		})
 	}
 }
@@ -92,37 +66,12 @@ func TestStartFails(t *testing.T) {
 // A save that fails leaves a machine that goes on.
 func TestSaveFails(t *testing.T) {
 	r := newRig(t, fake.Options{Faults: micro.Faults{Refuse: map[string]string{"PUT /snapshot/create": "Create snapshot error: Cannot dump memory: No space left on device (os error 28)"}}})
-	b := r.Start(r.Config("m"))
-	b.Runs(r.Ctx)
-	memory, err := vmm.MemoryFile("test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer memory.Close()
-	s := b.VM.(vmm.Snapshotter)
-	if err := s.Pause(r.Ctx); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Save(r.Ctx, memory); err == nil || !strings.Contains(err.Error(), "save: m: PUT /snapshot/create: Create snapshot error: Cannot dump memory: No space left on device") {
-		t.Errorf("got %v", err)
-	}
-	if err := s.Resume(r.Ctx); err != nil {
-		t.Fatal(err)
-	}
-	b.Runs(r.Ctx)
+	r.FailsToSave("save: m: PUT /snapshot/create: Create snapshot error: Cannot dump memory: No space left on device")
 }
 
 // A Firecracker that dies in the middle of an operation ends the machine, and the
 // operation.
 func TestDiesWhilePausing(t *testing.T) {
 	r := newRig(t, fake.Options{Faults: micro.Faults{Exit: map[string]int{"PATCH /vm": 149}}})
-	b := r.Start(r.Config("m"))
-	b.Runs(r.Ctx)
-	if err := b.VM.(vmm.Pauser).Pause(r.Ctx); err == nil {
-		t.Error("no error")
-	}
-	b.Exits(r.Ctx, vmm.Broken)
-	if got := b.Exit().Detail; !strings.Contains(got, "firecracker ended: exit status 149: the fake was told to end at PATCH /vm") {
-		t.Errorf("got %q", got)
-	}
+	r.DiesWhilePausing("firecracker ended: exit status 149: the fake was told to end at PATCH /vm")
 }

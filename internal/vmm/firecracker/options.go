@@ -1,13 +1,12 @@
 package firecracker
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 
-	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/vmm/microvm"
 )
 
 // options are what only Firecracker has (vmm.Hardware.Options).
@@ -20,28 +19,8 @@ type options struct {
 	CacheType string `json:"cache_type"`      // of disks: "Unsafe", "Writeback"
 }
 
-// An OptionsError is options that make no sense.
-type OptionsError struct {
-	Machine string
-	Err     error
-}
-
-func (e *OptionsError) Error() string {
-	return fmt.Sprintf("machine %q: options of backend firecracker: %v", e.Machine, e.Err)
-}
-
-func (e *OptionsError) Unwrap() error { return e.Err }
-
-// Status is Invalid.
-func (*OptionsError) Status() event.Status { return event.Invalid }
-
 func parseOptions(text json.RawMessage) (o options, err error) {
-	if len(text) == 0 {
-		return o, nil
-	}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&o); err != nil {
+	if err := microvm.ParseOptions(text, &o); err != nil {
 		return o, err
 	}
 	for _, c := range []struct {

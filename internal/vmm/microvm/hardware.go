@@ -41,9 +41,9 @@ func IsELF(path string) bool {
 	return n < 4 || bytes.Equal(magic, []byte("\x7fELF"))
 }
 
-// Refuse is what no small VMM has, as the operation and the reason of an
+// refuse is what no small VMM has, as the operation and the reason of an
 // *vmm.UnsupportedError; empty: there is nothing of it.
-func Refuse(hw *vmm.Hardware, maxCPUs int) (operation, reason string) {
+func refuse(hw *vmm.Hardware, maxCPUs int) (operation, reason string) {
 	switch {
 	case hw.Type != "":
 		return fmt.Sprintf("machine type %q", hw.Type), "it has one type of machine"

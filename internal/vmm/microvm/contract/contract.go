@@ -161,34 +161,19 @@ func (s Subject) isSaved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	memory, err := vmm.MemoryFile("test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer memory.Close()
-	snapshotter := b.VM.(vmm.Snapshotter)
-	if err := snapshotter.Pause(r.Ctx); err != nil {
-		t.Fatal(err)
-	}
-	device, err := snapshotter.Save(r.Ctx, memory)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := snapshotter.Resume(r.Ctx); err != nil {
-		t.Fatal(err)
-	}
+	state := r.Save(b)
 	io.WriteString(typed, "on\n")
 	if res, err := command.Wait(); err != nil || string(res.Stdout) != "got on\n" {
 		t.Errorf("the command over the snapshot: %q, %v", res.Stdout, err)
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(int(memory.Fd()), &st); err != nil || st.Size != 64<<20 || st.Blocks*512 > 8<<20 {
+	if err := unix.Fstat(int(state.Memory.Fd()), &st); err != nil || st.Size != 64<<20 || st.Blocks*512 > 8<<20 {
 		t.Errorf("the memory has %d bytes, of which %d are allocated (%v)", st.Size, st.Blocks*512, err)
 	}
 	var clones []*Box
 	for _, name := range []string{"a", "b"} {
 		c := r.Config(name)
-		c.Restore, c.Paused = &vmm.State{Memory: memory, Device: device}, true
+		c.Restore, c.Paused = state, true
 		clones = append(clones, r.Start(c))
 	}
 	for _, c := range clones {
@@ -290,24 +275,9 @@ func (s Subject) hasNetworkCards(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	memory, err := vmm.MemoryFile("test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer memory.Close()
-	snapshotter := b.VM.(vmm.Snapshotter)
-	if err := snapshotter.Pause(r.Ctx); err != nil {
-		t.Fatal(err)
-	}
-	device, err := snapshotter.Save(r.Ctx, memory)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := snapshotter.Resume(r.Ctx); err != nil {
-		t.Fatal(err)
-	}
+	state := r.Save(b)
 	clone := with(r.Config("clone"))
-	clone.Restore = &vmm.State{Memory: memory, Device: device}
+	clone.Restore = state
 	r.Start(clone)
 	second := <-link.taps
 	defer second.Close()
@@ -360,21 +330,9 @@ func (s Subject) seesItsOwnFiles(t *testing.T) {
 	}
 	b := r.Start(r.Config("m"))
 	look(b)
-	memory, err := vmm.MemoryFile("test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer memory.Close()
-	snapshotter := b.VM.(vmm.Snapshotter)
-	if err := snapshotter.Pause(r.Ctx); err != nil {
-		t.Fatal(err)
-	}
-	device, err := snapshotter.Save(r.Ctx, memory)
-	if err != nil {
-		t.Fatal(err)
-	}
+	state := r.Save(b)
 	restored := r.Config("restored")
-	restored.Restore = &vmm.State{Memory: memory, Device: device}
+	restored.Restore = state
 	look(r.Start(restored))
 
 	if err := tap.Try(t.Context()); err != nil {

@@ -3,6 +3,7 @@ package contract
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/guest"
 	"github.com/attest-vm/attest/internal/supervise"
 	"github.com/attest-vm/attest/internal/vmm"
@@ -112,6 +114,99 @@ func (r *Rig) Start(config vmm.Config) *Box {
 		}
 	})
 	return b
+}
+
+// Memory is an empty file for the memory of a machine.
+func (r *Rig) Memory() *os.File {
+	r.t.Helper()
+	f, err := vmm.MemoryFile("test")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// State is a state with 64 MiB of empty memory, as nothing has saved it.
+func (r *Rig) State(device string) *vmm.State {
+	r.t.Helper()
+	memory := r.Memory()
+	if err := memory.Truncate(64 << 20); err != nil {
+		r.t.Fatal(err)
+	}
+	return &vmm.State{Memory: memory, Device: []byte(device)}
+}
+
+// Save saves a machine that runs, and lets it go on. Pausing twice is as once.
+func (r *Rig) Save(b *Box) *vmm.State {
+	r.t.Helper()
+	memory := r.Memory()
+	s := b.VM.(vmm.Snapshotter)
+	for range 2 {
+		if err := s.Pause(r.Ctx); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	device, err := s.Save(r.Ctx, memory)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.Resume(r.Ctx); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	return &vmm.State{Memory: memory, Device: device}
+}
+
+// FailsToStart has a start end with one error that says what is wrong, and leave nothing.
+func (r *Rig) FailsToStart(c vmm.Config, want string) {
+	r.t.Helper()
+	_, err := r.Backend.Start(r.Ctx, r.Host, c)
+	var failed *vmm.StartError
+	if !errors.As(err, &failed) || failed.Status() != event.Infra {
+		r.t.Fatalf("got %v", err)
+	}
+	failed.After = 0
+	if !strings.Contains(strings.ReplaceAll(err.Error(), " (after 0s)", ""), want) {
+		r.t.Errorf("got %q, want %q", err, want)
+	}
+	if left, _ := os.ReadDir(c.Dir); len(left) > 0 {
+		r.t.Errorf("it left %v", left)
+	}
+}
+
+// FailsToSave has a paused machine not be saved, and go on.
+func (r *Rig) FailsToSave(want string) {
+	r.t.Helper()
+	b := r.Start(r.Config("m"))
+	b.Runs(r.Ctx)
+	memory := r.Memory()
+	s := b.VM.(vmm.Snapshotter)
+	if err := s.Pause(r.Ctx); err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := s.Save(r.Ctx, memory); err == nil || !strings.Contains(err.Error(), want) {
+		r.t.Errorf("got %v, want %q", err, want)
+	}
+	if err := s.Resume(r.Ctx); err != nil {
+		r.t.Fatal(err)
+	}
+	b.Runs(r.Ctx)
+}
+
+// DiesWhilePausing has the VMM end in the middle of an operation, which ends with the machine.
+func (r *Rig) DiesWhilePausing(want string) {
+	r.t.Helper()
+	b := r.Start(r.Config("m"))
+	b.Runs(r.Ctx)
+	if err := b.VM.(vmm.Pauser).Pause(r.Ctx); err == nil {
+		r.t.Error("no error")
+	}
+	b.Exits(r.Ctx, vmm.Broken)
+	if got := b.Exit().Detail; !strings.Contains(got, want) {
+		r.t.Errorf("got %q, want %q", got, want)
+	}
 }
 
 // Write adds to the text of the console.
