@@ -60,28 +60,41 @@ func hostileArchive(victim string) []byte {
 	return out
 }
 
-// TestStressArchives extracts archives that nobody should trust. The victim beside the
-// target stays as it is, and what comes out has no special rights.
-func TestStressArchives(t *testing.T) {
-	a := newAttack(t, "hostile archives")
+// newVictim makes a directory with one more in it, which hostile archives know.
+func newVictim(t *testing.T) (dir, victim string) {
+	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	victim := filepath.Join(dir, "victim")
+	victim = filepath.Join(dir, "victim")
 	if err := os.Mkdir(victim, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	writeFile(t, filepath.Join(victim, "file"), "unharmed")
+	return dir, victim
+}
+
+// unharmed returns an error if anything of a victim is not as newVictim has made it.
+func unharmed(victim string) (err error) {
+	if left, _ := os.ReadDir(victim); len(left) != 1 {
+		err = fmt.Errorf("the victim has %v", left)
+	}
+	if text, readErr := os.ReadFile(filepath.Join(victim, "file")); string(text) != "unharmed" {
+		err = errors.Join(err, fmt.Errorf("the victim's file: %q, %v", text, readErr))
+	}
+	return err
+}
+
+// TestStressArchives extracts archives that nobody should trust. The victim beside the
+// target stays as it is, and what comes out has no special rights.
+func TestStressArchives(t *testing.T) {
+	a := newAttack(t, "hostile archives")
+	dir, victim := newVictim(t)
 	for i := range 20000 {
 		data := hostileArchive(victim)
 		err := extractHostile(filepath.Join(dir, "target"), data)
-		if left, _ := os.ReadDir(victim); len(left) != 1 {
-			err = errors.Join(err, fmt.Errorf("the victim has %v", left))
-		}
-		if text, readErr := os.ReadFile(filepath.Join(victim, "file")); string(text) != "unharmed" {
-			err = errors.Join(err, fmt.Errorf("the victim's file: %q, %v", text, readErr))
-		}
+		err = errors.Join(err, unharmed(victim))
 		if beside, _ := os.ReadDir(dir); len(beside) != 1 {
 			err = errors.Join(err, fmt.Errorf("beside the target: %v", beside))
 		}
@@ -96,15 +109,7 @@ func TestStressArchives(t *testing.T) {
 // can be read, or an error about the archive; the host's files stay as they are.
 func TestStressRootfs(t *testing.T) {
 	a := newAttack(t, "hostile archives as a rootfs")
-	dir, err := filepath.EvalSymlinks(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	victim := filepath.Join(dir, "victim")
-	if err := os.Mkdir(victim, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	writeFile(t, filepath.Join(victim, "file"), "unharmed")
+	dir, victim := newVictim(t)
 	home := ownCache(t, "kernel", "initramfs")
 	defer os.RemoveAll(home)
 	store, err := image.OpenStoreAt(filepath.Join(home, "attest"), nil)
@@ -124,12 +129,7 @@ func TestStressRootfs(t *testing.T) {
 		data := hostileArchive(victim)
 		writeFile(t, path, string(data))
 		built, err := rootfsOf(t, store, path)
-		if left, _ := os.ReadDir(victim); len(left) != 1 {
-			err = errors.Join(err, fmt.Errorf("the victim has %v", left))
-		}
-		if text, readErr := os.ReadFile(filepath.Join(victim, "file")); string(text) != "unharmed" {
-			err = errors.Join(err, fmt.Errorf("the victim's file: %q, %v", text, readErr))
-		}
+		err = errors.Join(err, unharmed(victim))
 		if beside, _ := os.ReadDir(dir); len(beside) != 2 {
 			err = errors.Join(err, fmt.Errorf("beside the archive: %v", beside))
 		}
