@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/attest-vm/attest/internal/cache"
 	"github.com/attest-vm/attest/internal/console"
@@ -202,7 +203,7 @@ func (h *Host) OpenSnapshot(ctx context.Context, dir string, config LabConfig) (
 
 func (h *Host) openSnapshot(dir string, config LabConfig) (_ *Snapshot, err error) {
 	data, err := os.ReadFile(filepath.Join(dir, labFile))
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil, &ConfigError{"directory " + dir, "there is no saved lab in it (no " + labFile + ")"}
 	}
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/attest-vm/attest/internal/event"
@@ -34,7 +35,7 @@ type Kept struct {
 // ReadKept returns whose lab is in a directory, or nil if no test left it.
 func ReadKept(dir string) (*Kept, error) {
 	data, err := os.ReadFile(filepath.Join(dir, keptFile))
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil, nil
 	}
 	k := &Kept{}
