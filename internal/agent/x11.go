@@ -110,7 +110,9 @@ func dialX(ctx context.Context, display string) (x *xClient, done func(), err er
 }
 
 // An xClient speaks as much of the X protocol (X Window System Protocol, version
-// 11) as it takes to ask for windows and their titles.
+// 11) as it takes to ask for windows, their titles and pictures. No library does it: jezek/xgb
+// takes as much memory as the length of a reply says, up to 16 GiB, logs to the standard
+// error, and starts four goroutines for each connection; the server is the guest's.
 type xClient struct {
 	conn      io.ReadWriter
 	setup     xSetup
