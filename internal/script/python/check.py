@@ -1,5 +1,6 @@
-import json, symtable, sys
-out = {"version": "%d.%d.%d" % sys.version_info[:3], "errors": []}
+import json, os, symtable, sys
+out = {"version": "%d.%d.%d" % sys.version_info[:3], "errors": [], "executable": sys.executable,
+       "environ": {k: v for k, v in os.environ.items() if k.startswith(("PYTHON", "LD_"))}}
 def done():
     print(json.dumps(out))
     sys.exit()

@@ -68,7 +68,7 @@ func (f *file) declare(ctx context.Context, opts script.Options, c *checked, sou
 	if err != nil {
 		return err
 	}
-	text, err := once(ctx, []string{"-B"}, declarer, input, f.path, asJSON(names), fmt.Sprint(memory))
+	text, err := once(ctx, f.python, []string{"-B"}, declarer, input, f.path, asJSON(names), fmt.Sprint(memory))
 	if err != nil {
 		return err
 	}

@@ -34,6 +34,7 @@ const main = "main"
 type file struct {
 	path     string
 	title    string
+	python   string // the program that runs it
 	machines []attest.MachineConfig
 	stdout   io.Writer
 	driver   *script.Driver    // nil: not as the NixOS test driver runs it
@@ -155,7 +156,7 @@ func (f *file) start(ctx context.Context, helped operation.Helped, o options) (_
 	}
 	handed = append(handed, theirs)
 	p := &process{file: f, stream: stream}
-	command := supervise.Command{Path: program(), ExtraFiles: []*os.File{theirs}, Whole: true}
+	command := supervise.Command{Path: f.python, ExtraFiles: []*os.File{theirs}, Whole: true}
 	if prompt := f.prompt(); prompt != nil {
 		command.Stdin, command.Stdout, command.Stderr = prompt.In, prompt.Out, prompt.Err
 	} else {
@@ -175,7 +176,7 @@ func (f *file) start(ctx context.Context, helped operation.Helped, o options) (_
 		for name, value := range f.vars {
 			command.Env = append(command.Env, script.VarEnv+name+"="+value)
 		}
-		command.Args = []string{program(), "-u", "-B", start, f.path, asJSON(o)}
+		command.Args = []string{f.python, "-u", "-B", start, f.path, asJSON(o)}
 		return command, err
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,15 +34,31 @@ const startLimit = time.Minute
 // program is the Python to run.
 func program() string { return cmp.Or(os.Getenv("ATTEST_PYTHON"), "python3") }
 
+// resolve is the Python behind program(), as that says itself: a shim such as pyenv's takes longer to find
+// it than it takes to start. A wrapper that sets what Python and the linker look at has to be started each time.
+func resolve(executable string, environ map[string]string) string {
+	own := map[string]string{}
+	for _, v := range os.Environ() {
+		name, value, _ := strings.Cut(v, "=")
+		if strings.HasPrefix(name, "PYTHON") || strings.HasPrefix(name, "LD_") {
+			own[name] = value
+		}
+	}
+	if !filepath.IsAbs(executable) || !maps.Equal(own, environ) {
+		return program()
+	}
+	return executable
+}
+
 // isolated keeps Python from everything but its own library.
 var isolated = []string{"-I", "-B"}
 
 // once runs Python for a moment, with a program of a few lines, and returns what it wrote.
 // Nothing that it has started stays, unless that has left its process group.
-func once(ctx context.Context, flags []string, code string, stdin []byte, args ...string) ([]byte, error) {
+func once(ctx context.Context, python string, flags []string, code string, stdin []byte, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("%s has not ended within %v", program(), startLimit))
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program(), slices.Concat(flags, []string{"-c", code}, args)...)
+	cmd := exec.CommandContext(ctx, python, slices.Concat(flags, []string{"-c", code}, args)...)
 	cmd.Stdin = bytes.NewReader(stdin)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

@@ -46,11 +46,13 @@ var forms = []string{
 
 // checked is what the checker says.
 type checked struct {
-	Version   string
-	Title     string
-	Declares  bool // it is a test file
-	Functions []function
-	Errors    []struct {
+	Version    string
+	Executable string            // the Python that runs
+	Environ    map[string]string // what Python and the linker look at
+	Title      string
+	Declares   bool // it is a test file
+	Functions  []function
+	Errors     []struct {
 		Line, Column             int
 		Message, Text, Operation string
 		Name                     string
@@ -84,7 +86,7 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 		known = append(known, fmt.Sprint("vlan", n))
 	}
 	operations := append(operation.Names(operation.Machine), forms...)
-	text, err := once(ctx, isolated, checker, source, path, asJSON(known), asJSON([]any{names, operations}))
+	text, err := once(ctx, program(), isolated, checker, source, path, asJSON(known), asJSON([]any{names, operations}))
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +97,7 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 	if err := checkVersion(c.Version); err != nil {
 		return nil, err
 	}
-	f.title = c.Title
+	f.python, f.title = resolve(c.Executable, c.Environ), c.Title
 	if err := c.asError(path, known, operations); err != nil {
 		return nil, err
 	}

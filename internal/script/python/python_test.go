@@ -2,6 +2,7 @@ package python
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -405,7 +407,7 @@ func TestInterrupted(t *testing.T) {
 			t.Parallel()
 			ctx, cancel := context.WithCancelCause(t.Context())
 			over := errors.New("somebody has stopped the run")
-			f := &file{path: filepath.Join(t.TempDir(), "script.py"), machines: machines(source), stdout: writer(func() { cancel(over) })}
+			f := &file{path: filepath.Join(t.TempDir(), "script.py"), python: program(), machines: machines(source), stdout: writer(func() { cancel(over) })}
 			if err := os.WriteFile(f.path, []byte(source), 0o644); err != nil {
 				t.Fatal(err)
 			}
@@ -472,6 +474,38 @@ func TestPythonThatCannotBeUsed(t *testing.T) {
 	}
 }
 
+// A shim chooses the Python once. What sets Python's environment has to do so each time.
+func TestShim(t *testing.T) {
+	real, err := exec.LookPath("python3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		set    string
+		starts int
+	}{{"", 1}, {"PYTHONPATH=/made/up", 2}} {
+		dir := t.TempDir()
+		shim, log := filepath.Join(dir, "python"), filepath.Join(dir, "log")
+		text := fmt.Sprintf("#!/bin/sh\necho start >>%s\n%s exec %s \"$@\"\n", log, test.set, real)
+		if err := os.WriteFile(shim, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("ATTEST_PYTHON", shim)
+		r := run(t, t.Context(), "import os\nprint(os.environ.get('PYTHONPATH'))\n")
+		_, path, set := strings.Cut(test.set, "=")
+		if !set {
+			path = cmp.Or(os.Getenv("PYTHONPATH"), "None")
+		}
+		if r.err != nil || r.stdout != path+"\n" {
+			t.Errorf("%q: got %q, %v", test.set, r.stdout, r.err)
+		}
+		started, err := os.ReadFile(log)
+		if got := strings.Count(string(started), "start"); err != nil || got != test.starts {
+			t.Errorf("%q: the shim was started %d times, want %d (%v)", test.set, got, test.starts, err)
+		}
+	}
+}
+
 func TestVariables(t *testing.T) {
 	for name, want := range map[string]string{"web": "web", "b-1": "b_1", "1a": "_a", "a1": "a1"} {
 		if got := variable(name); got != want {
@@ -489,7 +523,7 @@ func TestVariables(t *testing.T) {
 
 // A person gets to where the script is with Python's debugger, and has it go on.
 func TestBreakpoint(t *testing.T) {
-	f := &file{path: filepath.Join(t.TempDir(), "script.py"), machines: machines(""), stdout: io.Discard, driver: &script.Driver{Attach: "/bin/attach"}}
+	f := &file{path: filepath.Join(t.TempDir(), "script.py"), python: program(), machines: machines(""), stdout: io.Discard, driver: &script.Driver{Attach: "/bin/attach"}}
 	if err := os.WriteFile(f.path, []byte("value = 42\ndebug.breakpoint(port=0)\nassert web.succeed('true') == ''\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
