@@ -74,10 +74,15 @@ func start(t *testing.T, stateDir string, env []string, name string, args ...str
 // exitCode waits for the end of the program.
 func (p *program) exitCode(t *testing.T) int {
 	t.Helper()
+	return p.exitCodeWithin(t, patience)
+}
+
+func (p *program) exitCodeWithin(t *testing.T, limit time.Duration) int {
+	t.Helper()
 	select {
 	case <-p.exited:
-	case <-time.After(patience):
-		t.Fatalf("it still runs after %v", patience)
+	case <-time.After(limit):
+		t.Fatalf("it still runs after %v", limit)
 	}
 	return p.cmd.ProcessState.ExitCode()
 }
