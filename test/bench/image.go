@@ -76,6 +76,7 @@ func (b *bench) newLab(ctx context.Context, cmdline string) (*attest.Lab, *attes
 type boots struct {
 	command, multiUser []time.Duration
 	script             []time.Duration // to the end of driver.script
+	after              []time.Duration // driver.script alone, on a guest that has booted
 }
 
 // bootLimit is far more than a boot takes on a host that is good for measuring.
@@ -124,9 +125,11 @@ func (b *bench) bootReference(ctx context.Context, t *boots) error {
 		return err
 	}
 	t.multiUser = append(t.multiUser, time.Since(start))
+	booted := time.Now()
 	if err := d.script(ctx); err != nil {
 		return err
 	}
+	t.after = append(t.after, time.Since(booted))
 	t.script = append(t.script, time.Since(start))
 	return nil
 }

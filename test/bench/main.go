@@ -47,6 +47,7 @@ func main() {
 	flag.StringVar(&o.markdown, "markdown", "", "replace the table in `file`, such as docs/benchmarks.md, by this run's")
 	flag.BoolVar(&o.quick, "quick", false, "take few samples, to see whether it works")
 	flag.BoolVar(&o.network, "network", false, "only the rows about networks, which need no guests")
+	flag.BoolVar(&o.python, "python", false, "only the rows about scripts in Python, and the boots that they are compared with")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "bench: unexpected argument %q\n", flag.Arg(0))
@@ -63,7 +64,7 @@ func main() {
 
 type options struct {
 	attest, json, markdown string
-	quick, network         bool
+	quick, network, python bool
 }
 
 // counts are the numbers of samples, of attest and of the reference. One of the
@@ -138,9 +139,12 @@ func run(ctx context.Context, o options) (err error) {
 	if results.Host, err = describeHost(ctx); err != nil {
 		return err
 	}
-	if o.network {
+	switch {
+	case o.network:
 		results.Rows, err = b.networkRows(ctx)
-	} else {
+	case o.python:
+		results.Rows, err = b.pythonAlone(ctx)
+	default:
 		results.Rows, results.Guest, err = b.measure(ctx)
 	}
 	if err != nil {

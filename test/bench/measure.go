@@ -75,16 +75,11 @@ func (b *bench) measure(ctx context.Context) (rows []Row, guest Guest, err error
 	if err != nil {
 		return nil, guest, err
 	}
-	for _, part := range []func() ([]Row, error){
-		func() ([]Row, error) { return b.scriptRows(ctx, reference.script) },
-		func() ([]Row, error) { return b.callRows(ctx) },
-	} {
-		more, err := part()
-		if err != nil {
-			return nil, guest, err
-		}
-		rows = append(rows, more...)
+	scripts, err := b.pythonRows(ctx, reference)
+	if err != nil {
+		return nil, guest, err
 	}
+	rows = append(rows, scripts...)
 	rows = append(rows, warm.rows(reference.command)...)
 	rows = append(rows,
 		newRow("one-machine test, image cached: `attest run` to first result", reference.command, runs, Target{Max: 0.6, Ratio: 30}),

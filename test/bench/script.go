@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os/exec"
 	"strconv"
 	"strings"
 	"time"
@@ -20,17 +21,20 @@ const appears = "(sleep 0.5; touch " + lateFile + ") >/dev/null 2>&1 &"
 // pythonScript is a test in the manner of NixOS tests, as a test file in Python. What the
 // reference does is script.
 func pythonScript() string {
-	return fmt.Sprintf(`guest = machine(image=debian(files={%q: %q}, run=[%q]), memory=%d)
+	return fmt.Sprintf(`import time
+guest = machine(image=debian(files={%q: %q}, run=[%q]), memory=%d)
 
 
 def main():
     guest.wait_for_unit("multi-user.target")
+    begin = time.perf_counter()
     for n in range(%d):
         with subtest(f"part {n}"):
             guest.succeed("true")
     guest.succeed(%q)
     guest.wait_for_file(%q)
     guest.succeed("rm %s")
+    print("took", time.perf_counter() - begin)
     print(%q)
 `, backdoorPath, backdoorUnit, backdoorLink, memory, scriptCommands, appears, lateFile, lateFile, firstResult)
 }
@@ -56,9 +60,11 @@ func (d *driver) script(ctx context.Context) error {
 }
 
 // scriptRows compare the script on machines that boot, and on machines that start from a
-// snapshot, with the reference, which boots.
-func (b *bench) scriptRows(ctx context.Context, reference []time.Duration) ([]Row, error) {
+// snapshot, with the reference, which boots; and what comes after the boot of a machine with
+// what comes after the reference's.
+func (b *bench) scriptRows(ctx context.Context, reference boots) ([]Row, error) {
 	var rows []Row
+	var after []time.Duration
 	for _, way := range []struct {
 		boot, what string
 		n          int
@@ -78,9 +84,84 @@ func (b *bench) scriptRows(ctx context.Context, reference []time.Duration) ([]Ro
 				took = append(took, d)
 			}
 		}
-		rows = append(rows, newRow(way.what, reference, took, way.target))
+		rows = append(rows, newRow(way.what, reference.script, took, way.target))
+	}
+	for range b.warm {
+		out, err := b.output(ctx, "script.py", pythonScript())
+		if err != nil {
+			return nil, err
+		}
+		part, err := times(out, 1)
+		if err != nil {
+			return nil, err
+		}
+		after = append(after, part...)
+	}
+	return append(rows, newRow("the commands and the wait of that script alone, after the boot", reference.after, after, Target{Ratio: 2})), nil
+}
+
+// pythonAlone are pythonRows with the boots that they are compared with.
+func (b *bench) pythonAlone(ctx context.Context) ([]Row, error) {
+	var reference boots
+	for i := range b.referenceBoots {
+		b.say("boot %d of the reference", i+1)
+		if err := b.bootReference(ctx, &reference); err != nil {
+			return nil, err
+		}
+	}
+	return b.pythonRows(ctx, reference)
+}
+
+// pythonRows are all that is measured of scripts in Python.
+func (b *bench) pythonRows(ctx context.Context, reference boots) ([]Row, error) {
+	rows, err := b.scriptRows(ctx, reference)
+	if err != nil {
+		return nil, err
+	}
+	for _, part := range []func(context.Context) ([]Row, error){b.callRows, b.connectRows} {
+		more, err := part(ctx)
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, more...)
 	}
 	return rows, nil
+}
+
+// connectRows measure how long a script takes from the start of its Python to its first line, beyond
+// what python3 -c takes to the same.
+func (b *bench) connectRows(ctx context.Context) ([]Row, error) {
+	b.say("a script's way to its first line")
+	const age = `import os, time
+with open("/proc/self/stat") as f:
+    begun = int(f.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+print("took", time.clock_gettime(time.CLOCK_BOOTTIME) - begun)
+`
+	var took, plain []time.Duration
+	for range b.starts {
+		out, err := exec.CommandContext(ctx, "python3", "-c", age).Output()
+		if err != nil {
+			return nil, fmt.Errorf("python3: %w", err)
+		}
+		one, err := times(string(out), 1)
+		if err != nil {
+			return nil, err
+		}
+		plain = append(plain, one...)
+		text, err := b.output(ctx, "connect.py", "m = machine(backend=\"mock\")\ndef main():\n    "+strings.ReplaceAll(strings.TrimSpace(age), "\n", "\n    ")+"\n")
+		if err != nil {
+			return nil, err
+		}
+		if one, err = times(text, 1); err != nil {
+			return nil, err
+		}
+		took = append(took, one...)
+	}
+	least := time.Duration(summarize(plain).Median * float64(time.Second))
+	for i := range took {
+		took[i] = max(0, took[i]-least)
+	}
+	return []Row{newRow("from the start of Python to a script's first line, beyond `python3 -c`", nil, took, Target{Max: 0.1})}, nil
 }
 
 // calls is how many calls are timed together, and batches how often.
@@ -128,20 +209,28 @@ def main():
 // timedCalls runs a file that prints how long a call took, several times.
 func (b *bench) timedCalls(ctx context.Context, name, text string) ([]time.Duration, error) {
 	out, err := b.output(ctx, name, text)
+	if err != nil {
+		return nil, err
+	}
+	return times(out, batches)
+}
+
+// times are those that a script has printed, each on a line of its own.
+func times(out string, n int) ([]time.Duration, error) {
 	var took []time.Duration
 	for line := range strings.Lines(out) {
 		if value, ok := strings.CutPrefix(strings.TrimSpace(line), "took "); ok {
-			seconds, parseErr := strconv.ParseFloat(value, 64)
-			if parseErr != nil {
-				return nil, parseErr
+			seconds, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				return nil, err
 			}
 			took = append(took, time.Duration(seconds*float64(time.Second)))
 		}
 	}
-	if err == nil && len(took) != batches {
-		err = fmt.Errorf("%s: %d times, want %d:\n%s", name, len(took), batches, out)
+	if len(took) != n {
+		return nil, fmt.Errorf("%d times, want %d:\n%s", len(took), n, out)
 	}
-	return took, err
+	return took, nil
 }
 
 // output is what attest run of a file prints.
