@@ -164,14 +164,9 @@ var name = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]*$`)
 
 // Parse reads the content of a file; path is for errors.
 func Parse(path string, data []byte) (*File, error) {
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.UseNumber()
-	var top any
-	if err := dec.Decode(&top); err != nil {
-		return nil, &Error{File: path, Reason: syntaxReason(data, err)}
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		return nil, &Error{File: path, Reason: "unexpected data after the JSON object"}
+	top, err := decode(path, data)
+	if err != nil {
+		return nil, err
 	}
 	f := &File{Path: path, GlobalTimeout: time.Hour}
 	r := reader{file: path}
@@ -195,6 +190,19 @@ func Parse(path string, data []byte) (*File, error) {
 		return nil, r.err
 	}
 	return f, nil
+}
+
+// decode reads the one JSON value of a file. Numbers stay as they were written.
+func decode(path string, data []byte) (top any, err error) {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.UseNumber()
+	if err := dec.Decode(&top); err != nil {
+		return nil, &Error{File: path, Reason: syntaxReason(data, err)}
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return nil, &Error{File: path, Reason: "unexpected data after the JSON object"}
+	}
+	return top, nil
 }
 
 func syntaxReason(data []byte, err error) string {

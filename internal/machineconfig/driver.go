@@ -1,10 +1,8 @@
 package machineconfig
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"math"
 	"os"
@@ -48,14 +46,9 @@ func HasMachines(path string) bool {
 
 // ParseDriver reads the content of such a file; path is for errors.
 func ParseDriver(path string, data []byte) (*Driver, error) {
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.UseNumber()
-	var top any
-	if err := dec.Decode(&top); err != nil {
-		return nil, &Error{File: path, Reason: syntaxReason(data, err)}
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		return nil, &Error{File: path, Reason: "unexpected data after the JSON object"}
+	top, err := decode(path, data)
+	if err != nil {
+		return nil, err
 	}
 	d := &Driver{Path: path, GlobalTimeout: time.Hour}
 	r := reader{file: path}
