@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/dustin/go-humanize"
-	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
 	"github.com/attest-vm/attest"
@@ -180,43 +179,15 @@ func removeImage(cmd *cobra.Command, store *image.Store, name string) error {
 }
 
 func newImagePrune() *cobra.Command {
-	var o image.PruneOptions
-	cmd := &cobra.Command{
-		Use:   "prune",
-		Short: "Remove images that nobody uses, least recently used first",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			store, err := image.OpenStore(nil)
-			if err != nil {
-				return err
-			}
-			removed, freed, err := store.Prune(cmd.Context(), o)
-			for _, e := range removed {
-				fmt.Fprintf(cmd.OutOrStdout(), "removed %s (%.12s)\n", e.Title, e.ID)
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s, %s freed\n", english.Plural(len(removed), "image", ""), bytes(freed))
-			return err
-		},
-	}
-	cmd.Flags().DurationVar(&o.OlderThan, "older-than", 0, "only images that were not used for this long, such as 240h")
-	cmd.Flags().Var((*byteSize)(&o.MaxSize), "max-size", "only until the cache has at most this size, such as 10GiB")
-	return cmd
-}
-
-// bytes is a size for people.
-func bytes(n int64) string { return humanize.IBytes(uint64(n)) }
-
-// A byteSize is the value of a flag, in bytes.
-type byteSize int64
-
-func (b *byteSize) String() string { return "" } // none is given by default
-func (b *byteSize) Type() string   { return "size" }
-
-func (b *byteSize) Set(text string) error {
-	n, err := humanize.ParseBytes(text)
-	if err != nil || n > math.MaxInt64 {
-		return errors.New("want a size such as 500MB or 10GiB")
-	}
-	*b = byteSize(n)
-	return nil
+	return newPrune("image", "the cache has", func(ctx context.Context, olderThan time.Duration, maxSize int64) (removed []string, freed int64, err error) {
+		store, err := image.OpenStore(nil)
+		if err != nil {
+			return nil, 0, err
+		}
+		entries, freed, err := store.Prune(ctx, image.PruneOptions{OlderThan: olderThan, MaxSize: maxSize})
+		for _, e := range entries {
+			removed = append(removed, fmt.Sprintf("%s (%.12s)", e.Title, e.ID))
+		}
+		return removed, freed, err
+	})
 }

@@ -1,13 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/dustin/go-humanize"
-	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
 	"github.com/attest-vm/attest"
@@ -113,25 +114,15 @@ func removeSnapshot(cmd *cobra.Command, store *snapshot.Store, name string) erro
 }
 
 func newSnapshotPrune() *cobra.Command {
-	var o snapshot.PruneOptions
-	cmd := &cobra.Command{
-		Use:   "prune",
-		Short: "Remove snapshots that nobody uses, least recently used first",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			store, err := snapshotStore()
-			if err != nil {
-				return err
-			}
-			removed, freed, err := store.Prune(cmd.Context(), o)
-			for _, i := range removed {
-				fmt.Fprintf(cmd.OutOrStdout(), "removed %s (%.12s)\n", i.Title, i.ID)
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s, %s freed\n", english.Plural(len(removed), "snapshot", ""), bytes(freed))
-			return err
-		},
-	}
-	cmd.Flags().DurationVar(&o.OlderThan, "older-than", 0, "only snapshots that were not used for this long, such as 240h")
-	cmd.Flags().Var((*byteSize)(&o.MaxSize), "max-size", "only until those that are left have at most this size, such as 10GiB")
-	return cmd
+	return newPrune("snapshot", "those that are left have", func(ctx context.Context, olderThan time.Duration, maxSize int64) (removed []string, freed int64, err error) {
+		store, err := snapshotStore()
+		if err != nil {
+			return nil, 0, err
+		}
+		infos, freed, err := store.Prune(ctx, snapshot.PruneOptions{OlderThan: olderThan, MaxSize: maxSize})
+		for _, i := range infos {
+			removed = append(removed, fmt.Sprintf("%s (%.12s)", i.Title, i.ID))
+		}
+		return removed, freed, err
+	})
 }
