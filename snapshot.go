@@ -215,6 +215,9 @@ func save(ctx context.Context, vm vmm.Snapshotter) (*vmm.State, error) {
 		return nil, err
 	}
 	device, err := vm.Save(ctx, memory)
+	if err == nil {
+		err = vmm.Seal(memory) // VMMs of other forks will map it
+	}
 	if err != nil {
 		memory.Close()
 		return nil, err

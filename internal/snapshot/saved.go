@@ -274,7 +274,10 @@ func openMemory(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := vmm.CopySparse(copied, f); err != nil {
+	if err = vmm.CopySparse(copied, f); err == nil {
+		err = vmm.Seal(copied)
+	}
+	if err != nil {
 		copied.Close()
 		return nil, err
 	}

@@ -12,7 +12,7 @@ import (
 
 // A View is what a process sees of the host, by Landlock (landlock(7)). It opens only
 // the files that are named here, and again those that it has inherited as
-// descriptors. It makes no TCP connection and accepts none (Linux 6.7), and reaches no
+// descriptors: not for writing if they were open for reading alone. It makes no TCP connection and accepts none (Linux 6.7), and reaches no
 // process and no abstract socket that is not its own (6.12). It gets no further
 // rights by executing a program.
 //
@@ -92,9 +92,13 @@ func (v *View) RestrictThread(fds []int) error {
 		}
 	}
 	for _, fd := range fds {
+		access := handled.Handled_access_fs
+		if onlyRead(fd) {
+			access = read
+		}
 		// Sockets, pipes and files in memory have no place in the file system, and
 		// need no rule.
-		if err := allow(ruleset, fd, handled.Handled_access_fs); err != nil && !errors.Is(err, unix.EBADFD) {
+		if err := allow(ruleset, fd, access); err != nil && !errors.Is(err, unix.EBADFD) {
 			return err
 		}
 	}
@@ -105,6 +109,14 @@ func (v *View) RestrictThread(fds []int) error {
 		return fmt.Errorf("enter a ruleset of Landlock: %w", errno)
 	}
 	return nil
+}
+
+// onlyRead reports whether a file that is not a directory, which nobody opens otherwise, is
+// open for reading alone.
+func onlyRead(fd int) bool {
+	var st unix.Stat_t
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	return err == nil && flags&unix.O_ACCMODE == unix.O_RDONLY && unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR
 }
 
 func allowPath(ruleset int, path string, access uint64) error {

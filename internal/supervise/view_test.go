@@ -57,7 +57,7 @@ func TestView(t *testing.T) {
 	defer s.Close()
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }
-	for _, name := range []string{"secret", "shown", "given", "inherited"} {
+	for _, name := range []string{"secret", "shown", "given", "inherited", "inherited for reading"} {
 		if err := os.WriteFile(path(name), []byte(name), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -70,6 +70,11 @@ func TestView(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer inherited.Close()
+	toRead, err := os.Open(path("inherited for reading"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer toRead.Close()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -96,13 +101,15 @@ func TestView(t *testing.T) {
 		{"rm secret", false},
 		{"mv secret own/", false},
 		{"echo x >> /proc/self/fd/3", true},
+		{"cat /proc/self/fd/4", true},
+		{"echo x >> /proc/self/fd/4", false},
 		{"cat /proc/1/cmdline", false},
 		{"cat ~/.ssh/* /etc/passwd", false},
-		{"exec 4<>/dev/tcp/127.0.0.1/" + port, landlockVersion() < 4},
+		{"exec 5<>/dev/tcp/127.0.0.1/" + port, landlockVersion() < 4},
 		{"kill -0 $PPID", landlockVersion() < 6},
 	} {
 		v := &View{Read: []string{path("shown"), path("none")}, Write: []string{path("given"), path("own")}}
-		out := seen(t, s, v, "cd "+dir+" && { "+tt.script+"; } && echo worked", inherited)
+		out := seen(t, s, v, "cd "+dir+" && { "+tt.script+"; } && echo worked", inherited, toRead)
 		if strings.Contains(out, "worked") != tt.may {
 			t.Errorf("%s: %s", tt.script, out)
 		}

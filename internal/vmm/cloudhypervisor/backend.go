@@ -16,8 +16,10 @@ const Env = "ATTEST_CLOUD_HYPERVISOR"
 
 func init() { vmm.Register(newBackend()) }
 
-// oldest is the first version that attest was written for.
-var oldest = microvm.Version{43, 0, 0}
+var (
+	oldest     = microvm.Version{43, 0, 0} // that attest was written for
+	readsSince = microvm.Version{51, 0, 0} // opens a memory that is mapped privately for reading (#7674)
+)
 
 func newBackend() *backend {
 	return &backend{finder: microvm.Finder{

@@ -38,7 +38,8 @@ type hypervisor struct {
 	removeRAM func() error
 	memory    *os.File // in there; nil: it goes on from a state
 	ramFD     int
-	from      *saved // what it goes on from; nil: it boots
+	from      *saved   // what it goes on from; nil: it boots
+	restored  *os.File // the memory of that, if it only reads it
 
 	eventsRead, eventsWrite *os.File
 	eventsFD                int
@@ -108,7 +109,14 @@ func (d design) Prepare(ctx context.Context, dir string, from *vmm.State) (spec 
 	if from == nil {
 		p.memory, err = p.makeMemory()
 	} else if err = microvm.CheckMemory(from, microvm.Megabytes(d.hw)); err == nil {
-		p.from, err = cloned(from.Device, microvm.Inherited(spec.Inherit(from.Memory)))
+		memory := from.Memory
+		if !d.program.Version.Before(readsSince) {
+			if p.restored, err = vmm.ReadOnly(memory); err != nil {
+				return spec, nil, err
+			}
+			memory = p.restored
+		}
+		p.from, err = cloned(from.Device, microvm.Inherited(spec.Inherit(memory)))
 	}
 	if err != nil {
 		return spec, nil, err
@@ -151,7 +159,7 @@ func (p *hypervisor) bytes() int64 { return int64(microvm.Megabytes(p.hw)) << 20
 func (p *hypervisor) Close() error {
 	p.api.Close()
 	var errs []error
-	for _, f := range []*os.File{p.eventsWrite, p.memory, p.ram} {
+	for _, f := range []*os.File{p.eventsWrite, p.memory, p.restored, p.ram} {
 		if f != nil {
 			errs = append(errs, f.Close())
 		}

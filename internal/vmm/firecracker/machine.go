@@ -36,6 +36,7 @@ type firecracker struct {
 	memory    *os.File // what it saves to
 	saveFD    int      // its descriptor there
 	from      *vmm.State
+	restored  *os.File // the memory of that, which it only reads
 	restoreFD int
 }
 
@@ -88,7 +89,11 @@ func (d design) Prepare(_ context.Context, dir string, from *vmm.State) (microvm
 	}
 	p.saveFD = spec.Inherit(p.memory)
 	if from != nil {
-		p.restoreFD = spec.Inherit(from.Memory)
+		if p.restored, err = vmm.ReadOnly(from.Memory); err != nil {
+			p.memory.Close()
+			return spec, nil, err
+		}
+		p.restoreFD = spec.Inherit(p.restored)
 	}
 	for i, disk := range d.hw.Disks {
 		spec.Links[driveID(i)] = disk.Path
@@ -106,7 +111,11 @@ func (d design) Prepare(_ context.Context, dir string, from *vmm.State) (microvm
 // Close releases what belongs to a process that has ended.
 func (p *firecracker) Close() error {
 	p.api.Close()
-	return p.memory.Close()
+	err := p.memory.Close()
+	if p.restored != nil {
+		err = errors.Join(err, p.restored.Close())
+	}
+	return err
 }
 
 // Begin boots or restores the machine.

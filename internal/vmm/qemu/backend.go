@@ -162,13 +162,20 @@ func (b *backend) find() (p installed, err error) {
 
 var versionPattern = regexp.MustCompile(`version (\d+)\.(\d+)(\.\d+)*`)
 
-func tooOld(version string) bool {
+func tooOld(version string) bool { return !since(version, minMajor, minMinor) }
+
+// since reports whether a version is that one or newer.
+func since(version string, wantMajor, wantMinor int) bool {
 	var major, minor int
 	if _, err := fmt.Sscanf(version, "%d.%d", &major, &minor); err != nil {
-		return true
+		return false
 	}
-	return major < minMajor || major == minMajor && minor < minMinor
+	return major > wantMajor || major == wantMajor && minor >= wantMinor
 }
+
+// mapsReadOnly reports whether QEMU can have a private mapping of a file as its memory that it
+// opens for reading alone (rom=off). Older ones want to write to the file, which they never do.
+func (p installed) mapsReadOnly() bool { return since(p.version, 8, 2) }
 
 // sandboxOptions deny a QEMU what attest's machines have no use for, by seccomp(2):
 // obsolete system calls, other users' rights, other programs, its own limits. Files

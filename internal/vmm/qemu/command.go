@@ -83,6 +83,7 @@ type invocation struct {
 	door                []*os.File // of a machine that is bare: its shell, and the stream into it
 	nics                []*os.File // in the order of config.NICs; nil: without a cable
 	saved               saved
+	readsMemory         bool // a memory that is shared is open for reading alone
 }
 
 func (h invocation) command() command {
@@ -102,7 +103,7 @@ func (h invocation) command() command {
 	c.add("-action", "reboot="+onReset(h.config.AllowReboot))
 	c.socket("qmp", h.qmp)
 	c.add("-mon", "chardev=qmp,mode=control")
-	c.memory(h, "ram", memory{int64(megabytes(h.hw)) << 20, shares(h.config, h.hw)})
+	c.memory(h, "ram", h.ram())
 	c.socket("console", h.console)
 	c.add("-serial", "chardev:console")
 	c.add("-device", "pvpanic") // tells a panic, if the guest has its driver
@@ -148,12 +149,20 @@ func options(hw *vmm.Hardware) (o Options) {
 // megabytes is the size of the guest's memory.
 func megabytes(hw *vmm.Hardware) int { return cmp.Or(hw.Memory, defaultMemory) }
 
+// ram is the memory that the machine has.
+func (h invocation) ram() memory {
+	return memory{int64(megabytes(h.hw)) << 20, shares(h.config, h.hw), h.readsMemory}
+}
+
 // memory gives the machine a file as its memory: one of its own, or a private
 // view of the one that it goes on from.
 func (c *command) memory(h invocation, id string, mem memory) {
-	share := "on"
-	if mem.shared {
-		share = "off"
+	how := "share=on"
+	switch {
+	case mem.shared && mem.readOnly:
+		how = "share=off,readonly=on,rom=off"
+	case mem.shared:
+		how = "share=off"
 	}
 	c.saved = h.saved
 	if h.config.Restore != nil {
@@ -161,7 +170,7 @@ func (c *command) memory(h invocation, id string, mem memory) {
 		c.add("-incoming", "defer")
 	}
 	c.saved.devicesFD = c.fd(h.saved.devices)
-	c.add("-object", fmt.Sprintf("memory-backend-file,id=%s,size=%d,share=%s,mem-path=/proc/self/fd/%d", id, mem.size, share, c.fd(h.saved.memory)))
+	c.add("-object", fmt.Sprintf("memory-backend-file,id=%s,size=%d,%s,mem-path=/proc/self/fd/%d", id, mem.size, how, c.fd(h.saved.memory)))
 }
 
 // onReset is QEMU's word for what a reset of the machine does.

@@ -99,11 +99,11 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", config.Name, err)
 	}
-	h := invocation{config: config, hw: hw, accel: host.Accel, qmp: theirs[0], console: theirs[1], agent: theirs[2], door: theirs[3:]}
+	h := invocation{config: config, hw: hw, readsMemory: qemu.mapsReadOnly(), accel: host.Accel, qmp: theirs[0], console: theirs[1], agent: theirs[2], door: theirs[3:]}
 	if h.nics, err = plugIn(config, host.Packets, &cleanup); err != nil {
 		return nil, err
 	}
-	if h.saved, err = newSaved(config, int64(megabytes(hw))<<20, shares(config, hw)); err != nil {
+	if h.saved, err = newSaved(config, h.ram()); err != nil {
 		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(began), Err: err}
 	}
 	cleanup.onError(h.saved)

@@ -181,8 +181,9 @@ const scriptFDs = 7
 
 // memory is what a machine has as its memory: of no size, what QEMU makes itself.
 type memory struct {
-	size   int64
-	shared bool // with the state that it goes on from
+	size     int64
+	shared   bool // with the state that it goes on from
+	readOnly bool // then it opens that for reading alone
 }
 
 // launch runs the start command up to where the vCPUs would start, and looks at
@@ -204,7 +205,7 @@ func (s script) launch(ctx context.Context, mem memory) (_ *scripted, err error)
 	c.script(theirs, s.config.AllowReboot)
 	if mem.size > 0 {
 		h := invocation{config: s.config}
-		if h.saved, err = newSaved(s.config, mem.size, mem.shared); err != nil {
+		if h.saved, err = newSaved(s.config, mem); err != nil {
 			return nil, s.failed(start, err, nil)
 		}
 		cleanup.onError(h.saved)

@@ -52,9 +52,9 @@ func (s saved) Close() error {
 	return errors.Join(s.memory.Close(), s.restore.Close(), s.devices.Close())
 }
 
-// newSaved is for a machine with so many bytes of memory. Where it shares, it has
-// the file that it is restored from as its memory.
-func newSaved(c vmm.Config, size int64, shared bool) (s saved, err error) {
+// newSaved is for a machine with such a memory. Where it shares, it has the file that it
+// is restored from as its memory.
+func newSaved(c vmm.Config, mem memory) (s saved, err error) {
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -67,8 +67,8 @@ func newSaved(c vmm.Config, size int64, shared bool) (s saved, err error) {
 		if s.memory, err = vmm.MemoryFile("attest-memory"); err != nil {
 			return s, err
 		}
-		if err = s.memory.Truncate(size); err != nil {
-			err = fmt.Errorf("a memory of %d MiB: %w", size>>20, err)
+		if err = s.memory.Truncate(mem.size); err != nil {
+			err = fmt.Errorf("a memory of %d MiB: %w", mem.size>>20, err)
 		}
 		return s, err
 	}
@@ -78,8 +78,8 @@ func newSaved(c vmm.Config, size int64, shared bool) (s saved, err error) {
 	}
 	if st, err := c.Restore.Memory.Stat(); err != nil {
 		return s, err
-	} else if st.Size() != size {
-		return s, fmt.Errorf("the saved memory has %d bytes, and the machine has %d", st.Size(), size)
+	} else if st.Size() != mem.size {
+		return s, fmt.Errorf("the saved memory has %d bytes, and the machine has %d", st.Size(), mem.size)
 	}
 	if s.restore, err = vmm.MemoryFile("attest-restore"); err != nil {
 		return s, err
@@ -90,11 +90,15 @@ func newSaved(c vmm.Config, size int64, shared bool) (s saved, err error) {
 	if _, err = s.restore.WriteAt(devices, int64(len(s.prefix))); err != nil {
 		return s, err
 	}
-	if !shared {
+	if !mem.shared {
 		s.prefix = nil
 		if s.memory, err = vmm.MemoryFile("attest-memory"); err == nil {
 			err = vmm.CopySparse(s.memory, c.Restore.Memory)
 		}
+		return s, err
+	}
+	if mem.readOnly {
+		s.memory, err = vmm.ReadOnly(c.Restore.Memory)
 		return s, err
 	}
 	fd, err := unix.FcntlInt(c.Restore.Memory.Fd(), unix.F_DUPFD_CLOEXEC, 0)

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
@@ -73,4 +74,50 @@ func (g *guest) dir() string {
 		g.t.Fatal(err)
 	}
 	return dir
+}
+
+// A QEMU that does what somebody else wants does not change the memory from which other
+// machines go on, too.
+func TestQEMUChangesNoSnapshot(t *testing.T) {
+	config := vmm.Config{Boot: &vmm.Hardware{Kernel: kernel().print("ready\n").halt().write(t)}}
+	g := start(t, config)
+	g.expect("ready")
+	saved, _ := g.snapshot()
+	g.must(vmm.Seal(saved.Memory))
+	original := memoryOf(t, saved)
+	attack := func(memory *os.File, want string) {
+		t.Helper()
+		config.Restore, config.Paused = &vmm.State{Memory: memory, Device: saved.Device}, true
+		clone := start(t, config)
+		_, path, _ := strings.Cut(clone.arguments(), "mem-path=")
+		path, _, _ = strings.Cut(path, "\x00")
+		err := clone.monitor.Do(t.Context(), "pmemsave", map[string]any{"val": 0, "size": 4096, "filename": path}, nil)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("write to %s: got %v", path, err)
+		}
+		clone.must(clone.Resume(t.Context()))
+		if !bytes.Equal(memoryOf(t, vmm.State{Memory: memory}), original) {
+			t.Error("the memory has changed")
+		}
+	}
+	attack(saved.Memory, "Operation not permitted")
+
+	qemu, err := (&backend{}).find()
+	g.must(err)
+	if qemu.visible != "" || !qemu.mapsReadOnly() {
+		t.Logf("QEMU %s may write to a file that it goes on from", qemu.version)
+		return
+	}
+	file, err := os.Create(filepath.Join(t.TempDir(), "memory"))
+	g.must(err)
+	defer file.Close()
+	g.must(vmm.CopySparse(file, saved.Memory))
+	attack(file, "ermission denied")
+}
+
+// arguments are those of QEMU, each with a zero after it.
+func (g *guest) arguments() string {
+	text, err := os.ReadFile(filepath.Join("/proc", itoa(g.process.Pid()), "cmdline"))
+	g.must(err)
+	return string(text)
 }
