@@ -89,12 +89,8 @@ func setHostname(root, name string) error {
 	if name == "" {
 		return nil
 	}
-	old, _ := os.Hostname()
 	if err := unix.Sethostname([]byte(name)); err != nil {
 		return fmt.Errorf("set the host name: %w", err)
-	}
-	if old != name && root == "/" {
-		renewLogins()
 	}
 	return writeIfChanged(filepath.Join(root, "etc/hostname"), name+"\n", 0o644)
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"net"
 	"net/netip"
 	"os"
@@ -107,6 +108,8 @@ func identityInside(t *testing.T) {
 		}
 	}
 	root := t.TempDir()
+	sh := newShell(t.Logf)
+	defer sh.close()
 	for _, number := range []string{"1", "2", "2"} {
 		id := wire.Identity{
 			Hostname: "machine" + number, MachineID: strings.Repeat(number, 32),
@@ -121,6 +124,16 @@ func identityInside(t *testing.T) {
 		}
 		if name, _ := os.Hostname(); name != "machine"+number {
 			t.Errorf("host name %q", name)
+		}
+		// Shells that were warm before have the name, too.
+		sh.renew()
+		for range 3 {
+			if err := sh.warm(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := said(t, sh, "echo $HOSTNAME"); got != "machine"+number+"\n" {
+				t.Errorf("a shell of machine%s says %q", number, got)
+			}
 		}
 		for file, want := range map[string]string{
 			"etc/hostname": "machine" + number + "\n", "etc/machine-id": strings.Repeat(number, 32) + "\n",
@@ -162,6 +175,26 @@ func identityInside(t *testing.T) {
 	if err := applyIdentity(missing, root); err == nil || !strings.Contains(err.Error(), "no network interface has the address 02:00:00:00:00:09") {
 		t.Errorf("an interface that is not there: %v", err)
 	}
+}
+
+// texts takes what a command writes.
+type texts struct{ bytes.Buffer }
+
+func (b *texts) Write(_ int, p []byte) (int, error) { return b.Buffer.Write(p) }
+
+// said is what a command says in a warm shell.
+func said(t *testing.T, sh *shell, script string) string {
+	t.Helper()
+	c, err := sh.start(t.Context(), wire.ExecRequest{}, []byte(script))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out texts
+	r, err := sh.wait(t.Context(), c, wire.ExecRequest{}, nil, &out)
+	if err != nil || r.ExitCode != 0 || !r.Warm {
+		t.Fatalf("%s: %v, %+v", script, err, r)
+	}
+	return out.String()
 }
 
 // The journal of a guest that gets another machine-id is found under the new one.

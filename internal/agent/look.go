@@ -26,6 +26,7 @@ func (s *Server) look(ctx context.Context) wire.LookResult {
 	if s.Stage == nil { // otherwise they are the host's
 		r.Memory = memory("/proc")
 		r.Units, r.Unknown = troubledUnits(ctx, "/run/systemd/private", unitsPatience)
+		r.Units = s.logins.without(r.Units)
 	}
 	return r
 }

@@ -40,6 +40,7 @@ type pool struct {
 	env       []string
 	usable    bool
 	closed    bool
+	age       int // counts environments: shells of an older one serve nobody
 	shells    int
 	preparing int       // workers that are being forked
 	ready     []*worker // oldest first
@@ -152,6 +153,7 @@ func (p *pool) setShell(path string, isBash bool, env []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.path, p.env, p.usable = path, env, isBash
+	p.age++
 	p.retire()
 }
 
@@ -252,8 +254,8 @@ func (p *pool) grow() {
 	for p.usable && p.shells < maxShells && (p.shells < minShells || len(p.ready)+p.preparing == 0) {
 		p.shells++
 		p.preparing++
-		path, env := p.path, p.env
-		p.done.Go(func() { p.run(path, env) })
+		path, env, age := p.path, p.env, p.age
+		p.done.Go(func() { p.run(path, env, age) })
 	}
 }
 
@@ -280,12 +282,12 @@ func (p *pool) warm(ctx context.Context) error {
 }
 
 // run is the life of one shell.
-func (p *pool) run(path string, env []string) {
-	served, err := p.serve(path, env)
+func (p *pool) run(path string, env []string, age int) {
+	served, err := p.serve(path, env, age)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.shells--
-	if served > 0 {
+	if served > 0 || age != p.age {
 		p.failures = 0
 	} else if p.failures++; p.failures >= maxFailures && p.usable {
 		p.usable = false
@@ -301,11 +303,11 @@ func (p *pool) run(path string, env []string) {
 
 // serve starts a shell and gives it one worker after the other to fork. It is
 // called with one worker counted as preparing, and says how many there were.
-func (p *pool) serve(path string, env []string) (served int, err error) {
+func (p *pool) serve(path string, env []string, age int) (served int, err error) {
 	z, err := startShell(path, env)
 	if err == nil {
 		defer z.close()
-		if !p.adopt(z) {
+		if !p.adopt(z, age) {
 			err = errRetired
 		} else {
 			defer p.forgetControl(z.control)
@@ -349,7 +351,7 @@ func (p *pool) serve(path string, env []string) (served int, err error) {
 			now, over = next, false
 			now.pid = number
 			now.release()
-			p.deliver(now)
+			p.deliver(now, age)
 			if next, err = z.order(); err != nil {
 				return served, err
 			}
@@ -368,16 +370,17 @@ func (p *pool) serve(path string, env []string) (served int, err error) {
 	}
 }
 
-var errRetired = errors.New("the pool is closed")
+var errRetired = errors.New("the pool is closed, or has another environment")
 
-// adopt notes a new shell, unless there shall be none.
-func (p *pool) adopt(z *warmShell) bool {
+// adopt notes a new shell, unless there shall be none of its age.
+func (p *pool) adopt(z *warmShell, age int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.usable {
+	wanted := p.usable && age == p.age
+	if wanted {
 		p.stop = append(p.stop, z.control)
 	}
-	return p.usable
+	return wanted
 }
 
 // count changes how many workers are being forked.
@@ -394,13 +397,14 @@ func (p *pool) forgetControl(f *os.File) {
 	p.stop = slices.DeleteFunc(p.stop, func(x *os.File) bool { return x == f })
 }
 
-// deliver hands a worker that was being forked to the longest waiter.
-func (p *pool) deliver(w *worker) {
+// deliver hands a worker that was being forked to the longest waiter, unless its shell
+// is too old.
+func (p *pool) deliver(w *worker, age int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.preparing--
 	switch {
-	case !p.usable:
+	case !p.usable || age != p.age:
 		w.close()
 	case len(p.waiters) > 0:
 		p.waiters[0] <- w

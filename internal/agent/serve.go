@@ -30,6 +30,7 @@ type Server struct {
 	init     initState
 	ops      sync.WaitGroup
 	jobs     jobs
+	logins   logins
 
 	mu      sync.Mutex // held while a frame is handled: connections take turns
 	session *session   // nil: none yet
@@ -331,8 +332,13 @@ func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 		return do(r, func(q wire.ConnectRequest) (any, error) { return nil, connect(stream, q) })
 	case wire.OpIdentity:
 		return do(r, func(q wire.Identity) (any, error) {
+			was, _ := os.Hostname()
 			if err := applyIdentity(q, "/"); err != nil {
 				return nil, err
+			}
+			if name, _ := os.Hostname(); name != was {
+				s.shell.renew()
+				s.logins.renew("/proc")
 			}
 			// The first time this is before the guest's init has started: a shell
 			// takes a fraction of what it would take beside all that init starts.

@@ -91,6 +91,14 @@ func (sh *shell) prepare() {
 	sh.pool.setShell(sh.path, sh.isBash, sh.env)
 }
 
+// renew has the next command find out the shell and the environment again: what a
+// profile says, and $HOSTNAME in a bash that runs, are of the name that the guest had.
+func (sh *shell) renew() {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	sh.path = ""
+}
+
 // profileEnv is the environment after /etc/profile.
 func profileEnv(shell string) ([]string, error) {
 	r, w, err := os.Pipe()
