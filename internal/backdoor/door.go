@@ -30,6 +30,7 @@ const (
 type Options struct {
 	Machine string
 	Shell   net.Conn                                // the shell's console
+	Place   string                                  // where the guest has that, for people; empty: /dev/hvc0
 	Upload  net.Conn                                // a stream into the guest, and what its shell says: wire.UploadPort; nil: there is none
 	Agent   func(context.Context) (net.Conn, error) // the stream to the agent, vmm.VM.Dial
 	Binary  string                                  // path of the executable that becomes the agent
@@ -337,7 +338,7 @@ func (b *Door) State() (step, said string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if step = b.step; step == "" {
-		step = fmt.Sprintf("its root shell did not announce itself (%q on /dev/hvc0); in the guest backdoor.service does that, see its journal", Marker)
+		step = fmt.Sprintf("its root shell did not announce itself (%q on %s); in the guest backdoor.service does that, see its journal", Marker, cmp.Or(b.opt.Place, "/dev/hvc0"))
 		if b.login.hasPrompt() {
 			step += "; there is a login prompt on its serial console (ttyS0): give the machine user= and password= to have attest log in there"
 		}

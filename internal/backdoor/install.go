@@ -1,10 +1,12 @@
 package backdoor
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	_ "embed"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -89,7 +91,8 @@ func (i *installation) hear(r reply) {
 // than the agent then, and empties the stream before the second try.
 const tries = 2
 
-// install has the shell take the agent from the other stream and start it.
+// install has the shell take the agent from the other stream, or where there is none from
+// its own as lines of base64, and start it.
 func (b *Door) install(ctx context.Context, i *installation) error {
 	binary, err := os.Open(b.opt.Binary)
 	if err != nil {
@@ -101,10 +104,19 @@ func (b *Door) install(ctx context.Context, i *installation) error {
 	if err != nil {
 		return &InstallError{b.opt.Machine, err.Error()}
 	}
-	define := "\n" + installScript
+	define, to, port, length := "\n"+installScript, b.opt.Upload, wire.UploadPort, size
+	content := func() io.Reader { return io.NewSectionReader(binary, 0, size) }
+	if to == nil {
+		text, err := encode(content())
+		if err != nil {
+			return &InstallError{b.opt.Machine, err.Error()}
+		}
+		to, port, length = b.opt.Shell, "''", int64(len(text))
+		content = func() io.Reader { return bytes.NewReader(text) }
+	}
 	for try := 1; ; try++ {
-		call := fmt.Sprintf("attest_install %s %d %x %d %s\n", i.nonce, size, h.Sum(nil), try, wire.UploadPort)
-		started, err := b.try(ctx, i, define+call, io.NewSectionReader(binary, 0, size))
+		call := fmt.Sprintf("attest_install %s %d %x %d %s\n", i.nonce, length, h.Sum(nil), try, port)
+		started, err := b.try(ctx, i, define+call, to, content())
 		if !started || err == nil || ctx.Err() != nil || try == tries {
 			return err
 		}
@@ -112,9 +124,27 @@ func (b *Door) install(ctx context.Context, i *installation) error {
 	}
 }
 
+// lineLength is what base64 wraps its lines at: a terminal that is in between takes lines
+// of 4095 bytes.
+const lineLength = 76
+
+// encode is a file as lines of base64.
+func encode(r io.Reader) ([]byte, error) {
+	content, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	var text bytes.Buffer
+	for line := range slices.Chunk(content, lineLength/4*3) {
+		text.Write(base64.StdEncoding.AppendEncode(nil, line))
+		text.WriteByte('\n')
+	}
+	return text.Bytes(), nil
+}
+
 // try is one try. It is started when the guest wanted to have the agent; a guest that
 // has the same one among its own programs takes that.
-func (b *Door) try(ctx context.Context, i *installation, call string, binary io.Reader) (started bool, err error) {
+func (b *Door) try(ctx context.Context, i *installation, call string, to net.Conn, binary io.Reader) (started bool, err error) {
 	b.setStep("its root shell has announced itself, and does not take the agent")
 	if err := writeAll(ctx, b.opt.Shell, strings.NewReader(call)); err != nil {
 		return false, b.broken(ctx, err)
@@ -125,7 +155,7 @@ func (b *Door) try(ctx context.Context, i *installation, call string, binary io.
 	}
 	if r.word == "ready" {
 		b.setStep("its root shell has not got all of the agent")
-		if err := writeAll(ctx, b.opt.Upload, binary); err != nil {
+		if err := writeAll(ctx, to, binary); err != nil {
 			return false, b.broken(ctx, err)
 		}
 		b.setStep("the agent was put into the guest, and has not started")

@@ -34,6 +34,11 @@ const agentProgram = "the program that becomes the agent"
 
 func newShellGuest(t *testing.T) *shellGuest {
 	t.Helper()
+	return newShellGuestWith(t, func(*Options) {})
+}
+
+func newShellGuestWith(t *testing.T, change func(*Options)) *shellGuest {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "agent")
 	if err := os.WriteFile(path, []byte(agentProgram), 0o700); err != nil {
 		t.Fatal(err)
@@ -41,8 +46,10 @@ func newShellGuest(t *testing.T) *shellGuest {
 	ours, shell := net.Pipe()
 	oursUp, upload := net.Pipe()
 	g := &shellGuest{t: t, shell: shell, upload: upload, lines: bufio.NewReader(shell), results: make(chan error, 8)}
-	g.backdoor = New(Options{Machine: "box", Shell: ours, Upload: oursUp, Binary: path, Upgrade: Always, Agent: noAgent,
-		Answers: func() bool { return false }, Installed: func(err error) { g.results <- err }})
+	opt := Options{Machine: "box", Shell: ours, Upload: oursUp, Binary: path, Upgrade: Always, Agent: noAgent,
+		Answers: func() bool { return false }, Installed: func(err error) { g.results <- err }}
+	change(&opt)
+	g.backdoor = New(opt)
 	g.backdoor.Start()
 	t.Cleanup(func() {
 		g.backdoor.Close()
@@ -308,6 +315,55 @@ func TestInstallScript(t *testing.T) {
 		if left, _ := os.ReadDir(filepath.Join(dir, "run/attest")); len(left) != 1 {
 			t.Errorf("it leaves %v", left)
 		}
+	}
+}
+
+// Without an upload port the program comes on the shell's own console, as lines of base64,
+// and what follows it there is read as before.
+func TestInstallScriptOnItsConsole(t *testing.T) {
+	program := "#!/bin/sh\nexit 0\n# " + strings.Repeat("\xff\x00", 200)
+	text, err := encode(strings.NewReader(program))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	say, hear, _ := bashGuest(t, dir, dir+"/run")
+	for range 2 {
+		say(fmt.Sprintf("attest_install N %d good 1 ''\n%secho attest:N:next:", len(text), text))
+		for _, want := range []string{"ready", "started", "next"} {
+			if r := hear(); r.word != want {
+				t.Errorf("got %+v, want %s", r, want)
+			}
+		}
+		if got, err := os.ReadFile(filepath.Join(dir, "run/attest/agent")); string(got) != program {
+			t.Errorf("the guest got %q (%v)", got, err)
+		}
+	}
+}
+
+// A Door without a second stream sends it there.
+func TestBackdoorWithoutUpload(t *testing.T) {
+	g := newShellGuestWith(t, func(o *Options) { o.Upload, o.Place = nil, "vsock port 1234" })
+	if step, _ := g.backdoor.State(); !strings.Contains(step, "on vsock port 1234") {
+		t.Errorf("at first: %q", step)
+	}
+	g.say(Marker + "\n")
+	nonce, call := g.called()
+	want, err := encode(strings.NewReader(agentProgram))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if call[2] != fmt.Sprint(len(want)) || call[5] != "''" {
+		t.Errorf("called with %q", call)
+	}
+	g.say("attest:" + nonce + ":ready:/run/attest\n")
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(g.lines, got); err != nil || string(got) != string(want) {
+		t.Errorf("the guest got %q, %v", got, err)
+	}
+	g.say("attest:" + nonce + ":started:/run/attest\n")
+	if err := g.result(); err != nil {
+		t.Error(err)
 	}
 }
 
