@@ -13,7 +13,6 @@ import (
 // What attest's own front ends need and nobody else does is not exported.
 func init() {
 	access.Spec = func(img any) image.Spec { return img.(Image).spec() }
-	access.Image = func(s image.Spec) any { return imageOf(s) }
 	access.Check = func(c any) error { return c.(LabConfig).check() }
 	access.NeedsImage = func(c any) bool { return c.(MachineConfig).needsImage() }
 	access.Supports = func(ctx context.Context, c any, operation string, what vmm.Capability) error {
@@ -26,7 +25,8 @@ func init() {
 	access.StartHelper = func(ctx context.Context, l any, prepare func(string) (supervise.Command, error)) (*supervise.Process, error) {
 		return l.(*Lab).startHelper(ctx, prepare)
 	}
-	access.CheckFiles = func(c any) error { return c.(MachineConfig).checkOverlays() }
+	access.CheckFiles = func(c any) error { return c.(MachineConfig).checkFiles() }
+	access.CheckImage = func(img any) error { return checkImageFiles(img.(Image)) }
 	access.Refresh = func(ctx context.Context, s, machines any) ([]string, error) {
 		return s.(*Snapshot).refresh(ctx, machines.([]MachineConfig))
 	}

@@ -108,23 +108,73 @@ func (m MachineConfig) checkOverlays() error {
 		if o.path == "" {
 			continue
 		}
-		info, err := os.Stat(o.path)
-		reason := ""
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			reason = "no such file or directory"
-		case err != nil:
-			reason = errors.Unwrap(err).Error()
-		case o.field == "files" && info.IsDir():
-			reason = "a directory; mount takes directories"
-		case !info.Mode().IsRegular() && !info.IsDir():
-			reason = "neither a file nor a directory"
-		}
-		if reason != "" {
+		if reason := lack(o.path, o.field == "files"); reason != "" {
 			return &ConfigError{fmt.Sprintf("machine %q", m.Name), fmt.Sprintf("%s: %s: %s", o, o.path, reason)}
 		}
 	}
 	return nil
+}
+
+// checkFiles is checkOverlays, and the same for the files that the machine's image and
+// its disks are made of.
+func (m MachineConfig) checkFiles() error {
+	if err := m.checkOverlays(); err != nil {
+		return err
+	}
+	if m.Image != nil {
+		if err := checkImageFiles(m.Image); err != nil {
+			return &ConfigError{fmt.Sprintf("machine %q: image", m.Name), err.Error()}
+		}
+	}
+	for i, d := range m.Disks {
+		if err := checkImageFiles(d); err != nil {
+			return &ConfigError{fmt.Sprintf("machine %q: disks[%d]", m.Name, i), err.Error()}
+		}
+	}
+	return nil
+}
+
+// checkImageFiles refuses an image of a file that the host does not have.
+func checkImageFiles(img Image) error {
+	s := img.spec()
+	var path string
+	switch {
+	case s.Rootfs != nil:
+		path = s.Rootfs.Path
+	case s.Disk != nil:
+		path = s.Disk.Path
+	case s.Debian != nil:
+		for _, target := range slices.Sorted(maps.Keys(s.Debian.Files)) {
+			f := s.Debian.Files[target]
+			if reason := lack(f.Path, true); f.Path != "" && reason != "" {
+				return fmt.Errorf("files[%q]: %s: %s", target, f.Path, reason)
+			}
+		}
+	}
+	if path == "" {
+		return nil
+	}
+	if _, err := os.Stat(path); err != nil {
+		return fmt.Errorf("%s: %s", path, lack(path, false))
+	}
+	return nil // what it is, is looked at where it is used
+}
+
+// lack says why a path of the host cannot be used; empty: it can.
+func lack(path string, asFile bool) string {
+	info, err := os.Stat(path)
+	var reason *fs.PathError
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "no such file or directory"
+	case errors.As(err, &reason):
+		return reason.Err.Error()
+	case asFile && info.IsDir():
+		return "a directory; mount takes directories"
+	case !info.Mode().IsRegular() && !info.IsDir():
+		return "neither a file nor a directory"
+	}
+	return ""
 }
 
 // trees are the lists of the host's files that were made last, so that the labs of a

@@ -18,8 +18,6 @@ import (
 var (
 	// Spec is an attest.Image as plain data.
 	Spec func(img any) image.Spec
-	// Image is the attest.Image of a valid specification.
-	Image func(image.Spec) (img any)
 	// Check refuses an attest.LabConfig that no lab can be made of, with an
 	// *attest.ConfigError. It starts nothing and does not look at the host.
 	Check func(labConfig any) error
@@ -44,9 +42,11 @@ var (
 	// interpreter of a test script. prepare describes it, and may put files into a
 	// directory that is its own. Both end with the lab at the latest.
 	StartHelper func(ctx context.Context, lab any, prepare func(dir string) (supervise.Command, error)) (*supervise.Process, error)
-	// CheckFiles refuses an attest.MachineConfig whose Files or Mount name something that
-	// the host does not have, with an *attest.ConfigError.
+	// CheckFiles refuses an attest.MachineConfig whose Files, Mount, image or disks name
+	// something that the host does not have, with an *attest.ConfigError.
 	CheckFiles func(machineConfig any) error
+	// CheckImage is CheckFiles for an attest.Image.
+	CheckImage func(img any) error
 	// Refresh gives later forks of an *attest.Snapshot the Files and the Mount that
 	// machines, a []attest.MachineConfig, have now. It returns which of them, as
 	// "MACHINE: PATH", have changed since after something in the guests had used them: what

@@ -129,15 +129,6 @@ func Key(source Source) (string, error) {
 // DefaultSuite is the Debian release that an image has when its spec names none.
 const DefaultSuite = "bookworm"
 
-// ParseSpec reads the JSON form of a spec. Unknown fields are errors. All errors are *SpecError.
-func ParseSpec(data []byte) (Spec, error) {
-	var s Spec
-	if err := decodeStrict(data, &s); err != nil {
-		return Spec{}, &SpecError{Err: err}
-	}
-	return s, s.Check()
-}
-
 func decodeStrict(data []byte, v any) error {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()

@@ -8,6 +8,15 @@ import (
 	"testing"
 )
 
+// parseSpec reads the JSON form of a spec.
+func parseSpec(data []byte) (Spec, error) {
+	var s Spec
+	if err := decodeStrict(data, &s); err != nil {
+		return Spec{}, &SpecError{Err: err}
+	}
+	return s, s.Check()
+}
+
 func TestParseSpec(t *testing.T) {
 	for _, test := range []struct{ json, want string }{
 		{`{}`, "debian:bookworm"},
@@ -45,7 +54,7 @@ func TestParseSpec(t *testing.T) {
 		{`{"rootfs":{"path":"x","kernel":"k","initrd":"i","modules":"m"}}`, "rootfs.modules: an initrd of your own"},
 		{`{"debian":{"kernel":"debian:linux-image-amd64","modules":"m"}}`, "modules: only allowed with a kernel given by path"},
 	} {
-		spec, err := ParseSpec([]byte(test.json))
+		spec, err := parseSpec([]byte(test.json))
 		got := spec.String()
 		if err != nil {
 			got = err.Error()

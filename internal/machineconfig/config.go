@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"reflect"
 	"regexp"
@@ -44,6 +45,7 @@ type Machine struct {
 	SnapshotPath string
 	Files        map[string]any    // path in the guest → string, or map[string]any with content or path, and mode
 	Mount        map[string]string // path in the guest → path of the host
+	Further      map[string]any    // settings of FurtherKeys, as JSON has them
 
 	Binary      string // firecracker_bin, cloud_hypervisor_bin
 	KernelImage string
@@ -74,7 +76,14 @@ func (m Machine) Settings() map[string]any {
 			out[key] = v
 		}
 	}
+	maps.Copy(out, m.Further)
 	return out
+}
+
+// FurtherKeys are the settings of a machine with an image that a file has by the names
+// that test files have. What their values have to be is said where test files are read.
+var FurtherKeys = []string{
+	"mac", "nic", "qemu", "type", "cmdline", "user", "password", "root", "root_size", "disks", "display", "egress", "boot", "boot_timeout",
 }
 
 // options are the settings that only the machine's backend has, as it reads them; nil if
@@ -244,6 +253,17 @@ func (r *reader) machine(at string, v any, vlans []int) Machine {
 	r.take(o, "vlans", func(v any) { m.VLANs = r.vlans(at+"/vlans", v) })
 	r.take(o, "files", func(v any) { m.Files = r.files(at+"/files", v) })
 	r.take(o, "mount", func(v any) { m.Mount = r.paths(at+"/mount", v) })
+	if m.Backend != "mock" {
+		known = append(known, FurtherKeys...)
+		for _, key := range FurtherKeys {
+			r.take(o, key, func(v any) {
+				if m.Further == nil {
+					m.Further = map[string]any{}
+				}
+				m.Further[key] = v
+			})
+		}
+	}
 	for _, key := range keys {
 		known = append(known, key)
 		r.take(o, key, func(v any) { readers[key](r, &m, at+"/"+key, v) })

@@ -64,7 +64,7 @@ type binder struct {
 
 func (b binder) errorf(format string, args ...any) error {
 	call := b.Signature()
-	if len(call) > maxCall {
+	if len(call) > maxCall || b.Result == Image {
 		call = b.Name + "(…)"
 	}
 	return &ArgumentError{call, fmt.Sprintf(format, args...)}
@@ -198,7 +198,7 @@ func partlyUnknown(v any) bool {
 // convert returns nil, without an error, for a value of another type.
 func (t Type) convert(v any) (any, error) {
 	switch t {
-	case String:
+	case String, Kernel:
 		return as[string](v), nil
 	case Bytes:
 		if s, ok := v.(string); ok {
@@ -234,6 +234,10 @@ func (t Type) convert(v any) (any, error) {
 		return listOf[attest.Disk](v, "a disk(…)")
 	case Strings:
 		return listOf[string](v, "a string")
+	case List:
+		if _, one := v.(string); !one {
+			return listOf[string](v, "a string")
+		}
 	case Destinations:
 		return destinationsOf(v)
 	case Machines:
@@ -331,6 +335,8 @@ func (t Type) phrase() string {
 		return "an integer"
 	case Image:
 		return "an image: debian(…), rootfs(…) or disk(…)"
+	case Kernel:
+		return `the path of a kernel, or "debian:PACKAGE"`
 	case Destinations:
 		return "True, False or a list of destinations"
 	case Ints:

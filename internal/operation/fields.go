@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/machineconfig"
 )
 
 // A Field is a setting of a machine. The table of fields feeds machine(…) and
@@ -64,62 +65,62 @@ var Fields = []Field{
 		set: func(c *attest.MachineConfig, v any) { c.Networks = append([]int{}, v.([]int)...) },
 	},
 	{
-		Name: "mac", Type: Strings, Shown: "planned",
+		Name: "mac", JSON: "mac", Type: Strings, Shown: "planned",
 		Doc: "MAC addresses of the cards, in their order; `\"\"` for the planned one ([networks.md](networks.md#addresses-and-names)).",
 		set: func(c *attest.MachineConfig, v any) { c.MACs = append([]string(nil), v.([]string)...) },
 	},
 	{
-		Name: "nic", Type: String, Shown: "`\"virtio\"`",
+		Name: "nic", JSON: "nic", Type: String, Shown: "`\"virtio\"`",
 		Doc: "The model of all cards: `\"virtio\"`, `\"e1000\"`, `\"e1000e\"`, `\"rtl8139\"` or `\"vmxnet3\"`. Debian's cloud kernel knows the first and the last.",
 		set: func(c *attest.MachineConfig, v any) { c.NIC = v.(string) },
 	},
 	{
-		Name: "qemu", Type: Strings, Shown: "`[]`",
+		Name: "qemu", JSON: "qemu", Type: Strings, Shown: "`[]`",
 		Doc: "Arguments that are appended to QEMU's own: `[\"-device\", \"i6300esb\"]`.",
 		set: func(c *attest.MachineConfig, v any) { c.QEMU = append([]string(nil), v.([]string)...) },
 	},
 	{
-		Name: "type", Type: String, Shown: "`\"q35\"`",
+		Name: "type", JSON: "type", Type: String, Shown: "`\"q35\"`",
 		Doc: "QEMU's machine type, or `\"microvm\"`: no PCI bus, no keyboard, no screen.",
 		set: func(c *attest.MachineConfig, v any) { c.Type = v.(string) },
 	},
 	{
-		Name: "cmdline", Type: String, Shown: "`\"\"`",
+		Name: "cmdline", JSON: "cmdline", Type: String, Shown: "`\"\"`",
 		Doc: "Appended to the kernel's command line.",
 		set: func(c *attest.MachineConfig, v any) { c.Cmdline = v.(string) },
 	},
 	{
-		Name: "user", Type: String, Shown: "the image's, or none",
+		Name: "user", JSON: "user", Type: String, Shown: "the image's, or none",
 		Doc: "Who logs in on the serial console of a guest without attest's initramfs ([foreign.md](foreign.md#a-login-on-the-serial-console)): root, or one whom sudo makes root.",
 		set: func(c *attest.MachineConfig, v any) { c.User = v.(string) },
 	},
 	{
-		Name: "password", Type: String, Shown: "the image's, or none",
+		Name: "password", JSON: "password", Type: String, Shown: "the image's, or none",
 		Doc: "The password of `user`.",
 		set: func(c *attest.MachineConfig, v any) { c.Password = v.(string) },
 	},
 	{
-		Name: "root", Type: String, Check: checkRoot, Shown: "the image's, or `\"overlay\"`",
+		Name: "root", JSON: "root", Type: String, Check: checkRoot, Shown: "the image's, or `\"overlay\"`",
 		Doc: "The file system that `/` is on: `\"overlay\"`, or `\"ext4\"`, `\"xfs\"` or `\"btrfs\"` on a disk of its own ([machines.md](machines.md#the-root)).",
 		set: func(c *attest.MachineConfig, v any) { c.Root = v.(string) },
 	},
 	{
-		Name: "root_size", Type: Size, Shown: "the image's, or `\"16G\"`",
+		Name: "root_size", JSON: "root_size", Type: Size, Shown: "the image's, or `\"16G\"`",
 		Doc: "The size of a root on a disk of its own, `\"64M\"` to `\"16T\"`.",
 		set: func(c *attest.MachineConfig, v any) { c.RootSize = v.(int64) },
 	},
 	{
-		Name: "disks", Type: Disks, Shown: "`[]`",
+		Name: "disks", JSON: "disks", Type: Disks, Shown: "`[]`",
 		Doc: "Disks beside the root: a list of `disk(…)` ([machines.md](machines.md#disks)).",
 		set: func(c *attest.MachineConfig, v any) { c.Disks = append([]attest.Disk(nil), v.([]attest.Disk)...) },
 	},
 	{
-		Name: "display", Type: Bool, Shown: "`False`",
+		Name: "display", JSON: "display", Type: Bool, Shown: "`False`",
 		Doc: "A VGA adapter ([screen.md](screen.md)).",
 		set: func(c *attest.MachineConfig, v any) { c.Display = v.(bool) },
 	},
 	{
-		Name: "egress", Type: Destinations, Shown: "`False`",
+		Name: "egress", JSON: "egress", Type: Destinations, Shown: "`False`",
 		Doc: "Where the machine may connect to outside of the lab: a list of destinations, or `True` for everywhere ([networks.md](networks.md#the-way-out)).",
 		set: func(c *attest.MachineConfig, v any) { c.Egress = v.([]string) },
 	},
@@ -139,12 +140,12 @@ var Fields = []Field{
 		set: func(c *attest.MachineConfig, v any) { c.AllowReboot = v.(bool) },
 	},
 	{
-		Name: "boot", Type: String, Check: checkBoot, Shown: "`\"warm\"`",
+		Name: "boot", JSON: "boot", Type: String, Check: checkBoot, Shown: "`\"warm\"`",
 		Doc: "`\"warm\"` restores a machine that has booted before, `\"cold\"` boots ([snapshots.md](snapshots.md)).",
 		set: func(c *attest.MachineConfig, v any) { c.Boot = attest.Boot(v.(string)) },
 	},
 	{
-		Name: "boot_timeout", Type: Duration, Shown: "5 minutes",
+		Name: "boot_timeout", JSON: "boot_timeout", Type: Duration, Shown: "5 minutes",
 		Doc: "How long the guest may take to boot ([waits.md](waits.md)). Longer by default on an emulated host.",
 		set: func(c *attest.MachineConfig, v any) { c.BootTimeout = v.(time.Duration) },
 	},
@@ -227,15 +228,37 @@ func MachineConfigOfFile(settings map[string]any) (attest.MachineConfig, error) 
 		if !ok || f.JSON == "" {
 			continue
 		}
-		if f.Type == Files {
-			var err error
+		var err error
+		switch {
+		case f.Type == Files:
 			if v, err = FilesOf(v); err != nil {
 				return c, fmt.Errorf("%s%w", f.JSON, err)
+			}
+		case slices.Contains(machineconfig.FurtherKeys, f.JSON):
+			if v, err = f.fromJSON(v); err != nil {
+				return c, err
 			}
 		}
 		f.set(&c, v)
 	}
 	return c, nil
+}
+
+// fromJSON makes a value of a machine configuration file into one of the field's type.
+// A disk is an object with the arguments of disk(…).
+func (f Field) fromJSON(v any) (any, error) {
+	v, err := withNumbers(v)
+	if list, ok := v.([]any); ok && f.Type == Disks {
+		for i := range list {
+			if list[i], err = ImageOf(map[string]any{"disk": list[i]}); err != nil {
+				return nil, fmt.Errorf("%s/%d: %w", f.JSON, i, err)
+			}
+		}
+	}
+	if err == nil {
+		v, err = Param{Name: f.JSON, Type: f.Type, Check: f.Check}.convert(v)
+	}
+	return v, err
 }
 
 // FieldsPage is the table of fields in docs/machines.md.

@@ -1,6 +1,7 @@
 package operation
 
 import (
+	"encoding/json"
 	"maps"
 	"os"
 	"reflect"
@@ -138,12 +139,18 @@ func TestFieldsOfFiles(t *testing.T) {
 	m := machineconfig.Machine{
 		Name: "m", Backend: "qemu", VLANs: []int{2}, StartCommand: "x", AllowReboot: true, Memory: 99, CPUs: 2, SnapshotPath: "s", MockScript: []byte(`{}`),
 		Files: map[string]any{"/etc/x": map[string]any{"path": "x", "mode": "0755"}}, Mount: map[string]string{"/opt/x": "x"},
+		Further: map[string]any{
+			"mac": []any{"52:54:00:00:00:01"}, "nic": "e1000", "qemu": []any{"-rtc", "base=utc"}, "type": "q35", "cmdline": "quiet", "user": "debian", "password": "secret", "root": "xfs", "root_size": "2G",
+			"disks": []any{map[string]any{"size": "1M", "serial": "a"}}, "display": true, "egress": true, "boot": "cold", "boot_timeout": json.Number("1.5"),
+		},
 	}
 	settings := m.Settings()
 	settings["image"], settings["options"] = attest.Debian{}, []byte(`{"a":1}`)
 	want := attest.MachineConfig{
 		Name: "m", Backend: "qemu", Networks: []int{2}, StartCommand: "x", AllowReboot: true, Memory: 99, CPUs: 2, Snapshot: "s", MockScript: []byte(`{}`), Image: attest.Debian{}, BackendOptions: []byte(`{"a":1}`),
 		Files: map[string]attest.File{"/etc/x": {Path: "x", Mode: 0o755}}, Mount: map[string]string{"/opt/x": "x"},
+		MACs: []string{"52:54:00:00:00:01"}, NIC: "e1000", QEMU: []string{"-rtc", "base=utc"}, Type: "q35", Cmdline: "quiet", User: "debian", Password: "secret", Root: "xfs", RootSize: 2 << 30,
+		Disks: []attest.Disk{{Size: 1 << 20, Serial: "a"}}, Display: true, Egress: []string{"*"}, Boot: attest.BootCold, BootTimeout: 1500 * time.Millisecond,
 	}
 	got, err := MachineConfigOfFile(settings)
 	if err != nil {
@@ -151,6 +158,20 @@ func TestFieldsOfFiles(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
+	}
+	for key, tt := range map[string]struct {
+		value any
+		want  string
+	}{
+		"root":      {"fat", `root: "fat" is not a file system that a root can have; it is one of overlay, ext4, xfs, btrfs`},
+		"root_size": {json.Number("4"), `root_size must be a size such as "512M" or "2G", not the number 4`},
+		"disks":     {[]any{map[string]any{"siez": "1M"}}, `disks/0: disk(…): there is no argument "siez"; did you mean size?`},
+		"display":   {"yes", `display must be True or False, not the string "yes"`},
+	} {
+		settings := map[string]any{key: tt.value}
+		if _, err := MachineConfigOfFile(settings); err == nil || err.Error() != tt.want {
+			t.Errorf("%s: %v, want %s", key, err, tt.want)
+		}
 	}
 	var keys []string
 	for _, f := range Fields {

@@ -112,7 +112,7 @@ func fileMode(v any) (uint32, error) {
 // Relative is an argument for a parameter with paths of the host, with each of them as
 // relative makes it.
 func (p Param) Relative(v any, relative func(string) string) any {
-	if path, ok := v.(string); ok && p.Type == String {
+	if path, ok := v.(string); ok && (p.Type == String || p.Type == Kernel && !strings.HasPrefix(path, "debian:")) {
 		return relative(path)
 	}
 	dict, ok := v.(map[string]any)

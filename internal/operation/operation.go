@@ -70,7 +70,8 @@ const (
 	Strings  Type = "string or list of strings"
 	Dict     Type = "dict of strings"
 	Ints     Type = "list of integers"
-	Image    Type = "image" // an attest.Image
+	Image    Type = "image"           // an attest.Image
+	Kernel   Type = "path or package" // of the host, or debian:PACKAGE
 	Machines Type = "machine or list of machines"
 	Function Type = "function" // of the test file; see Func
 	Filter   Type = "string, dict or function"

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/attest-vm/attest/internal/access"
-	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/operation"
 	"github.com/attest-vm/attest/internal/session"
 )
@@ -27,7 +25,7 @@ const (
 	tagObject   = "$object"   // an Object
 	tagResult   = "$result"   // how a command ended
 	tagFunction = "$function" // a number that the peer gave to a function of its own
-	tagImage    = "$image"    // a specification
+	tagImage    = "$image"    // as operation.ImageOf takes it
 	tagOther    = "$other"    // the name of a type that no parameter takes
 	tagDict     = "$dict"     // an object whose only key begins with $
 	tagData     = "$data"     // JSON that is kept as data
@@ -225,15 +223,11 @@ func (d decoder) tagged(key string, v any) (any, error) {
 		}
 		return session.Object{ID: int(id)}, nil
 	case tagImage:
-		text, err := json.Marshal(v)
-		if err != nil {
-			return nil, bad
-		}
-		spec, err := image.ParseSpec(text)
+		value, err := d.decode(v)
 		if err != nil {
 			return nil, err
 		}
-		return access.Image(spec), nil
+		return operation.ImageOf(value)
 	case tagDict:
 		if dict, ok := v.(map[string]any); ok {
 			return d.dict(dict)

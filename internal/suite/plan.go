@@ -17,7 +17,6 @@ import (
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/event"
-	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/machineconfig"
 	"github.com/attest-vm/attest/internal/operation"
 	"github.com/attest-vm/attest/internal/script"
@@ -340,11 +339,11 @@ func machinesOf(f *machineconfig.File) ([]attest.MachineConfig, error) {
 		}
 		settings := m.Settings()
 		if m.Image != nil {
-			spec, err := image.ParseSpec(m.Image)
+			img, err := operation.ImageOfJSON(m.Image)
 			if err != nil {
-				return nil, refusef(event.Invalid, "machine configuration %s: machine %q: %v", f.Path, m.Name, err)
+				return nil, refusef(event.Invalid, "machine configuration %s: machine %q: /machines/%d/image: %v", f.Path, m.Name, i, err)
 			}
-			settings["image"] = access.Image(spec).(attest.Image)
+			settings["image"] = img
 		}
 		c, err := operation.MachineConfigOfFile(settings)
 		if err == nil {

@@ -163,6 +163,30 @@ def test_x(): m.succeed("true")
 	run("without builds", 6, Options{NoBuild: true})
 }
 
+// A disk that a build makes is looked for when it has been made, and not before.
+func TestBuildMakesADisk(t *testing.T) {
+	host := newBuildHost(t)
+	t.Chdir(t.TempDir())
+	for _, tt := range []struct{ build, want string }{
+		{"build = 'echo > made.img'\n", ""},
+		{"build = 'true'\n", `machine "m": image: made.img: no such file or directory`},
+		{"", "disk: made.img: no such file or directory"},
+	} {
+		os.Remove("made.img")
+		writeFiles(t, map[string]string{"f_test.star": tt.build + "m = machine(image = disk('made.img'))\ndef test_x(): pass\n"})
+		s, failures, _ := runOn(t, host, Options{Files: []string{"f_test.star"}})
+		if tt.want == "" && s.Status != event.Passed || tt.want != "" && s.Status != event.Invalid {
+			t.Errorf("%q: %s %v", tt.build, s.Status, failures)
+		}
+		wd, _ := os.Getwd()
+		for _, f := range failures {
+			if got := strings.ReplaceAll(f.Message, wd, "DIR"); got != tt.want || f.Position.Line == 0 {
+				t.Errorf("%q: at %v: %s, want %s", tt.build, f.Position, got, tt.want)
+			}
+		}
+	}
+}
+
 // A build that fails is a mistake of what is built: its place, its output, and no test.
 func TestBuildThatFails(t *testing.T) {
 	host := newBuildHost(t)

@@ -107,7 +107,7 @@ func quote(errs []*script.Error, path string, source []byte) {
 // libraryAsJSON is the library as declare.py takes it: the text of each module.
 func libraryAsJSON() ([]byte, error) {
 	names, err := fs.Glob(library, "lib/test_driver/*.py")
-	modules := map[string]string{}
+	modules := map[string]string{imagesModule: imagesSource()}
 	for _, name := range names {
 		text, readErr := library.ReadFile(name)
 		err = errors.Join(err, readErr)
@@ -117,6 +117,32 @@ func libraryAsJSON() ([]byte, error) {
 		return nil, &attest.InfraError{Action: "read the Python library", Err: err}
 	}
 	return json.Marshal(modules)
+}
+
+// imagesModule is a module of the library that is made of the table of functions which
+// make images: the names of their arguments, in their order, and which of them have paths.
+const imagesModule = "test_driver/_images.py"
+
+func imagesSource() string {
+	var b strings.Builder
+	b.WriteString("ARGUMENTS = {\n")
+	for _, f := range operation.ImageFunctions {
+		fmt.Fprintf(&b, "    %q: {", f.Name)
+		for _, p := range f.Params {
+			path := ""
+			switch {
+			case p.Type == operation.Files:
+				path = "files"
+			case p.Type == operation.Kernel:
+				path = "kernel"
+			case p.Path:
+				path = "path"
+			}
+			fmt.Fprintf(&b, "%q: %q, ", p.Name, path)
+		}
+		b.WriteString("},\n")
+	}
+	return b.String() + "}\n"
 }
 
 func (f *file) declareMachines(d *declared, backend string) []*script.Error {

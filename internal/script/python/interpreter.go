@@ -111,6 +111,9 @@ func unpack(dir string) (string, error) {
 	if err == nil {
 		err = os.CopyFS(dir, lib)
 	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, imagesModule), []byte(imagesSource()), 0o600)
+	}
 	if err != nil {
 		return "", &attest.InfraError{Action: "unpack the Python library", Err: err}
 	}

@@ -28,12 +28,15 @@ func (l *loader) predeclared() sl.StringDict {
 		"machines": machineList{l},
 	}
 	for name, fn := range map[string]func(*sl.Thread, *sl.Builtin, sl.Tuple, []sl.Tuple) (sl.Value, error){
-		"machine": l.declare, "debian": debian, "rootfs": rootfs, "disk": disk,
+		"machine":   l.declare,
 		"assert_eq": assertEq, "assert_contains": assertContains, "assert_matches": assertMatches, "fail": fail,
 		"subtest": subtest, "retry": retry, "polling_condition": pollingCondition, "wait_all": waitAll, "log": log,
 		"struct": starlarkstruct.Make, "var": l.variable,
 	} {
 		env[name] = sl.NewBuiltin(name, fn)
+	}
+	for _, f := range operation.ImageFunctions {
+		env[f.Name] = sl.NewBuiltin(f.Name, l.makeImage(f))
 	}
 	for _, o := range operation.All(operation.Lab) {
 		env[o.Name] = operate("", nil, o)

@@ -109,6 +109,7 @@ func (l *loader) read(path string, choose func(*File, *module) []*script.Error) 
 		errs = append(errs, m.check(l.sources)...)
 		errs = append(errs, f.addBuilds(m)...)
 	}
+	errs = append(errs, l.checkImages(f)...)
 	f.order, f.options = l.order, l.options
 	errs = append(errs, choose(f, m)...)
 	if len(errs) > 0 {
@@ -128,6 +129,7 @@ type loader struct {
 	modules  map[string]*module // by absolute path
 	order    []*module          // that were loaded, innermost first
 	machines []*machine         // in the order of their declaration
+	images   []declaredImage
 	networks map[int]attest.NetworkConfig
 	declared map[int]string // where the networks are
 }

@@ -110,8 +110,8 @@ func operate(owner string, on any, o *operation.Operation) *sl.Builtin {
 func (th *thread) bind(t *sl.Thread, o *operation.Operation, args sl.Tuple, kwargs []sl.Tuple) (operation.Args, error) {
 	positional, named := th.plainArgs(t, args, kwargs)
 	for i, v := range positional {
-		if path, ok := v.(string); ok && i < len(o.Params) && o.Params[i].Path {
-			positional[i] = th.relative(t)(path)
+		if i < len(o.Params) && o.Params[i].Path {
+			positional[i] = o.Params[i].Relative(v, th.relative(t))
 		}
 	}
 	for i, n := range named {

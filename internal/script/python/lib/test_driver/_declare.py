@@ -4,7 +4,7 @@ Nothing is checked here. The engine reads what is declared, and gives machines t
 
 import os
 
-from . import _memory, _protocol, errors
+from . import _images, _memory, _protocol, errors
 from .machine import QemuMachine
 
 
@@ -33,29 +33,28 @@ class Declarations:
         return p if isinstance(p, str) and p.startswith("debian:") else self.path(p)
 
     def file(self, f):
-        if not isinstance(f, dict):
-            return f
-        f = dict(f)
-        if "source" in f:
-            f["path"] = self.path(f.pop("source"))
-        if isinstance(f.get("mode"), int):
-            f["mode"] = format(f["mode"], "04o")
-        return f
+        return {k: self.path(v) if k in ("path", "source") else v for k, v in f.items()} if isinstance(f, dict) else f
 
-    def debian(self, *, suite=None, packages=None, files=None, run=None, kernel=None):
-        """A Debian image with packages, files and commands."""
-        if isinstance(files, dict):
-            files = {k: self.file(f) for k, f in files.items()}
-        packages, run = (list(x) if isinstance(x, tuple) else x for x in (packages, run))
-        return Image("debian", {"suite": suite, "packages": packages, "files": files, "run": run, "kernel": self.kernel(kernel)})
+    def files(self, files):
+        return {k: self.file(f) for k, f in files.items()} if isinstance(files, dict) else files
 
-    def rootfs(self, path, kernel=None, modules=None):
-        """An image of a root file system: an archive or a directory."""
-        return Image("rootfs", {"path": self.path(path), "kernel": self.kernel(kernel), "modules": self.path(modules)})
+    def image(self, kind):
+        """The function that makes images of a kind."""
+        arguments = _images.ARGUMENTS[kind]
+        at = {"": lambda v: v, "path": self.path, "kernel": self.kernel, "files": self.files}
 
-    def disk(self, path):
-        """An image that is a whole disk."""
-        return Image("disk", {"path": self.path(path)})
+        def make(*args, **named):
+            if len(args) > len(arguments):
+                raise errors.ArgumentError(f"{kind}: takes at most {len(arguments)} arguments, not {len(args)}")
+            for name, v in zip(arguments, args):
+                if name in named:
+                    raise errors.ArgumentError(f"{kind}: argument {name} is given twice")
+                named[name] = v
+            return Image(kind, {name: at[arguments.get(name, "")](v) for name, v in named.items()})
+
+        make.__name__ = make.__qualname__ = kind
+        make.__doc__ = "An image, by its arguments (docs/machines.md of attest)."
+        return make
 
     def machine(self, *args, **settings):
         """Declares a machine, by its settings (docs/machines.md of attest)."""
@@ -70,7 +69,7 @@ class Declarations:
         self.networks.append({"number": number, "dhcp": dhcp, "dns": dns, "ra": ra, "at": _protocol.here()})
 
     def symbols(self):
-        return {"machine": self.machine, "debian": self.debian, "rootfs": self.rootfs, "disk": self.disk}
+        return {"machine": self.machine, **{kind: self.image(kind) for kind in _images.ARGUMENTS}}
 
 
 def names(script, machines, driver):

@@ -98,7 +98,7 @@ def encode(v, register=None):
     for attribute, key in (("_attest_machine", "$machine"), ("_attest_image", "$image")):
         x = getattr(v, attribute, None)
         if x is not None:
-            return {key: x}
+            return {key: encode(x)}
     if isinstance(v, Object):
         return {"$object": {"id": v._id}}
     if isinstance(v, (list, tuple)):
