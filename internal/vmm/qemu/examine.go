@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/attest-vm/attest/internal/vmm"
 )
@@ -199,6 +200,35 @@ func namedFiles(argv []string, dir string) []string {
 	for _, a := range argv {
 		for _, path := range filePath.FindAllString(a, -1) {
 			if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && !within(path, dir) {
+				out = append(out, path)
+			}
+		}
+	}
+	return out
+}
+
+// readPath is something in a script that may be the path of a file which the script reads. What
+// follows > is written.
+var readPath = regexp.MustCompile(`(>\s*["']?)?(/[^\s"'` + "`" + `\\$*?:;,=&|<>(){}[\]]+)`)
+
+// readFiles are the files outside of dir that the scripts among files name: of what they make disks,
+// and what they source. Another content of these is another machine.
+func readFiles(files []string, dir string) []string {
+	var out []string
+	for _, script := range files {
+		if st, err := os.Stat(script); err != nil || st.Size() >= maxScript {
+			continue
+		}
+		content, err := os.ReadFile(script)
+		if err != nil || !utf8.Valid(content) {
+			continue
+		}
+		for _, m := range readPath.FindAllSubmatch(content, -1) {
+			path := filepath.Clean(string(m[2]))
+			if len(m[1]) > 0 || within(path, dir) || within(path, "/proc") || within(path, "/sys") {
+				continue
+			}
+			if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
 				out = append(out, path)
 			}
 		}

@@ -227,6 +227,50 @@ func TestScriptEnds(t *testing.T) {
 	}
 }
 
+// A saved machine is another when what its start script makes its disks of has changed: QEMU's
+// command line, which is compared later, does not name that.
+func TestFingerprintOfScript(t *testing.T) {
+	dir, state := t.TempDir(), t.TempDir()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	script := startCommand(t,
+		". "+file("common.sh"),
+		"[ -e $NIX_DISK_IMAGE ] || cp --reflink=auto '"+file("base.qcow2")+"' \"$NIX_DISK_IMAGE\"",
+		"mkfs --from="+file("root.tar")+";echo made >>"+file("log")+" 2> \""+file("errors")+"\"",
+		"cat "+filepath.Join(state, "own")+" /proc/uptime",
+		`exec qemu-system-x86_64 "$@"`)
+	names := []string{"common.sh", "base.qcow2", "root.tar", "log", "errors", "elsewhere"}
+	for _, name := range append(names, "../"+filepath.Base(state)+"/own") {
+		if err := os.WriteFile(file(name), []byte("one"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	print := func() string {
+		t.Helper()
+		text, err := (&backend{}).Fingerprint(vmm.Host{}, vmm.Config{Dir: state, Boot: &vmm.Command{Line: script + " --verbose"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	was := print()
+	if again := print(); again != was {
+		t.Errorf("of the same script:\n%s\n%s", was, again)
+	}
+	for name, matters := range map[string]bool{
+		"common.sh": true, "base.qcow2": true, "root.tar": true,
+		"log": false, "errors": false, "elsewhere": false, "../" + filepath.Base(state) + "/own": false,
+	} {
+		if err := os.WriteFile(file(name), []byte("two"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		is := print()
+		if (is != was) != matters {
+			t.Errorf("%s has changed, and another machine is %v", name, is != was)
+		}
+		was = is
+	}
+}
+
 func TestWithout(t *testing.T) {
 	ours := []string{"-mon", "x", "-S"}
 	for _, tt := range []struct {

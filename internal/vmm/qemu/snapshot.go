@@ -279,7 +279,9 @@ func splitState(state []byte) (prefix, devices []byte, err error) {
 func (b *backend) Fingerprint(host vmm.Host, config vmm.Config) (string, error) {
 	if command, ok := config.Boot.(*vmm.Command); ok {
 		// What that starts is known when it runs, and compared then (scriptState).
-		return strings.Join(append(stamps(namedFiles([]string{command.Line}, config.Dir)), command.Line, vmm.Processor()), "\n"), nil
+		files := namedFiles([]string{command.Line}, config.Dir)
+		files = append(files, readFiles(files, config.Dir)...)
+		return strings.Join(append(stamps(files), command.Line, vmm.Processor()), "\n"), nil
 	}
 	hw := *config.Boot.(*vmm.Hardware)
 	qemu, err := b.find()
