@@ -27,6 +27,18 @@ var linksTable = []*Operation{
 			return nil, t.machine.Unblock(ctx, a.networks()...)
 		},
 	},
+	{
+		Name: "addresses", Subject: "Network", Result: List, Property: true,
+		Doc: "The machine's planned addresses as strings: IPv4 before IPv6, in the order of its networks.\n\n" +
+			"They are those that the other machines know it by, also before it starts. It is an attribute: `m.addresses[0]`.",
+		call: func(_ context.Context, t target, _ Args) (any, error) {
+			out := []string{}
+			for _, a := range t.machine.Addresses() {
+				out = append(out, a.String())
+			}
+			return out, nil
+		},
+	},
 }
 
 var (

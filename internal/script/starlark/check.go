@@ -131,6 +131,9 @@ func (c checker) kind(x syntax.Expr) (on operation.On, known bool) {
 				o = operation.Find(on, fn.Name.Name)
 			}
 		case *syntax.Ident:
+			if fn.Name == askName {
+				return c.kind(x.Args[0])
+			}
 			o = c.function(fn)
 		}
 		if o != nil {

@@ -10,6 +10,8 @@ import (
 
 	sl "go.starlark.net/starlark"
 	"go.starlark.net/syntax"
+
+	"github.com/attest-vm/attest/internal/operation"
 )
 
 // Starlark's text % values takes conversions such as %s and %d, but no width and no
@@ -29,20 +31,42 @@ func init() {
 
 // universe are the names that Starlark itself has.
 func universe() []string {
-	return slices.DeleteFunc(sl.Universe.Keys(), func(name string) bool { return name == formatName })
+	return slices.DeleteFunc(sl.Universe.Keys(), func(name string) bool { return name == formatName || name == askName })
 }
 
-// extendFormat changes a file that was parsed and not resolved.
-func extendFormat(f *syntax.File) {
-	extended := func(x syntax.Expr) syntax.Expr {
+// A machine is the same value in all tests of a file, and its guest is another one in
+// each. A property such as m.addresses is asked of the guest of the test that runs: in
+// each m.addresses the left side is given to a function of this name, which no file can
+// write, and which knows that test.
+const askName = "(ask)"
+
+func init() {
+	sl.Universe[askName] = sl.NewBuiltin(askName, func(t *sl.Thread, _ *sl.Builtin, args sl.Tuple, _ []sl.Tuple) (sl.Value, error) {
+		m, ok := args[0].(*machine)
+		if !ok {
+			return args[0], nil
+		}
+		asked := *m
+		asked.maker = threadOf(t)
+		return &asked, nil
+	})
+}
+
+// extend changes a file that was parsed and not resolved.
+func extend(f *syntax.File) {
+	called := func(name string, x syntax.Expr) syntax.Expr {
 		at := syntax.Start(x)
-		return &syntax.CallExpr{Fn: &syntax.Ident{NamePos: at, Name: formatName}, Lparen: at, Args: []syntax.Expr{x}, Rparen: at}
+		return &syntax.CallExpr{Fn: &syntax.Ident{NamePos: at, Name: name}, Lparen: at, Args: []syntax.Expr{x}, Rparen: at}
 	}
 	syntax.Walk(f, func(n syntax.Node) bool {
 		switch n := n.(type) {
+		case *syntax.DotExpr:
+			if o := operation.Find(operation.Machine, n.Name.Name); o != nil && o.Property {
+				n.X = called(askName, n.X)
+			}
 		case *syntax.BinaryExpr:
 			if n.Op == syntax.PERCENT {
-				n.X = extended(n.X)
+				n.X = called(formatName, n.X)
 			}
 		case *syntax.AssignStmt:
 			if name, ok := n.LHS.(*syntax.Ident); ok && n.Op == syntax.PERCENT_EQ {

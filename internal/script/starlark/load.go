@@ -186,7 +186,7 @@ func (l *loader) load(path string) (*module, error) {
 	l.sources.add(path, text)
 	var program *sl.Program
 	if m.syntax, err = dialect.Parse(path, text, 0); err == nil {
-		extendFormat(m.syntax)
+		extend(m.syntax)
 		program, err = sl.FileProgram(m.syntax, l.env.Has)
 	}
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 type machine struct {
 	config   attest.MachineConfig
 	declared event.Position
+	maker    *thread // asks for properties; nil: nobody does
 }
 
 var (
@@ -66,7 +67,14 @@ func (m *machine) Attr(name string) (sl.Value, error) {
 	if o == nil {
 		return nil, noOperation(operation.Machine, name)
 	}
-	return operate(m.name(), operation.MachineName(m.config.Name), o), nil
+	on := operation.MachineName(m.config.Name)
+	switch {
+	case !o.Property:
+		return operate(m.name(), on, o), nil
+	case m.maker == nil || m.maker.lab == nil:
+		return nil, noLab(m.name() + "." + name)
+	}
+	return m.maker.property(on, o)
 }
 
 // declare is machine(…).

@@ -52,15 +52,20 @@ func (o *object) Attr(name string) (sl.Value, error) {
 	case o.maker == nil:
 		return nil, noLab(o.on.String() + "." + name)
 	}
-	args, err := op.Bind(nil, nil)
+	return o.maker.property(o.of, op)
+}
+
+// property is what an object says at once.
+func (th *thread) property(of any, o *operation.Operation) (sl.Value, error) {
+	args, err := o.Bind(nil, nil)
 	if err != nil {
 		return nil, err
 	}
-	v, err := o.maker.lab.Invoke(o.maker.ctx, o.of, op, args)
+	v, err := th.lab.Invoke(th.ctx, of, o, args)
 	if err != nil {
-		return nil, &operation.Error{Operation: op.Name, Err: err}
+		return nil, &operation.Error{Operation: o.Name, Err: err}
 	}
-	return o.maker.value(v), nil
+	return th.value(v), nil
 }
 
 func noOperation(on operation.On, name string) error {

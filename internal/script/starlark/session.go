@@ -108,7 +108,7 @@ func (s *Session) Read(line func(first bool) (string, error)) (script.Statement,
 		}
 	}
 	in.file = f
-	extendFormat(f)
+	extend(f)
 	return in, nil
 }
 

@@ -950,6 +950,43 @@ def test_a():
 	}
 }
 
+// A property of a machine is asked of the lab of the test that runs, and of nobody where
+// there is none. Attributes of that name of other values stay theirs.
+func TestPropertiesOfMachines(t *testing.T) {
+	f := load(t, `m = machine(image = debian())
+other = struct(addresses = [7])
+def named(x): return x.addresses
+def main():
+    assert_eq(m.addresses, ["m of the test"])
+    assert_eq(named(m) + named(other), ["m of the test", 7])
+    assert_eq([x.addresses[0] for x in machines], ["m of the test"])
+    assert_eq(m.addresses == other.addresses, False)
+    m.succeed(m.addresses[0])
+`)
+	lab := &fakeLab{answer: func(_ context.Context, machine, name string, _ operation.Args) (any, error) {
+		if name != "addresses" {
+			return "", nil
+		}
+		return []string{machine + " of the test"}, nil
+	}}
+	if err := f.Call(t.Context(), lab, "main"); err != nil || lab.calls[len(lab.calls)-1] != "m.succeed" {
+		t.Errorf("%q, %v", lab.calls, err)
+	}
+	for text, want := range map[string]string{
+		"m = machine(image = debian())\nm.addresses\ndef main(): pass\n":                           "machine.addresses: machines exist only while",
+		"m = machine(image = debian())\ndef main():\n    print(getattr(m, 'addresses'))\n":         "",
+		"m = machine(image = debian())\ndef main():\n    m.adresses\n":                             "machine has no operation adresses; did you mean addresses?",
+		"m = machine(image = debian())\ndef main():\n    m.addresses()\n":                          "addresses is an attribute, not a function: write .addresses",
+		"m = machine(image = debian())\ndef main():\n    m.succeed(m.addresses[0], tineout = 3)\n": `there is no argument "tineout"; did you mean timeout?`,
+	} {
+		t.Chdir(write(t, "x.star", text))
+		_, err := Load(t.Context(), "x.star", script.Options{})
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %s", text, err, want)
+		}
+	}
+}
+
 // What network(…) declares goes to the lab, and network is the lab's networks still.
 func TestNetworks(t *testing.T) {
 	f := load(t, "m = machine(image = debian())\nnetwork(1, dhcp = False)\nnetwork(2, dns = False, ra = False)\ndef main():\n    network.heal()\n")
