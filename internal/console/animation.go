@@ -11,12 +11,11 @@ import (
 //
 // Before the next line it moves the cursor up and erases that one. There is no setting
 // that keeps its other messages and not this. In what a console has said it would be
-// hundreds of lines, so the first of each job stays and the others are left out, with the
-// movements of the cursor.
+// hundreds of lines, so they are left out, with the movements of the cursor. Which units
+// a boot waits for attest asks systemd, and says itself.
 type animation struct {
-	held []byte          // of the line that comes, as long as it may be one to leave out
-	open bool            // the line has begun to pass
-	seen map[string]bool // jobs of which there was a line
+	held []byte // of the line that comes, as long as it may be one to leave out
+	open bool   // the line has begun to pass
 }
 
 const (
@@ -28,7 +27,7 @@ const (
 )
 
 var (
-	drawn = regexp.MustCompile(`^\[[ *]{6}\] (?:\([0-9]+ of [0-9]+\) )?(.+?) \([^()]* / [^()]*\)`)
+	drawn = regexp.MustCompile(`^\[[ *]{6}\] (?:\([0-9]+ of [0-9]+\) )?.+? \([^()]* / [^()]*\)`)
 	head  = []byte("[......] ") // a dot is a star or a space
 )
 
@@ -42,20 +41,11 @@ func (a *animation) pass(out []byte, b byte) []byte {
 	line := bytes.TrimPrefix(a.held, []byte(erase))
 	switch {
 	case b == '\n':
-		m := drawn.FindSubmatch(line)
-		if m == nil {
+		if !drawn.Match(line) {
 			return a.flush(out, line)
 		}
-		job := string(m[1])
-		if a.seen[job] {
-			a.held = a.held[:0]
-			return out
-		}
-		if a.seen == nil {
-			a.seen = map[string]bool{}
-		}
-		a.seen[job] = true
-		return a.flush(out, line)
+		a.held = a.held[:0]
+		return out
 	case len(a.held) <= len(erase) && bytes.HasPrefix([]byte(erase), a.held), fits(line) && len(line) < maxHeld:
 		return out
 	}
