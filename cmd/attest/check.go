@@ -27,7 +27,8 @@ func newCheck() *cobra.Command {
 		Long: "check reads test files as run does, and boots nothing: the syntax, names and\n" +
 			"operations that do not exist, their arguments, and the machines. Of scripts in\n" +
 			"Python the types are checked too, by mypy or ty, if this host has one of them.\n\n" +
-			"It exits with 2 if run would refuse a file, or if a type is wrong.",
+			"It exits with 2 if run would refuse a file, or if a type is wrong. A file that has\n" +
+			"setup() and no tests, for snapshot build, is fine.",
 		Example: "  attest check tests/\n" +
 			"  attest check --machine-config lab.json script.py",
 		Args: cobra.MinimumNArgs(1),

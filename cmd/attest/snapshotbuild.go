@@ -15,7 +15,8 @@ func newSnapshotBuild() *cobra.Command {
 		Long: "build runs setup() of a test file and writes the state of its machines to a\n" +
 			"directory: memory, devices and disks. attest run --from DIR begins the file's tests\n" +
 			"there, and snapshot_path in a machine configuration starts one machine from its\n" +
-			"directory below DIR; on this host, or another one of the same kind.",
+			"directory below DIR; on this host, or another one of the same kind. The file needs\n" +
+			"no tests.",
 		Example: "  attest snapshot build cluster_test.star -o cluster\n" +
 			"  attest run --from cluster cluster_test.star",
 		Args: cobra.ExactArgs(1),

@@ -152,6 +152,16 @@ func (p *plan) invalid() bool {
 	return slices.ContainsFunc(p.files, func(f *file) bool { return f.err != nil })
 }
 
+// refuseSetups refuses files that have no tests, but a setup: what it leaves can only be
+// saved.
+func (p *plan) refuseSetups() {
+	for _, f := range p.files {
+		if f.err == nil && len(f.tests) == 0 {
+			f.err = refusef(event.Invalid, "%s: the file has setup() and nothing to run: no function test_* and no main(); attest snapshot build writes the state that setup leaves", f.path)
+		}
+	}
+}
+
 // setAside takes out the files that cannot be run and of which no test is selected:
 // who runs one test does not have to mend all files first.
 func (p *plan) setAside(re *regexp.Regexp) {

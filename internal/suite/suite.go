@@ -214,6 +214,9 @@ func (r *run) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if r.opts.SaveTo == "" {
+		plan.refuseSetups()
+	}
 	plan.setAside(r.opts.Select)
 	if plan.invalid() {
 		r.announce(ctx, plan)

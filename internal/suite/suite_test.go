@@ -121,6 +121,8 @@ func (s *fakeState) Close() error {
 	return nil
 }
 
+func (s *fakeState) Save(ctx context.Context, dir string) error { return s.of.Save(ctx, dir) }
+
 func (l *fakeLab) Save(_ context.Context, dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
@@ -252,6 +254,28 @@ func (o outcome) expect(t *testing.T, status event.Status, exit int, lines ...st
 	// In the order of the names: tests end in any order.
 	if got, want := strings.Join(slices.Sorted(slices.Values(o.lines)), "\n"), strings.Join(slices.Sorted(slices.Values(lines)), "\n"); got != want {
 		t.Errorf("\n got %s\nwant %s", got, want)
+	}
+}
+
+// The state that setup leaves is saved, of a file with tests and of one without. Only the
+// first has something to run.
+func TestSetupAlone(t *testing.T) {
+	const setup = machine + "def setup(): m.succeed('say setup')\n"
+	for name, text := range map[string]string{"alone": setup, "with tests": setup + "def test_a(): m.succeed('say test_a')\n"} {
+		o := runFiles(t, t.Context(), Options{SaveTo: "state"}, &fakeHost{}, "a.star", text)
+		o.expect(t, event.Passed, 0, "a.star passed", "a.star:setup passed")
+		if _, err := os.Stat("state"); err != nil || fmt.Sprint(o.host.said) != "[setup]" {
+			t.Errorf("%s: %v, %s said %v", name, err, text, o.host.said)
+		}
+	}
+	o := runFiles(t, t.Context(), Options{}, &fakeHost{}, "a.star", setup, "b.star", machine+"def test_b(): pass\n")
+	o.expect(t, event.Invalid, 2, "a.star invalid", "b.star skipped")
+	if f := o.fails["a.star"]; f == nil || !strings.Contains(f.Message, "a.star: the file has setup() and nothing to run: no function test_* and no main(); attest snapshot build writes the state that setup leaves") {
+		t.Errorf("got %+v", f)
+	}
+	checked, err := Check(t.Context(), Options{Files: []string{"a.star"}})
+	if err != nil || len(checked) != 1 || checked[0].Err != nil || len(checked[0].Machines) != 1 {
+		t.Errorf("checked: %+v, %v", checked, err)
 	}
 }
 

@@ -264,7 +264,7 @@ func (f *file) chooseTests(functions []function) []*script.Error {
 			"the file has both main() and tests such as %s(); main() is for files without test_* functions, so call it test_main or remove it", f.declared.tests[0].Name)})
 	case alone != nil:
 		f.declared.tests = []script.Test{*alone}
-	case len(f.declared.tests) == 0:
+	case len(f.declared.tests) == 0 && f.declared.setup == nil:
 		errs = append(errs, &script.Error{Position: event.Position{File: f.path}, Err: errors.New(
 			"the file declares machines and has nothing to run: no function test_* and no main()")})
 	}

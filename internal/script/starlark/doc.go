@@ -16,7 +16,8 @@
 // a name takes the name of its variable. Then setup(), if there is one, runs
 // once, and every function test_* goes on from what it left, in a lab of its
 // own, in any order and several at once. A file without test_* has a main()
-// instead; one with both, or with neither, is invalid. The first line of a
+// instead; one with both is invalid. One with neither has nothing to run; with setup()
+// it is good for a saved state. The first line of a
 // function's docstring is the test's title.
 //
 // A global variable timeout is the limit of each test, and a parameter of that name with

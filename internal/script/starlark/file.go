@@ -131,7 +131,7 @@ func (f *File) choose(m *module) []*script.Error {
 		errs = append(errs, f.sources.errorAt(main.Position, usagef("the file has both main() and tests such as %s(); main() is for files without test_* functions, so call it test_main or remove it", f.tests[0].Name)))
 	case main != nil:
 		f.tests = []script.Test{*main}
-	case len(f.tests) == 0:
+	case len(f.tests) == 0 && f.setup == nil:
 		errs = append(errs, f.sources.errorAt(event.Position{File: f.path}, usagef("the file has nothing to run: no function test_* and no main()")))
 	}
 	return errs
