@@ -173,7 +173,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
 	})
 	root.SetHelpCommand(newHelp())
-	root.AddCommand(newRun(), newCheck(), newREPL(), newDebug(), newReport(), newDoctor(), newImage(), newSnapshot(), newNeedle(), newGC(), newMan(), newDriver(), newScript(), newEval(), newEvalFile(), newPythonStubs(), newDriverSymbols())
+	root.AddCommand(newRun(), newCheck(), newREPL(), newDebug(), newReport(), newDoctor(), newBench(), newImage(), newSnapshot(), newNeedle(), newGC(), newMan(), newDriver(), newScript(), newEval(), newEvalFile(), newPythonStubs(), newDriverSymbols())
 	for _, cmd := range root.Commands() {
 		sayUsage(cmd)
 	}
