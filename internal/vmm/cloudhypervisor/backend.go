@@ -32,6 +32,7 @@ func newBackend() *backend {
 // options are what only cloud-hypervisor has (vmm.Hardware.Options).
 type options struct {
 	Binary string `json:"cloud_hypervisor_bin"` // a path, or a name on PATH; empty: see Env
+	microvm.GuestOptions
 }
 
 // A backend knows the cloud-hypervisors of this host.
@@ -62,7 +63,7 @@ const (
 // Check refuses what cloud-hypervisor does not have, by name. It takes configurations
 // whose files do not exist yet.
 func (b *backend) Check(c vmm.Config) error {
-	_, err := b.look(c)
+	_, _, err := b.look(c)
 	if err == nil {
 		err = microvm.Hardware(context.Background())
 	}
@@ -70,13 +71,13 @@ func (b *backend) Check(c vmm.Config) error {
 }
 
 // look is Check for a host whose processor is no question.
-func (b *backend) look(c vmm.Config) (microvm.Program, error) {
-	var o options
-	parse := func(text json.RawMessage) error { return microvm.ParseOptions(text, &o) }
+func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
+	parse := func(text json.RawMessage) error { return microvm.ParseOptions(text, &o, &o.GuestOptions) }
 	if _, err := microvm.Look(b.Name(), c, maxCPUs, parse); err != nil {
-		return microvm.Program{}, err
+		return p, o, err
 	}
-	return b.finder.Find(o.Binary)
+	p, err = b.finder.Find(o.Binary)
+	return p, o, err
 }
 
 func (b *backend) unsupported(c vmm.Config, operation, reason string) error {
@@ -103,11 +104,11 @@ func cmdline(hw *vmm.Hardware) string {
 
 // Fingerprint is the cloud-hypervisor, what the guest sees of the host, and the machine.
 func (b *backend) Fingerprint(_ vmm.Host, c vmm.Config) (string, error) {
-	p, err := b.look(c)
+	p, o, err := b.look(c)
 	if err != nil {
 		return "", err
 	}
-	return microvm.Fingerprint(p, c, cmdline(c.Boot.(*vmm.Hardware)))
+	return microvm.Fingerprint(p, c, o.GuestOptions, cmdline(c.Boot.(*vmm.Hardware)))
 }
 
 // Examine says what is there, for attest doctor.

@@ -31,6 +31,11 @@ func TestCheck(t *testing.T) {
 		{"a mock", "", &vmm.Mock{}, "a machine of a *vmm.Mock is not supported", event.Unsupported},
 		{"qcow2", "", &vmm.Hardware{Disks: []vmm.Disk{{Serial: "x", Format: "qcow2"}}}, "qemu-img convert -O raw OLD NEW", event.Unsupported},
 		{"an unknown option", "", options(`{"huge_pages": "2M"}`), `machine "m": options of backend cloud-hypervisor: json: unknown field "huge_pages"`, event.Invalid},
+		{"a disk that boots", "", &vmm.Hardware{Bare: true, Disks: []vmm.Disk{{Serial: "x"}}}, "a disk that boots by itself is not supported by backend cloud-hypervisor: it has no firmware", event.Unsupported},
+		{"a root shell", "", &vmm.Hardware{Bare: true, Kernel: "/k", Vmlinux: "/k", Disks: []vmm.Disk{{Serial: "x"}}, Options: json.RawMessage(`{"vsock_cid": 4, "vsock_port": 99}`)}, "", ""},
+		{"an address of the host", "", options(`{"vsock_cid": 2}`), "vsock_cid=2: the numbers below 3 are the host's", event.Invalid},
+		{"the agent's port", "", options(`{"vsock_port": 1024}`), "vsock_port=1024: want a positive number that is not 1024", event.Invalid},
+		{"no store", "", options(`{"store_image_path": "/nonexistent"}`), "store_image_path: stat /nonexistent: no such file", event.Invalid},
 		{"no binary", "", options(`{"cloud_hypervisor_bin": "/nonexistent/ch"}`), "/nonexistent/ch: no such file or directory; install cloud-hypervisor 43", event.Infra},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -20,12 +20,16 @@ import (
 // A machine is a microVM with what is particular to cloud-hypervisor.
 type machine struct{ *microvm.Machine }
 
+// bare is a machine whose guest offers a root shell instead of attest's agent.
+type bare struct{ *machine }
+
 // A design is a machine as cloud-hypervisor is told it.
 type design struct {
 	host    vmm.Host
 	config  vmm.Config
 	hw      *vmm.Hardware
 	program microvm.Program
+	options options
 	rams    *microvm.RAM
 }
 
@@ -57,6 +61,8 @@ var (
 	_ vmm.VM          = (*machine)(nil)
 	_ vmm.PowerButton = (*machine)(nil)
 	_ vmm.Interrupter = (*machine)(nil)
+	_ vmm.Backdoor    = (*bare)(nil)
+	_ vmm.Doubtful    = (*bare)(nil)
 	_ microvm.VMM     = (*hypervisor)(nil)
 )
 
@@ -75,19 +81,24 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if err := b.Check(config); err != nil {
 		return nil, err
 	}
-	d := design{host: host, config: config, hw: config.Boot.(*vmm.Hardware), rams: &b.ram}
-	if d.program, err = b.look(config); err != nil {
+	d := design{host: host, rams: &b.ram}
+	if d.program, d.options, err = b.look(config); err != nil {
 		return nil, err
 	}
+	config = d.options.WithStore(config)
+	d.config, d.hw = config, config.Boot.(*vmm.Hardware)
 	if microvm.Kernel(d.hw) == "" {
 		return nil, b.unsupported(config, "a machine without a kernel", "attest gives it no firmware that could boot a disk")
 	}
 	if n := len(cmdline(d.hw)); n >= maxCmdline {
 		return nil, b.unsupported(config, fmt.Sprintf("a kernel command line of %d bytes", n), fmt.Sprintf("the limit is %d; shorten cmdline", maxCmdline))
 	}
-	m, err := microvm.New(ctx, b.Name(), host, config, d)
+	m, err := microvm.New(ctx, b.Name(), host, config, d.options.GuestOptions, d)
 	if err != nil {
 		return nil, err
+	}
+	if d.hw.Bare {
+		return &bare{&machine{m}}, nil
 	}
 	return &machine{m}, nil
 }
@@ -210,7 +221,7 @@ func (p *hypervisor) boot(ctx context.Context, paused bool) error {
 		RNG:     rngConfig{"/dev/urandom"},
 		Serial:  consoleConfig{Mode: "Socket", Socket: serialSocket},
 		Console: consoleConfig{Mode: "Off"},
-		Vsock:   vsockConfig{CID: microvm.GuestCID, Socket: microvm.VsockSocket},
+		Vsock:   vsockConfig{CID: p.options.GuestCID(), Socket: microvm.VsockSocket},
 		PVPanic: true,
 	}
 	for i, d := range p.hw.Disks {
@@ -382,6 +393,15 @@ func (p *hypervisor) Save(ctx context.Context, memory *os.File) (device []byte, 
 	}
 	return json.Marshal(s)
 }
+
+// Backdoor is the guest's root shell.
+func (m *bare) Backdoor() (shell, upload net.Conn) { return m.Shell() }
+
+// CanSave refuses a guest that is reached by that shell alone.
+func (m *bare) CanSave(context.Context) error { return m.Reaches() }
+
+// WillSave: whether the agent will run there, nobody knows yet.
+func (m *bare) WillSave() error { return nil }
 
 // PressPower presses the power button.
 func (m *machine) PressPower(ctx context.Context) error {

@@ -125,7 +125,7 @@ func (b *backend) Fingerprint(_ vmm.Host, c vmm.Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return microvm.Fingerprint(p, c, cmdline(c.Boot.(*vmm.Hardware), o),
+	return microvm.Fingerprint(p, c, o.GuestOptions, cmdline(c.Boot.(*vmm.Hardware), o),
 		fmt.Sprintf("huge pages %q, entropy %v, PCI %v, disks %q %q", o.HugePages, o.entropy(), o.PCI, o.IOEngine, o.CacheType))
 }
 

@@ -45,6 +45,9 @@ func TestCheck(t *testing.T) {
 		{"a bzImage of now", "1.17.0", &vmm.Hardware{Kernel: bz}, "", ""},
 		{"an unknown option", "", options(`{"hugepages": "2M"}`), `unknown field "hugepages"`, event.Invalid},
 		{"a value", "", options(`{"io_engine": "Fast"}`), `io_engine="Fast": want Sync or Async`, event.Invalid},
+		{"a disk that boots", "", &vmm.Hardware{Bare: true, Disks: []vmm.Disk{{Serial: "x"}}}, "a disk that boots by itself is not supported by backend firecracker: it has no firmware", event.Unsupported},
+		{"a root shell", "", &vmm.Hardware{Bare: true, Vmlinux: "/k", Disks: []vmm.Disk{{Serial: "x"}}, Options: json.RawMessage(`{"vsock_cid": 4, "vsock_port": 99}`)}, "", ""},
+		{"the agent's port", "", options(`{"vsock_port": 1024}`), "vsock_port=1024: want a positive number that is not 1024", event.Invalid},
 		{"no binary", "", options(`{"firecracker_bin": "/nonexistent/firecracker"}`), "/nonexistent/firecracker: no such file or directory; install Firecracker 1.7.0", event.Infra},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

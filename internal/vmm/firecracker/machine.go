@@ -1,10 +1,12 @@
 package firecracker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -18,6 +20,9 @@ type machine struct {
 	*microvm.Machine
 	design design
 }
+
+// bare is a machine whose guest offers a root shell instead of attest's agent.
+type bare struct{ *machine }
 
 // A design is a machine as Firecracker is told it.
 type design struct {
@@ -43,6 +48,7 @@ type firecracker struct {
 var (
 	_ vmm.VM       = (*machine)(nil)
 	_ vmm.Doubtful = (*machine)(nil)
+	_ vmm.Backdoor = (*bare)(nil)
 	_ microvm.VMM  = (*firecracker)(nil)
 )
 
@@ -57,19 +63,24 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if err := b.Check(config); err != nil {
 		return nil, err
 	}
-	d := design{backend: b, config: config, hw: config.Boot.(*vmm.Hardware)}
+	d := design{backend: b}
 	if d.program, d.options, err = b.look(config); err != nil {
 		return nil, err
 	}
+	config = d.options.WithStore(config)
+	d.config, d.hw = config, config.Boot.(*vmm.Hardware)
 	if microvm.Kernel(d.hw) == "" {
 		return nil, b.unsupported(config, "a machine without a kernel", "it has no firmware that could boot a disk")
 	}
 	if n := len(cmdline(d.hw, d.options)) + cmdlineOfDevice*(len(d.hw.Disks)+len(config.NICs)+2); n > maxCmdline {
 		return nil, b.unsupported(config, fmt.Sprintf("a kernel command line of %d bytes, with what each device adds to it,", n), fmt.Sprintf("the limit is %d; shorten cmdline", maxCmdline))
 	}
-	m, err := microvm.New(ctx, b.Name(), host, config, d)
+	m, err := microvm.New(ctx, b.Name(), host, config, d.options.GuestOptions, d)
 	if err != nil {
 		return nil, err
+	}
+	if d.hw.Bare {
+		return &bare{&machine{m, d}}, nil
 	}
 	return &machine{m, d}, nil
 }
@@ -158,7 +169,7 @@ func (p *firecracker) boot(ctx context.Context, still bool) error {
 		}
 	}
 	if err == nil {
-		err = put("/vsock", vsock{CID: microvm.GuestCID, Path: microvm.VsockSocket})
+		err = put("/vsock", vsock{CID: p.options.GuestCID(), Path: microvm.VsockSocket})
 	}
 	if err == nil && p.options.entropy() {
 		err = put("/entropy", struct{}{})
@@ -214,6 +225,14 @@ func (m *machine) WillSave() error {
 		return nil
 	}
 	return d.backend.unsupported(d.config, "snapshot", "with Firecracker "+d.program.Full+" nobody reaches a guest that was restored; 1.16.1 does not have that bug")
+}
+
+// Backdoor is the guest's root shell.
+func (m *bare) Backdoor() (shell, upload net.Conn) { return m.Shell() }
+
+// CanSave also refuses a guest that is reached by that shell alone.
+func (m *bare) CanSave(ctx context.Context) error {
+	return cmp.Or(m.machine.CanSave(ctx), m.Reaches())
 }
 
 // Save saves the paused machine: Firecracker writes all memory to a file that it has had

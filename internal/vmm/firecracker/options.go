@@ -17,10 +17,11 @@ type options struct {
 	PCI       bool   `json:"enable_pci"`      // devices on a PCI bus instead of memory-mapped
 	IOEngine  string `json:"io_engine"`       // of disks: "Sync", "Async"
 	CacheType string `json:"cache_type"`      // of disks: "Unsafe", "Writeback"
+	microvm.GuestOptions
 }
 
 func parseOptions(text json.RawMessage) (o options, err error) {
-	if err := microvm.ParseOptions(text, &o); err != nil {
+	if err := microvm.ParseOptions(text, &o, &o.GuestOptions); err != nil {
 		return o, err
 	}
 	for _, c := range []struct {

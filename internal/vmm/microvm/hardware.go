@@ -51,8 +51,8 @@ func refuse(hw *vmm.Hardware, maxCPUs int) (operation, reason string) {
 		return "a display", "it has no screen"
 	case hw.UEFI != nil:
 		return "UEFI", "it has no firmware"
-	case hw.Bare:
-		return "a guest that does not boot with attest's initramfs", "only a guest that does can be reached by vsock"
+	case hw.Bare && Kernel(hw) == "" && len(hw.Disks) > 0:
+		return "a disk that boots by itself", "it has no firmware; give its kernel: disk(…, boot=\"kernel\", kernel=…)"
 	case hw.CPUs > maxCPUs:
 		return fmt.Sprintf("a machine of %d CPUs", hw.CPUs), fmt.Sprintf("the limit is %d", maxCPUs)
 	}
@@ -66,7 +66,7 @@ func refuse(hw *vmm.Hardware, maxCPUs int) (operation, reason string) {
 
 // Fingerprint is that of a vmm.Fingerprinter: the program, what the guest sees of the host,
 // the machine, and what the backend adds.
-func Fingerprint(p Program, c vmm.Config, more ...string) (string, error) {
+func Fingerprint(p Program, c vmm.Config, guest GuestOptions, more ...string) (string, error) {
 	hw := c.Boot.(*vmm.Hardware)
 	var uname unix.Utsname
 	if err := unix.Uname(&uname); err != nil {
@@ -74,7 +74,7 @@ func Fingerprint(p Program, c vmm.Config, more ...string) (string, error) {
 	}
 	lines := append([]string{
 		p.Path, p.Full, p.Stamp, "host " + unix.ByteSliceToString(uname.Release[:]), vmm.Processor(),
-		fmt.Sprintf("%d MiB, %d CPUs", Megabytes(hw), CPUs(hw)), Kernel(hw),
+		fmt.Sprintf("%d MiB, %d CPUs", Megabytes(hw), CPUs(hw)), Kernel(hw), guest.fingerprint(),
 	}, more...)
 	for _, d := range hw.Disks {
 		lines = append(lines, fmt.Sprintf("disk %s, read-only %v", d.Serial, d.ReadOnly))

@@ -51,6 +51,7 @@ type Machine struct {
 	design  Design
 	console *Console
 	vsock   *Vsock
+	shell   *shell // nil: the guest comes with the agent
 	done    chan struct{}
 	life    context.Context // of the machine, for processes that begin in it
 	endLife context.CancelFunc
@@ -91,13 +92,10 @@ const (
 
 	// VsockSocket is the name of the vsock's socket in a VMM's directory.
 	VsockSocket = "v.sock"
-	// GuestCID is the guest's address on a vsock: of its process alone, so that all can
-	// have the same.
-	GuestCID = 3
 )
 
 // New starts a machine. On error nothing is left.
-func New(ctx context.Context, backend string, host vmm.Host, config vmm.Config, design Design) (*Machine, error) {
+func New(ctx context.Context, backend string, host vmm.Host, config vmm.Config, guest GuestOptions, design Design) (*Machine, error) {
 	began := time.Now()
 	m := &Machine{backend: backend, host: host, config: config, design: design, console: NewConsole(), done: make(chan struct{}), allowReboot: config.AllowReboot}
 	m.life, m.endLife = context.WithCancel(context.Background())
@@ -106,6 +104,12 @@ func New(ctx context.Context, backend string, host vmm.Host, config vmm.Config, 
 	if err != nil {
 		m.endLife()
 		return nil, &vmm.StartError{Machine: config.Name, Backend: backend, After: time.Since(began), Err: err, Output: output}
+	}
+	if config.Boot.(*vmm.Hardware).Bare {
+		m.shell = newShell(m.vsock.Path, guest.shellPort())
+		if config.Restore != nil {
+			m.shell.agentAnswers() // or it could not have been saved
+		}
 	}
 	m.current = p
 	go m.live(p)
@@ -160,6 +164,9 @@ func (p *running) finish() error { return errors.Join(p.vmm.Close(), p.Finish())
 // and may.
 func (m *Machine) live(p *running) {
 	for p != nil {
+		if m.shell != nil && !m.shell.agentReached() {
+			m.shell.serve(p.Done())
+		}
 		<-p.Done()
 		said := m.said(p)
 		p.Output.Finish() // the reason may come last
@@ -175,10 +182,16 @@ func (m *Machine) live(p *running) {
 			exit.Detail += fmt.Sprintf("; what it had could not be removed: %v", err)
 		}
 		if p = nil; again {
+			if m.shell != nil {
+				m.shell.boots()
+			}
 			p = m.again()
 		}
 	}
 	m.endLife()
+	if m.shell != nil {
+		m.shell.close()
+	}
 	m.console.End()
 	close(m.done)
 }
@@ -250,7 +263,13 @@ func (m *Machine) Done() <-chan struct{} { return m.done }
 func (m *Machine) Reconnects() {}
 
 // Dial connects to the guest's agent.
-func (m *Machine) Dial(ctx context.Context) (net.Conn, error) { return m.vsock.Dial(ctx) }
+func (m *Machine) Dial(ctx context.Context) (net.Conn, error) {
+	conn, err := m.vsock.Dial(ctx)
+	if err == nil && m.shell != nil {
+		m.shell.agentAnswers()
+	}
+	return conn, err
+}
 
 // Exit is how the machine has ended.
 func (m *Machine) Exit() vmm.Exit {

@@ -24,14 +24,17 @@ func (e *OptionsError) Unwrap() error { return e.Err }
 // Status is Invalid.
 func (*OptionsError) Status() event.Status { return event.Invalid }
 
-// ParseOptions reads options, of which none may be unknown.
-func ParseOptions(text json.RawMessage, options any) error {
+// ParseOptions reads options, of which none may be unknown. guest is part of them.
+func ParseOptions(text json.RawMessage, options any, guest *GuestOptions) error {
 	if len(text) == 0 {
 		return nil
 	}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
-	return d.Decode(options)
+	if err := d.Decode(options); err != nil {
+		return err
+	}
+	return guest.check()
 }
 
 // Unsupported is what a backend does not have.

@@ -53,6 +53,7 @@ func (s Subject) Test(t *testing.T) {
 	t.Run("dial", s.dialEnds)
 	t.Run("network cards", s.hasNetworkCards)
 	t.Run("files", s.seesItsOwnFiles)
+	t.Run("root shell", s.hasRootShell)
 }
 
 func (s Subject) boots(t *testing.T) {

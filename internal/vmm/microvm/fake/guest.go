@@ -173,15 +173,17 @@ type Manners struct {
 	Silent, Unheard int
 	Ghosts          bool // silent connections reach the agent later
 	Deaf            bool // the guest is not heard again when it was restored
+	Shell           bool // the guest has a root shell, and the agent when that is told StartAgent
 }
 
 // A Vsock is a guest's.
 type Vsock struct {
 	Manners
 
-	mu    sync.Mutex
-	guest *Guest // nil: it has not started
-	dials int    // so far
+	mu      sync.Mutex
+	guest   *Guest // nil: it has not started
+	dials   int    // so far
+	started bool   // the agent was, by the guest's shell
 }
 
 // Connect gives the vsock its guest.
@@ -214,6 +216,7 @@ func (v *Vsock) accept(c net.Conn) {
 	v.mu.Lock()
 	v.dials++
 	n, g := v.dials, v.guest
+	agent := !v.Shell || v.started || g != nil && g.restored
 	v.mu.Unlock()
 	// The command has to be there in one piece.
 	buf := make([]byte, 32)
@@ -224,7 +227,7 @@ func (v *Vsock) accept(c net.Conn) {
 		return
 	}
 	silent := v.Silent < 0 || n <= v.Silent || g == nil || v.Deaf && g.restored
-	unheard := v.Unheard < 0 || n <= v.Silent+v.Unheard || port != wire.VsockPort
+	unheard := v.Unheard < 0 || n <= v.Silent+v.Unheard || (port != wire.VsockPort || !agent) && (port != ShellPort || !v.Shell)
 	switch {
 	case silent && v.Ghosts:
 		go func() { // the guest gets to it when the host is gone
@@ -244,5 +247,9 @@ func (v *Vsock) accept(c net.Conn) {
 	}
 	g.pass()
 	fmt.Fprintf(c, "OK %d\n", 1073741824+n)
+	if port == ShellPort {
+		v.shell(c)
+		return
+	}
 	g.serve(c)
 }
