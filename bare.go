@@ -27,6 +27,9 @@ func (b *bare) knowsHosts() bool { return false }
 
 func (b *bare) plan(ctx context.Context) (p plan, err error) {
 	m, hw := b.m, &vmm.Hardware{Bare: true}
+	if err := b.checkLogin(); err != nil {
+		return p, err
+	}
 	if m.config.firmware() == "uefi" {
 		backend, ok := m.backend.(vmm.UEFIBackend)
 		if !ok {
@@ -47,20 +50,37 @@ func (b *bare) plan(ctx context.Context) (p plan, err error) {
 	return p, err
 }
 
+// checkLogin refuses a login on the serial console where the shell behind it has no
+// console of its own.
+func (b *bare) checkLogin() error {
+	if b.m.config.User == "" || !b.rawOnly() {
+		return nil
+	}
+	return &UnsupportedError{Machine: b.m.Name(), Operation: "a login on the serial console (user=)", Backend: b.m.config.Backend, Can: []string{defaultBackend},
+		Reason: "the guest's root shell has to be on a port of its vsock"}
+}
+
 // media fills in what starts the machine.
 func (b *bare) media(ctx context.Context, hw *vmm.Hardware, img *image.Image) (root *image.Root, err error) {
 	m := b.m
 	if m.config.firmware() != "" {
 		return nil, nil // all that it needs is on the disk
 	}
-	args := m.cmdline()
-	if img.Disk == nil {
+	args, where := m.cmdline(), ""
+	switch {
+	case img.Disk == nil:
 		if root, err = m.lab.root(ctx, img, m); err != nil {
 			return nil, err
 		}
-		if !slices.ContainsFunc(strings.Fields(strings.Join(args, " ")), func(arg string) bool { return strings.HasPrefix(arg, "root=") }) {
-			args = append(args, "root=LABEL="+image.RootLabel, "rw")
+		where = "root=LABEL=" + image.RootLabel
+	case m.config.ownKernel():
+		if err := contentOf(img.Disk).checkKernelRoot(); err != nil {
+			return nil, &ConfigError{fmt.Sprintf("machine %q", m.Name()), err.Error()}
 		}
+		where = "root=/dev/vda" // it is the first disk
+	}
+	if where != "" && !slices.ContainsFunc(strings.Fields(strings.Join(args, " ")), func(arg string) bool { return strings.HasPrefix(arg, "root=") }) {
+		args = append(args, where, "rw")
 	}
 	if err := boot.CheckArguments(args); err != nil {
 		return nil, &ConfigError{Subject: "machine " + m.Name(), Reason: err.Error()}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/dustin/go-humanize/english"
 
+	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/network"
 	"github.com/attest-vm/attest/internal/network/egress"
 	"github.com/attest-vm/attest/internal/vmm"
@@ -330,12 +331,21 @@ func (m *MachineConfig) normalizeForeign() error {
 }
 
 // bare reports whether the guest boots without attest's initramfs.
-func (m MachineConfig) bare() bool { return m.firmware() != "" || m.initrd() != "" }
+func (m MachineConfig) bare() bool { return m.firmware() != "" || m.initrd() != "" || m.ownKernel() }
 
 // firmware is what starts the machine: "bios" or "uefi"; empty: a kernel is loaded for it.
 func (m MachineConfig) firmware() string {
+	if m.ownKernel() {
+		return ""
+	}
 	d, _ := m.Image.(Disk)
 	return d.Boot
+}
+
+// ownKernel reports whether the kernel of a disk's declaration starts what is on the disk.
+func (m MachineConfig) ownKernel() bool {
+	d, _ := m.Image.(Disk)
+	return d.Boot == image.KernelBoot
 }
 
 // initrd is the path of an initrd that the kernel gets instead of attest's.

@@ -39,6 +39,14 @@ func (c diskContent) has(kind string) bool {
 	return slices.ContainsFunc(c.volumes, func(v boot.Volume) bool { return v.Kind == kind })
 }
 
+// checkKernelRoot returns an error if no kernel would find a root on the disk.
+func (c diskContent) checkKernelRoot() error {
+	if slices.ContainsFunc(c.volumes, func(v boot.Volume) bool { return v.Kind != "" }) {
+		return nil
+	}
+	return fmt.Errorf("%s is not a file system, nor a disk with one: a kernel finds no root there", c.path)
+}
+
 // checkRoot returns an error that says what to do if attest's init would find no root on
 // the disk.
 func (c diskContent) checkRoot() error {

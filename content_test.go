@@ -70,6 +70,20 @@ func TestRootsThatNeedALoader(t *testing.T) {
 	}
 }
 
+// A kernel needs something to mount.
+func TestKernelRoot(t *testing.T) {
+	for begin, want := range map[string]string{"hsqs": "", "no file system": "disk.raw is not a file system, nor a disk with one"} {
+		base, _, err := image.OpenDisk(image.Disk{Path: testDisk(t, begin), Format: "raw"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = contentOf(base).checkKernelRoot()
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%q: %v", begin, err)
+		}
+	}
+}
+
 // The machine is refused as a whole, and nothing is built for it.
 func TestEncryptedRootIsInvalid(t *testing.T) {
 	h, err := OpenHost(t.Context(), HostConfig{})

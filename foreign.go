@@ -173,13 +173,17 @@ func (r *run) newDoor(v vmm.Backdoor) *backdoor.Door {
 	if r.origin != nil {
 		saved = r.origin.agent
 	}
+	place := ""
+	if upload == nil {
+		place = "port 1234 of its vsock, or that of vsock_port"
+	}
 	login := backdoor.Login{User: m.config.User, Password: m.config.Password, Patience: m.lab.host.scale(loginPatience), Refused: func(err error) { r.guest.Fail(err) }}
 	if w, ok := r.vm.(vmm.ConsoleWriter); ok {
 		login.Type = w.WriteConsole
 	}
 	return backdoor.New(backdoor.Options{
 		Login:   login,
-		Machine: m.Name(), Shell: shell, Upload: upload, Agent: r.vm.Dial, Binary: m.lab.host.guestPath, Upgrade: policy, Saved: saved,
+		Machine: m.Name(), Shell: shell, Place: place, Upload: upload, Agent: r.vm.Dial, Binary: m.lab.host.guestPath, Upgrade: policy, Saved: saved,
 		Answers: r.answers,
 		Garbage: func(err error) { event.Warnf(m.lab.ctx, "%s: %v", m.Name(), err) },
 		Installed: func(err error) {

@@ -57,7 +57,8 @@ type Disk struct {
 	Format string // "raw" or "qcow2"; empty: by the file's first bytes
 
 	// What follows is for an image. Boot is "bios" or "uefi": a firmware starts the loader
-	// that is on the disk, and that the disk's kernel, with its own command line. Empty:
+	// that is on the disk, and that the disk's kernel, with its own command line. "kernel":
+	// the one of Kernel mounts the disk by itself, or Initrd does. Empty:
 	// attest's kernel, or the one that Kernel, Modules, Initrd and Cmdline say as in Rootfs,
 	// starts what is on the disk.
 	Boot                             string `json:",omitempty"`

@@ -286,6 +286,9 @@ func (b *Boot) check(prefix string) error {
 	return checkKernel(b.Kernel)
 }
 
+// KernelBoot is the Firmware of a disk that its Kernel starts.
+const KernelBoot = "kernel"
+
 func (d *Disk) check() error {
 	if d.Path == "" {
 		return specErrorf("disk.path", "missing")
@@ -294,10 +297,14 @@ func (d *Disk) check() error {
 		return specErrorf("disk.format", "%q is neither raw nor qcow2", d.Format)
 	}
 	switch {
-	case d.Firmware == "":
+	case d.Firmware == KernelBoot && (d.Kernel == "" || strings.HasPrefix(d.Kernel, kernelPackagePrefix)):
+		return specErrorf("disk.boot", "it goes with the path of a kernel that mounts the disk by itself; give that, too")
+	case d.Firmware == KernelBoot && d.Modules != "":
+		return specErrorf("disk.modules", "with boot=%q the disk has the modules of its kernel", KernelBoot)
+	case d.Firmware == "" || d.Firmware == KernelBoot:
 		return d.Boot.check("disk.")
 	case d.Firmware != "bios" && d.Firmware != "uefi":
-		return specErrorf("disk.boot", "%q is neither bios nor uefi", d.Firmware)
+		return specErrorf("disk.boot", "%q is none of bios, uefi and %s", d.Firmware, KernelBoot)
 	case d.Boot != Boot{}:
 		return specErrorf("disk.boot", "the loader on the disk has a kernel of its own; leave out kernel, modules, initrd and cmdline, or boot")
 	}

@@ -15,6 +15,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"time"
@@ -68,6 +69,9 @@ type Machine struct {
 // all backends share, by key. The image is left out: it is an image's own format.
 func (m Machine) Settings() map[string]any {
 	out := map[string]any{"name": m.Name, "backend": m.Backend, "vlans": m.VLANs}
+	if m.KernelImage != "" && m.Memory == 0 {
+		m.Memory = kernelMemory
+	}
 	for key, v := range map[string]any{
 		"start_command": m.StartCommand, "allow_reboot": m.AllowReboot, "mem_size_mib": m.Memory, "vcpu_count": m.CPUs,
 		"snapshot_path": m.SnapshotPath, "script": []byte(m.MockScript), "options": m.options(), "files": m.Files, "mount": m.Mount,
@@ -97,8 +101,9 @@ func (m Machine) options() []byte {
 		{"firecracker", "firecracker_bin", m.Binary, ""}, {"firecracker", "huge_pages", m.HugePages, ""}, {"firecracker", "entropy", m.Entropy, true},
 		{"firecracker", "enable_pci", m.EnablePCI, false}, {"firecracker", "io_engine", m.IOEngine, ioEngine}, {"firecracker", "cache_type", m.CacheType, cacheType},
 		{"cloud-hypervisor", "cloud_hypervisor_bin", m.Binary, ""},
+		{m.Backend, "vsock_cid", m.VsockCID, vsockCID}, {m.Backend, "vsock_port", m.VsockPort, vsockPort}, {m.Backend, "store_image_path", absolute(m.StoreImage), ""},
 	} {
-		if m.Backend == o.backend && o.value != o.otherwise {
+		if m.small() && m.Backend == o.backend && o.value != o.otherwise {
 			out[o.key] = o.value
 		}
 	}
@@ -110,6 +115,20 @@ func (m Machine) options() []byte {
 		panic(err) // strings and booleans
 	}
 	return b
+}
+
+// small reports whether the backend is a small VMM.
+func (m Machine) small() bool { return m.Backend == "firecracker" || m.Backend == "cloud-hypervisor" }
+
+// absolute is a path that begins at the current directory.
+func absolute(path string) string {
+	if path == "" {
+		return ""
+	}
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
 }
 
 // ForOtherImages returns the first key, of those that only have a meaning for a
@@ -136,6 +155,8 @@ const (
 	vsockPort = 1234
 	ioEngine  = "Sync"
 	cacheType = "Unsafe"
+
+	kernelMemory = 256 // MiB, of a machine with kernel_image_path
 )
 
 // A TAP is an element of tap_interfaces: a device that exists already.

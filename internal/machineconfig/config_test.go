@@ -110,9 +110,10 @@ func FuzzParse(f *testing.F) {
 // What only one backend has travels to that backend, under the keys of the file.
 func TestOptions(t *testing.T) {
 	for text, want := range map[string]string{
-		`"backend": "firecracker", "firecracker_bin": "fc", "entropy": false`: `{"entropy":false,"firecracker_bin":"fc"}`,
-		`"backend": "cloud-hypervisor", "cloud_hypervisor_bin": "ch"`:         `{"cloud_hypervisor_bin":"ch"}`,
-		`"backend": "cloud-hypervisor"`:                                       ``,
+		`"backend": "firecracker", "firecracker_bin": "fc", "entropy": false`:       `{"entropy":false,"firecracker_bin":"fc"}`,
+		`"backend": "cloud-hypervisor", "cloud_hypervisor_bin": "ch"`:               `{"cloud_hypervisor_bin":"ch"}`,
+		`"backend": "cloud-hypervisor", "vsock_port": 99, "store_image_path": "/s"`: `{"store_image_path":"/s","vsock_port":99}`,
+		`"backend": "cloud-hypervisor"`:                                             ``,
 	} {
 		f, err := Parse("lab.json", []byte(`{"machines": [{"name": "m", "image": {}, `+text+`}]}`))
 		if err != nil {

@@ -336,8 +336,8 @@ func machinesOf(f *machineconfig.File) ([]attest.MachineConfig, error) {
 		unsupported := func(what string) error {
 			return refusef(event.Unsupported, "machine configuration %s: machine %q: %s is not supported by this version", f.Path, m.Name, what)
 		}
-		if m.Backend != mockBackend && m.Image == nil && m.StartCommand == "" {
-			return nil, unsupported("backend " + m.Backend + " without an image")
+		if len(m.TAPs) > 0 {
+			return nil, unsupported("tap_interfaces (attest makes TAPs of its own, from vlans)")
 		}
 		if key := m.ForOtherImages(); m.Image != nil && key != "" {
 			return nil, unsupported(key + " beside an image")
@@ -348,6 +348,9 @@ func machinesOf(f *machineconfig.File) ([]attest.MachineConfig, error) {
 			}
 		}
 		settings := m.Settings()
+		if m.KernelImage != "" {
+			settings["image"] = attest.Disk{Path: m.Rootfs, Format: "raw", Boot: image.KernelBoot, Kernel: m.KernelImage, Initrd: m.Initrd, Cmdline: m.KernelArgs}
+		}
 		if m.Image != nil {
 			img, err := operation.ImageOfJSON(m.Image)
 			if err != nil {

@@ -384,13 +384,13 @@ func TestUsage(t *testing.T) {
 		{"boot", Options{Boot: "lukewarm"}, event.Invalid, "--boot=lukewarm: want cold, warm or both"},
 		{"output directory", Options{OutDir: "a.star"}, event.Invalid, "output directory: mkdir a.star: not a directory"},
 		{"no machine configuration", Options{MachineConfig: "none.json"}, event.Invalid, "machine configuration: open none.json: no such file or directory"},
-		{"a backend of a later version", Options{MachineConfig: "fc.json"}, event.Unsupported, `machine configuration fc.json: machine "m": backend firecracker without an image is not supported by this version`},
+		{"TAPs of somebody else", Options{MachineConfig: "fc.json"}, event.Unsupported, `machine configuration fc.json: machine "m": tap_interfaces (attest makes TAPs of its own, from vlans) is not supported by this version`},
 		{"what an image decides", Options{MachineConfig: "both.json"}, event.Unsupported, `machine configuration both.json: machine "m": initrd_path beside an image is not supported by this version`},
 		{"a start command with memory", Options{MachineConfig: "start.json"}, event.Invalid, `machine configuration start.json: machine "m": /machines/0/mem_size_mib: "start_command" already determines the memory; leave one of the two out`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			o := runFiles(t, t.Context(), tt.opts, &fakeHost{}, "a.star", "def main(): pass\n", "empty/x", "",
-				"fc.json", `{"machines": [{"name": "m", "backend": "firecracker", "kernel_image_path": "k", "rootfs_path": "r"}]}`,
+				"fc.json", `{"machines": [{"name": "m", "backend": "firecracker", "kernel_image_path": "k", "rootfs_path": "r", "tap_interfaces": [["eth0", "tap0", "AA:FC:00:01:01:01"]]}]}`,
 				"both.json", `{"machines": [{"name": "m", "backend": "firecracker", "image": {}, "initrd_path": "i"}]}`,
 				"start.json", `{"machines": [{"name": "m", "backend": "qemu", "start_command": "x", "mem_size_mib": 256}]}`)
 			if o.err == nil || o.err.Error() != tt.want || o.Status != tt.status || o.ExitCode() != tt.status.ExitCode() || len(o.seq) != 0 {
