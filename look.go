@@ -76,6 +76,10 @@ func (r *run) await(first, rest context.Context, s vmm.Screener, operation strin
 			continue
 		}
 		if err != nil && context.Cause(rest) != errWaitOver {
+			if still := r.afterwards(); still != nil && s != vmm.Screener(still) {
+				s = still
+				continue
+			}
 			return err
 		}
 		seen.Tries = tries
@@ -98,13 +102,4 @@ func (r *run) pause(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-// look is what is on the screen.
-func (r *run) look(ctx context.Context, s vmm.Screener) (shown *image.RGBA, err error) {
-	err = r.dump(ctx, s, vmm.PPM, func(path string) (err error) {
-		shown, err = screen.ReadFile(path)
-		return err
-	})
-	return shown, err
 }

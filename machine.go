@@ -38,6 +38,7 @@ type Machine struct {
 	mu        sync.Mutex
 	current   *run       // the start that is in force; nil when the machine is off
 	ended     error      // why the last one ended, when it was not asked to
+	endedRun  *run       // the one that ended so; nil: none, or it is not known here
 	booted    bool       // it was started at least once
 	jobs      []*Job     // since it has booted
 	inherited []jobState // those of the snapshot that it goes on from

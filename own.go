@@ -15,6 +15,10 @@ import (
 	"github.com/attest-vm/attest/internal/wire"
 )
 
+// panicOnScreen has a kernel that panics stay on the screen, and say there at the end why, until somebody has looked. The machine is
+// ended after panicGrace.
+const panicOnScreen = "panic=0"
+
 // own is a machine that boots an image of attest's, with attest's initramfs. What
 // it writes goes to a disk of its own.
 type own struct {
@@ -138,6 +142,9 @@ func (o *own) media(ctx context.Context, hw *vmm.Hardware, img *image.Image) (*i
 		kernel = base.Kernel
 	}
 	guest := boot.Guest{Args: m.cmdline()}
+	if m.config.Display {
+		guest.Args = append([]string{panicOnScreen}, guest.Args...)
+	}
 	initramfs := boot.Initramfs{Binary: binary}
 	var root *image.Root
 	switch {

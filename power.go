@@ -69,7 +69,7 @@ func (m *Machine) powerOff(ctx context.Context, operation string, o options, ask
 		if err == nil && r != nil && !r.orderly() {
 			m.mu.Lock()
 			if m.current == nil {
-				m.ended = r.down // that was not what was waited for
+				m.ended, m.endedRun = r.down, r // that was not what was waited for
 			}
 			m.mu.Unlock()
 			return r, m.downError(operation, r.down)

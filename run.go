@@ -69,8 +69,9 @@ type run struct {
 
 	ready    chan struct{} // closed when the guest answered once, or never will; readyErr is set before
 	readyErr error
-	agent    string  // the instance of the agent that answered last; guarded by machine.mu
-	reboots  reboots // guarded by machine.mu
+	still    *stillScreen // what was on the screen when the kernel had panicked; nil: nothing. Set before over is closed
+	agent    string       // the instance of the agent that answered last; guarded by machine.mu
+	reboots  reboots      // guarded by machine.mu
 }
 
 // origin is what a machine goes on from instead of booting.
@@ -281,7 +282,7 @@ func (r *run) begin() error {
 		r.closers.close()
 		return errLabClosed
 	}
-	m.current, m.ended, m.booted = r, nil, true
+	m.current, m.ended, m.endedRun, m.booted = r, nil, nil, true
 	if r.origin == nil {
 		m.jobs, m.inherited = nil, nil
 	}
@@ -642,7 +643,7 @@ func (r *run) watch() {
 	}
 	m.current = nil
 	if !r.asked {
-		m.ended = r.down
+		m.ended, m.endedRun = r.down, r
 	}
 	m.mu.Unlock()
 	r.guest.Close(r.down)
@@ -671,6 +672,7 @@ func (r *run) awaitEnd() {
 			select {
 			case <-r.vm.Done():
 			case <-time.After(panicGrace): // let it finish its last words
+				r.keepPicture()
 				r.vm.Kill()
 			}
 			return

@@ -2,10 +2,7 @@ package attest
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -233,57 +230,6 @@ func (m *Machine) pictureName(ctx context.Context, operation, args, filename str
 		filename = m.lab.out.place(ctx, m.Name(), filename)
 	}
 	return filename, nil
-}
-
-// screenshot has the VMM write into the machine's own directory: it may not see
-// others, and a file that is there is complete.
-func (r *run) screenshot(ctx context.Context, s vmm.Screener, path string) error {
-	m := r.machine
-	var data []byte
-	err := r.dump(ctx, s, vmm.PNG, func(shot string) (err error) {
-		data, err = os.ReadFile(shot)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	return m.writePicture(ctx, path, func(w io.Writer) error {
-		_, err := w.Write(data)
-		return err
-	})
-}
-
-// writePicture writes a picture to a file, and tells reports of it.
-func (m *Machine) writePicture(ctx context.Context, path string, write func(io.Writer) error) error {
-	f, path, err := m.lab.out.create(path, m.Name()+": screenshot")
-	if err == nil {
-		err = write(f)
-		err = errors.Join(err, f.Close())
-	}
-	if err != nil {
-		return fmt.Errorf("%s: write the screenshot: %w", m.Name(), err)
-	}
-	event.Publish(ctx, event.Artifact{Kind: "screenshot", Path: path})
-	return nil
-}
-
-// dump has the VMM write what is on the screen to a file of the machine's own, hands
-// that to read, and removes it.
-func (r *run) dump(ctx context.Context, s vmm.Screener, format vmm.PictureFormat, read func(path string) error) error {
-	m := r.machine
-	shot, err := os.CreateTemp(m.dir, "screen-*."+string(format))
-	if err != nil {
-		return &InfraError{m.Name(), "take a screenshot", err}
-	}
-	shot.Close()
-	defer os.Remove(shot.Name())
-	if err := s.Screenshot(ctx, shot.Name(), format); err != nil {
-		return r.whenGone(err)
-	}
-	if err := read(shot.Name()); err != nil {
-		return &InfraError{m.Name(), "read the screenshot", err}
-	}
-	return nil
 }
 
 // attachScreenshot adds the screen to a wait that failed, if there is one.

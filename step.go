@@ -105,13 +105,19 @@ func (o options) once() bool { return o.hasTimeout && o.timeout <= 0 }
 
 // withVMM gives fn the VMM of a machine as one that has a capability. A machine
 // that lacks it is refused before it is started; one that is off is started, but
-// its guest need not have answered.
+// its guest need not have answered. The screen of one whose kernel has panicked can be looked
+// at when it is off.
 func withVMM[V any](ctx context.Context, m *Machine, operation string, what vmm.Capability, fn func(*run, V) error) error {
 	if err := m.config.supports(ctx, operation, what); err != nil {
 		return err
 	}
 	r, err := m.powered(ctx, operation)
 	if err != nil {
+		if ended, still := m.fallen(); ended != nil {
+			if v, ok := any(still).(V); ok {
+				return ended.explain(ctx, operation, fn(ended, v))
+			}
+		}
 		return err
 	}
 	v, ok := r.vm.(V)

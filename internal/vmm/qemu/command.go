@@ -101,6 +101,9 @@ func (h invocation) command() command {
 	c.add("-m", itoa(megabytes(h.hw)), "-smp", itoa(max(h.hw.CPUs, 1)))
 	c.add("-S") // until attest listens to the events
 	c.add("-action", "reboot="+onReset(h.config.AllowReboot))
+	if h.hw.Display && !h.hw.Bare { // the kernel says that it panics on the console, and then its screen is looked at
+		c.add("-action", "panic=none")
+	}
 	c.socket("qmp", h.qmp)
 	c.add("-mon", "chardev=qmp,mode=control")
 	c.memory(h, "ram", h.ram())
@@ -202,6 +205,9 @@ func (c *command) boot(hw *vmm.Hardware, kind string) {
 		c.add("-initrd", hw.Initrd)
 	}
 	cmdline := []string{"console=ttyS0"}
+	if hw.Display { // a person sees there what goes wrong; the last one is /dev/console
+		cmdline = []string{"console=tty0", "console=ttyS0"}
+	}
 	if kind == accel.TCG {
 		cmdline = append(cmdline, accel.ClockParameters()...)
 	}
