@@ -81,11 +81,13 @@ const (
 // chain is why a request was refused: errors from the outermost to the innermost.
 func chain(body []byte) string {
 	var errors []string
-	if json.Unmarshal(body, &errors) == nil && len(errors) > 0 {
+	if json.Unmarshal(body, &errors) == nil {
 		if len(errors) > 1 && errors[0] == "Error from API" {
 			errors = errors[1:] // which says nothing
 		}
-		return strings.Join(errors, ": ")
+		if text := strings.TrimSpace(strings.Join(errors, ": ")); text != "" {
+			return text
+		}
 	}
 	if text := strings.TrimSpace(string(body)); text != "" {
 		return text
