@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -205,5 +206,133 @@ func TestMissingFrames(t *testing.T) {
 		}
 		c.closeFiles()
 		s.close()
+	}
+}
+
+// A deaf is a console of which the lines that lost picks are lost.
+type deaf struct {
+	net.Conn
+	lost  func(line string) bool
+	lines bytes.Buffer
+}
+
+func (d *deaf) Read(p []byte) (int, error) {
+	for d.lines.Len() == 0 {
+		buf := make([]byte, 1)
+		var line []byte
+		for !bytes.HasSuffix(line, []byte("\n")) {
+			n, err := d.Conn.Read(buf)
+			if err != nil {
+				return 0, err
+			}
+			line = append(line, buf[:n]...)
+		}
+		if !d.lost(string(line)) {
+			d.lines.Write(line)
+		}
+	}
+	return d.lines.Read(p)
+}
+
+// losesOnce loses the first line of a kind that is said of something new.
+type losesOnce struct {
+	mu   sync.Mutex
+	kind string          // ":" and what precedes the text; empty: nothing is lost
+	old  map[string]bool // what was said of before
+}
+
+func (l *losesOnce) lost(line string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	fields := strings.SplitN(line, ":", 4)
+	if len(fields) < 4 {
+		return false
+	}
+	if l.kind == "" {
+		l.old[fields[2]] = true
+	}
+	if l.kind == "" || l.old[fields[2]] || !strings.HasPrefix(":"+fields[3], l.kind) {
+		return false
+	}
+	l.kind = ""
+	return true
+}
+
+func (l *losesOnce) next(kind string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.kind = kind
+}
+
+// A line of the end of a command that is lost is an error of the command, long before its deadline;
+// one that can be said again is.
+func TestLostEnds(t *testing.T) {
+	var garbage atomic.Value
+	loses := &losesOnce{old: map[string]bool{}}
+	b := newConsoleBox(t, func(c net.Conn) net.Conn { return &deaf{Conn: c, lost: loses.lost} }, func(err error) { garbage.Store(err.Error()) })
+	for _, tt := range []struct{ kind, script, want, garbage string }{
+		{":p:", "cat", "", ""},
+		{":x:", "cat", "its exit status", ""},
+		{":e.:", "cat", "", ""},
+		{":x:", "cat; sleep 1000 >&- &", "its exit status was lost", ""},
+		{":e0:", "cat; sleep 1000 >&- &", "lost on the way from the guest's root shell: the end of its output", ""},
+		{":i:", "head -n 1", "", ""},
+		{":i:", "cat", "that it has taken its input", ""},
+		{":i:", "read -r line; echo $line; read -r line", "that it has taken its input", ""},
+		{":o.:", "cat", "the guest's root shell", "the end of its output"},
+		{":f:", "", "its exit status", ""},
+	} {
+		t.Run(tt.kind+tt.script, func(t *testing.T) {
+			garbage.Store("")
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			if _, err := b.client.Run(ctx, guest.Command{Script: "true"}); err != nil {
+				t.Fatalf("%v; garbage: %v", err, garbage.Load())
+			}
+			loses.next(tt.kind)
+			cmd := guest.Command{Script: tt.script, Stdin: strings.NewReader("typed\n")}
+			if tt.kind == ":f:" {
+				cmd.Dir = "/no/such"
+			}
+			r, err := b.client.Run(ctx, cmd)
+			switch {
+			case tt.want == "" && (err != nil || string(r.Stdout) != "typed\n"):
+				t.Errorf("got %q, %v; garbage: %v", r.Stdout, err, garbage.Load())
+			case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want) && garbage.Load() == ""):
+				t.Errorf("got %v, want %s", err, tt.want)
+			}
+			if got := garbage.Load().(string); !strings.Contains(got, tt.garbage) {
+				t.Errorf("got %q, want %q", got, tt.garbage)
+			}
+		})
+	}
+	b.run(guest.Command{Script: "pkill -f 'sleep 1000$' || :"})
+}
+
+// An answer of the shell itself that is lost is asked for again, and one to what cannot be done
+// twice is an error.
+func TestLostAnswers(t *testing.T) {
+	loses := &losesOnce{old: map[string]bool{}}
+	var hello atomic.Bool
+	b := newConsoleBox(t, func(c net.Conn) net.Conn {
+		return &deaf{Conn: c, lost: func(line string) bool {
+			return strings.Contains(line, ":hello:") && hello.CompareAndSwap(false, true) || loses.lost(line)
+		}}
+	}, func(err error) { t.Error(err) })
+	if _, err := b.client.Ready(t.Context()); err != nil || !hello.Load() {
+		t.Fatal(err)
+	}
+	loses.next(":done:")
+	if err := b.client.SetClock(t.Context()); err != nil {
+		t.Error(err)
+	}
+	b.door.mu.Lock()
+	s := b.door.shell
+	b.door.mu.Unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	loses.next(":done:")
+	if _, err := s.ask(ctx, "power", "true"); err != errAnswerLost {
+		t.Errorf("got %v", err)
 	}
 }

@@ -27,7 +27,9 @@
 // write(2), so those of several commands do not mix. They come by the virtio serial port that the
 // agent goes in by: of a console QEMU throws away what its reader has not made room for. A guest
 // whose shell cannot have the port says them on the console, after anything else there; so what
-// belongs to a stream has a number and a length, and a gap is an error. Kinds, of a command:
+// belongs to a stream has a number and a length, and a gap is an error. After the last line there is no
+// gap, so the shell is asked about a command that says nothing ("look"): when it says that no process of the
+// command is left, what was not heard by then is lost (lost.go). Kinds, of a command:
 //
 //	p      its process group
 //	f      it was not started: kind of error, message

@@ -35,6 +35,8 @@ type Options struct {
 	Agent   func(context.Context) (net.Conn, error) // the stream to the agent, vmm.VM.Dial
 	Binary  string                                  // path of the executable that becomes the agent
 	Upgrade Upgrade
+	// LookAfter is how long the shell may say nothing of a command before it is asked; 0 is lookPause.
+	LookAfter time.Duration
 	// Saved is the instance that answered when the machine was saved (wire.Info); empty if it boots.
 	Saved string
 	// Answers reports whether an agent answers, when none could be put into the guest: its
@@ -72,11 +74,13 @@ type Door struct {
 	ready   chan struct{} // closed when that can be used
 	waiting bool          // for the shell's hello, and nobody answers
 	hangUp  func()        // ends the connection that was given out
+
+	garbage chan complaint // from commands
 }
 
 // New returns a Door that listens when Start is called. Its Dial can be used before.
 func New(opt Options) *Door {
-	d := &Door{opt: opt, changed: make(chan struct{}), hangUp: func() {}}
+	d := &Door{opt: opt, changed: make(chan struct{}), hangUp: func() {}, garbage: make(chan complaint)}
 	// Whatever Upgrade says, the agent is there if it was saved with the machine.
 	d.waiting = isShell(opt.Saved) || opt.Saved == "" && opt.Upgrade == Never
 	d.ctx, d.cancel = context.WithCancel(context.Background())
@@ -160,6 +164,8 @@ func (b *Door) serve() {
 				}
 				b.hear(h)
 			}
+		case c := <-b.garbage:
+			b.distrust(c.about, c.err)
 		case err := <-install.result():
 			install.end()
 			install = nil
@@ -201,11 +207,22 @@ func (b *Door) hear(r reply) {
 		return
 	}
 	if err := s.hear(r.word, r.text); err != nil {
-		b.opt.Garbage(err)
-		another := s.info // to the client: the session of this one is over
-		another.Instance = shellPrefix + s.name + "-" + rand.Text()[:8]
-		b.use(newShell(s.machine, s.name, another, s.send), false)
+		b.distrust(s, err)
 	}
+}
+
+// distrust ends everything under way in a shell, if it is still the one that answers.
+func (b *Door) distrust(s *shell, err error) {
+	b.mu.Lock()
+	gone := b.shell != s
+	b.mu.Unlock()
+	if gone {
+		return
+	}
+	b.opt.Garbage(err)
+	another := s.info // to the client: the session of this one is over
+	another.Instance = shellPrefix + s.name + "-" + rand.Text()[:8]
+	b.use(newShell(s.machine, s.name, another, s.send), false)
 }
 
 // use has this shell answer from here on, as soon as jobs that run in it are jobs of its
@@ -220,6 +237,8 @@ func (b *Door) use(s *shell, waiting bool, jobs ...string) {
 	b.shell, b.server, b.waiting, b.hangUp = s, nil, waiting, func() {}
 	if s != nil {
 		b.server, b.ready = &agent.Server{Stage: s}, make(chan struct{})
+		s.garbage = b.garbage
+		s.pause = cmp.Or(b.opt.LookAfter, lookPause)
 		b.step = "its root shell answers"
 		b.inherit(s, b.server, b.ready, jobs)
 	}
@@ -384,25 +403,28 @@ func (b *Door) greet(saved bool) *greeting {
 	if !saved {
 		b.setStep("its root shell has announced itself, and does not answer")
 		script := append([]byte("\n"+renewScript+shellScript), request("port", cmp.Or(b.opt.Ports, "/sys/class/virtio-ports"), cmp.Or(b.opt.Devices, "/dev"), wire.UploadPort)...)
-		b.out.add(append(script, hello...))
-		close(g.done)
+		b.out.add(script)
+		go g.ask(ctx, b.out.add, hello, cmp.Or(b.opt.LookAfter, lookPause), nil) // its answer may be lost
 		return g
 	}
 	b.setStep("its root shell, which was saved with it, does not answer")
-	go func() {
-		defer close(g.done)
-		for {
-			b.out.add(hello)
-			select {
-			case <-time.After(again):
-			case <-ctx.Done():
-				return
-			}
-			// It may wait for the rest of something that was on its way.
-			b.out.add([]byte(strings.Repeat("\n", maxInput*2)))
-		}
-	}()
+	// It may wait for the rest of something that was on its way.
+	go g.ask(ctx, b.out.add, hello, again, []byte(strings.Repeat("\n", maxInput*2)))
 	return g
+}
+
+// ask says hello until there is an answer, or until it is given up.
+func (g *greeting) ask(ctx context.Context, send func([]byte), hello []byte, pause time.Duration, before []byte) {
+	defer close(g.done)
+	for {
+		send(hello)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+		send(before)
+	}
 }
 
 func (g *greeting) end() {

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -48,20 +49,42 @@ type shell struct {
 	send    func([]byte) // to its console; returns at once
 	over    chan struct{}
 
+	pause   time.Duration    // between two looks at a command, and how long an answer is waited for
+	garbage chan<- complaint // what the commands that are under way cannot be told; nil: nobody is
+
 	mu       sync.Mutex
 	serial   int
 	prefix   string // of the names of this host's commands
 	closed   bool
 	commands map[string]*command
-	asked    map[string]chan string // answers that are waited for
+	asked    map[string]*question // that have no answer yet
 }
+
+// A complaint is about a shell of which nothing but the end of all is honest.
+type complaint struct {
+	about *shell
+	err   error
+}
+
+// A question is something that the shell itself does, one after the other.
+type question struct {
+	serial int
+	answer chan string // receives once; it is closed if the answer is lost
+}
+
+// lookPause is how long a command may say nothing before the shell is asked about it: what it has
+// said last may be lost on its way.
+const lookPause = 5 * time.Second
 
 func newShell(machine, name string, info wire.Info, send func([]byte)) *shell {
-	return &shell{machine: machine, name: name, info: info, send: send, over: make(chan struct{}),
-		prefix: rand.Text()[:8], commands: map[string]*command{}, asked: map[string]chan string{}}
+	return &shell{machine: machine, name: name, info: info, send: send, over: make(chan struct{}), pause: lookPause,
+		prefix: rand.Text()[:8], commands: map[string]*command{}, asked: map[string]*question{}}
 }
 
-var errShellOver = errors.New("the guest's root shell has ended")
+var (
+	errShellOver  = errors.New("the guest's root shell has ended")
+	errAnswerLost = errors.New("the answer of the guest's root shell was lost on the way")
+)
 
 // close ends everything that waits for the shell.
 func (s *shell) close() {
@@ -85,15 +108,12 @@ func (s *shell) close() {
 // already to whoever waits for it: nothing but the end of all is honest then.
 func (s *shell) hear(id, text string) error {
 	s.mu.Lock()
-	c, answer := s.commands[id], s.asked[id]
+	c := s.commands[id]
 	s.mu.Unlock()
 	kind, text, _ := strings.Cut(text, ":")
 	switch {
-	case answer != nil && kind == "done":
-		select {
-		case answer <- text:
-		default: // more than one is no answer of ours
-		}
+	case kind == "done":
+		s.answered(id, text)
 	case c != nil:
 		if err := c.hear(kind, text); err != nil {
 			err = &wire.Error{Kind: wire.KindLost, Message: fmt.Sprintf("garbage from the guest's root shell: %v: %s", err, printable.Text(kind+":"+text[:min(len(text), 60)]))}
@@ -110,6 +130,7 @@ func (s *shell) forget(c *command) {
 	delete(s.commands, c.id)
 	s.mu.Unlock()
 	c.closeInput()
+	c.forget()
 }
 
 // nextID is a name for something that is asked of the shell. Those of an earlier host, from
@@ -121,27 +142,78 @@ func (s *shell) nextID() string {
 	return fmt.Sprintf("%s%d", s.prefix, s.serial)
 }
 
-// ask has the shell itself do something short, and returns what it answers. words get the
-// name of the question at their end.
-func (s *shell) ask(ctx context.Context, words ...string) (string, error) {
-	id, answer := s.nextID(), make(chan string, 1)
+// question sends one. The shell takes them in the order of their numbers.
+func (s *shell) question(words []string) (id string, q *question) {
 	s.mu.Lock()
-	s.asked[id] = answer
-	s.mu.Unlock()
-	defer func() {
-		s.mu.Lock()
-		delete(s.asked, id)
-		s.mu.Unlock()
-	}()
+	defer s.mu.Unlock()
+	s.serial++
+	id = fmt.Sprintf("%s%d", s.prefix, s.serial)
+	q = &question{s.serial, make(chan string, 1)}
+	s.asked[id] = q
 	s.send(request(append(words, id)...))
-	select {
-	case text := <-answer:
-		return text, nil
-	case <-s.over:
-		return "", errShellOver
-	case <-ctx.Done():
-		return "", context.Cause(ctx)
+	return id, q
+}
+
+// answered takes an answer. Those to earlier questions do not come any more.
+func (s *shell) answered(id, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	q := s.asked[id]
+	if q == nil {
+		return
 	}
+	delete(s.asked, id)
+	q.answer <- text
+	for id, earlier := range s.asked {
+		if earlier.serial < q.serial {
+			delete(s.asked, id)
+			close(earlier.answer)
+		}
+	}
+}
+
+// ask has the shell itself do something short, and returns what it answers. words get the
+// name of the question at their end. The error is errAnswerLost if the shell has done it, and its
+// answer does not come.
+func (s *shell) ask(ctx context.Context, words ...string) (string, error) {
+	id, q := s.question(words)
+	defer s.drop(id)
+	for {
+		timer := time.NewTimer(s.pause)
+		select {
+		case text, ok := <-q.answer:
+			timer.Stop()
+			if !ok {
+				return "", errAnswerLost
+			}
+			return text, nil
+		case <-timer.C:
+			later, _ := s.question([]string{"ping"}) // when this has its answer, the first is lost
+			defer s.drop(later)
+		case <-s.over:
+			timer.Stop()
+			return "", errShellOver
+		case <-ctx.Done():
+			timer.Stop()
+			return "", context.Cause(ctx)
+		}
+	}
+}
+
+// askAgain is ask of what can be done twice.
+func (s *shell) askAgain(ctx context.Context, words ...string) (string, error) {
+	for {
+		text, err := s.ask(ctx, words...)
+		if err != errAnswerLost {
+			return text, err
+		}
+	}
+}
+
+func (s *shell) drop(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.asked, id)
 }
 
 const (
@@ -166,6 +238,7 @@ func (s *shell) StartCommand(ctx context.Context, q wire.ExecRequest, script []b
 		s.forget(c)
 		return nil, err
 	}
+	go c.watch() // until nothing more is to be heard of it
 	if err := s.awaitStart(ctx, c); err != nil {
 		c.abandon()
 		return nil, err
@@ -226,7 +299,9 @@ func withData(line, data []byte) []byte { return base64.StdEncoding.AppendEncode
 type command struct {
 	shell   *shell
 	id      string
-	started chan error // receives once: it runs, or does not
+	known   context.Context // until nothing more is to be heard of it
+	forget  func()          // ends known
+	started chan error      // receives once: it runs, or does not
 	ended   chan agent.End
 	taken   chan bool // how the guest took the last input
 	gone    chan struct{}
@@ -240,11 +315,14 @@ type command struct {
 
 	mu        sync.Mutex
 	pid       int
-	end       *agent.End // waits for what standard error has had
-	settled   bool       // all is there of what it wrote to standard error before it ended
-	over      bool       // its end is known to whoever waits
-	open      int        // streams whose end is not known
+	end       *agent.End    // waits for what standard error has had
+	settled   bool          // all is there of what it wrote to standard error before it ended
+	over      bool          // its end is known to whoever waits
+	open      map[byte]bool // streams whose end is not known
 	abandoned bool
+	given     int // inputs that were sent
+	answers   int // to these
+	heard     int // frames of all kinds
 }
 
 // unknown is the number of a frame of a command that another host has started.
@@ -253,7 +331,8 @@ const unknown = -1
 // newCommand makes one whose streams begin with this frame.
 func (s *shell) newCommand(q wire.ExecRequest, first int) (*command, error) {
 	c := &command{shell: s, id: q.Job, stdin: q.Stdin, mark: rand.Text(), started: make(chan error, 1), ended: make(chan agent.End, 1),
-		taken: make(chan bool, 1), gone: make(chan struct{}), streams: map[byte]*spool{}, files: map[byte]*os.File{}, next: map[byte]int{'o': first, 'e': first}}
+		taken: make(chan bool, 1), gone: make(chan struct{}), streams: map[byte]*spool{}, open: map[byte]bool{}, files: map[byte]*os.File{}, next: map[byte]int{'o': first, 'e': first}}
+	c.known, c.forget = context.WithCancel(context.Background())
 	if c.id == "" {
 		c.id = s.nextID()
 	}
@@ -269,22 +348,27 @@ func (s *shell) newCommand(q wire.ExecRequest, first int) (*command, error) {
 				return nil, err
 			}
 			c.streams[name], c.files[name] = stream, file
-			c.open++
+			c.open[name] = true
 		}
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
+	closed := s.closed
+	if !closed {
+		s.commands[c.id] = c
+	}
+	s.mu.Unlock()
+	if closed {
 		c.abort(errShellOver)
 		c.closeFiles()
 		return nil, errShellOver
 	}
-	s.commands[c.id] = c
 	return c, nil
 }
 
 // public is the command as the agent knows it.
 func (c *command) public() *agent.Command {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	a := &agent.Command{Pid: c.pid, Stdout: c.files['o'], Stderr: c.files['e'], Ended: c.ended, Signal: c.signal}
 	if c.stdin {
 		a.Stdin = commandInput{c}
@@ -300,6 +384,9 @@ func (c *command) closeFiles() {
 
 // hear takes a frame of this command.
 func (c *command) hear(kind, text string) error {
+	c.mu.Lock()
+	c.heard++
+	c.mu.Unlock()
 	switch kind {
 	case "p":
 		return c.runs(text)
@@ -308,6 +395,9 @@ func (c *command) hear(kind, text string) error {
 	case "x":
 		return c.exited(text)
 	case "i":
+		c.mu.Lock()
+		c.answers++
+		c.mu.Unlock()
 		select {
 		case c.taken <- text == "0":
 		default:
@@ -336,8 +426,8 @@ func (c *command) hear(kind, text string) error {
 		}
 		stream.end()
 		c.mu.Lock()
-		c.open--
-		last := c.open == 0 && c.over
+		delete(c.open, kind[0])
+		last := len(c.open) == 0 && c.over
 		c.mu.Unlock()
 		if last {
 			c.shell.forget(c)
@@ -490,7 +580,7 @@ func (c *command) finish(end agent.End) bool {
 		close(c.gone)
 		c.ended <- end
 	}
-	left := c.open > 0
+	left := len(c.open) > 0
 	c.mu.Unlock()
 	if first && !left {
 		c.shell.forget(c)
@@ -512,7 +602,7 @@ func (c *command) abort(err error) bool {
 		default:
 		}
 	}
-	c.open = 0
+	clear(c.open)
 	c.mu.Unlock()
 	first := c.finish(agent.End{Err: err})
 	c.endStreams()
@@ -557,6 +647,9 @@ type commandInput struct{ *command }
 func (i commandInput) Write(p []byte) (n int, err error) {
 	for chunk := range slices.Chunk(p, maxInput) {
 		i.shell.send(withData(request("in", i.id, encodedLen(chunk)), chunk))
+		i.mu.Lock()
+		i.given++
+		i.mu.Unlock()
 		select {
 		case ok := <-i.taken:
 			if !ok {
@@ -600,6 +693,7 @@ func (s *shell) adopt(ctx context.Context, job string) (*agent.Command, error) {
 		return nil, err
 	}
 	s.send(request("adopt", job))
+	go c.watch() // until nothing more is to be heard of it
 	if err := s.awaitStart(ctx, c); err != nil {
 		c.closeFiles()
 		return nil, err

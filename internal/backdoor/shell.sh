@@ -27,17 +27,33 @@ exec {never}>&-
 _attest_ping() { echo "attest:$_a_id:$1:done:$EPOCHREALTIME"; }
 _attest_text() { _a_text=$(head -c "$1" | base64 -d; echo .); _a_text=${_a_text%.}; }
 _attest_run() {
-local id=$1 how=$2 fd
+local id=$1 how=$2 in fd
 shift 2
 [[ $how != *t* ]] || { set -- "$@" "$_a_text"; _a_text=; }
+((++_a_count % 64)) || for in in "${!_a_pid[@]}"; do kill -0 -- "-${_a_pid[$in]}" || unset "_a_pid[$in]" "_a_taker[$in]"; done
 set -m
 case $how in
-*i*) exec {fd}> >(_attest_start "$id" "$how" "$@"); _a_in[$id]=$fd ;;
+*i*)
+exec {in}<> <(:)
+exec {fd}> "/proc/self/fd/$in"
+_attest_start "$id" "$how" "$@" < "/proc/self/fd/$in" {in}>&- {fd}>&- &
+exec {in}>&-
+_a_in[$id]=$fd ;;
 *) _attest_start "$id" "$how" "$@" < /dev/null & ;;
 esac
 set +m
+_a_pid[$id]=$!
 [[ $how != *j* ]] || _a_jobs[$id]=$!
 }
+_attest_look() {
+local pid=${_a_pid[$1]} state=gone input=idle
+if [ -n "$pid" ] && kill -0 -- "-$pid"; then
+kill -0 "$pid" && state=here || state=left
+fi
+[ -z "${_a_taker[$1]}" ] || ! kill -0 "${_a_taker[$1]}" || input=busy
+echo "attest:$_a_id:$2:done:$state:$input"
+}
+_attest_again() { kill -USR1 "${_a_pid[$1]}"; }
 _attest_shed() {
 local fd id
 for id in "${!_a_in[@]}"; do [ "$id" = "$1" ] || { fd=${_a_in[$id]}; exec {fd}>&-; }; done
@@ -77,12 +93,12 @@ exec 5> >(_attest_say "$at:e" live)
 exec 6> >(exec 5>&-; _attest_say "$at:o" $word) ;;
 esac
 for word in /proc/$BASHPID/fd/*; do fd=${word##*/}; [ "$fd" -le 6 ] || [ "$fd" = 255 ] || exec {fd}>&-; done
+trap again=1 USR1
 set -m
 "${as[@]}" "$@" <&0 >&6 2>&5 4>&- 5>&- 6>&- &
 pid=$!
 set +m
 exec < /dev/null 3>&- 6>&-
-trap again=1 USR1
 echo "$at:p:$pid"
 while wait $pid; status=$?; [ -n "$again" ]; do again=; echo "$at:p:$pid"; done
 [ $status = 0 ] || { read -r word < /proc/1/comm; [[ $word != systemd-shutdow* ]] || down=:down; }
@@ -139,6 +155,7 @@ _attest_in() {
 local c fd=${_a_in[$1]} at="attest:$_a_id:$1"
 c=$(head -c "$2")
 [ -z "$fd" ] || { _attest_shed "$1"; printf %s "$c" | base64 -d >&$fd; echo "$at:i:${PIPESTATUS[1]}"; } 2>/dev/null &
+_a_taker[$1]=$!
 }
 _attest_eof() {
 local fd=${_a_in[$1]}
@@ -158,8 +175,9 @@ reboot:systemd) kill -s RTMIN+5 1 ;;
 esac
 echo "attest:$_a_id:$2:done:$?"
 }
-declare -A _a_in _a_jobs
-_a_id= _a_text=
+declare -A _a_in _a_jobs _a_pid _a_taker
+_a_id= _a_text= _a_count=0
+trap '' USR1
 export SHLVL=2
 . /etc/profile < /dev/null > /dev/null
 export PAGER=

@@ -96,7 +96,7 @@ func (b *bashBox) start() {
 
 // take makes a host of the guest.
 func (b *bashBox) take(opt guest.Options, saved string) {
-	b.door = New(Options{Machine: "box", Shell: b.console.conn(), Upgrade: Never, Agent: noAgent, Saved: saved, Garbage: b.garbage,
+	b.door = New(Options{Machine: "box", Shell: b.console.conn(), Upgrade: Never, Agent: noAgent, Saved: saved, Garbage: b.garbage, LookAfter: 300 * time.Millisecond,
 		Upload: b.upload, Ports: b.ports + "/sys", Devices: b.ports + "/dev"})
 	b.client = guest.New("box", b.door.Dial, opt)
 	b.door.Start()
