@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -84,6 +85,40 @@ func TestFollowUnit(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Nobody listens to systemd while a unit waits for the rest of a boot.
+func TestAwaitTurn(t *testing.T) {
+	at := func(state string, jobs int, starting bool) unitLook {
+		return unitLook{UnitState: wire.UnitState{ActiveState: state, LoadState: "loaded"}, jobs: jobs, starting: starting}
+	}
+	dir := t.TempDir()
+	if err := os.Symlink("id", dir+"/invocation:begun.service"); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		unit  string
+		looks []unitLook
+		n     int // looks that it takes
+	}{
+		"few jobs are left":    {"x.service", []unitLook{at("inactive", 90, true), at("inactive", 9, true), at("inactive", 8, true)}, 3},
+		"it is active":         {"x.service", []unitLook{at("inactive", 90, true), at("active", 80, true)}, 2},
+		"it starts":            {"x.service", []unitLook{at("activating", 90, true)}, 1},
+		"it has failed":        {"x.service", []unitLook{at("failed", 90, true)}, 1},
+		"the system is up":     {"x.service", []unitLook{at("inactive", 90, false)}, 1},
+		"its process is there": {"begun.service", []unitLook{at("inactive", 90, true)}, 1},
+	} {
+		w := &scriptedWatch{looks: tt.looks}
+		var seen wire.UnitState
+		awaitTurn(t.Context(), w.look, dir+"/invocation:"+tt.unit, &seen)
+		if w.n != tt.n || seen.ActiveState != tt.looks[len(tt.looks)-1].ActiveState {
+			t.Errorf("%s: %d looks, want %d; seen %+v", name, w.n, tt.n, seen)
+		}
+	}
+	// It ends with its context.
+	ctx, cancel := context.WithCancel(t.Context())
+	w := &scriptedWatch{looks: []unitLook{at("inactive", 90, true)}}
+	awaitTurn(ctx, func(ctx context.Context) (unitLook, error) { cancel(); return w.look(ctx) }, dir+"/invocation:x.service", &wire.UnitState{})
 }
 
 // With once the first look decides.
