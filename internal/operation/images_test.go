@@ -65,7 +65,7 @@ func TestImagesOfJSON(t *testing.T) {
 		`{"debian": {"root_size": 4}}`:                       `debian(…): root_size must be a size such as "512M" or "2G", not the number 4`,
 		`{"rootfs": {}}`:                                     "rootfs(…): argument path is missing",
 		`{"disk": {}}`:                                       "disk: want a path, or the size of an empty disk",
-		`{"disk": {"path": "x", "boot": "coreboot"}}`:        `disk: image: disk.boot: "coreboot" is neither bios nor uefi`,
+		`{"disk": {"path": "x", "boot": "coreboot"}}`:        `disk: image: disk.boot: "coreboot" is none of bios, uefi and kernel`,
 		`{"disk": {"path": "x", "read_only": "yes"}}`:        `disk(…): read_only must be True or False, not the string "yes"`,
 		`{"rootfs": {"path": "x", "kernel": 1, "title": 2}}`: `rootfs(…): kernel must be the path of a kernel, or "debian:PACKAGE", not the number 1`,
 		`{"debian"`:                                          "unexpected EOF",
