@@ -48,6 +48,7 @@ func main() {
 	flag.BoolVar(&o.quick, "quick", false, "take few samples, to see whether it works")
 	flag.BoolVar(&o.network, "network", false, "only the rows about networks, which need no guests")
 	flag.BoolVar(&o.python, "python", false, "only the rows about scripts in Python, and the boots that they are compared with")
+	flag.BoolVar(&o.root, "root", false, "only the rows about a root on a disk of its own beside an overlay")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "bench: unexpected argument %q\n", flag.Arg(0))
@@ -63,8 +64,8 @@ func main() {
 }
 
 type options struct {
-	attest, json, markdown string
-	quick, network, python bool
+	attest, json, markdown       string
+	quick, network, python, root bool
 }
 
 // counts are the numbers of samples, of attest and of the reference. One of the
@@ -142,6 +143,8 @@ func run(ctx context.Context, o options) (err error) {
 	switch {
 	case o.network:
 		results.Rows, err = b.networkRows(ctx)
+	case o.root:
+		results.Rows, err = b.rootRows(ctx)
 	case o.python:
 		results.Rows, err = b.pythonAlone(ctx)
 	default:

@@ -21,6 +21,10 @@ func (b *bench) measure(ctx context.Context) (rows []Row, guest Guest, err error
 	if err != nil {
 		return nil, guest, err
 	}
+	roots, err := b.rootRows(ctx)
+	if err != nil {
+		return nil, guest, err
+	}
 	network, err := b.networkRows(ctx)
 	if err != nil {
 		return nil, guest, err
@@ -89,7 +93,7 @@ func (b *bench) measure(ctx context.Context) (rows []Row, guest Guest, err error
 		newRow("cold boot to `multi-user.target`", reference.multiUser, cold.multiUser, Target{Max: 14}),
 		newRow("start of the `attest` binary", nil, starts, Target{Max: 0.015}),
 	)
-	return append(rows, network...), guest, err
+	return append(append(rows, roots...), network...), guest, err
 }
 
 // running measures on a machine that has booted.
