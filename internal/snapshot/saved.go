@@ -305,8 +305,9 @@ func (s *Saved) verify() error {
 			return &DamagedError{s.Dir, name + " is not what was written: its checksum is wrong"}
 		}
 	}
-	if all {
-		// A directory that cannot be written to is read each time.
+	// A directory that may not be written to is read each time. For root, who may, that is
+	// one like the Nix store's, whose files have checksums of their own.
+	if st, err := os.Stat(s.Dir); all && err == nil && st.Mode()&0o200 != 0 {
 		os.WriteFile(filepath.Join(s.Dir, checkedName), []byte(bootID()), 0o600)
 	}
 	return nil

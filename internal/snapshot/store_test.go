@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -200,6 +201,52 @@ func TestVerifiedOnce(t *testing.T) {
 	defer e.Close()
 	if got, err := os.ReadFile(checked); err != nil || string(got) != bootID() {
 		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// Nothing is written into a directory that is read-only, such as a path of the Nix store: by root
+// neither.
+func TestReadOnlyDirectory(t *testing.T) {
+	s := newStore(t)
+	put(t, s, "a")
+	dir := filepath.Join(s.dir, Key(fits("a")))
+	if err := os.WriteFile(filepath.Join(dir, checkedName), []byte("another boot"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	look := func() (all []string) {
+		for _, f := range files {
+			content, err := os.ReadFile(filepath.Join(dir, f.Name()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, f.Name()+": "+string(content))
+		}
+		return all
+	}
+	was := look()
+	for _, f := range files {
+		path := filepath.Join(dir, f.Name())
+		if err := errors.Join(os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)), os.Chmod(path, 0o444)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(dir, 0o555); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Chmod(dir, 0o755) })
+	opened, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := opened.Close(); err != nil {
+		t.Error(err)
+	}
+	if is := look(); !slices.Equal(is, was) {
+		t.Errorf("%q was changed to %q", was, is)
 	}
 }
 
