@@ -1,6 +1,6 @@
 """Compares the times of runs with budgets: budget.py BUDGETS.json OUT
 
-BUDGETS.json is {"NAME": {"events": "…/events.jsonl", "budget": {"total": ms, "boot": ms, "test_x": ms}}}.
+BUDGETS.json is {"NAME": {"events": "…/events.jsonl", "budget": {"total": ms, "boot": ms, "test_x": ms, "main/SUBTEST": ms}}}.
 OUT gets summary.tsv (check, what, milliseconds, budget, verdict) and phases.tsv (check, machine, state,
 milliseconds). The exit code is 1 if a budget was exceeded, 2 if one names what no run has.
 """
@@ -21,6 +21,8 @@ def times(path):
                 spent["total"] = event["duration_s"] * 1000
             elif kind == "test_finished":
                 spent[event["test"]] = event["duration_s"] * 1000
+            elif kind == "subtest_finished":
+                spent[event.get("test", "setup") + "/" + event["subtest"]] = event["duration_s"] * 1000
             elif kind == "machine_state" and "after_s" in event:
                 after = event["after_s"] * 1000
                 phases.append((event["machine"], event["state"], after))

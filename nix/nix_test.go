@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -87,7 +88,7 @@ type evaluation struct {
 	Checks                             map[string]configuration
 	Examples                           map[string]configuration
 	Bench, Budget, Package, Version    string
-	Refused                            map[string]string
+	SnapshotKeys                       map[string]string
 }
 
 type configuration struct {
@@ -117,6 +118,7 @@ type node struct {
 		Enable *bool
 	}
 	QEMU, Packages []string
+	Memory, Cores  int
 }
 
 // A framework is a test of NixOS' framework of some era with attest's module.
@@ -163,13 +165,43 @@ func TestEvaluate(t *testing.T) {
 			t.Run("old", func(t *testing.T) { e.old(t) })
 			t.Run("modules", func(t *testing.T) { e.modules(t) })
 			t.Run("flake", func(t *testing.T) { e.flake(t) })
+			t.Run("arguments", func(t *testing.T) { e.arguments(t) })
 			if e.Function != "assert 'server'\n" {
 				t.Errorf("a test script that is a function came to %q", e.Function)
 			}
-			for what, end := range e.Refused {
-				if end != "error" {
-					t.Errorf("%s: %s", what, end)
-				}
+		})
+	}
+}
+
+// What makes no sense is refused with the name of the test and of what is wrong.
+func TestRefused(t *testing.T) {
+	for args, want := range map[string]string{
+		`{ backend = "xen"; }`:                                       `attest: test t: unknown backend "xen"; want qemu, firecracker, cloud-hypervisor`,
+		`{ backend = "nspawn"; }`:                                    `attest: test t: containers (systemd-nspawn) are not supported; a node is a machine on qemu, firecracker, cloud-hypervisor`,
+		`{ containers.box = { }; }`:                                  `attest: test t: containers (systemd-nspawn) are not supported; a node is a machine on qemu, firecracker, cloud-hypervisor`,
+		`{ test = "def test_x(): pass"; }`:                           `attest: test t: give either testScript (Python) or test (Starlark)`,
+		`{ testScript = null; }`:                                     `attest: test t: give either testScript (Python) or test (Starlark)`,
+		`{ nodes = { }; }`:                                           `attest: test t: it has no nodes`,
+		`{ hugePages = true; }`:                                      `attest: test t: hugePages is for firecracker`,
+		`{ splitStore = true; }`:                                     `attest: test t: splitStore is for firecracker and cloud-hypervisor`,
+		`{ memorysize = 512; }`:                                      `called with unexpected argument 'memorysize'`,
+		`{ nodes.server.testing.vlan = 1; }`:                         "The option `testing.vlan' does not exist.",
+		`{ nodes.server.testing.vlans = "1"; }`:                      `the option testing.vlans is not of type list of int`,
+		`(ours.nixos-test-driver.override { enableNspawn = true; })`: `attest: containers (systemd-nspawn) are not supported: make them nodes, or let this test have NixOS' own driver`,
+		`(ours.perfBudget { checks.web = { test = ours.attest; budget = { }; }; })`:   `attest: perf-budget: check web has no budget`,
+		`(ours.makeSnapshot { name = "s"; machine = { name = "s"; }; units = "x"; })`: `called with unexpected argument 'units'`,
+	} {
+		t.Run(args, func(t *testing.T) {
+			t.Parallel()
+			made := args
+			if strings.HasPrefix(args, "{") {
+				made = `(ours.makeTest ({ name = "t"; nodes.server = { }; testScript = ""; } // ` + args + `))`
+			}
+			_, err := nixCommand(t, "nix-instantiate", "--eval", "--readonly-mode", "--expr",
+				fmt.Sprintf("let lib = import %s; pkgs = import %s { inherit lib; }; ours = import %s { inherit pkgs; }; in %s.drvPath",
+					absolute(t, "tests/lib.nix"), absolute(t, "tests/pkgs.nix"), absolute(t, "."), made))
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v; want %s", err, want)
 			}
 		})
 	}
@@ -244,6 +276,23 @@ func (e evaluation) qemu(t *testing.T) {
 	}
 	if strings.Contains(e.QEMU.Driver, "--interactive") || !strings.Contains(e.QEMU.Interactive, "--interactive") {
 		t.Errorf("drivers:\n%s\n%s", e.QEMU.Driver, e.QEMU.Interactive)
+	}
+}
+
+// What arguments of a test come to, and which of them make another snapshot.
+func (e evaluation) arguments(t *testing.T) {
+	if f := read(t, e.Starlark.Config); f.GlobalTimeout != time.Minute || len(f.VLANs) != 0 {
+		t.Errorf("a test of a minute without networks has %v and networks %v", f.GlobalTimeout, f.VLANs)
+	}
+	for name, n := range e.Starlark.Machines {
+		if n.Memory != 640 || n.Cores != 2 || len(n.Interfaces) != 0 {
+			t.Errorf("%s has %d MiB, %d processors and cards %v", name, n.Memory, n.Cores, n.Interfaces)
+		}
+	}
+	for what, another := range map[string]bool{"script": false, "budget": false, "memory": true, "node": true, "vmm": true, "attest": true} {
+		if got := e.SnapshotKeys[what] != e.SnapshotKeys["base"]; got != another || e.SnapshotKeys[what] == "" {
+			t.Errorf("with another %s another snapshot is made: %v (%s)", what, got, e.SnapshotKeys[what])
+		}
 	}
 }
 
@@ -447,6 +496,7 @@ func TestBudget(t *testing.T) {
 	if err := os.WriteFile(events, []byte(`{"type":"run_started","seq":1}
 {"type":"machine_state","machine":"a","state":"ready","after_s":4.5}
 {"type":"machine_state","machine":"b","state":"ready","after_s":5.25}
+{"type":"subtest_finished","test":"test_x","subtest":"it serves","name":"it serves","status":"passed","duration_s":0.25}
 {"type":"test_finished","test":"test_x","status":"passed","duration_s":0.5}
 {"type":"run_finished","status":"passed","duration_s":7}
 `), 0o600); err != nil {
@@ -456,9 +506,9 @@ func TestBudget(t *testing.T) {
 		budget, summary, says string
 		code                  int
 	}{
-		{`{"total": 7000, "boot": 5250, "test_x": 500}`, "c\tboot\t5250\t5250\tok\nc\ttest_x\t500\t500\tok\nc\ttotal\t7000\t7000\tok\n", "", 0},
+		{`{"total": 7000, "boot": 5250, "test_x": 500, "test_x/it serves": 250}`, "c\tboot\t5250\t5250\tok\nc\ttest_x\t500\t500\tok\nc\ttest_x/it serves\t250\t250\tok\nc\ttotal\t7000\t7000\tok\n", "", 0},
 		{`{"boot": 5249}`, "c\tboot\t5250\t5249\tover\n", "c: boot took 5250 ms, its budget is 5249 ms", 1},
-		{`{"test_y": 1}`, "", "c: the budget names 'test_y', and the run has only boot, test_x, total", 2},
+		{`{"test_y": 1}`, "", "c: the budget names 'test_y', and the run has only boot, test_x, test_x/it serves, total", 2},
 	} {
 		budgets := filepath.Join(dir, "budgets.json")
 		if err := os.WriteFile(budgets, fmt.Appendf(nil, `{"c": {"events": %q, "budget": %s}}`, events, tt.budget), 0o600); err != nil {

@@ -1,7 +1,8 @@
 # The NixOS test driver, by attest, in the shape that NixOS' test framework takes
 # (pythonTestDriverPackage): the same programs, type hints for mypy where Python
 # finds them, and the same arguments to override. What attest does not need of these is
-# ignored.
+# ignored. The framework sets enableNspawn if a test has containers, which are refused when
+# it is evaluated.
 {
   lib,
   runCommand,
@@ -26,7 +27,10 @@ let
     ++ lib.optional enableOCR tesseract4
   );
 in
-runCommand "nixos-test-driver-${attest.version}"
+lib.throwIf enableNspawn
+  "attest: containers (systemd-nspawn) are not supported: make them nodes, or let this test have NixOS' own driver"
+  runCommand
+  "nixos-test-driver-${attest.version}"
   {
     nativeBuildInputs = [ makeWrapper ];
     propagatedBuildInputs = [ python3 ];

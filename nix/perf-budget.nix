@@ -3,8 +3,8 @@
 #
 #   perfBudget { name = "smoke"; checks.smoke = { test = …; budget = { total = 60000; boot = 8000; }; }; }
 #
-# A budget is for "total" (the run), "boot" (until the slowest machine was ready), or a
-# test by its name.
+# A budget is for "total" (the run), "boot" (until the slowest machine was ready), a test by
+# its name (that of a script is "main"), or a subtest ("main/NAME").
 {
   pkgs,
   lib ? pkgs.lib,

@@ -1,5 +1,5 @@
 # A test of NixOS machines, on any backend: a derivation that runs it, with .driver,
-# .driverInteractive, .vms, .rootfsImages, .snapshots, .nodes and .config.
+# .driverInteractive, .vms, .rootfsImages, .storeImage, .snapshots, .nodes and .config.
 # docs/nix.md describes the arguments.
 {
   pkgs,
@@ -8,9 +8,10 @@
 }:
 {
   name,
-  nodes,
+  nodes ? { },
   testScript ? null, # Python: a string, a path, or a function of { nodes }
   test ? null, # Starlark: the same
+  containers ? { }, # refused by name
   backend ? "qemu",
   vlans ? [ 1 ], # of nodes that do not set testing.vlans
   globalTimeout ? 3600,
@@ -46,7 +47,10 @@ let
 
   # What makes no sense is refused before anything is evaluated.
   checked =
-    lib.throwIfNot (lib.elem backend backends)
+    lib.throwIf (backend == "nspawn" || containers != { })
+      "attest: test ${name}: containers (systemd-nspawn) are not supported; a node is a machine on ${lib.concatStringsSep ", " backends}"
+      lib.throwIfNot
+      (lib.elem backend backends)
       "attest: test ${name}: unknown backend \"${backend}\"; want ${lib.concatStringsSep ", " backends}"
       lib.throwIfNot
       ((testScript == null) != (test == null))
@@ -220,6 +224,7 @@ let
       driverInteractive = driver [ "--interactive" ];
       vms = lib.mapAttrs (_: config: config.system.build.vm) (if microVM then { } else configs);
       rootfsImages = if microVM then rootfsImages else { };
+      storeImage = if splitStore then storeImage else null;
       inherit snapshots;
       nodes = configs;
       config = {

@@ -46,6 +46,8 @@ let
       inherit (config) fileSystems;
       units = lib.mapAttrs (_: unit: removeAttrs unit [ "serviceConfig" ]) config.systemd.services;
       qemu = config.virtualisation.qemu.options or [ ];
+      memory = config.virtualisation.memorySize or 0;
+      cores = config.virtualisation.cores or 0;
       packages = map toString config.environment.systemPackages;
       journal = config.services.journald.settings;
     }) test.nodes;
@@ -141,17 +143,42 @@ let
     };
   };
   system = "x86_64-linux";
-
-  failure =
-    test:
-    let
-      result = builtins.tryEval (builtins.deepSeq test.config.machines test.drvPath);
-    in
-    if result.success then "no error" else "error";
 in
 {
   qemu = shown (makeTest base);
-  starlark = shown (makeTest (removeAttrs base [ "testScript" ] // { test = ./one.star; }));
+  starlark = shown (
+    makeTest (
+      removeAttrs base [ "testScript" ]
+      // {
+        test = ./one.star;
+        enableNetwork = false;
+        globalTimeout = 60;
+        memorySize = 640;
+        vcpus = 2;
+      }
+    )
+  );
+  # The derivation of one machine's snapshot, of tests that differ.
+  snapshotKeys =
+    let
+      key =
+        attest: args:
+        (import ../test.nix { inherit pkgs lib attest; } (base // { backend = "firecracker"; } // args))
+        .snapshots.server.drvPath;
+    in
+    lib.mapAttrs (_: key pkgs.attest) {
+      base = { };
+      script.testScript = "pass\n";
+      budget.globalTimeout = 60;
+      memory.memorySize = 512;
+      node.nodes = nodes // {
+        server.boot.kernelParams = [ "quiet" ];
+      };
+      vmm.firecrackerPackage.outPath = "/nix/store/another";
+    }
+    // {
+      attest = key (pkgs.attest // { outPath = "/nix/store/another-attest"; }) { };
+    };
   firecracker = shown (
     makeTest (
       base
@@ -237,12 +264,4 @@ in
     }).attributes.script;
   package = ours.attest.given.installPhase;
   version = ours.attest.given.buildPhase;
-  refused = lib.mapAttrs (_: args: failure (makeTest (base // args))) {
-    backend.backend = "xen";
-    both.test = "def test_x(): pass\n";
-    nothing.testScript = null;
-    nodes.nodes = { };
-    hugePages.hugePages = true;
-    splitStore.splitStore = true;
-  };
 }
