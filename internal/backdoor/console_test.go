@@ -276,7 +276,6 @@ func TestLostEnds(t *testing.T) {
 		{":e.:", "cat", "", ""},
 		{":x:", "cat; sleep 1000 >&- &", "its exit status was lost", ""},
 		{":e0:", "cat; sleep 1000 >&- &", "lost on the way from the guest's root shell: the end of its output", ""},
-		{":i:", "head -n 1", "", ""},
 		{":i:", "cat", "that it has taken its input", ""},
 		{":i:", "read -r line; echo $line; read -r line", "that it has taken its input", ""},
 		{":o.:", "cat", "the guest's root shell", "the end of its output"},
