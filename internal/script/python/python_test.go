@@ -63,7 +63,7 @@ const answers = `{"answers": [
 	{"command": "stderr", "stdout": "out", "stderr": "err", "exit_code": 3},
 	{"match": "echo (.*)", "stdout": "hello\n"},
 	{"match": ".*"}
-], "monitor": {"query-status": "{\"status\": \"running\", \"n\": 5}"}, "ports": [80], "files": {"/etc/a": "x"}, "units": {"web.service": "active", "bad.service": "failed", "slow.service": "activating"}}`
+], "monitor": {"query-status": "{\"status\": \"running\", \"n\": 5}"}, "ports": [80], "files": {"/etc/a": "x"}, "units": {"web.service": "active", "bad.service": "failed", "off.service": "inactive", "slow.service": "activating"}}`
 
 // machines are those of a script. Its large answer is there only if the script asks for it,
 // because each lab reads it.

@@ -221,11 +221,9 @@ run_tests, test_script, join_all, dump_machine_ssh
 `,
 		"the state of units": `
 web.wait_for_unit("web.service", timeout=60)
-try:
-    web.wait_for_unit("bad.service")
-    raise Exception("it passed")
-except AssertionError as e:
-    assert "bad.service" in str(e)
+for unit, said in {"bad": 'unit "bad" reached state "failed"', "off.service": 'unit "off.service" is inactive and there are no pending jobs', "none": "not-found"}.items():
+    with t.assertRaisesRegex(AssertionError, said):
+        web.wait_for_unit(unit)
 `,
 	} {
 		t.Run(name, func(t *testing.T) {

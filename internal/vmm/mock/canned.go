@@ -366,6 +366,9 @@ func (c *canned) unit(name string) (state string, known bool) {
 // waitUnit waits for "active". States that systemd leaves by itself, such as
 // "activating", are waited out.
 func (c *canned) waitUnit(ctx context.Context, q wire.UnitRequest) (any, error) {
+	if !strings.Contains(q.Unit, ".") {
+		q.Unit += ".service"
+	}
 	for {
 		c.unitsMu.Lock()
 		changed := c.changed
@@ -374,11 +377,11 @@ func (c *canned) waitUnit(ctx context.Context, q wire.UnitRequest) (any, error) 
 		seen := wire.UnitState{ActiveState: state, SubState: state, LoadState: "loaded"}
 		switch {
 		case !known:
-			return wire.UnitState{LoadState: "not-found"}, &wire.Error{Kind: wire.KindUnit, Message: "the script has no unit of this name"}
+			return wire.UnitState{ActiveState: "inactive", LoadState: "not-found"}, &wire.Error{Kind: wire.KindUnit, Message: `cannot be started: its load state is "not-found" (the mock's script has no unit of this name)`}
 		case state == "active":
 			return seen, nil
 		case !strings.HasSuffix(state, "ing"):
-			return seen, &wire.Error{Kind: wire.KindUnit, Message: "the script says that it is " + state}
+			return seen, &wire.Error{Kind: wire.KindUnit, Message: hopeless(state)}
 		case q.Once:
 			return seen, &wire.Error{Kind: wire.KindTimeout, Message: "not yet"}
 		}
@@ -388,6 +391,15 @@ func (c *canned) waitUnit(ctx context.Context, q wire.UnitRequest) (any, error) 
 			return seen, context.Cause(ctx)
 		}
 	}
+}
+
+// hopeless is what a wait for a unit says of a state that the unit does not leave by itself, as systemd's
+// units have it said of them.
+func hopeless(state string) string {
+	if state == "inactive" {
+		return "is inactive and there are no pending jobs"
+	}
+	return fmt.Sprintf("reached state %q", state)
 }
 
 // waitPort knows the script's ports, which never change.

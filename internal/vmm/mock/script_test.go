@@ -121,10 +121,10 @@ func TestCannedWaits(t *testing.T) {
 	if _, err := s.client.WaitUnit(ctx, "db.service", "", false); err != nil {
 		t.Error(err)
 	}
-	for _, name := range []string{"bad.service", "missing.service"} {
+	for name, want := range map[string]string{"bad": `reached state "failed"`, "missing.service": `its load state is "not-found"`} {
 		var hopeless *guest.UnitError
-		if _, err := s.client.WaitUnit(ctx, name, "", false); !errors.As(err, &hopeless) {
-			t.Errorf("%s: %v", name, err)
+		if _, err := s.client.WaitUnit(ctx, name, "", false); !errors.As(err, &hopeless) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %s", name, err, want)
 		}
 	}
 	if _, err := s.client.WaitUnit(ctx, "web.service", "", true); !errors.Is(err, guest.ErrNotYet) {
