@@ -37,8 +37,8 @@ stress:
 	GO="$(GO)" scripts/fuzz
 
 # Tests the backends of microVMs with the real programs, which FIRECRACKER and
-# CLOUD_HYPERVISOR name, in a guest that has a KVM of its own. It takes an hour or two
-# without hardware virtualisation.
+# CLOUD_HYPERVISOR name, in a guest that has a KVM of its own. It takes hours
+# without hardware virtualisation; docs/microvms.md says how to run it in parts.
 test-microvm:
 	@[ -n "$$FIRECRACKER$$CLOUD_HYPERVISOR" ] || echo "test-microvm: FIRECRACKER and CLOUD_HYPERVISOR name no program to test with: nothing is tested (docs/microvms.md)"
 	@[ -z "$$FIRECRACKER$$CLOUD_HYPERVISOR" ] || { scripts/setup test && $(GO) test ./test -run TestMicroVM -v -timeout 4h; }

@@ -35,8 +35,29 @@ func kernelOf(t *testing.T, release string) string {
 	return ""
 }
 
+// microVMParts are what is tested of a VMM, each in a fork of the guest in which a machine has
+// booted once: scripts of testdata/microvm, and their arguments behind the backend.
+var microVMParts = []struct{ name, script string }{
+	{"commands", "run.sh BACKEND --run test_commands one_test.star"},
+	{"checkpoint", "run.sh BACKEND --run test_checkpoint one_test.star"},
+	{"pair", "run.sh BACKEND pair_test.star"},
+	{"power_off", "run.sh BACKEND --run test_power_off one_test.star"},
+	{"reboot", "run.sh BACKEND --run test_reboot one_test.star"},
+	{"panic", "run.sh BACKEND --run test_panic one_test.star"},
+	{"crash", "run.sh BACKEND --run test_crash one_test.star"},
+	{"kill", "kill.sh BACKEND"},
+	{"view", "view.sh BACKEND"},
+	{"foreign", "foreign.sh BACKEND"},
+}
+
 // The real VMMs run in a guest of attest's that has a KVM of its own: QEMU emulates a
-// processor that has one. attest itself is in there, too, and runs a test file.
+// processor that has one. attest itself is in there, too, and runs test files. The first
+// boots a machine and keeps its snapshot, from which the parts begin.
+//
+// MICROVM_STATE names a directory in which that guest is kept then, and from which later
+// runs begin, so that each part can be a run of its own:
+//
+//	-run TestMicroVM/firecracker/pair
 func TestMicroVM(t *testing.T) {
 	for _, vmm := range microVMs {
 		t.Run(vmm.backend, func(t *testing.T) {
@@ -44,23 +65,78 @@ func TestMicroVM(t *testing.T) {
 			if binary == "" {
 				t.Skipf("%s names no %s to test with (docs/microvms.md)", vmm.env, vmm.backend)
 			}
-			outer := attest.MachineConfig{
-				Name: "outer", Memory: 3000, Image: attest.Debian{Packages: []string{"iputils-ping"}}, BootTimeout: 20 * time.Minute,
-				Mount: map[string]string{"/srv/bin/" + vmm.backend: binary, "/srv/bin/attest": attestBinary, "/srv/bin/attest-agent": agentBinary},
+			t.Parallel()
+			booted := bootedMicroVM(t, vmm.backend, binary)
+			for _, part := range microVMParts {
+				t.Run(part.name, func(t *testing.T) {
+					said := runMicroVM(t, booted.Fork(t).Machine("outer"), vmm.backend, part.script)
+					if part.name == "pair" {
+						differ(t, said, 4)
+					}
+				})
 			}
-			m := attest.New(t, outer).Machine("outer")
-			m.CopyFromHost(kernelOf(t, strings.TrimSpace(m.Succeed("uname -r"))), "/srv/vmlinux")
-			m.CopyFromHost("testdata/microvm", "/srv/microvm")
-			m.Succeed("bash /srv/microvm/prepare.sh", attest.Timeout(20*time.Minute))
-			m.Succeed(`sed -i "s|MODULES|\"/srv/modules/lib/modules/$(uname -r)\"|" /srv/microvm/lab_test.star`)
-			run := m.Execute("export PATH=/srv/bin:$PATH ATTEST_ACCEL=kvm XDG_CACHE_HOME=/srv/cache; attest doctor; cd /srv/microvm && attest run -v -j 1 --timeout 3h --backend "+vmm.backend+" lab_test.star 2>&1",
-				attest.Timeout(3*time.Hour))
-			t.Logf("attest in the guest said:\n%s", run.Stdout)
-			if run.ExitCode != 0 {
-				t.Errorf("exit code %d", run.ExitCode)
-			}
-			// Whatever ended here has left nothing.
-			m.Fail("pgrep -x " + vmm.backend[:min(len(vmm.backend), 15)]) // that is all the kernel keeps of a name
 		})
+	}
+}
+
+// bootedMicroVM is the outer guest, in which a machine has booted and its snapshot is in the
+// cache.
+func bootedMicroVM(t *testing.T, backend, binary string) *attest.TestSnapshot {
+	t.Helper()
+	dir := os.Getenv("MICROVM_STATE")
+	if dir != "" {
+		dir = filepath.Join(dir, backend)
+		if _, err := os.Stat(dir); err == nil {
+			return attest.OpenLab(t, dir).Snapshot()
+		}
+	}
+	lab := attest.New(t, attest.MachineConfig{
+		Name: "outer", Memory: 3000, Image: attest.Debian{Packages: []string{"cpio", "curl", "iputils-ping", "socat"}}, BootTimeout: 20 * time.Minute,
+	})
+	m := lab.Machine("outer")
+	for source, target := range map[string]string{
+		binary: "bin/" + backend, attestBinary: "bin/attest", agentBinary: "bin/attest-agent",
+		kernelOf(t, strings.TrimSpace(m.Succeed("uname -r"))): "vmlinux", "testdata/microvm": "microvm",
+	} {
+		m.CopyFromHost(source, "/srv/"+target)
+	}
+	m.Succeed("bash /srv/microvm/prepare.sh", attest.Timeout(20*time.Minute))
+	t.Log(m.Succeed(". /srv/microvm/common.sh "+backend+"; $backend --version; attest doctor || true", attest.Timeout(10*time.Minute)))
+	if said := runMicroVM(t, m, backend, "run.sh BACKEND --run test_boot one_test.star"); !strings.Contains(said, "PASS") {
+		t.Fatal("no machine booted")
+	}
+	booted := lab.Snapshot()
+	if dir != "" {
+		booted.Save(dir)
+	}
+	return booted
+}
+
+// runMicroVM runs a script of testdata/microvm in the outer guest, and returns what it said.
+func runMicroVM(t *testing.T, m *attest.TestMachine, backend, script string) string {
+	t.Helper()
+	begun := time.Now()
+	r := m.Execute("bash /srv/microvm/"+strings.ReplaceAll(script, "BACKEND", backend), attest.Timeout(3*time.Hour))
+	t.Logf("%s took %v and said:\n%s", script, time.Since(begun).Round(time.Second), r.Stdout)
+	if r.ExitCode != 0 {
+		t.Errorf("exit code %d", r.ExitCode)
+	}
+	return r.Stdout
+}
+
+// differ checks that clones have printed so many random numbers, of which no two are equal.
+func differ(t *testing.T, said string, want int) {
+	t.Helper()
+	seen := map[string]bool{}
+	for line := range strings.Lines(said) {
+		if number, ok := strings.CutPrefix(line, "random "); ok {
+			if seen[number] {
+				t.Errorf("two clones have the random number %s", number)
+			}
+			seen[number] = true
+		}
+	}
+	if len(seen) != want {
+		t.Errorf("%d random numbers, want %d", len(seen), want)
 	}
 }
