@@ -17,6 +17,7 @@ import (
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/machineconfig"
 	"github.com/attest-vm/attest/internal/operation"
 	"github.com/attest-vm/attest/internal/script"
