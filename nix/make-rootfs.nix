@@ -38,7 +38,9 @@ pkgs.runCommand name
     used=$(du --summarize --block-size=1M root | cut -f1)
     # A sixteenth for the file system itself.
     truncate -s $((used + used / 16 + ${toString freeSpace}))M $out/rootfs.ext4
-    # No random identity: the same root is the same file.
+    # No random identity, and the times of the store.
+    find root -exec touch --no-dereference --date=@1 {} +
+    export SOURCE_DATE_EPOCH=1
     fakeroot mkfs.ext4 -q -L nixos -U 6a7465d6-93ac-4b1a-9c0e-726f6f740000 \
       -E hash_seed=6a7465d6-93ac-4b1a-9c0e-726f6f740001,root_owner=0:0 -d root $out/rootfs.ext4
   ''

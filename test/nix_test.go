@@ -127,6 +127,20 @@ func newNix(t *testing.T) *nixHost {
 	return n
 }
 
+// build builds attributes of lab.nix, and returns their paths.
+func (n *nixHost) build(attributes ...string) []string {
+	n.t.Helper()
+	args := []string{"--no-out-link"}
+	for _, a := range attributes {
+		args = append(args, "-A", a)
+	}
+	out, err := n.run("nix-build", args...)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return strings.Fields(string(out))
+}
+
 func (n *nixHost) run(name string, args ...string) ([]byte, error) {
 	lab, err := filepath.Abs("testdata/nix/lab.nix")
 	if err != nil {

@@ -29,8 +29,10 @@ let
         # Without the exit bash may become the last program, and those of coreutils close
         # their output before they end: Nix takes that for the end, and kills what is left.
         args = [
-          "-euc"
-          ". ${./make-wrapper.sh}\ncd $NIX_BUILD_TOP\n${script}\nexit 0\n"
+          "-euo"
+          "pipefail"
+          "-c"
+          ". ${./stdenv.sh}\ncd $NIX_BUILD_TOP\n${script}\nexit 0\n"
         ];
       }
     )
@@ -91,13 +93,29 @@ let
         text = "#!/bin/bash\n${text}";
         passAsFile = [ "text" ];
       } "cp $textPath $out\nchmod +x $out\n";
+    # Nix gives a build the closure of a path as lines: a path, its deriver, how many
+    # references it has, and those.
     closureInfo =
       { rootPaths }:
-      runCommand "closure-info" { roots = rootPaths; } ''
-        mkdir $out
-        printf '%s\n' $roots >$out/store-paths
-        touch $out/registration
-      '';
+      runCommand "closure-info"
+        {
+          exportReferencesGraph = lib.concatLists (
+            lib.imap0 (index: path: [
+              "closure-${toString index}"
+              path
+            ]) rootPaths
+          );
+        }
+        ''
+          mkdir $out
+          cat closure-* >$out/registration
+          while read -r path; do
+            echo "$path"
+            read -r deriver
+            read -r count
+            for ((; count > 0; count--)); do read -r reference; done
+          done <$out/registration | sort -u >$out/store-paths
+        '';
     startVM =
       config:
       runCommand "vm-${config.system.name}"

@@ -1,7 +1,7 @@
 # Tests by nix/ of machines that a start script starts, with the programs of this host.
 {
   attestDir,
-  startScript, # @CARDS@ stands for the cards of the lab's networks
+  startScript ? "", # @CARDS@ stands for the cards of the lab's networks
 }:
 let
   lib = import ../../../nix/tests/lib.nix;
@@ -19,8 +19,35 @@ let
     client = { };
     server = { };
   };
+  # Machines on a microVM with their stores, and with one store beside their roots.
+  onMicroVM =
+    splitStore:
+    makeTest {
+      name = "disks";
+      backend = "cloud-hypervisor";
+      inherit nodes splitStore;
+      testScript = "";
+    };
 in
 {
+  # Their disks.
+  images = {
+    root = import ../../../nix/make-rootfs.nix {
+      inherit pkgs lib;
+      config = (onMicroVM false).nodes.server;
+      freeSpace = 32;
+    };
+    minimal = import ../../../nix/make-rootfs-minimal.nix {
+      inherit pkgs lib;
+      config = (onMicroVM true).nodes.server;
+      freeSpace = 32;
+    };
+    shared = (onMicroVM true).storeImage;
+    store = import ../../../nix/make-store-image.nix {
+      inherit pkgs lib;
+      config = (onMicroVM true).nodes.server;
+    };
+  };
   passes = makeTest {
     name = "passes";
     inherit nodes;

@@ -51,12 +51,22 @@ in
       kernel.dev = "/nix/store/kernel-dev";
     };
     system.build = {
-      toplevel = config.nixpkgs.pkgs.writeText "nixos-system-${config.networking.hostName}" (
-        builtins.toJSON {
-          inherit (config.networking) extraHosts interfaces;
-          inherit (config.boot) kernelParams;
-        }
-      );
+      # An init, and what it refers to.
+      toplevel =
+        let
+          generation = config.nixpkgs.pkgs.writeText "etc-${config.networking.hostName}" (
+            builtins.toJSON {
+              inherit (config.networking) extraHosts interfaces;
+              inherit (config.boot) kernelParams;
+            }
+          );
+        in
+        config.nixpkgs.pkgs.runCommand "nixos-system-${config.networking.hostName}" { } ''
+          mkdir $out
+          ln -s ${generation} $out/etc
+          printf '#!/bin/sh\necho this is %s, of %s\n' ${config.networking.hostName} ${generation} >$out/init
+          chmod +x $out/init
+        '';
       initialRamdisk = config.nixpkgs.pkgs.writeText "initrd-${config.networking.hostName}" "";
     };
   };

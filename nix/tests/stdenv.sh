@@ -1,4 +1,6 @@
-# The shell functions of nixpkgs' makeWrapper that nix/ uses.
+# The shell functions of nixpkgs that nix/ uses.
+
+# makeWrapper PROGRAM WRAPPER ARGUMENT...
 makeWrapper() {
 	local program=$1 wrapper=$2 flags=
 	shift 2
@@ -17,4 +19,22 @@ makeWrapper() {
 		printf 'exec -a "$0" %q%s "$@"\n' "$program" "$flags"
 	} >"$wrapper"
 	chmod +x "$wrapper"
+}
+
+# Debian 12's mkfs.erofs reads directories only: what comes as a tar is unpacked for it.
+mkfs.erofs() {
+	local arg tree flags=()
+	if command mkfs.erofs --help 2>&1 | grep -q -e --tar; then
+		command mkfs.erofs "$@"
+		return
+	fi
+	for arg in "${@:1:$#-1}"; do
+		[ "$arg" = --tar=f ] || flags+=("$arg")
+	done
+	tree=$(mktemp -d)
+	chmod 755 "$tree"
+	tar --extract --directory "$tree"
+	command mkfs.erofs "${flags[@]}" "${@: -1}" "$tree"
+	chmod -R u+w "$tree"
+	rm -rf "$tree"
 }
