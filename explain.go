@@ -34,6 +34,9 @@ func (r *run) explainWithin(ctx context.Context, operation string, left time.Dur
 	if errors.As(err, &down) {
 		return r.machine.downError(operation, down)
 	}
+	if r.lacksOfHost(op) {
+		return &InfraError{r.machine.Name(), op.Operation, errors.New(op.Message)}
+	}
 	var silent *guest.UnresponsiveError
 	var late *guest.OverdueError
 	if (errors.As(err, &silent) || errors.As(err, &late)) && ctx.Err() == nil {
@@ -44,6 +47,13 @@ func (r *run) explainWithin(ctx context.Context, operation string, left time.Dur
 		err = &UnresponsiveError{Machine: m.Name(), Operation: operation, State: r.inspect(ctx, "").state, Console: m.console.Tail(consoleTail), Err: err}
 	}
 	return err
+}
+
+// lacksOfHost reports whether an operation failed because this host has run out of something:
+// it is the system of a machine that is processes of the host.
+func (r *run) lacksOfHost(op *guest.OpError) bool {
+	_, ofHost := r.machine.kind.(*mocked)
+	return ofHost && op != nil && op.Kind == wire.KindExhausted
 }
 
 // awaitDown is what becomes of a guest that ends its processes: the machine goes
@@ -100,7 +110,7 @@ func (r *run) whenGone(err error) error {
 // what was asked for, as the guest's own words may be about a part of it.
 func (r *run) explainRefusal(ctx context.Context, operation, args string, err error) error {
 	var op *guest.OpError
-	if errors.As(err, &op) && op.Kind != wire.KindDown && ctx.Err() == nil {
+	if errors.As(err, &op) && op.Kind != wire.KindDown && !r.lacksOfHost(op) && ctx.Err() == nil {
 		return &RefusedError{r.machine.Name(), operation, args, op.Message, err}
 	}
 	return r.explain(ctx, operation, err)

@@ -378,6 +378,8 @@ func asError(ctx context.Context, err error) *wire.Error {
 		return &wire.Error{Kind: wire.KindCanceled, Message: err.Error()}
 	case errors.Is(err, os.ErrNotExist):
 		return &wire.Error{Kind: wire.KindNotFound, Message: err.Error()}
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM):
+		return &wire.Error{Kind: wire.KindExhausted, Message: err.Error()}
 	}
 	return &wire.Error{Kind: wire.KindFailed, Message: err.Error()}
 }

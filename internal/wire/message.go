@@ -100,6 +100,9 @@ const (
 	KindUnit     = "unit" // the unit cannot become active; the reply has its state too
 	KindLost     = "lost" // the command ran, and its exit status is unknown
 	KindDown     = "down" // the guest is shutting down and has ended the command
+	// KindExhausted: the system of the agent has no descriptors or memory left. Of a mock
+	// machine, that is the host.
+	KindExhausted = "exhausted"
 )
 
 // ExecRequest runs a command. Exactly one of a script (the body of Open, or

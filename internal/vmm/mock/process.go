@@ -121,7 +121,13 @@ func (p *process) start(ctx context.Context) (_ *boot, err error) {
 }
 
 func missing(reason, remedy string) error {
-	return &doctor.MissingError{What: "mock machines of processes", Reason: reason, Remedy: remedy + " (canned answers need nothing)"}
+	const other = "canned answers need nothing"
+	if remedy == "" {
+		remedy = other
+	} else {
+		remedy += " (" + other + ")"
+	}
+	return &doctor.MissingError{What: "mock machines of processes", Reason: reason, Remedy: remedy}
 }
 
 // connectTAPs makes a boot's TAPs those that the cards send to.
@@ -276,5 +282,8 @@ var namespaces = sync.OnceValue(func() error {
 	case errors.As(err, &path):
 		return missing("make namespaces: "+path.Err.Error(), tap.NamespaceRemedy(path.Err))
 	}
-	return missing(fmt.Sprintf("%s (%v)", strings.TrimSpace(string(out)), err), tap.NamespaceRemedy(unix.EPERM))
+	if said := strings.TrimSpace(string(out)); said != "" {
+		return missing(fmt.Sprintf("%s (%v)", said, err), tap.NamespaceRemedy(unix.EPERM))
+	}
+	return missing(err.Error(), tap.NamespaceRemedy(err))
 })
