@@ -76,7 +76,7 @@ bench: build
 
 # Rewrites what is generated: golden files and pages of docs/.
 generate:
-	$(GO) test ./internal/operation ./internal/report -update
+	$(GO) test ./internal/operation ./internal/report ./cmd/attest -update
 
 clean:
 	rm -rf bin out

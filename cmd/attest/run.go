@@ -60,6 +60,7 @@ func newRun() *cobra.Command {
 	flags.StringVar(&f.html, "html", "", "write an HTML `file`")
 	flags.StringVar(&f.json, "json", "", "write every event as a line of JSON to a `file`")
 	flags.IntVarP(&f.Jobs, "jobs", "j", max(1, runtime.NumCPU()/2), "run up to `N` tests at once, as memory and processors allow")
+	flags.Lookup("jobs").DefValue = "half of the processors"
 	flags.StringVar(&f.pattern, "run", "", "run only tests whose name, or FILE:NAME, matches this `regexp`")
 	flags.StringVar(&f.Host.Backend, "backend", "auto", "`name` of the backend for machines that name none; with several, as in qemu,firecracker, each test runs on each")
 	flags.StringVar(&f.Host.Keymap, "keymap", "us", "`layout` that guests expect of their keyboards: "+strings.Join(keyboard.Layouts(), ", "))
