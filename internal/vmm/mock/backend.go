@@ -133,8 +133,13 @@ func scriptOf(c vmm.Config) json.RawMessage {
 
 // without is what a machine of this configuration cannot do.
 func (b *backend) without(c vmm.Config) []Group {
-	if b.kind(c) == kindProcess {
+	switch b.kind(c) {
+	case kindProcess:
 		return unlikeProcesses
+	case kindCanned:
+		if s, err := ParseScript(c.Boot.(*vmm.Mock).Script); err == nil && len(s.Without) > 0 {
+			return s.Without
+		}
 	}
 	return b.Without
 }
@@ -259,6 +264,9 @@ func (b *backend) Offers(c vmm.Config, what vmm.Capability) (ok bool, lack vmm.L
 		_, ok = vm.(vmm.Monitor)
 	case vmm.CanTell:
 		_, ok = vm.(vmm.EventSource)
+	}
+	if !ok && b.kind(c) == kindCanned {
+		lack.Reason = "its script says so (without)"
 	}
 	lack.InGuest = !ok && what == vmm.CanShow && b.kind(c) == kindInProcess
 	if !ok && b.kind(c) == kindProcess {

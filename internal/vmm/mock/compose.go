@@ -1,6 +1,10 @@
 package mock
 
-import "github.com/attest-vm/attest/internal/vmm"
+import (
+	"strings"
+
+	"github.com/attest-vm/attest/internal/vmm"
+)
 
 // A Group is some of the optional interfaces of a VM, which a mock has or lacks
 // together.
@@ -137,6 +141,15 @@ func compose(m *Machine, without []Group) (vmm.VM, bool) {
 }
 
 var everyGroup = []Group{Saving, Pausing, Reset, Buttons, Crashing, Links, Devices, Control}
+
+// groupNames lists them for people.
+func groupNames() string {
+	var names []string
+	for _, g := range everyGroup {
+		names = append(names, string(g))
+	}
+	return strings.Join(names, ", ")
+}
 
 // unlikeProcesses is what processes of the host cannot do; they have a power
 // button, but no interrupt that cannot be masked.

@@ -26,6 +26,7 @@ type Script struct {
 	Ports   []int             `json:"ports"`   // on which somebody listens
 	Files   map[string]string `json:"files"`   // absolute paths and contents
 	Monitor map[string]string `json:"monitor"` // commands of the VMM's monitor and what it says
+	Without []Group           `json:"without"` // what its VMM cannot do: nothing, one Group, or all
 }
 
 // An Answer is what becomes of a command.
@@ -122,6 +123,14 @@ func ParseScript(data []byte) (*Script, error) {
 		if reason := s.Answers[i].compile(); reason != "" {
 			return nil, &ScriptError{fmt.Sprintf("/answers/%d", i), reason}
 		}
+	}
+	for i, g := range s.Without {
+		if !slices.Contains(everyGroup, g) {
+			return nil, &ScriptError{fmt.Sprintf("/without/%d", i), fmt.Sprintf("%q: want one of %s", g, groupNames())}
+		}
+	}
+	if _, ok := compose(&Machine{}, s.Without); !ok {
+		return nil, &ScriptError{"/without", fmt.Sprintf("want one of %s, or all of them", groupNames())}
 	}
 	for file := range s.Files {
 		if !path.IsAbs(file) || path.Clean(file) != file || file == "/" {

@@ -2,6 +2,7 @@ package mock
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -16,7 +17,7 @@ import (
 func TestScriptErrors(t *testing.T) {
 	for _, test := range []struct{ script, want string }{
 		{`[]`, "want an object"},
-		{`{"answer": []}`, "/answer: unknown key; known keys are answers, console, dead, delay, files, monitor, ports, restore_error, save_error, silent, start_error, units"},
+		{`{"answer": []}`, "/answer: unknown key; known keys are answers, console, dead, delay, files, monitor, ports, restore_error, save_error, silent, start_error, units, without"},
 		{`{"answers": {}}`, "/answers: want an array"},
 		{`{"answers": [{"command": "x"}, {"command": "a", "exit-code": 1}]}`, "/answers/1/exit-code: unknown key; known keys are command, console, delay, end, exit_code, match, stderr, stdout, times, units"},
 		{`{"answers": [{"command": "x", "exit_code": "1"}]}`, "/answers/0/exit_code: want whole number, not a JSON string"},
@@ -30,6 +31,8 @@ func TestScriptErrors(t *testing.T) {
 		{`{"files": {"../x": ""}}`, `/files: "../x": want the absolute path of a file`},
 		{`{"files": {"/a": 1}}`, `/files: want an object of strings, not a JSON number`},
 		{`{"ports": [0]}`, "/ports/0: port 0: want 1 to 65535"},
+		{`{"without": ["power"]}`, `/without/0: "power": want one of saving, pausing, reset, buttons, crashing, links, devices, control`},
+		{`{"without": ["saving", "reset"]}`, "/without: want one of saving, pausing, reset, buttons, crashing, links, devices, control, or all of them"},
 		{`{"silent": 1}`, "/silent: want true or false, not a JSON number"},
 	} {
 		_, err := ParseScript([]byte(test.script))
@@ -47,6 +50,33 @@ func FuzzParseScript(f *testing.F) {
 			t.Fatalf("got %v and %v", s, err)
 		}
 	})
+}
+
+// A script takes away what its VMM can do, and Offers says so before anything starts.
+func TestScriptWithout(t *testing.T) {
+	all, err := json.Marshal(everyGroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		without             string
+		save, keys, monitor bool // saving, keys, the monitor
+	}{
+		{`["saving"]`, false, true, true}, {`["devices"]`, true, false, true}, {`["control"]`, true, true, false}, {string(all), false, false, false}, {`[]`, true, true, true},
+	} {
+		c := vmm.Config{Dir: t.TempDir(), Boot: &vmm.Mock{Script: []byte(`{"console": "", "without": ` + tt.without + `}`)}}
+		m := start(t, Options{}, c)
+		_, save := m.vm.(vmm.Snapshotter)
+		_, keys := m.vm.(vmm.Keyboarder)
+		_, monitor := m.vm.(vmm.Monitor)
+		if save != tt.save || keys != tt.keys || monitor != tt.monitor {
+			t.Errorf("without %s: saving %v, keys %v, monitor %v", tt.without, save, keys, monitor)
+		}
+		ok, lack := New(Options{}).(vmm.Offerer).Offers(c, vmm.CanType)
+		if ok != tt.keys || !ok && !strings.Contains(lack.Reason, "its script says so") {
+			t.Errorf("without %s: Offers says %v, %v", tt.without, ok, lack)
+		}
+	}
 }
 
 const script = `{
