@@ -16,13 +16,13 @@ import (
 // ScreenText reads what is on the machine's screen. The text of a console is exact; other text
 // is read by tesseract, a program of this host, which makes mistakes. The guest need not have booted.
 func (m *Machine) ScreenText(ctx context.Context, opts ...RegionOption) (string, error) {
-	texts, err := m.readScreen(ctx, "get_screen_text", []ocr.Variant{ocr.Raw}, collect(opts))
+	texts, err := m.readScreen(ctx, "get_screen_text", []ocr.Variant{ocr.Positive}, collect(opts))
 	return strings.Join(texts, ""), err
 }
 
 // ScreenTextVariants is ScreenText with the picture prepared in several ways, of which
-// each may help with a text that others garble: as it is, enlarged with more contrast, and that with dark and
-// light exchanged. The text of a console is the only variant.
+// each may help with a text that others garble: as it is; enlarged, and dark on white wherever the background has one colour, as
+// ScreenText has it; and enlarged, with dark and light exchanged. The text of a console is the only variant.
 func (m *Machine) ScreenTextVariants(ctx context.Context, opts ...RegionOption) ([]string, error) {
 	return m.readScreen(ctx, "get_screen_text_variants", ocr.Variants(), collect(opts))
 }
@@ -80,7 +80,7 @@ func (m *Machine) WaitForText(ctx context.Context, pattern string, opts ...TextO
 // variantNames are what tells variants from each other, by their number.
 var variantNames = map[int][]string{
 	1: {""},
-	3: {", as it is", ", enlarged", ", enlarged and negative"},
+	3: {", as it is", ", dark on white", ", negative"},
 }
 
 // regionGiven is a part of the screen as an argument.

@@ -347,7 +347,7 @@ var screenTable = []*Operation{
 	{
 		Name: "get_screen_text_variants", Subject: "Screen", Result: List, Needs: vmm.CanRead,
 		Params: []Param{regionParam},
-		Doc: "Returns the text on the machine's screen in three variants, one for each way to prepare the picture for OCR: as it is, enlarged with full contrast, and that with dark and light exchanged.\n\n" +
+		Doc: "Returns the text on the machine's screen in three variants, one for each way to prepare the picture for OCR: as it is; enlarged, and dark on white wherever the background has one colour (`get_screen_text` returns this one); enlarged, with dark and light exchanged.\n\n" +
 			"The text of a console is exact, and the only variant.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return t.machine.ScreenTextVariants(ctx, a.region())

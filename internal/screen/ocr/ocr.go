@@ -38,8 +38,8 @@ type Variant int
 
 const (
 	Raw      Variant = iota // as it is
-	Positive                // enlarged, grey, with all the contrast that there is
-	Negative                // that with dark and light exchanged
+	Positive                // enlarged, and dark on white wherever text stands on one colour
+	Negative                // enlarged, grey, with all the contrast that there is, and with dark and light exchanged
 	variants
 )
 
@@ -224,15 +224,21 @@ func (p Page) lines() []Page {
 	middle := func(w Word) int { return w.Box.Min.Y + w.Box.Max.Y } // twice
 	slices.SortStableFunc(words, func(a, b Word) int { return middle(a) - middle(b) })
 	var lines []Page
+	var span []image.Rectangle // of each line
 	for _, w := range words {
-		// On a line are words in whose middle half the middle of the first one is.
+		// On a line is what overlaps with it by half of the height of what is lower. A small sign may stand
+		// anywhere in it, and a letter below it.
 		if n := len(lines); n > 0 {
-			if first := lines[n-1][0]; 2*(middle(w)-middle(first)) <= max(first.Box.Dy(), w.Box.Dy()) {
+			overlap := min(w.Box.Max.Y, span[n-1].Max.Y) - max(w.Box.Min.Y, span[n-1].Min.Y)
+			if 2*overlap >= min(w.Box.Dy(), span[n-1].Dy()) {
 				lines[n-1] = append(lines[n-1], w)
+				if w.Box.Dy() > span[n-1].Dy() { // the tallest word says where the line is
+					span[n-1] = w.Box
+				}
 				continue
 			}
 		}
-		lines = append(lines, Page{w})
+		lines, span = append(lines, Page{w}), append(span, w.Box)
 	}
 	for _, l := range lines {
 		slices.SortStableFunc(l, func(a, b Word) int { return a.Box.Min.X - b.Box.Min.X })

@@ -116,6 +116,12 @@ func TestText(t *testing.T) {
 	if got := page.Text(); got != "hello world   far\nbelow" {
 		t.Errorf("got %q", got)
 	}
+	// Letters that go below the line, and signs that stand in the middle of it, are on it.
+	box := func(text string, x0, y0, x1, y1 int) Word { return Word{Text: text, Box: image.Rect(x0, y0, x1, y1)} }
+	page = Page{box("you", 55, 202, 83, 214), box("If", 25, 197, 43, 210), box("-", 95, 203, 103, 204), box("next", 25, 227, 60, 240), box(",", 110, 206, 112, 212)}
+	if got := page.Text(); got != "If you - ,\nnext" {
+		t.Errorf("got %q", got)
+	}
 	if got := (Page{}).Text(); got != "" {
 		t.Errorf("got %q", got)
 	}

@@ -15,7 +15,15 @@ func prepare(p *image.RGBA, v Variant) (pnm []byte, factor int) {
 		return pgm(grey), 1
 	}
 	factor = enlargement(p.Rect)
-	stretch(grey, v == Negative)
+	var byRegion *image.Gray
+	if v == Positive {
+		byRegion = inked(p)
+	}
+	if byRegion != nil {
+		grey = byRegion
+	} else {
+		stretch(grey, v == Negative)
+	}
 	large := image.NewRGBA(image.Rect(0, 0, factor*p.Rect.Dx(), factor*p.Rect.Dy()))
 	draw.CatmullRom.Scale(large, large.Rect, grey, grey.Rect, draw.Src, nil)
 	out := image.NewGray(large.Rect)
