@@ -21,11 +21,18 @@ let
     def setup():
         machines[0].wait_for_unit(${builtins.toJSON unit})
         machines[0].succeed("sync")
+
+    # What goes on from the state; a file has to have something.
+    def main():
+        pass
   '';
 in
 pkgs.runCommand "attest-snapshot-${name}"
   {
     requiredSystemFeatures = [ "kvm" ];
+    # A snapshot fits the kind of processor that it was made on.
+    preferLocalBuild = true;
+    allowSubstitutes = false;
     nativeBuildInputs = packages;
     passthru = {
       inherit config script;
@@ -38,7 +45,7 @@ pkgs.runCommand "attest-snapshot-${name}"
     export ATTEST_STATE_DIR
     trap 'rm -rf "$ATTEST_STATE_DIR"' EXIT
     cp ${script} snapshot.star
-    ${attest}/bin/attest snapshot build --machine-config ${config} -o $TMPDIR/snapshot snapshot.star
+    ${attest}/bin/attest snapshot build --cold --machine-config ${config} -o $TMPDIR/snapshot snapshot.star
     mkdir $out
     cp -r --sparse=always $TMPDIR/snapshot/. $out/
   ''
