@@ -89,6 +89,7 @@ type evaluation struct {
 	Examples                           map[string]configuration
 	Bench, Budget, Package, Version    string
 	SnapshotKeys                       map[string]string
+	Tests                              []string // of the package
 }
 
 type configuration struct {
@@ -111,8 +112,14 @@ type node struct {
 	DefaultGateway                       *string
 	UseDHCP                              bool
 	KernelParams, KernelModules, Modules []string
-	FileSystems                          map[string]struct{ Device, FsType string }
-	Units                                map[string]struct {
+	FileSystems                          map[string]struct {
+		Device, FsType string
+		Overlay        struct {
+			LowerDir          []string
+			UpperDir, WorkDir string
+		}
+	}
+	Units map[string]struct {
 		Script string
 		Before []string
 		Enable *bool
@@ -253,6 +260,9 @@ func (e evaluation) qemu(t *testing.T) {
 		if u := n.Units["serial-getty@ttyS0"]; u.Enable == nil || *u.Enable {
 			t.Errorf("%s: somebody logs in on the console", name)
 		}
+		if !slices.Contains(n.KernelParams, "console=ttyS0") {
+			t.Errorf("%s: its kernel has %v", name, n.KernelParams)
+		}
 		if n.UseDHCP || n.DefaultGateway != nil {
 			t.Errorf("%s: it waits for DHCP (%v) or has a gateway (%v)", name, n.UseDHCP, n.DefaultGateway)
 		}
@@ -366,6 +376,10 @@ func (e evaluation) split(t *testing.T) {
 		if fs := e.Split.Machines[m.Name].FileSystems["/nix/.ro-store"]; fs.Device != "/dev/vdb" || fs.FsType != "erofs" {
 			t.Errorf("%s: its store is %+v", m.Name, fs)
 		}
+		o := e.Split.Machines[m.Name].FileSystems["/nix/store"].Overlay
+		if diff := cmp.Diff([]string{"/nix/.ro-store", "/nix/.rw-store/upper", "/nix/.rw-store/work"}, append(o.LowerDir, o.UpperDir, o.WorkDir)); diff != "" {
+			t.Errorf("%s: its store lies over %s", m.Name, diff)
+		}
 		if strings.Contains(e.Split.Rootfs[m.Name], "cp -a") {
 			t.Errorf("%s: its root has a store:\n%s", m.Name, e.Split.Rootfs[m.Name])
 		}
@@ -428,6 +442,9 @@ func (e evaluation) flake(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, e.Outputs); diff != "" {
 		t.Error(diff)
+	}
+	if diff := cmp.Diff(want["checks"], e.Tests); diff != "" {
+		t.Errorf("the package's tests: %s", diff)
 	}
 	for name, c := range e.Checks {
 		backend, _, ok := strings.Cut(name, "-")

@@ -12,6 +12,7 @@
   tesseract,
   version ? "0-dev",
   withDebian ? false, # also build Debian images
+  tests ? { }, # that nix flake check runs
 }:
 buildGoModule {
   pname = "attest";
@@ -76,6 +77,7 @@ buildGoModule {
     "out"
     "agent"
   ];
+  passthru = { inherit tests; };
   meta = {
     description = "Integration tests on real virtual machines";
     license = lib.licenses.mit;

@@ -264,4 +264,5 @@ in
     }).attributes.script;
   package = ours.attest.given.installPhase;
   version = ours.attest.given.buildPhase;
+  tests = lib.attrNames ours.attest.given.passthru.tests;
 }
