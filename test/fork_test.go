@@ -10,7 +10,7 @@ import (
 )
 
 // Ctrl-C while several forks run: all of them end, nothing of them is left, and
-// the reports have every test.
+// the reports have every test, and what was in its way.
 func TestInterruptForks(t *testing.T) {
 	t.Parallel()
 	out := t.TempDir()
@@ -21,7 +21,7 @@ def setup():
     m.succeed("true")
 
 def hang():
-    m.succeed("sleep infinity")
+    m.succeed("sleep infinity & echo started")
 
 def test_a(): hang()
 def test_b(): hang()
@@ -29,9 +29,16 @@ def test_c(): hang()
 `)
 	p := start(t, newStateDir(t), nil, "attest", "run", "-o", out, "-j", "2", "--seed", "1", file)
 	events := filepath.Join(out, "events.jsonl")
+	const held = "its standard output is held open by `sleep infinity` (pid "
 	hangs := func(test string) func() bool {
 		return func() bool {
-			return hasEvent(events, map[string]any{"type": "step_started", "operation": "succeed", "test": test})
+			text, _ := os.ReadFile(events) // which may not be there yet
+			for line := range strings.Lines(string(text)) {
+				if strings.Contains(line, `"type":"step_waiting"`) && strings.Contains(line, `"test":"`+test+`"`) && strings.Contains(line, held) {
+					return true
+				}
+			}
+			return false
 		}
 	}
 	p.poll(t, "first fork", hangs("test_c"))
@@ -55,7 +62,8 @@ def test_c(): hang()
 			Cases []struct {
 				Name  string `xml:"name,attr"`
 				Error *struct {
-					Type string `xml:"type,attr"`
+					Type    string `xml:"type,attr"`
+					Message string `xml:"message,attr"`
 				} `xml:"error"`
 				Skipped *struct{} `xml:"skipped"`
 			} `xml:"testcase"`
@@ -70,6 +78,9 @@ def test_c(): hang()
 		switch {
 		case c.Error != nil:
 			how = c.Error.Type
+			if !strings.Contains(c.Error.Message, "under way was m: succeed(") || !strings.Contains(c.Error.Message, held) {
+				t.Errorf("%s does not say what was in its way: %s", c.Name, c.Error.Message)
+			}
 		case c.Skipped != nil:
 			how = "skipped"
 		}
