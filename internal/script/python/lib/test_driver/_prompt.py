@@ -57,7 +57,7 @@ def _standard(symbols, history):
         pass
     if readline is not None and history:
         try:
-            os.makedirs(os.path.dirname(history), exist_ok=True)
+            os.makedirs(os.path.dirname(os.path.abspath(history)), exist_ok=True)
             readline.write_history_file(history)
         except OSError:
             pass

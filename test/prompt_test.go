@@ -1,0 +1,173 @@
+package test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/vmm/mock"
+)
+
+// A typist is a person at a terminal on which a program runs.
+type typist struct {
+	t      *testing.T
+	master *os.File
+
+	mu   sync.Mutex
+	news *sync.Cond
+	seen bytes.Buffer
+	over bool
+	read int // of seen, by expect
+}
+
+// newTerminal returns a terminal, and who sits at it.
+func newTerminal(t *testing.T) (slave *os.File, p *typist) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	err = errors.Join(err, unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0), unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}))
+	if err == nil {
+		slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p = &typist{t: t, master: master}
+	p.news = sync.NewCond(&p.mu)
+	done := make(chan struct{})
+	go func() { // until the terminal has no more users
+		defer close(done)
+		buf := make([]byte, 4<<10)
+		for {
+			n, err := master.Read(buf)
+			p.mu.Lock()
+			p.seen.Write(buf[:n])
+			p.over = err != nil
+			p.news.Broadcast()
+			p.mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		slave.Close()
+		<-done
+		master.Close()
+		if t.Failed() {
+			t.Logf("the terminal showed:\n%s", p.seen.String())
+		}
+	})
+	return slave, p
+}
+
+// expect waits until the terminal shows a text after the last one that was expected.
+func (p *typist) expect(text string) {
+	p.t.Helper()
+	late := time.AfterFunc(patience, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.over = true
+		p.news.Broadcast()
+	})
+	defer late.Stop()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		if i := strings.Index(p.seen.String()[p.read:], text); i >= 0 {
+			p.read += i + len(text)
+			return
+		}
+		if p.over {
+			p.t.Fatalf("the terminal does not show %q", text)
+		}
+		p.news.Wait()
+	}
+}
+
+func (p *typist) enter(line string) {
+	p.t.Helper()
+	if _, err := p.master.WriteString(line); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// The prompt of the standard Python on a terminal: what is typed runs, a shell of a machine has the
+// terminal and gives it back, an error and Ctrl-C end nothing, and Ctrl-D ends all.
+func TestPromptOnTerminal(t *testing.T) {
+	t.Parallel()
+	if err := mock.New(mock.Options{}).Check(vmm.Config{Boot: &vmm.Mock{}}); err != nil {
+		t.Skip(err) // this host has no namespaces for everybody
+	}
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "standard"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, other := range []string{"ptpython.py", "IPython.py"} {
+		writeFile(t, filepath.Join(dir, "standard", other), "raise ImportError")
+	}
+	config := writeFile(t, filepath.Join(dir, "lab.json"), `{"machines": [{"name": "box", "backend": "mock"}]}`)
+	script := writeFile(t, filepath.Join(dir, "script.py"), "print('the script has run')\n")
+	slave, p := newTerminal(t)
+	cmd := exec.Command(attestBinary, "nixos-test-driver", "-c", config, "-I", "--log-level", "error", script)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "ATTEST_STATE_DIR="+newStateDir(t), "PYTHONPATH="+filepath.Join(dir, "standard"), "TERM=dumb")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() { cmd.Process.Kill() })
+
+	p.expect("machines: box")
+	p.expect(">>> ")
+	p.enter("start_all()\r")
+	p.expect(">>> ")
+	p.enter("print('answer', 6 * 7)\r")
+	p.expect("answer 42")
+	p.enter("test_script()\r")
+	p.expect("the script has run\r\n")
+	p.expect(">>> ")
+	p.enter("box.shell_interact()\r")
+	p.enter("echo $((40 + 2))-in-the-shell; tty\r")
+	p.expect("42-in-the-shell")
+	p.expect("/dev/pts/")
+	p.enter("exit\r")
+	p.expect(">>> ")
+	p.enter("box.succeed('false')\r")
+	p.expect("RequestedAssertionFailed: command `false` failed (exit code 1)")
+	p.expect(">>> ")
+	p.enter("print('it', 'waits'); box.succeed('sleep 3600')\r")
+	p.expect("it waits\r\n")
+	p.enter("\x03")
+	p.expect("KeyboardInterrupt")
+	p.expect(">>> ")
+	p.enter("\x04")
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("it ended with %v", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("Ctrl-D does not end it")
+	}
+	if history, err := os.ReadFile(filepath.Join(dir, ".nixos-test-history")); err != nil || !strings.Contains(string(history), "box.shell_interact()") {
+		t.Errorf("the history has %q, %v", history, err)
+	}
+}
