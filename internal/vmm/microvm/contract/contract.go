@@ -51,6 +51,7 @@ func (s Subject) Test(t *testing.T) {
 	t.Run("snapshot", s.isSaved)
 	t.Run("cancelled start", s.startIsCancelled)
 	t.Run("dial", s.dialEnds)
+	t.Run("refused vsock", s.refusesForEver)
 	t.Run("network cards", s.hasNetworkCards)
 	t.Run("files", s.seesItsOwnFiles)
 	t.Run("root shell", s.hasRootShell)
@@ -222,6 +223,17 @@ func (s Subject) dialEnds(t *testing.T) {
 	b.Kill()
 	if err := <-dialled; err == nil {
 		t.Error("no error")
+	}
+}
+
+// A guest in which nobody listens, for its whole boot, is an error that says so.
+func (s Subject) refusesForEver(t *testing.T) {
+	r := s.rig(t, Options{Manners: fake.Manners{Unheard: -1}})
+	b := r.Start(r.Config("m"))
+	ctx, cancel := context.WithTimeout(r.Ctx, 700*time.Millisecond)
+	defer cancel()
+	if _, err := b.Dial(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "nobody listens on port 1024 of the guest's vsock") {
+		t.Errorf("got %v", err)
 	}
 }
 
