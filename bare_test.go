@@ -26,6 +26,10 @@ func TestVariablesAreKept(t *testing.T) {
 	if _, err := a.slotDisks(); err != nil {
 		t.Fatal(err)
 	}
+	// Its disks come and go as those of other machines do.
+	if kind, ok := a.m.kind.(laidOut); !ok || kind.layout() != &a.own {
+		t.Error("nothing can be plugged into a machine that boots by its own loader")
+	}
 	dir := t.TempDir()
 	path := func(n int) string { return filepath.Join(dir, string(rune('a'+n))) }
 	kept, err := a.keep(path)

@@ -124,16 +124,22 @@ func (m *Machine) setDiskFault(ctx context.Context, operation, serial string, f 
 	})
 }
 
+// laidOut is a kind of machine whose disks are attest's: its own, and bare ones.
+type laidOut interface{ layout() *own }
+
+func (o *own) layout() *own { return o }
+
 // changeDisks calls fn while nothing else happens to the machine's disks. A machine
 // that was never started is started; of one that is off, r is nil.
 func (m *Machine) changeDisks(ctx context.Context, operation string, fn func(context.Context, *run, *own) error) error {
 	if err := m.config.supports(ctx, operation, vmm.CanPlug); err != nil {
 		return err
 	}
-	o, ok := m.kind.(*own)
+	kind, ok := m.kind.(laidOut)
 	if !ok {
 		return m.unsupported(operation)
 	}
+	o := kind.layout()
 	m.mu.Lock()
 	off := m.booted && m.current == nil
 	m.mu.Unlock()
