@@ -40,16 +40,21 @@ func (c MachineConfig) supports(ctx context.Context, operation string, what vmm.
 		reason += []string{"; give it one with ", " and "}[min(i, 1)] + written(ctx, argument{s.Name, s.Value})
 	}
 	unsupported := &UnsupportedError{Machine: c.Name, Operation: operation, Backend: name, Reason: reason}
-	for _, other := range vmm.Names() {
-		b, _ := vmm.Lookup(other)
-		if _, pretends := b.(vmm.Mocker); pretends {
-			continue // it cannot take the place of a machine
-		}
-		if ok, _ := c.offers(b, what); ok {
-			unsupported.Can = append(unsupported.Can, other)
+	unsupported.Can = backendsThat(func(b vmm.Backend) bool { ok, _ := c.offers(b, what); return ok })
+	return unsupported
+}
+
+// backendsThat are the names of the backends that can do something. A mock is none of them: it
+// cannot take the place of a machine.
+func backendsThat(can func(vmm.Backend) bool) []string {
+	var names []string
+	for _, name := range vmm.Names() {
+		b, _ := vmm.Lookup(name)
+		if _, pretends := b.(vmm.Mocker); !pretends && can(b) {
+			names = append(names, name)
 		}
 	}
-	return unsupported
+	return names
 }
 
 func (c MachineConfig) offers(b vmm.Backend, what vmm.Capability) (bool, vmm.Lack) {

@@ -137,7 +137,7 @@ func (m *Machine) changeDisks(ctx context.Context, operation string, fn func(con
 	}
 	kind, ok := m.kind.(laidOut)
 	if !ok {
-		return m.unsupported(operation)
+		return &UnsupportedError{Machine: m.Name(), Operation: operation, Backend: m.config.Backend, Reason: "its start command says what disks it has"}
 	}
 	o := kind.layout()
 	m.mu.Lock()

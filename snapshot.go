@@ -178,7 +178,7 @@ func (m *Machine) pausable(ctx context.Context) (*run, error) {
 		return nil, nil
 	}
 	if _, ok := r.vm.(vmm.Snapshotter); !ok {
-		return nil, m.unsupported("snapshot")
+		return nil, m.cannotSave()
 	}
 	if d, ok := r.vm.(vmm.Doubtful); ok {
 		return r, d.CanSave(ctx)

@@ -209,7 +209,7 @@ func (m *Machine) beginning(ctx context.Context, p plan) (*origin, error) {
 func (m *Machine) fits(p plan) (map[string]string, error) {
 	f, ok := m.backend.(vmm.Fingerprinter)
 	if !ok {
-		return nil, m.unsupported("snapshot")
+		return nil, m.cannotSave()
 	}
 	fits := maps.Clone(p.fits)
 	fits["backend"], fits["protocol of the agent"] = m.config.Backend, fmt.Sprintf("version %d", wire.Version)
@@ -218,8 +218,9 @@ func (m *Machine) fits(p plan) (map[string]string, error) {
 	return fits, err
 }
 
-func (m *Machine) unsupported(operation string) error {
-	return &UnsupportedError{Machine: m.Name(), Operation: operation, Backend: m.config.Backend, Can: []string{"qemu"}}
+func (m *Machine) cannotSave() error {
+	can := backendsThat(func(b vmm.Backend) bool { _, ok := b.(vmm.Fingerprinter); return ok })
+	return &UnsupportedError{Machine: m.Name(), Operation: "snapshot", Backend: m.config.Backend, Can: can}
 }
 
 // leastTime is what must be left of an operation's time for a template to be made
