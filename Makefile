@@ -27,7 +27,7 @@ test:
 test-shell:
 	$(GO) test ./test -run ShellResultsAreEqual -v -timeout 60m -args -shell
 
-# What takes an hour or two to show: networks under load lose nothing; machines that
+# What takes two hours or three to show: networks under load lose nothing; machines that
 # are restored again and again, or sixteen at once, leave nothing; what SECURITY.md
 # promises holds under attack (each attack prints its figure); and every decoder is
 # fuzzed, FUZZTIME (30s) each.
