@@ -49,6 +49,7 @@ func main() {
 	flag.BoolVar(&o.network, "network", false, "only the rows about networks, which need no guests")
 	flag.BoolVar(&o.python, "python", false, "only the rows about scripts in Python, and the boots that they are compared with")
 	flag.BoolVar(&o.root, "root", false, "only the rows about a root on a disk of its own beside an overlay")
+	flag.BoolVar(&o.screens, "screens", false, "only the rows about screens, which need no guests")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "bench: unexpected argument %q\n", flag.Arg(0))
@@ -64,8 +65,8 @@ func main() {
 }
 
 type options struct {
-	attest, json, markdown       string
-	quick, network, python, root bool
+	attest, json, markdown                string
+	quick, network, python, root, screens bool
 }
 
 // counts are the numbers of samples, of attest and of the reference. One of the
@@ -80,6 +81,8 @@ type counts struct {
 	pauses, referencePauses int // of commands after a pause, in each round
 	waits, referenceWaits   int // for each kind of wait
 	copies, referenceCopies int
+	everyScreen             int // one in so many is read
+	sights, referenceSights int // waits for a text
 	size, sizeIn, sizeOut   int // of what is copied, and of what the reference copies; MiB
 }
 
@@ -87,12 +90,12 @@ var (
 	full = counts{
 		starts: 20, bulks: 5, trips: 200, boots: 3, referenceBoots: 2, warm: 7,
 		rounds: 10, commands: 25, references: 4, pauses: 10, referencePauses: 2,
-		waits: 20, referenceWaits: 6, copies: 2, referenceCopies: 1, size: 256, sizeIn: 1, sizeOut: 8,
+		waits: 20, referenceWaits: 6, copies: 2, referenceCopies: 1, everyScreen: 1, sights: 10, referenceSights: 5, size: 256, sizeIn: 1, sizeOut: 8,
 	}
 	quick = counts{
 		starts: 5, bulks: 1, trips: 5, boots: 1, referenceBoots: 1, warm: 2,
 		rounds: 2, commands: 20, references: 3, pauses: 5, referencePauses: 1,
-		waits: 3, referenceWaits: 1, copies: 1, referenceCopies: 1, size: 32, sizeIn: 1, sizeOut: 1,
+		waits: 3, referenceWaits: 1, copies: 1, referenceCopies: 1, everyScreen: 6, sights: 2, referenceSights: 1, size: 32, sizeIn: 1, sizeOut: 1,
 	}
 )
 
@@ -147,6 +150,8 @@ func run(ctx context.Context, o options) (err error) {
 		results.Rows, err = b.rootRows(ctx)
 	case o.python:
 		results.Rows, err = b.pythonAlone(ctx)
+	case o.screens:
+		results.Rows, err = b.screenRows(ctx)
 	default:
 		results.Rows, results.Guest, err = b.measure(ctx)
 	}

@@ -84,6 +84,11 @@ func (b *bench) measure(ctx context.Context) (rows []Row, guest Guest, err error
 		return nil, guest, err
 	}
 	rows = append(rows, scripts...)
+	seen, err := b.screenRows(ctx)
+	if err != nil {
+		return nil, guest, err
+	}
+	rows = append(rows, seen...)
 	rows = append(rows, warm.rows(reference.command)...)
 	rows = append(rows,
 		newRow("one-machine test, image cached: `attest run` to first result", reference.command, runs, Target{Max: 0.6, Ratio: 30}),

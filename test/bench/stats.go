@@ -53,11 +53,34 @@ type Target struct {
 type Row struct {
 	What      string  `json:"what"`
 	Reference *Stats  `json:"reference,omitempty"`
-	Attest    *Stats  `json:"attest"`
+	Attest    *Stats  `json:"attest,omitempty"`
 	Ratio     float64 `json:"ratio,omitempty"` // of the medians, reference ÷ attest
 	Target    Target  `json:"target,omitzero"`
 	Met       *bool   `json:"met,omitempty"` // nil: there is no target
 	Note      string  `json:"note,omitempty"`
+
+	// Of rows that count what is read wrong, instead of the times.
+	ReferenceRate *Rate `json:"reference_rate,omitempty"`
+	AttestRate    *Rate `json:"attest_rate,omitempty"`
+}
+
+// A Rate is how many characters are read wrong on some screens.
+type Rate struct {
+	Wrong   int `json:"wrong"`
+	All     int `json:"all"`
+	Screens int `json:"screens"`
+}
+
+// share is the part that is wrong.
+func (r *Rate) share() float64 { return float64(r.Wrong) / float64(max(r.All, 1)) }
+
+// rateRow compares how much is read wrong. There is no ratio to nothing.
+func rateRow(what string, reference, attest *Rate) Row {
+	r := Row{What: what, ReferenceRate: reference, AttestRate: attest}
+	if attest.Wrong > 0 {
+		r.Ratio = reference.share() / attest.share()
+	}
+	return r
 }
 
 func newRow(what string, reference, attest []time.Duration, target Target) Row {

@@ -36,6 +36,9 @@ func (r Row) cells() []string {
 	if r.Met != nil {
 		met = map[bool]string{true: "yes", false: "**no**"}[*r.Met]
 	}
+	if r.AttestRate != nil {
+		return []string{what, r.ReferenceRate.String(), r.AttestRate.String(), ratio, r.Target.String(), met}
+	}
 	return []string{what, r.Reference.String(), r.Attest.String(), ratio, r.Target.String(), met}
 }
 
@@ -47,6 +50,10 @@ func (s *Stats) String() string {
 		return fmt.Sprintf("%s (n %d)", formatSeconds(s.Median), s.N)
 	}
 	return fmt.Sprintf("%s (p95 %s, n %d)", formatSeconds(s.Median), formatSeconds(s.P95), s.N)
+}
+
+func (r *Rate) String() string {
+	return fmt.Sprintf("%.1f %% (%d screens)", 100*r.share(), r.Screens)
 }
 
 func (t Target) String() string {
