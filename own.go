@@ -145,7 +145,7 @@ func (o *own) media(ctx context.Context, hw *vmm.Hardware, img *image.Image) (*i
 	if m.config.Display {
 		guest.Args = append([]string{panicOnScreen}, guest.Args...)
 	}
-	initramfs := boot.Initramfs{Binary: binary}
+	initramfs := boot.Initramfs{Binary: binary, Drivers: m.cardDrivers()}
 	var root *image.Root
 	switch {
 	case img.Disk != nil:
@@ -168,6 +168,19 @@ func (o *own) media(ctx context.Context, hw *vmm.Hardware, img *image.Image) (*i
 		hw.Disks = append(hw.Disks, sharedDisk(boot.SerialModules, modules))
 	}
 	return root, m.kernel(ctx, hw, kernel, guest, initramfs)
+}
+
+// cardDrivers are the kernel's modules for the machine's cards, which have their addresses
+// before its init starts; virtio's is in every initramfs.
+func (m *Machine) cardDrivers() []string {
+	switch model := m.config.NIC; model {
+	case "", "virtio":
+		return nil
+	case "rtl8139":
+		return []string{"8139cp"}
+	default:
+		return []string{model}
+	}
 }
 
 // cmdline is what the image and the machine have to say to the kernel.

@@ -35,6 +35,8 @@ type Initramfs struct {
 	Filesystems []string
 	// Optional are further ones, of which those that the kernel has go in.
 	Optional []string
+	// Drivers are further modules that are loaded at once, such as a network card's.
+	Drivers []string
 }
 
 // Where modules are in the initramfs: moduleRoot/boot, and moduleRoot/<file
@@ -172,7 +174,12 @@ func (i Initramfs) writeModules(c *cpio.Writer) error {
 		return err
 	}
 	defer tree.close()
-	if err := writeModuleSet(c, tree, "boot", bootModules, nil); err != nil {
+	for _, name := range i.Drivers {
+		if _, ok := tree.paths[name]; !ok && !tree.builtin[name] {
+			return fmt.Errorf("initramfs: the kernel of %s has no driver %s; use another kernel", i.Modules, name)
+		}
+	}
+	if err := writeModuleSet(c, tree, "boot", slices.Concat(bootModules, i.Drivers), nil); err != nil {
 		return err
 	}
 	if err := writeModuleSet(c, tree, vsockSet, vsockModules, bootModules); err != nil {
@@ -237,7 +244,7 @@ func writeFile(c *cpio.Writer, name string, mode cpio.FileMode, data []byte) err
 // write, without reading them.
 func (i Initramfs) identity() (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "initramfs 2 %q %q %q %q\n", i.Filesystems, i.Optional, bootModules, vsockModules)
+	fmt.Fprintf(h, "initramfs 3 %q %q %q %q %q\n", i.Filesystems, i.Optional, i.Drivers, bootModules, vsockModules)
 	paths := []string{i.Binary}
 	if st, err := os.Stat(i.Modules); err == nil && st.IsDir() {
 		tree, err := openModules(i.Modules)

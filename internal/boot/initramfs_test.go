@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -82,6 +83,15 @@ func TestInitramfsEntries(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, order); diff != "" {
 		t.Error(diff)
+	}
+
+	// A driver comes with those of all guests, which are loaded first.
+	archive.Reset()
+	if err := (Initramfs{Binary: binary, Modules: kernelTree(t), Drivers: []string{"xfs"}}).write(&archive); err != nil {
+		t.Fatal(err)
+	}
+	if order, _ := entries(t, archive.Bytes()); !slices.Contains(order, "modules/boot/005-xfs.ko") {
+		t.Errorf("no driver in %q", order)
 	}
 
 	// What is left of the binary still runs, and is smaller.
@@ -232,6 +242,9 @@ func TestInitramfsErrors(t *testing.T) {
 		"no modules":     {Initramfs{Binary: binary, Modules: "/nowhere"}, "/nowhere"},
 		"no such file system": {
 			Initramfs{Binary: binary, Modules: kernelTree(t), Filesystems: []string{"btrfs"}}, "does not support the file system btrfs",
+		},
+		"no such driver": {
+			Initramfs{Binary: binary, Modules: kernelTree(t), Drivers: []string{"e1000"}}, "has no driver e1000; use another kernel",
 		},
 	} {
 		cache := t.TempDir()
