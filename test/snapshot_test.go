@@ -1,6 +1,7 @@
 package test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -411,4 +412,68 @@ func (f *failedTest) end() {
 	for _, fn := range slices.Backward(f.cleanups) {
 		fn()
 	}
+}
+
+// TestStressSlowBoot boots machines whose only processor is busy, and which have a unit that
+// takes long: one is saved when its boot is over, and one whose boot does not end is not.
+func TestStressSlowBoot(t *testing.T) {
+	needsStress(t)
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "slow_test.star"), `
+def slow(seconds):
+    unit = "[Unit]\nBefore=multi-user.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sleep %s\n[Install]\nWantedBy=multi-user.target\n" % seconds
+    busy = "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart=/bin/sh -c 'while :; do :; done'\n[Install]\nWantedBy=basic.target\n"
+    return debian(title = "slow boot", files = {"/etc/systemd/system/slow.service": unit, "/etc/systemd/system/busy.service": busy}, run = ["systemctl enable slow busy"])
+
+ends = machine(image = slow("30"), memory = 256)
+never = machine(image = slow("infinity"), memory = 256)
+
+def test_ends():
+    assert_eq(ends.execute("systemctl is-system-running").stdout.strip(), "running")
+
+def test_never():
+    never.wait_until_succeeds("systemctl list-jobs | grep -E 'slow.service +start +running'")
+`)
+	const saved = "ends (slow boot, 256 MiB)"
+	forget := func() { exec.Command("attest", "snapshot", "remove", saved).Run() } // there may be none
+	forget()
+	defer forget()
+	p := start(t, newStateDir(t), nil, "attest", "run", "-o", dir, filepath.Join(dir, "slow_test.star"))
+	if code := p.exitCodeWithin(t, 2*patience); code != 0 || strings.Contains(p.said(), "ends boots") {
+		t.Errorf("exit code %d, want 0:\n%s", code, p.said())
+	}
+	if list, err := exec.Command("attest", "snapshot", "list").CombinedOutput(); err != nil || !strings.Contains(string(list), saved) || strings.Contains(string(list), "never (slow boot") {
+		t.Errorf("the cache has (%v)\n%s", err, list)
+	}
+	// Each is told about: how far they are, and why one is not saved.
+	var begun, first, given time.Time
+	text, err := os.ReadFile(filepath.Join(dir, "events.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := false
+	for line := range strings.Lines(string(text)) {
+		var e struct {
+			Time                time.Time
+			Type, Message, Text string
+		}
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case e.Type == "run_started":
+			begun = e.Time
+		case strings.HasPrefix(e.Message, "1 of 2 machines booted once"):
+			if first.IsZero() {
+				first = e.Time
+			}
+			named = named || strings.HasSuffix(e.Message, "; never: systemd is starting slow.service")
+		case strings.HasPrefix(e.Text, "never boots, because there is no snapshot to start from: never: its boot is not over, systemd is starting slow.service (after "):
+			given = e.Time
+		}
+	}
+	if first.IsZero() || given.IsZero() || !named {
+		t.Fatalf("nobody is told of the boots:\n%s", p.said())
+	}
+	fmt.Printf("slow boot: one machine saved after %v, the other given up after %v\n", first.Sub(begun).Round(time.Second), given.Sub(begun).Round(time.Second))
 }
