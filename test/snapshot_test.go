@@ -283,6 +283,18 @@ func TestSave(t *testing.T) {
 		t.Errorf("a machine from a snapshot: %q", got)
 	}
 
+	// What attest does about the old name is not among what is in the way of a test.
+	if got := fresh.Machine("other").Succeed("echo $HOSTNAME"); got != "other\n" {
+		t.Errorf("a machine from a snapshot has HOSTNAME=%s", got)
+	}
+	fresh.Machine("other").WaitUntilSucceeds("test $(systemctl show -P NRestarts getty@tty1) = 1")
+	err = fresh.Machine("other").Machine.WaitForOpenPort(t.Context(), 8080, attest.Timeout(2*time.Second))
+	if e := errorAs[*attest.WaitError](t, err); slices.ContainsFunc(e.Details, func(d attest.Detail) bool {
+		return strings.HasPrefix(d.Title, "units") && strings.Contains(d.Text, "getty")
+	}) {
+		t.Errorf("the renewed login is reported: %q", e.Details)
+	}
+
 	refused := func(what string, config attest.MachineConfig) error {
 		t.Helper()
 		lab, err := host.NewLab(t.Context(), attest.LabConfig{Machines: []attest.MachineConfig{config}})
