@@ -7,62 +7,53 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
 )
 
-// TestNixBuild has Nix build tests of makeTest: two guests behind start scripts,
-// with the unit that the instrumentation generates and with attest's agent among their
-// programs; and one that fails.
+// TestNixBuild has Nix build what nix/ makes, with the programs of this host: disks, snapshots
+// of two guests behind start scripts, a test that goes on from these, budgets of that, and a
+// test that fails. The guests have the units that the instrumentation generates, attest's
+// agent among their programs, and the disks of a machine on a microVM beside their own.
 func TestNixBuild(t *testing.T) {
 	t.Parallel()
 	nix := newNix(t)
-	out, err := nix.run("nix-instantiate", "--eval", "--strict", "--json", "-A", "node")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var node struct {
-		Units map[string]nixUnit
-		Hosts string
-	}
-	if err := json.Unmarshal(out, &node); err != nil {
-		t.Fatal(err)
-	}
-	image := foreignImage
-	image.Files, image.Run = maps.Clone(image.Files), slices.Clone(image.Run)
-	for name, u := range node.Units {
-		image.Files["/usr/local/lib/"+name] = attest.File{Mode: 0o755, Content: "#!/bin/bash -e\n" + // as NixOS runs a unit's script
-			strings.ReplaceAll(u.Script, filepath.Join(nix.dir, "bin"), "/usr/local/bin")}
-		image.Files["/etc/systemd/system/"+name+".service"] = attest.File{Content: u.text(name)}
-		image.Run = append(image.Run, "systemctl enable "+name+".service")
-	}
-	if len(node.Units) != 2 {
-		t.Errorf("%d units", len(node.Units))
-	}
-	image.Files["/etc/hosts"] = attest.File{Content: "127.0.0.1 localhost\n" + node.Hosts}
-	image.Files["/usr/local/bin/attest-agent"] = attest.File{Mode: 0o755, Path: agentBinary}
-	nix.startScript = newForeignGuestOf(t, image).text("nix", "", "@CARDS@")
+	image := nix.instrumented(foreignImage)
 
-	built, err := nix.run("nix-build", "--no-out-link", "-A", "passes")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := strings.TrimSpace(string(built))
+	disks := nix.build("images.minimal", "images.shared")
+	root, store := filepath.Join(disks[0], "rootfs.ext4"), filepath.Join(disks[1], "store.erofs")
+	nix.startScript = strings.Replace(newForeignGuestOf(t, image).text("nix", "", "@CARDS@",
+		// The guest's own are all disks of virtio-blk.
+		`-device virtio-scsi-pci,id=scsi -drive file="$TMPDIR/root",format=raw,if=none,id=root -device scsi-hd,bus=scsi.0,drive=root`,
+		"-drive file="+store+",format=raw,if=none,id=store,read-only=on -device scsi-hd,bus=scsi.0,drive=store"),
+		"set -eu\n", "set -eu\n[ -e $TMPDIR/root ] || { cp --sparse=always "+root+" $TMPDIR/root; chmod u+w $TMPDIR/root; }\n", 1)
+
+	dir := nix.build("passes")[0]
 	report, err := os.ReadFile(filepath.Join(dir, "junit.xml"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(report), `tests="4" failures="0"`) {
+	if !strings.Contains(string(report), `tests="6" failures="0"`) {
 		t.Errorf("the report is\n%s", report)
 	}
-	for _, name := range []string{"report.html", "events.jsonl"} {
-		if st, err := os.Stat(filepath.Join(dir, name)); err != nil || st.Size() == 0 {
-			t.Errorf("%s: %v", name, err)
+	if st, err := os.Stat(filepath.Join(dir, "report.html")); err != nil || st.Size() == 0 {
+		t.Errorf("report.html: %v", err)
+	}
+	events, err := os.ReadFile(filepath.Join(dir, "events.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, machine := range []string{"client", "server"} {
+		if !regexp.MustCompile(`(?m)^.*"machine":"` + machine + `","state":"starting","detail":"` + event.FromSnapshot + `"`).Match(events) {
+			t.Errorf("%s was not started from its snapshot:\n%s", machine, events)
 		}
 	}
+	nix.budgets()
 
 	_, err = nix.run("nix-build", "--no-out-link", "--keep-failed", "-A", "fails")
 	if err == nil || !strings.Contains(err.Error(), "there is nothing to see") || !strings.Contains(err.Error(), "exit code 1") {
@@ -71,6 +62,50 @@ func TestNixBuild(t *testing.T) {
 	kept, _ := filepath.Glob(filepath.Join(nix.dir, "tmp", "*", "report", "junit.xml"))
 	if len(kept) != 1 {
 		t.Errorf("its report is %v", kept)
+	}
+}
+
+// instrumented is the image with the units of the instrumentation, and attest's agent among
+// its programs.
+func (n *nixHost) instrumented(image attest.Debian) attest.Debian {
+	n.t.Helper()
+	out, err := n.run("nix-instantiate", "--eval", "--strict", "--json", "-A", "node")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	var node struct {
+		Units map[string]nixUnit
+		Hosts string
+	}
+	if err := json.Unmarshal(out, &node); err != nil {
+		n.t.Fatal(err)
+	}
+	if len(node.Units) != 2 {
+		n.t.Errorf("%d units", len(node.Units))
+	}
+	image.Files, image.Run = maps.Clone(image.Files), slices.Clone(image.Run)
+	for name, u := range node.Units {
+		image.Files["/usr/local/lib/"+name] = attest.File{Mode: 0o755, Content: "#!/bin/bash -e\n" + // as NixOS runs a unit's script
+			strings.ReplaceAll(u.Script, filepath.Join(n.dir, "bin"), "/usr/local/bin")}
+		image.Files["/etc/systemd/system/"+name+".service"] = attest.File{Content: u.text(name)}
+		image.Run = append(image.Run, "systemctl enable "+name+".service")
+	}
+	image.Files["/etc/hosts"] = attest.File{Content: "127.0.0.1 localhost\n" + node.Hosts}
+	image.Files["/usr/local/bin/attest-agent"] = attest.File{Mode: 0o755, Path: agentBinary}
+	return image
+}
+
+// budgets has what a test took compared with budgets.
+func (n *nixHost) budgets() {
+	n.t.Helper()
+	for name, columns := range map[string]string{"summary.tsv": `passes\ttotal\t\d+\t3600000\tok`, "phases.tsv": `passes\tserver\tready\t\d+`} {
+		text, err := os.ReadFile(filepath.Join(n.build("budget")[0], name))
+		if err != nil || !regexp.MustCompile(`(?m)^`+columns+`$`).Match(text) {
+			n.t.Errorf("%s is %q, %v", name, text, err)
+		}
+	}
+	if _, err := n.run("nix-build", "--no-out-link", "-A", "overBudget"); err == nil || !strings.Contains(err.Error(), "ms, its budget is 1 ms") {
+		n.t.Errorf("a budget that is exceeded: %v", err)
 	}
 }
 
@@ -149,7 +184,7 @@ func (n *nixHost) run(name string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(n.t.Context(), name, append(args, lab, "--argstr", "attestDir", n.dir, "--argstr", "startScript", n.startScript)...)
 	cmd.Env = append(os.Environ(), "HOME="+n.dir, "TMPDIR="+filepath.Join(n.dir, "tmp"), "NIX_REMOTE=",
 		"NIX_STORE_DIR="+filepath.Join(n.dir, "store"), "NIX_STATE_DIR="+filepath.Join(n.dir, "state"), "NIX_LOG_DIR="+filepath.Join(n.dir, "log"),
-		"NIX_CONFIG=sandbox = false\nbuild-users-group =\nsystem-features = nixos-test kvm\nsubstituters =\n")
+		"NIX_CONFIG=sandbox = false\nbuild-users-group =\nsystem-features = nixos-test kvm\nsubstituters =\nmax-jobs = 2\n")
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

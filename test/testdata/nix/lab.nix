@@ -15,6 +15,7 @@ let
         startScript;
   };
   makeTest = import ../../../nix/test.nix { inherit pkgs lib; };
+  perfBudget = import ../../../nix/perf-budget.nix { inherit pkgs lib; };
   nodes = {
     client = { };
     server = { };
@@ -29,7 +30,7 @@ let
       testScript = "";
     };
 in
-{
+rec {
   # Their disks.
   images = {
     root = import ../../../nix/make-rootfs.nix {
@@ -52,6 +53,25 @@ in
     name = "passes";
     inherit nodes;
     testScript = ./passes.py;
+    usePrebuiltSnapshots = true;
+  };
+  # What passes took, within budgets and over one.
+  budget = perfBudget {
+    checks.passes = {
+      test = passes;
+      budget = {
+        total = 3600000;
+        boot = 3600000;
+        main = 3600000;
+        "main/a split store" = 3600000;
+      };
+    };
+  };
+  overBudget = perfBudget {
+    checks.passes = {
+      test = passes;
+      budget.total = 1;
+    };
   };
   # It fails before it has started a machine.
   fails = makeTest {
