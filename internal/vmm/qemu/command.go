@@ -285,7 +285,9 @@ func (c *command) nic(n vmm.NIC, f *os.File) {
 	}
 	properties := fmt.Sprintf(",id=%s%s,mac=%s%s", n.ID, cable, n.MAC, c.typ.net)
 	if n.Model == "" || n.Model == virtioCard {
-		c.virtio("net", properties)
+		// Without them the guest's driver says that it does not know its speed, and a bond
+		// that balances by it does not take the card.
+		c.virtio("net", properties+",speed=10000,duplex=full")
 	} else {
 		c.add("-device", n.Model+properties)
 	}
