@@ -21,6 +21,10 @@ const systemdSocket = "/run/systemd/private"
 // and a signal that asks for a shutdown would be lost.
 type initState struct{ up atomic.Bool }
 
+// initPause is between two looks whether attest's /init has become the guest's. An emulated guest
+// that looks every few milliseconds does little else.
+const initPause = 20 * time.Millisecond
+
 // await waits until process 1 is the guest's init, and until that can be talked
 // to if it is systemd. That is some hundred milliseconds; it is not the end of
 // the guest's boot.
@@ -28,11 +32,12 @@ func (i *initState) await(ctx context.Context) error {
 	if i.up.Load() {
 		return nil
 	}
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
 	for !initIsUp() {
+		if systemdIsInit() && watch(ctx, systemdSocket, func() (bool, error) { return initIsUp(), nil }) == nil {
+			break
+		}
 		select {
-		case <-tick.C:
+		case <-time.After(initPause):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
