@@ -53,11 +53,16 @@ func (m *Machine) WaitForShutdown(ctx context.Context, opts ...WaitOption) error
 
 func (m *Machine) powerOff(ctx context.Context, operation string, o options, ask func(context.Context, *run) error) error {
 	return m.newWait(operation, "", o, shutdownTimeout).do(ctx, func(ctx context.Context) (*run, error) {
-		r := m.running()
-		if r != nil {
+		m.mu.Lock()
+		r, gone := m.current, m.endedRun
+		m.mu.Unlock()
+		switch {
+		case r != nil:
 			if err := r.awake(operation); err != nil {
 				return r, err
 			}
+		case gone != nil && !gone.orderly():
+			return gone, m.downError(operation, gone.down) // as if it had ended during the wait
 		}
 		err := m.stop(ctx, ask)
 		if err != nil {
