@@ -102,7 +102,7 @@ const (
 
 // awaitTurn returns when a unit begins, or is not just waiting for the rest of the boot, or when little is
 // left of that. Until then nobody listens to systemd: it tells each client of its socket of every
-// change of every unit, which makes the boot of an emulated guest a quarter longer. began is a file that
+// change of every unit, which makes the boot of an emulated guest longer. began is a file that
 // systemd makes when it starts the unit's first process.
 func awaitTurn(ctx context.Context, glance func(context.Context) (unitLook, error), began string, seen *wire.UnitState) {
 	for {
