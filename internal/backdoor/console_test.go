@@ -274,8 +274,8 @@ func TestLostEnds(t *testing.T) {
 		{":p:", "cat", "", ""},
 		{":x:", "cat", "its exit status", ""},
 		{":e.:", "cat", "", ""},
-		{":x:", "cat; sleep 1000 >&- &", "its exit status was lost", ""},
-		{":e0:", "cat; sleep 1000 >&- &", "lost on the way from the guest's root shell: the end of its output", ""},
+		{":x:", "cat; " + endless + " >&- &", "its exit status was lost", ""},
+		{":e0:", "cat; " + endless + " >&- &", "lost on the way from the guest's root shell: the end of its output", ""},
 		{":i:", "cat", "that it has taken its input", ""},
 		{":i:", "read -r line; echo $line; read -r line", "that it has taken its input", ""},
 		{":o.:", "cat", "the guest's root shell", "the end of its output"},
@@ -305,7 +305,7 @@ func TestLostEnds(t *testing.T) {
 			}
 		})
 	}
-	b.run(guest.Command{Script: "pkill -f 'sleep 1000$' || :"})
+	b.run(guest.Command{Script: "pkill -f '" + endless + "$' || :"})
 }
 
 // An answer of the shell itself that is lost is asked for again, and one to what cannot be done

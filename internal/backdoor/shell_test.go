@@ -443,7 +443,7 @@ func TestShellThatHangs(t *testing.T) {
 	if got := b.run(guest.Command{Script: "echo again"}); string(got.Stdout) != "again\n" {
 		t.Errorf("got %q", got.Stdout)
 	}
-	p, err := b.client.Start(t.Context(), guest.Command{Script: "echo here >&2; sleep 1000", Stderr: writerFunc(func() { syscall.Kill(shell, syscall.SIGKILL); b.start() })})
+	p, err := b.client.Start(t.Context(), guest.Command{Script: "echo here >&2; " + endless, Stderr: writerFunc(func() { syscall.Kill(shell, syscall.SIGKILL); b.start() })})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -458,8 +458,11 @@ func TestShellThatHangs(t *testing.T) {
 	if got := b.run(guest.Command{Script: "echo new; ps -o ppid= -p $PPID"}); !strings.HasPrefix(string(got.Stdout), "new\n") {
 		t.Errorf("got %q", got.Stdout)
 	}
-	b.run(guest.Command{Script: "pkill -f 'sleep 1000$' || :"})
+	b.run(guest.Command{Script: "pkill -f '" + endless + "$' || :"})
 }
+
+// endless is a command that has a name of its own on this host, where other tests run, too.
+var endless = fmt.Sprintf("sleep 1000.%d", os.Getpid())
 
 type writerFunc func()
 
