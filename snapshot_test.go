@@ -244,13 +244,19 @@ func TestCreateMachineBesideWarmStart(t *testing.T) {
 	}
 }
 
-// A machine whose boot does not end is not saved: it boots, with a warning that says
-// what is in the way, and the cache gets nothing.
+// A machine whose boot does not end, or whose look at it is killed, is not saved: it boots, with a
+// warning that says what is in the way, and the cache gets nothing.
 func TestNoTemplateOfAHalfBootedMachine(t *testing.T) {
-	defer func(limit, look time.Duration, booted, jobs string) {
-		settleLimit, bootLook, bootedScript, jobsScript = limit, look, booted, jobs
+	for _, look := range []string{"sleep 1000", "sleep 0.3; kill -9 $$"} {
+		t.Run(look, func(t *testing.T) { noTemplateOfAHalfBooted(t, look) })
+	}
+}
+
+func noTemplateOfAHalfBooted(t *testing.T, look string) {
+	defer func(limit, pause time.Duration, booted, jobs string) {
+		settleLimit, bootLook, bootedScript, jobsScript = limit, pause, booted, jobs
 	}(settleLimit, bootLook, bootedScript, jobsScript)
-	settleLimit, bootLook, bootedScript = time.Second, 10*time.Millisecond, "sleep 1000"
+	settleLimit, bootLook, bootedScript = time.Second, 10*time.Millisecond, look
 	jobsScript = `printf '7 slow.service start running\n8 multi-user.target start waiting\n'`
 	s := newStage(t, mock.Options{Warm: true})
 	ctx := event.WithBus(t.Context(), event.BusOf(s.context(t))) // no deadline: there is time to make one

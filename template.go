@@ -411,7 +411,7 @@ func (r *run) awaitBooted(ctx context.Context, limit time.Duration, tell func(st
 	res, err := r.guest.Run(ctx, guest.Command{Script: bootedScript, Timeout: limit})
 	stop()
 	aside.Wait()
-	if err != nil || !res.TimedOut {
+	if err != nil || !res.TimedOut && res.ExitCode == 0 { // a look that somebody has killed says nothing
 		return err
 	}
 	return &StillBootingError{Machine: r.machine.Name(), After: time.Since(began), Units: r.startingUnits(ctx)}
