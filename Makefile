@@ -54,7 +54,7 @@ out/grub.img: examples/guests/grub-disk
 	@scripts/setup guests
 	examples/guests/grub-disk $@
 
-# What is on real screens: a boot menu, read and used before any kernel runs.
+# What is on real screens: a boot menu, a login, desktops, a panic.
 test-screens:
 	@scripts/setup screens
 	$(GO) test ./test -run TestScreens -v -timeout 60m -args -screens
