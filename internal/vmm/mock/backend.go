@@ -243,9 +243,23 @@ func (f closerFunc) Close() error { f(); return nil }
 
 // Offers says what the machines of a configuration can do.
 func (b *backend) Offers(c vmm.Config, what vmm.Capability) (ok bool, lack vmm.Lack) {
-	vm, known := compose(&Machine{}, b.without(c))
+	ok = has(b.without(c), what)
+	lack.InGuest = !ok && what == vmm.CanShow && b.kind(c) == kindInProcess
+	switch {
+	case ok:
+	case b.kind(c) == kindProcess:
+		lack.Reason = "its machines are processes of this host"
+	case b.kind(c) == kindCanned && has(b.Without, what):
+		lack.Reason = "its script says so (without)"
+	}
+	return ok, lack
+}
+
+// has reports whether machines without some groups have a capability.
+func has(without []Group, what vmm.Capability) (ok bool) {
+	vm, known := compose(&Machine{}, without)
 	if !known {
-		return false, vmm.Lack{}
+		return false
 	}
 	switch what {
 	case vmm.CanPause:
@@ -265,14 +279,7 @@ func (b *backend) Offers(c vmm.Config, what vmm.Capability) (ok bool, lack vmm.L
 	case vmm.CanTell:
 		_, ok = vm.(vmm.EventSource)
 	}
-	if !ok && b.kind(c) == kindCanned {
-		lack.Reason = "its script says so (without)"
-	}
-	lack.InGuest = !ok && what == vmm.CanShow && b.kind(c) == kindInProcess
-	if !ok && b.kind(c) == kindProcess {
-		lack.Reason = "its machines are processes of this host"
-	}
-	return ok, lack
+	return ok
 }
 
 // A warmBackend is one whose machines can be kept.

@@ -76,6 +76,9 @@ func TestScriptWithout(t *testing.T) {
 		if ok != tt.keys || !ok && !strings.Contains(lack.Reason, "its script says so") {
 			t.Errorf("without %s: Offers says %v, %v", tt.without, ok, lack)
 		}
+		if ok, lack := New(Options{}).(vmm.Offerer).Offers(c, vmm.CanPlug); ok || lack.Reason != "" {
+			t.Errorf("without %s: no mock has disks, and Offers says %v, %v", tt.without, ok, lack)
+		}
 	}
 }
 
