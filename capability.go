@@ -50,7 +50,7 @@ func backendsThat(can func(vmm.Backend) bool) []string {
 	var names []string
 	for _, name := range vmm.Names() {
 		b, _ := vmm.Lookup(name)
-		if _, pretends := b.(vmm.Mocker); !pretends && can(b) {
+		if !vmm.Pretends(b) && can(b) {
 			names = append(names, name)
 		}
 	}
@@ -63,8 +63,8 @@ func (c MachineConfig) offers(b vmm.Backend, what vmm.Capability) (bool, vmm.Lac
 		return false, vmm.Lack{}
 	}
 	var boot vmm.Boot = &vmm.Hardware{Type: c.Type, Display: c.Display, Options: c.BackendOptions}
-	switch _, pretends := b.(vmm.Mocker); {
-	case pretends:
+	switch {
+	case vmm.Pretends(b):
 		boot = &vmm.Mock{Script: c.MockScript}
 	case c.StartCommand != "":
 		boot = &vmm.Command{Line: c.StartCommand}

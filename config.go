@@ -430,8 +430,7 @@ func (c MachineConfig) lookupBackend() (vmm.Backend, error) {
 // mocks reports whether a backend of this name has mock machines, and no others.
 func mocks(backend string) bool {
 	b, _ := vmm.Lookup(backend)
-	_, ok := b.(vmm.Mocker)
-	return ok
+	return vmm.Pretends(b)
 }
 
 // normalizeMock is normalize for a machine of a mock backend. What other backends

@@ -160,8 +160,7 @@ func (b *bench) run(ctx context.Context) (*benchResult, error) {
 	if len(names) == 0 {
 		names = slices.DeleteFunc(vmm.Names(), func(name string) bool {
 			backend, _ := vmm.Lookup(name)
-			_, pretends := backend.(vmm.Mocker)
-			return pretends
+			return vmm.Pretends(backend)
 		})
 	}
 	for _, name := range names {
@@ -226,10 +225,8 @@ func (b *bench) say(backend, what string) {
 // machine is what is measured. A mock shows what attest itself takes.
 func (b *bench) machine(backend string) attest.MachineConfig {
 	m := attest.MachineConfig{Name: "bench", Backend: backend, Image: attest.Debian{}, Memory: b.memory}
-	if found, _ := vmm.Lookup(backend); found != nil {
-		if _, pretends := found.(vmm.Mocker); pretends {
-			m.Image, m.Memory, m.MockScript = nil, 0, json.RawMessage(`{"answers": [{"command": "true"}]}`)
-		}
+	if found, _ := vmm.Lookup(backend); vmm.Pretends(found) {
+		m.Image, m.Memory, m.MockScript = nil, 0, json.RawMessage(`{"answers": [{"command": "true"}]}`)
 	}
 	return m
 }

@@ -61,12 +61,11 @@ func thisHost() doctor.Host {
 	}
 	for _, name := range vmm.Names() {
 		b, _ := vmm.Lookup(name)
-		_, pretends := b.(vmm.Mocker)
 		examine := func(context.Context) doctor.Diagnosis { return doctor.Diagnosis{Usable: true} }
 		if d, ok := b.(vmm.Doctor); ok {
 			examine = d.Examine
 		}
-		h.Backends[name] = doctor.Backend{Examine: examine, Pretends: pretends}
+		h.Backends[name] = doctor.Backend{Examine: examine, Pretends: vmm.Pretends(b)}
 	}
 	return h
 }

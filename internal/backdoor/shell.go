@@ -138,6 +138,11 @@ func (s *shell) forget(c *command) {
 func (s *shell) nextID() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.next()
+}
+
+// next is nextID for who holds mu.
+func (s *shell) next() string {
 	s.serial++
 	return fmt.Sprintf("%s%d", s.prefix, s.serial)
 }
@@ -146,8 +151,7 @@ func (s *shell) nextID() string {
 func (s *shell) question(words []string) (id string, q *question) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.serial++
-	id = fmt.Sprintf("%s%d", s.prefix, s.serial)
+	id = s.next()
 	q = &question{s.serial, make(chan string, 1)}
 	s.asked[id] = q
 	s.send(request(append(words, id)...))

@@ -192,6 +192,12 @@ type RawOnly interface {
 	RawOnly()
 }
 
+// Pretends reports whether a backend has mock machines, and no others.
+func Pretends(b Backend) bool {
+	_, ok := b.(Mocker)
+	return ok
+}
+
 // A Mocker is a Backend of a *Mock.
 type Mocker interface {
 	Backend
