@@ -17,6 +17,7 @@ import (
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/accel"
+	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/printable"
@@ -89,7 +90,7 @@ func (b *bench) check() error {
 			return fmt.Errorf("--backend: unknown backend %q; want some of %s", name, strings.Join(vmm.Names(), ", "))
 		}
 	}
-	return nil
+	return access.Check(attest.LabConfig{Machines: []attest.MachineConfig{b.machine("")}}) // the memory
 }
 
 // A benchResult is what attest bench has measured; its JSON is described in
