@@ -134,6 +134,8 @@ func (c *canned) Operate(stream *wire.Stream, r wire.Request, next func(wire.Req
 		return decode(r, func(q wire.UnitRequest) (any, error) { return c.waitUnit(ctx, q) })
 	case wire.OpWaitPort:
 		return decode(r, func(q wire.PortRequest) (any, error) { return c.waitPort(ctx, q) })
+	case wire.OpWaitSocket:
+		return decode(r, func(q wire.SocketRequest) (any, error) { return c.waitSocket(ctx, q) })
 	case wire.OpWaitFile:
 		return decode(r, func(q wire.FileRequest) (any, error) {
 			path, err := c.path(q.Path)
@@ -404,15 +406,23 @@ func hopeless(state string) string {
 
 // waitPort knows the script's ports, which never change.
 func (c *canned) waitPort(ctx context.Context, q wire.PortRequest) (any, error) {
-	open := slices.Contains(c.script.Ports, q.Port)
-	seen := wire.Observation{Tries: 1, Seen: fmt.Sprintf("port %d is in the script", q.Port)}
-	if !open {
-		seen.Seen = fmt.Sprintf("port %d is not in the script", q.Port)
+	return isListed(ctx, fmt.Sprintf("port %d", q.Port), slices.Contains(c.script.Ports, q.Port), q.Closed, q.Once)
+}
+
+func (c *canned) waitSocket(ctx context.Context, q wire.SocketRequest) (any, error) {
+	return isListed(ctx, "socket "+q.Path, slices.Contains(c.script.Sockets, q.Path), false, q.Once)
+}
+
+// isListed waits until something is in the script, or is not: at once, or never.
+func isListed(ctx context.Context, what string, listed, absent, once bool) (any, error) {
+	seen := wire.Observation{Tries: 1, Seen: what + " is in the script"}
+	if !listed {
+		seen.Seen = what + " is not in the script"
 	}
-	if open != q.Closed {
+	if listed != absent {
 		return seen, nil
 	}
-	if !q.Once {
+	if !once {
 		<-ctx.Done()
 	}
 	return seen, &wire.Error{Kind: wire.KindTimeout, Message: "not yet"}

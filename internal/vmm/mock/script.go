@@ -24,6 +24,7 @@ type Script struct {
 	Answers []Answer          `json:"answers"` // the first that fits counts
 	Units   map[string]string `json:"units"`   // systemd units and their states
 	Ports   []int             `json:"ports"`   // on which somebody listens
+	Sockets []string          `json:"sockets"` // of the Unix domain, on which somebody listens: absolute paths
 	Files   map[string]string `json:"files"`   // absolute paths and contents
 	Monitor map[string]string `json:"monitor"` // commands of the VMM's monitor and what it says
 	Without []Group           `json:"without"` // what its VMM cannot do: nothing, one Group, or all
@@ -140,6 +141,11 @@ func ParseScript(data []byte) (*Script, error) {
 	for i, port := range s.Ports {
 		if port < 1 || port > 65535 {
 			return nil, &ScriptError{fmt.Sprintf("/ports/%d", i), fmt.Sprintf("port %d: want 1 to 65535", port)}
+		}
+	}
+	for i, socket := range s.Sockets {
+		if !path.IsAbs(socket) {
+			return nil, &ScriptError{fmt.Sprintf("/sockets/%d", i), fmt.Sprintf("%q: want the absolute path of a socket", socket)}
 		}
 	}
 	return &s, nil

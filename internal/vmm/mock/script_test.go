@@ -17,7 +17,7 @@ import (
 func TestScriptErrors(t *testing.T) {
 	for _, test := range []struct{ script, want string }{
 		{`[]`, "want an object"},
-		{`{"answer": []}`, "/answer: unknown key; known keys are answers, console, dead, delay, files, monitor, ports, restore_error, save_error, silent, start_error, units, without"},
+		{`{"answer": []}`, "/answer: unknown key; known keys are answers, console, dead, delay, files, monitor, ports, restore_error, save_error, silent, sockets, start_error, units, without"},
 		{`{"answers": {}}`, "/answers: want an array"},
 		{`{"answers": [{"command": "x"}, {"command": "a", "exit-code": 1}]}`, "/answers/1/exit-code: unknown key; known keys are command, console, delay, end, exit_code, match, stderr, stdout, times, units"},
 		{`{"answers": [{"command": "x", "exit_code": "1"}]}`, "/answers/0/exit_code: want whole number, not a JSON string"},
@@ -30,6 +30,7 @@ func TestScriptErrors(t *testing.T) {
 		{`{"delay": -1}`, `/delay: want a number of seconds or a string such as "200ms", from 0 on, not -1`},
 		{`{"files": {"../x": ""}}`, `/files: "../x": want the absolute path of a file`},
 		{`{"files": {"/a": 1}}`, `/files: want an object of strings, not a JSON number`},
+		{`{"sockets": ["run/x"]}`, `/sockets/0: "run/x": want the absolute path of a socket`},
 		{`{"ports": [0]}`, "/ports/0: port 0: want 1 to 65535"},
 		{`{"without": ["power"]}`, `/without/0: "power": want one of saving, pausing, reset, buttons, crashing, links, devices, control`},
 		{`{"without": ["saving", "reset"]}`, "/without: want one of saving, pausing, reset, buttons, crashing, links, devices, control, or all of them"},
@@ -98,6 +99,7 @@ const script = `{
 	],
 	"units": {"db.service": "active", "web.service": "activating", "bad.service": "failed"},
 	"ports": [80],
+	"sockets": ["/run/web"],
 	"files": {"/etc/motd": "hello\n"},
 	"monitor": {"info status": "VM status: running"}
 }`
@@ -176,6 +178,12 @@ func TestCannedWaits(t *testing.T) {
 		t.Error(err)
 	}
 	if seen, err := s.client.WaitPort(ctx, "localhost", 81, "", true, true); !errors.Is(err, guest.ErrNotYet) || seen.Seen != "port 81 is not in the script" {
+		t.Errorf("%+v, %v", seen, err)
+	}
+	if _, err := s.client.WaitUnixSocket(ctx, "/run/web", false, false); err != nil {
+		t.Error(err)
+	}
+	if seen, err := s.client.WaitUnixSocket(ctx, "/none", false, true); !errors.Is(err, guest.ErrNotYet) || seen.Seen != "socket /none is not in the script" {
 		t.Errorf("%+v, %v", seen, err)
 	}
 	if _, err := s.client.WaitTTY(ctx, 1, "login"); err == nil || !strings.Contains(err.Error(), `a machine with canned answers cannot do "wait-tty"`) {
