@@ -240,10 +240,13 @@ var owned = []struct {
 // host's programs, which cannot be written to, and directories of its own.
 func makeRoot(dir string) error {
 	root, disk := filepath.Join(dir, "root"), filepath.Join(dir, "disk")
-	for _, d := range []string{root, disk, filepath.Join(disk, "etc-work")} {
+	for _, d := range []string{root, disk} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
+	}
+	if err := makeEtc(disk); err != nil {
+		return err
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
@@ -261,7 +264,7 @@ func makeRoot(dir string) error {
 	if err := bindPrograms(root, special); err != nil {
 		return err
 	}
-	for _, step := range []func(string) error{makeEtc(dir, disk), makeProc, makeDev, makeSys} {
+	for _, step := range []func(string) error{makeProc, makeDev, makeSys} {
 		if err := step(root); err != nil {
 			return err
 		}
@@ -295,10 +298,8 @@ func makeOwned(name string, mode os.FileMode, onDisk bool, root, disk string) er
 		if err := os.MkdirAll(own, 0o755); err != nil {
 			return err
 		}
-		if name != "etc" { // see makeEtc
-			if err := mount(own, at, "", unix.MS_BIND, ""); err != nil {
-				return err
-			}
+		if err := mount(own, at, "", unix.MS_BIND, ""); err != nil {
+			return err
 		}
 	}
 	if name == "var" {
@@ -350,25 +351,24 @@ func bindPrograms(root string, except map[string]bool) error {
 	return nil
 }
 
-// makeEtc lays a directory of the machine's disk above a copy of the host's /etc
-// in memory. In the host's own, files could not be written to whose owner is not in
-// the user namespace. Linux 5.11 for overlayfs in one.
-func makeEtc(dir, disk string) func(root string) error {
-	return func(root string) error {
-		lower := filepath.Join(dir, "etc")
-		err := os.MkdirAll(lower, 0o755)
-		if err == nil {
-			err = mount("tmpfs", lower, "tmpfs", 0, "mode=755")
-		}
-		if err == nil {
-			err = copyEtc(lower)
-		}
-		if err != nil {
-			return err
-		}
-		data := fmt.Sprintf("lowerdir=%s,upperdir=%s/etc,workdir=%s/etc-work,userxattr", lower, disk, disk)
-		return mount("overlay", filepath.Join(root, "etc"), "overlay", 0, data)
+// makeEtc copies the host's /etc to the machine's disk at its first boot. In the host's
+// own, files could not be written to whose owner is not in the user namespace. An overlay
+// above it would need a disk whose file system takes one, and that of a container does not.
+func makeEtc(disk string) error {
+	own, made := filepath.Join(disk, "etc"), filepath.Join(disk, "etc-made")
+	if _, err := os.Stat(made); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
+	if err := os.RemoveAll(own); err != nil { // of a boot that ended here
+		return err
+	}
+	if err := os.Mkdir(own, 0o755); err != nil {
+		return err
+	}
+	if err := copyEtc(own); err != nil {
+		return err
+	}
+	return os.WriteFile(made, nil, 0o600)
 }
 
 // copyEtc copies what everybody may read.

@@ -283,7 +283,20 @@ var namespaces = sync.OnceValue(func() error {
 		return missing("make namespaces: "+path.Err.Error(), tap.NamespaceRemedy(path.Err))
 	}
 	if said := strings.TrimSpace(string(out)); said != "" {
-		return missing(fmt.Sprintf("%s (%v)", said, err), tap.NamespaceRemedy(unix.EPERM))
+		return missing(fmt.Sprintf("%s (%v)", said, err), remedy(said))
 	}
 	return missing(err.Error(), tap.NamespaceRemedy(err))
 })
+
+// remedy is what to do about what init says before it ends.
+func remedy(said string) string {
+	for _, refused := range []error{unix.EPERM, unix.EACCES} {
+		if strings.HasSuffix(said, refused.Error()) {
+			return tap.NamespaceRemedy(refused)
+		}
+	}
+	if strings.HasSuffix(said, unix.ENOSYS.Error()) {
+		return "use Linux 5.12 or newer"
+	}
+	return ""
+}

@@ -239,3 +239,17 @@ func TestProcessRefuses(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// What init says before it ends has a remedy where something forbids it.
+func TestRemedy(t *testing.T) {
+	for said, want := range map[string]string{
+		"attest-mock: mount tmpfs on /x: operation not permitted":    "namespaces",
+		"attest-mock: make /usr read-only: function not implemented": "Linux 5.12",
+		"attest-mock: mount overlay on /x: invalid argument":         "",
+		"attest-mock: write /x/disk/etc/y: no space left on device":  "",
+	} {
+		if got := remedy(said); !strings.Contains(got, want) || (got == "") != (want == "") {
+			t.Errorf("%s: %q, want %q", said, got, want)
+		}
+	}
+}
