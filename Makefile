@@ -54,7 +54,8 @@ out/grub.img: examples/guests/grub-disk
 	@scripts/setup guests
 	examples/guests/grub-disk $@
 
-# What is on real screens: a boot menu, a login, desktops, a panic.
+# What is on real screens: a boot menu, a login, desktops, a panic; and attest's own pages in
+# a browser, as a person uses them.
 test-screens:
 	@scripts/setup screens
 	$(GO) test ./test -run TestScreens -v -timeout 60m -args -screens
