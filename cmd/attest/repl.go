@@ -59,7 +59,7 @@ type conversation struct {
 	machineConfig string
 	machines      []attest.MachineConfig // further ones
 	in            *os.File               // where statements come from; nil: standard input
-	first         string                 // a statement that is run first; may be empty
+	first         []string               // functions that are called first, those of them that the file has
 	verbose       bool
 	about         string // what is said at the beginning; empty: the machines there are
 
@@ -79,9 +79,14 @@ func (c *conversation) run(cmd *cobra.Command) (err error) {
 	if err := c.Load(c.file, slices.Concat(machines, c.machines)); err != nil {
 		return c.explained(ctx, err)
 	}
-	if c.first != "" {
-		if err := c.begins(ctx); err != nil {
+	for _, function := range c.first {
+		if _, words := c.Complete(function); !slices.Contains(words, function+"(") {
+			continue
+		}
+		if passed, err := c.begins(ctx, function+"()"); err != nil {
 			return c.explained(ctx, err)
+		} else if !passed {
+			break // and a person goes on from there
 		}
 	}
 	return c.talk(ctx)
@@ -129,9 +134,9 @@ func (c *conversation) talk(ctx context.Context) error {
 	return err
 }
 
-// begins runs the first statement, and shows what became of it.
-func (c *conversation) begins(ctx context.Context) error {
-	lines := []string{c.first + "\n"}
+// begins runs a statement, and shows what became of it.
+func (c *conversation) begins(ctx context.Context, text string) (passed bool, err error) {
+	lines := []string{text + "\n"}
 	statement, err := c.Read(func(bool) (string, error) {
 		if len(lines) == 0 {
 			return "\n", nil
@@ -141,13 +146,14 @@ func (c *conversation) begins(ctx context.Context) error {
 		return line, nil
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	if _, err := c.Run(ctx, statement); err != nil {
 		f := suite.Failure(ctx, err)
-		fmt.Fprint(os.Stderr, report.Explain(f, c.color)) // and a person goes on from there
+		fmt.Fprint(os.Stderr, report.Explain(f, c.color))
+		return false, nil
 	}
-	return nil
+	return true, nil
 }
 
 // explained shows an error as attest run would, and returns its exit code.

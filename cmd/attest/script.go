@@ -144,10 +144,10 @@ func (s *scriptCommand) machines() error {
 // talk runs the script, and gives a prompt on what it has left.
 func (s *scriptCommand) talk(cmd *cobra.Command, name string) error {
 	if filepath.Ext(name) == ".star" || name == "" {
-		c := conversation{file: name, machineConfig: s.MachineConfig, machines: s.Machines, verbose: s.verbose, first: "main()"}
+		c := conversation{file: name, machineConfig: s.MachineConfig, machines: s.Machines, verbose: s.verbose}
 		c.OutDir = s.OutDir
-		if name == "" {
-			c.first = ""
+		if name != "" {
+			c.first = []string{"setup", "main"}
 		}
 		return c.run(cmd)
 	}
