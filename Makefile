@@ -3,7 +3,7 @@
 GO ?= go
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test test-guests test-screens test-microvm test-shell test-tailnet stress bench generate clean
+.PHONY: all build demo test test-guests test-screens test-microvm test-nix test-shell test-tailnet stress bench generate clean
 
 all: build
 
@@ -59,6 +59,14 @@ out/grub.img: examples/guests/grub-disk
 test-screens:
 	@scripts/setup screens
 	$(GO) test ./test -run TestScreens -v -timeout 60m -args -screens
+
+# What Nix builds of nix/, with the programs of this host instead of nixpkgs: the packages,
+# and with these snapshots, drivers and benchmarks of real guests. NIXPKGS_LIB names the lib of nixpkgs
+# to evaluate with, if there is one (docs/nix.md).
+test-nix:
+	@scripts/setup test
+	$(GO) test ./nix -v
+	$(GO) test ./test -run TestNix -v -timeout 60m -args -nix
 
 # The example of a tailnet, in Starlark and in Go, COUNT times. Its programs are built from
 # Go modules: minutes the first time, and a line that says so if Go cannot fetch them.

@@ -22,7 +22,6 @@ buildGoModule {
     fileset = lib.fileset.unions [
       ../LICENSE
       ../cmd
-      ../docs
       ../go.mod
       ../go.sum
       ../internal

@@ -27,7 +27,7 @@ func TestNixBuild(t *testing.T) {
 
 	disks := nix.build("images.minimal", "images.shared")
 	root, store := filepath.Join(disks[0], "rootfs.ext4"), filepath.Join(disks[1], "store.erofs")
-	nix.startScript = strings.Replace(newForeignGuestOf(t, image).text("nix", "", "@CARDS@",
+	nix.arguments["startScript"] = strings.Replace(newForeignGuestOf(t, image).text("nix", "", "@CARDS@",
 		// The guest's own are all disks of virtio-blk.
 		`-device virtio-scsi-pci,id=scsi -drive file="$TMPDIR/root",format=raw,if=none,id=root -device scsi-hd,bus=scsi.0,drive=root`,
 		"-drive file="+store+",format=raw,if=none,id=store,read-only=on -device scsi-hd,bus=scsi.0,drive=store"),
@@ -138,8 +138,11 @@ func (u nixUnit) text(name string) string {
 
 // A nixHost runs Nix with a store of its own.
 type nixHost struct {
-	t                *testing.T
-	dir, startScript string
+	t         *testing.T
+	dir       string
+	file      string            // what is evaluated
+	arguments map[string]string // of the function that the file is
+	env       []string          // beside the environment
 }
 
 func newNix(t *testing.T) *nixHost {
@@ -148,7 +151,8 @@ func newNix(t *testing.T) *nixHost {
 			t.Fatalf("%v; scripts/setup test installs it", err)
 		}
 	}
-	n := &nixHost{t: t, dir: t.TempDir()}
+	n := &nixHost{t: t, dir: t.TempDir(), file: "testdata/nix/lab.nix"}
+	n.arguments = map[string]string{"attestDir": n.dir}
 	for _, dir := range []string{"tmp", "bin"} {
 		if err := os.Mkdir(filepath.Join(n.dir, dir), 0o700); err != nil {
 			t.Fatal(err)
@@ -162,7 +166,7 @@ func newNix(t *testing.T) *nixHost {
 	return n
 }
 
-// build builds attributes of lab.nix, and returns their paths.
+// build builds attributes of the file, and returns their paths.
 func (n *nixHost) build(attributes ...string) []string {
 	n.t.Helper()
 	args := []string{"--no-out-link"}
@@ -177,12 +181,16 @@ func (n *nixHost) build(attributes ...string) []string {
 }
 
 func (n *nixHost) run(name string, args ...string) ([]byte, error) {
-	lab, err := filepath.Abs("testdata/nix/lab.nix")
+	file, err := filepath.Abs(n.file)
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	cmd := exec.CommandContext(n.t.Context(), name, append(args, lab, "--argstr", "attestDir", n.dir, "--argstr", "startScript", n.startScript)...)
-	cmd.Env = append(os.Environ(), "HOME="+n.dir, "TMPDIR="+filepath.Join(n.dir, "tmp"), "NIX_REMOTE=",
+	args = append(slices.Clone(args), file)
+	for name, value := range n.arguments {
+		args = append(args, "--argstr", name, value)
+	}
+	cmd := exec.CommandContext(n.t.Context(), name, args...)
+	cmd.Env = append(append(os.Environ(), n.env...), "HOME="+n.dir, "TMPDIR="+filepath.Join(n.dir, "tmp"), "NIX_REMOTE=",
 		"NIX_STORE_DIR="+filepath.Join(n.dir, "store"), "NIX_STATE_DIR="+filepath.Join(n.dir, "state"), "NIX_LOG_DIR="+filepath.Join(n.dir, "log"),
 		"NIX_CONFIG=sandbox = false\nbuild-users-group =\nsystem-features = nixos-test kvm\nsubstituters =\nmax-jobs = 2\n")
 	var stderr strings.Builder

@@ -5,7 +5,9 @@
 }:
 let
   stub = import ./lib.nix;
-  lib = if nixpkgsLib == "" then stub else import nixpkgsLib;
+  # The sets of files of nixpkgs' lib want a newer Nix than Debian's.
+  older = if builtins ? readFileType then { } else { inherit (stub) fileset; };
+  lib = if nixpkgsLib == "" then stub else import nixpkgsLib // older;
   pkgs = import ./pkgs.nix { inherit lib; };
   makeTest = import ../test.nix { inherit pkgs lib; };
 
@@ -108,7 +110,7 @@ let
       node = {
         useNixStoreImage = value node.virtualisation.useNixStoreImage;
         sharedDirectories = lib.length (lib.attrNames (value node.virtualisation.sharedDirectories));
-        agent = map toString node.environment.systemPackages == [ (toString pkgs.attest.agent) ];
+        agent = map toString node.environment.systemPackages == [ (toString ours.attest.agent) ];
       };
     };
   packaged =

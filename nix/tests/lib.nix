@@ -86,6 +86,7 @@ let
         skip = stringLength text - stringLength suffix;
       in
       skip >= 0 && substring skip (stringLength text) text == suffix;
+    hasPrefix = prefix: text: substring 0 (stringLength prefix) text == prefix;
     escapeShellArg = text: "'${builtins.replaceStrings [ "'" ] [ "'\\''" ] (toString text)}'";
     makeBinPath = packages: concatMapStringsSep ":" (package: "${package}/bin") packages;
     fileContents =
@@ -353,11 +354,37 @@ let
             "${name}=${if builtins.isBool value then (if value then "true" else "false") else toString value}\n"
           ) set
         );
-      # The files of a package do not matter here.
-      fileset = {
-        toSource = { root, ... }: root;
-        unions = files: files;
-        fileFilter = _: _: [ ];
+      # A set of files says whether a path, of what type, is in it.
+      fileset = rec {
+        set =
+          files:
+          if isFunction files then files else path: _: strings.hasPrefix "${toString files}/" "${path}/";
+        unions =
+          sets: path: type:
+          builtins.any (files: set files path type) sets;
+        fileFilter =
+          filter: root: path: type:
+          type == "regular" && set root path type && filter (file path);
+        file = path: rec {
+          name = baseNameOf path;
+          hasExt = extension: strings.hasSuffix ".${extension}" name;
+        };
+        toSource =
+          { root, fileset }:
+          builtins.path {
+            name = "source";
+            path = root;
+            # Which directories have nothing of the set is known too late: they are there, empty.
+            filter =
+              path: type:
+              type == "directory"
+              && !(elem (baseNameOf path) [
+                ".git"
+                "out"
+                "bin"
+              ])
+              || set fileset path type;
+          };
       };
       licenses.mit = {
         shortName = "mit";

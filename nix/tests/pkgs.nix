@@ -5,6 +5,10 @@
   attestDir ? "/nonexistent",
   # The text of a start script, of a machine's configuration.
   startScript ? (_: "exit 1\n"),
+  # Where the host's Go is.
+  goRoot ? "/usr/local/go",
+  # What is to be another than here, as an overlay.
+  overlay ? (_: _: { }),
 }:
 let
   path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -50,6 +54,90 @@ let
     outPath = "/usr";
   };
 
+  # A program of attest, in Go, with the host's Go and what that has in its caches. What the
+  # program is made of comes from the modules of vendorHash, which Nix compares.
+  buildGoModule =
+    {
+      pname,
+      version,
+      src,
+      vendorHash,
+      nativeBuildInputs ? [ ],
+      env ? { },
+      outputs ? [ "out" ],
+      buildPhase,
+      installPhase,
+      doCheck ? true,
+      passthru ? { },
+      meta ? { },
+    }@given:
+    assert !doCheck && nativeBuildInputs != [ ];
+    let
+      name = "${pname}-${version}";
+      builder =
+        attributes: script:
+        derivation (
+          attributes
+          // {
+            system = builtins.currentSystem;
+            builder = "/bin/bash";
+            inherit src;
+            PATH = "${goRoot}/bin:${path}";
+            args = [
+              "-euo"
+              "pipefail"
+              "-c"
+              ''
+                . ${./stdenv.sh}
+                export TMPDIR=$NIX_BUILD_TOP HOME=$NIX_BUILD_TOP
+                cp -r $src source
+                chmod -R u+w source
+                cd source
+                ${script}
+                exit 0
+              ''
+            ];
+          }
+        );
+      goModules =
+        builder
+          {
+            name = "${name}-go-modules";
+            outputHashMode = "recursive";
+            outputHash = vendorHash;
+            impureEnvVars = [
+              "GOMODCACHE"
+              "GOPROXY"
+              "GOSUMDB"
+            ];
+          }
+          ''
+            export GOCACHE=$TMPDIR/go-cache
+            go mod vendor
+            cp -r vendor $out
+          '';
+    in
+    builder
+      (
+        env
+        // {
+          inherit name outputs;
+          GOPROXY = "off";
+          GOFLAGS = "-mod=vendor";
+          # Not a path of the store: nothing depends on what is in there.
+          GOCACHE = builtins.getEnv "GOCACHE";
+        }
+      )
+      ''
+        cp -r ${goModules} vendor
+        ${buildPhase}
+        ${installPhase}
+      ''
+    // passthru
+    // {
+      inherit version meta given;
+    };
+
   callPackage =
     file: given:
     let
@@ -59,8 +147,14 @@ let
     in
     make (wanted // given);
 
-  pkgs = {
-    inherit lib runCommand callPackage;
+  pkgs = here // overlay pkgs here;
+  here = {
+    inherit
+      lib
+      runCommand
+      callPackage
+      buildGoModule
+      ;
     path = ./nixpkgs;
     stdenv.hostPlatform = {
       isx86 = true;
@@ -76,8 +170,6 @@ let
         type = "derivation";
       };
     };
-    # The package is not built here, but evaluated.
-    buildGoModule = given: pkgs.attest // { inherit given; };
     mkShell = given: given;
     nixfmt-rfc-style = host;
     writeText =
