@@ -220,7 +220,7 @@ func TestOutputLimit(t *testing.T) {
 	m := newMachine(t)
 	_, err := m.Run(testContext(t), guest.Command{Script: "yes", Limit: 1 << 20})
 	var limit *guest.OutputLimitError
-	if !errors.As(err, &limit) || limit.Stream != "stdout" || !strings.Contains(err.Error(), "m: the command wrote more than 1 MiB") {
+	if !errors.As(err, &limit) || limit.Stream != "stdout" || !strings.Contains(err.Error(), "m: the command wrote more than 1 MiB to stdout, which is the limit, and was ended; have it write to a file") {
 		t.Fatalf("error %v", err)
 	}
 	var n countWriter

@@ -125,7 +125,7 @@ type OutputLimitError struct {
 }
 
 func (e *OutputLimitError) Error() string {
-	return fmt.Sprintf("%s: the command wrote more than %d MiB to %s", e.Machine, e.Limit>>20, e.Stream)
+	return fmt.Sprintf("%s: the command wrote more than %d MiB to %s, which is the limit, and was ended; have it write to a file, and copy that file (copy_from_machine)", e.Machine, e.Limit>>20, e.Stream)
 }
 
 // WaitError is an operation that was given up because its context ended.
