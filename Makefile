@@ -37,7 +37,7 @@ stress:
 	GO="$(GO)" scripts/fuzz
 
 # Tests the backends of microVMs with the real programs, which FIRECRACKER and
-# CLOUD_HYPERVISOR name, in a guest that has a KVM of its own. It takes hours
+# CLOUD_HYPERVISOR name, in a guest that has a KVM of its own. It takes half an hour or more
 # without hardware virtualisation; docs/microvms.md says how to run it in parts.
 test-microvm:
 	@[ -n "$$FIRECRACKER$$CLOUD_HYPERVISOR" ] || echo "test-microvm: FIRECRACKER and CLOUD_HYPERVISOR name no program to test with: nothing is tested (docs/microvms.md)"
