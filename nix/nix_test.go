@@ -89,7 +89,9 @@ type evaluation struct {
 	Examples                           map[string]configuration
 	Bench, Budget, Package, Version    string
 	SnapshotKeys                       map[string]string
-	Tests                              []string // of the package
+	AArch64                            map[string]evaluated // by backend
+	Platforms                          map[string][]string  // what a system's packages and checks are for
+	Tests                              []string             // of the package
 }
 
 type configuration struct {
@@ -126,6 +128,7 @@ type node struct {
 	}
 	QEMU, Packages []string
 	Memory, Cores  int
+	Journal        string // the terminal that the journal goes to
 }
 
 // A framework is a test of NixOS' framework of some era with attest's module.
@@ -172,6 +175,7 @@ func TestEvaluate(t *testing.T) {
 			t.Run("old", func(t *testing.T) { e.old(t) })
 			t.Run("modules", func(t *testing.T) { e.modules(t) })
 			t.Run("flake", func(t *testing.T) { e.flake(t) })
+			t.Run("aarch64", func(t *testing.T) { e.aarch64(t) })
 			t.Run("arguments", func(t *testing.T) { e.arguments(t) })
 			if e.Function != "assert 'server'\n" {
 				t.Errorf("a test script that is a function came to %q", e.Function)
@@ -389,6 +393,43 @@ func (e evaluation) split(t *testing.T) {
 	}
 	if !strings.Contains(e.Split.Driver, "--verbose") {
 		t.Errorf("the driver has no argument of its test:\n%s", e.Split.Driver)
+	}
+}
+
+// On another processor machines have another kernel, and most of them another console.
+func (e evaluation) aarch64(t *testing.T) {
+	if diff := cmp.Diff(map[string][]string{"x86_64-linux": {"x86_64-linux"}, "aarch64-linux": {"aarch64-linux"}}, e.Platforms); diff != "" {
+		t.Errorf("packages and checks are for %s", diff)
+	}
+	consoles := map[string]string{"qemu": "ttyAMA0", "firecracker": "ttyS0", "cloud-hypervisor": "ttyAMA0"}
+	for backend, console := range consoles {
+		test := e.AArch64[backend]
+		for _, m := range read(t, test.Config).Machines {
+			if backend == "qemu" {
+				if !strings.HasSuffix(m.StartCommand, "/bin/run-"+m.Name+"-vm") {
+					t.Errorf("%s on %s is started by %q", m.Name, backend, m.StartCommand)
+				}
+			} else if m.KernelImage != "/nix/store/kernel/Image" || !slices.Contains(strings.Fields(m.KernelArgs), "console="+console) || strings.Contains(m.KernelArgs, "i8042") {
+				t.Errorf("%s on %s boots %s with %q", m.Name, backend, m.KernelImage, m.KernelArgs)
+			}
+		}
+		for name, n := range test.Machines {
+			getty := n.Units["serial-getty@"+console]
+			if !slices.Contains(n.KernelParams, "console="+console) || n.Journal != "/dev/"+console || getty.Enable == nil || *getty.Enable {
+				t.Errorf("%s on %s: its kernel has %v, its journal goes to %s, and its console's getty is %+v", name, backend, n.KernelParams, n.Journal, getty)
+			}
+			if b, ok := n.Units["backdoor"]; ok != (backend == "qemu") || ok && !strings.Contains(b.Script, "2>/dev/"+console+";") {
+				t.Errorf("%s on %s: the backdoor is %q", name, backend, b.Script)
+			}
+			for _, d := range n.QEMU {
+				if strings.HasPrefix(d, "-device ") && !strings.HasPrefix(d, "-device virtio-net-pci,") {
+					t.Errorf("%s has the device %s", name, d)
+				}
+			}
+		}
+		if len(test.Machines) != 3 {
+			t.Errorf("%d machines on %s", len(test.Machines), backend)
+		}
 	}
 }
 

@@ -122,6 +122,17 @@ let
     }
   ) configs;
 
+  # On a PC small VMMs take an uncompressed kernel, and elsewhere what the kernel's build makes.
+  kernelImage =
+    { boot, system, ... }:
+    let
+      inherit (boot.kernelPackages) kernel;
+    in
+    if pkgs.stdenv.hostPlatform.isx86 then
+      "${kernel.dev}/vmlinux"
+    else
+      "${kernel}/${system.boot.loader.kernelFile}";
+
   machine =
     nodeName: config:
     {
@@ -132,7 +143,7 @@ let
     // (
       if microVM then
         {
-          kernel_image_path = "${config.boot.kernelPackages.kernel.dev}/vmlinux";
+          kernel_image_path = kernelImage config;
           initrd_path = "${config.system.build.initialRamdisk}/${config.system.boot.loader.initrdFile}";
           kernel_boot_args = lib.concatStringsSep " " (
             config.boot.kernelParams

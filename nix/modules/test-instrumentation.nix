@@ -11,7 +11,9 @@
 let
   cfg = config.testing;
   plan = import ../plan.nix { inherit lib; };
-  serial = if pkgs.stdenv.hostPlatform.isx86 then "ttyS0" else "ttyAMA0";
+  inherit (pkgs.stdenv.hostPlatform) isx86;
+  # Firecracker's is that of a PC on every processor; the others' is the platform's.
+  serial = if isx86 || cfg.backend == "firecracker" then "ttyS0" else "ttyAMA0";
   microVM = cfg.backend != "qemu";
 
   # Newer releases of NixOS take settings by section, older ones the text of one.
@@ -204,7 +206,7 @@ in
       "panic=1"
       "boot.panic_on_fail"
     ]
-    ++ lib.optionals (cfg.backend == "firecracker") [
+    ++ lib.optionals (cfg.backend == "firecracker" && isx86) [
       # Firecracker ends when the guest resets itself by the keyboard's controller.
       "reboot=k"
       "i8042.noaux"

@@ -8,7 +8,9 @@ let
   # The sets of files of nixpkgs' lib want a newer Nix than Debian's.
   older = if builtins ? readFileType then { } else { inherit (stub) fileset; };
   lib = if nixpkgsLib == "" then stub else import nixpkgsLib // older;
-  pkgs = import ./pkgs.nix { inherit lib; };
+  pkgsOf = system: import ./pkgs.nix { inherit lib system; };
+  pkgs = pkgsOf "x86_64-linux";
+  arm = pkgsOf "aarch64-linux";
   makeTest = import ../test.nix { inherit pkgs lib; };
 
   nodes = {
@@ -51,7 +53,7 @@ let
       memory = config.virtualisation.memorySize or 0;
       cores = config.virtualisation.cores or 0;
       packages = map toString config.environment.systemPackages;
-      journal = config.services.journald.settings;
+      journal = config.services.journald.settings.Journal.TTYPath;
     }) test.nodes;
     vms = lib.mapAttrs (_: toString) test.vms;
     rootfs = lib.mapAttrs (_: image: image.attributes.script) test.rootfsImages;
@@ -141,7 +143,7 @@ let
       legacyPackages = lib.genAttrs [
         "x86_64-linux"
         "aarch64-linux"
-      ] (_: pkgs);
+      ] pkgsOf;
     };
   };
   system = "x86_64-linux";
@@ -204,6 +206,32 @@ in
       }
     )
   );
+  # By backend, on the other processor.
+  aarch64 =
+    lib.genAttrs
+      [
+        "qemu"
+        "firecracker"
+        "cloud-hypervisor"
+      ]
+      (
+        backend:
+        shown (
+          import ../test.nix {
+            inherit lib;
+            pkgs = arm;
+          } (base // { inherit backend; })
+        )
+      );
+  # What the flake's packages and checks are for.
+  platforms = lib.mapAttrs (
+    system: _:
+    lib.unique (
+      map (derivation: derivation.system) (
+        lib.attrValues flake.packages.${system} ++ lib.attrValues flake.checks.${system}
+      )
+    )
+  ) flake.packages;
   old = {
     qemu =
       (shown (

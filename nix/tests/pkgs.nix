@@ -5,6 +5,8 @@
   attestDir ? "/nonexistent",
   # The text of a start script, of a machine's configuration.
   startScript ? (_: "exit 1\n"),
+  # What it is for: another one's packages can be evaluated, and not be built.
+  system ? builtins.currentSystem,
   # Where the host's Go is.
   goRoot ? "/usr/local/go",
   # What is to be another than here, as an overlay.
@@ -27,7 +29,7 @@ let
       passed
       // {
         inherit name;
-        system = builtins.currentSystem;
+        inherit system;
         builder = "/bin/bash";
         PATH = path;
         # Without the exit bash may become the last program, and those of coreutils close
@@ -79,7 +81,7 @@ let
         derivation (
           attributes
           // {
-            system = builtins.currentSystem;
+            inherit system;
             builder = "/bin/bash";
             inherit src;
             PATH = "${goRoot}/bin:${path}";
@@ -157,8 +159,8 @@ let
       ;
     path = ./nixpkgs;
     stdenv.hostPlatform = {
-      isx86 = true;
-      system = "x86_64-linux";
+      isx86 = system == "x86_64-linux";
+      inherit system;
     };
     attest = {
       outPath = attestDir;

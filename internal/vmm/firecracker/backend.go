@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"runtime"
 	"strings"
 
 	"github.com/attest-vm/attest/internal/doctor"
@@ -83,7 +84,8 @@ func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
 	if err == nil && o.HugePages == "Transparent" {
 		err = since("huge_pages Transparent", thpSince)
 	}
-	if err == nil && hw.Kernel != "" && hw.Vmlinux == "" && !microvm.IsELF(hw.Kernel) {
+	// On other processors it takes what the kernel's build calls Image.
+	if err == nil && runtime.GOARCH == "amd64" && hw.Kernel != "" && hw.Vmlinux == "" && !microvm.IsELF(hw.Kernel) {
 		err = since("the kernel "+hw.Kernel+", which is not an uncompressed vmlinux (ELF),", bzSince)
 	}
 	return p, o, err

@@ -12,6 +12,9 @@ in
     system.name = option types.str config.networking.hostName;
     system.build = option (types.attrsOf types.raw) { };
     system.boot.loader.initrdFile = option types.str "initrd";
+    system.boot.loader.kernelFile = option types.str (
+      if config.nixpkgs.pkgs.stdenv.hostPlatform.isx86 then "bzImage" else "Image"
+    );
     networking = {
       hostName = option types.str "nixos";
       useDHCP = option types.bool true;
@@ -49,6 +52,7 @@ in
     _module.args.pkgs = config.nixpkgs.pkgs;
     boot.kernelPackages = lib.mkDefault {
       kernel.dev = "/nix/store/kernel-dev";
+      kernel.outPath = "/nix/store/kernel";
     };
     system.build = {
       # An init, and what it refers to.
