@@ -86,7 +86,10 @@ func (m *Machine) waitForNeedle(ctx context.Context, operation, path string, o o
 		if found = matchOf(result); result.Found {
 			return nil, nil
 		}
-		u := &unseen{attach: func(we *WaitError) { r.attachDifference(we, operation, result, shown) }}
+		u := &unseen{attach: func(we *WaitError) {
+			we.LastSeen += r.elsewhere(ctx, operation, result.Needle, shown)
+			r.attachDifference(we, operation, result, shown)
+		}}
 		u.LastSeen = describeMatch(result)
 		return u, nil
 	})
@@ -167,6 +170,20 @@ func describeMatch(r needle.Result) string {
 	return "needle " + r.Needle.Name
 }
 
+// elsewhere says that a needle which was not found is on the screen all the same, but further away than its margin
+// allows; empty if it is not.
+func (r *run) elsewhere(ctx context.Context, operation string, n *needle.Needle, shown *image.RGBA) string {
+	limit := min(r.machine.lab.host.scale(attachTimeout), maxAttach)
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	defer cancel()
+	result, err := r.find(limited, operation, []*needle.Needle{n}, shown, true)
+	if err != nil || !result.Found {
+		return ""
+	}
+	first := result.Areas[0]
+	return fmt.Sprintf("; the needle is on the screen, at %d, %d, further away than its margin of %d pixels", first.Box.Min.X, first.Box.Min.Y, first.Area.Margin)
+}
+
 // attachDifference adds the screen, the needle and how they differ to a wait that failed.
 func (r *run) attachDifference(we *WaitError, operation string, result needle.Result, shown *image.RGBA) {
 	m := r.machine
@@ -175,7 +192,7 @@ func (r *run) attachDifference(we *WaitError, operation string, result needle.Re
 	for _, p := range []struct {
 		title   string
 		picture *image.RGBA
-	}{{"screen", shown}, {"needle", result.Needle.Picture}, {"difference", result.Difference(shown)}} {
+	}{{"screen", shown}, {"needle", result.Drawn()}, {"difference", result.Difference(shown)}} {
 		name := m.lab.out.place(m.lab.ctx, m.Name(), fmt.Sprintf("%s-%s-%d-%s.png", m.Name(), operation, id, p.title))
 		f, path, err := m.lab.out.create(name, m.Name()+": "+operation)
 		if err != nil {

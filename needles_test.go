@@ -86,7 +86,7 @@ func TestNeedleNotFound(t *testing.T) {
 	for _, try := range []func(context.Context, string, ...NeedleOption) (ScreenMatch, error){m.AssertScreen, m.WaitForScreen} {
 		_, err := try(limited(t), dir+"/button", Timeout(time.Millisecond))
 		var we *WaitError
-		if !errors.As(err, &we) || !we.Timeout() || !strings.Contains(we.LastSeen, "needle button: area 1 is similar by ") || len(we.Details) == 0 {
+		if !errors.As(err, &we) || !we.Timeout() || !strings.Contains(we.LastSeen, "needle button: area 1 is similar by ") || !strings.Contains(we.LastSeen, "the needle is on the screen, at 298, 298, further away than its margin of 50 pixels") || len(we.Details) == 0 {
 			t.Fatalf("got %v", err)
 		}
 		d := we.Details[0]

@@ -3,8 +3,6 @@ package needle
 import (
 	"context"
 	"image"
-	"image/color"
-	"math"
 	"strings"
 	"unicode/utf8"
 
@@ -229,35 +227,3 @@ func (t *template) similarity(shown *image.RGBA, at image.Point) float64 {
 	}
 	return max(0, total/3)
 }
-
-// Difference is what a screen shows otherwise than the needle at the places where its areas were most
-// likely: the brighter, the more. What does not count is black.
-func (r Result) Difference(shown *image.RGBA) *image.RGBA {
-	n := r.Needle
-	out := image.NewRGBA(n.Picture.Rect)
-	for i := range out.Pix {
-		if i%4 == 3 {
-			out.Pix[i] = 255
-		}
-	}
-	for _, f := range r.Areas {
-		t := template{box: f.Area.Box}
-		for _, a := range n.Areas {
-			if a.Kind == Exclude {
-				t.excluded = append(t.excluded, a.Box)
-			}
-		}
-		for y := t.box.Min.Y; y < t.box.Max.Y; y++ {
-			for x := t.box.Min.X; x < t.box.Max.X; x++ {
-				if t.skip(x, y) > x {
-					continue
-				}
-				want, got := n.Picture.RGBAAt(x, y), shown.RGBAAt(x-t.box.Min.X+f.Box.Min.X, y-t.box.Min.Y+f.Box.Min.Y)
-				out.SetRGBA(x, y, color.RGBA{apart(want.R, got.R), apart(want.G, got.G), apart(want.B, got.B), 255})
-			}
-		}
-	}
-	return out
-}
-
-func apart(a, b uint8) uint8 { return uint8(math.Abs(float64(a) - float64(b))) }

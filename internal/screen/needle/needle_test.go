@@ -140,6 +140,41 @@ func TestFindOther(t *testing.T) {
 	}
 }
 
+// The pictures of a needle that was not found show what counts, what of it is there, and how the rest differs.
+func TestPictures(t *testing.T) {
+	grey := color.RGBA{90, 90, 90, 255}
+	p := screentest.Uniform(image.Pt(200, 100), grey)
+	screentest.Fill(p, image.Rect(20, 20, 60, 40), color.RGBA{200, 0, 0, 255})
+	screentest.Fill(p, image.Rect(120, 20, 180, 60), color.RGBA{0, 200, 0, 255})
+	n := load(t, write(t, "two", `{"area": [
+		{"xpos": 20, "ypos": 20, "width": 40, "height": 20, "type": "match", "margin": 0},
+		{"xpos": 120, "ypos": 20, "width": 60, "height": 40, "type": "match", "margin": 0},
+		{"xpos": 150, "ypos": 40, "width": 30, "height": 20, "type": "exclude"}]}`, p))
+	shown := screentest.Uniform(image.Pt(200, 100), grey)
+	screentest.Fill(shown, image.Rect(20, 20, 60, 40), color.RGBA{200, 0, 0, 255})
+	screentest.Fill(shown, image.Rect(120, 20, 180, 60), color.RGBA{0, 50, 100, 255})
+	r := find(t, n, shown, needle.Options{})
+	dark, red, green, frame := color.RGBA{30, 30, 30, 255}, color.RGBA{240, 60, 50, 255}, color.RGBA{40, 200, 90, 255}, color.RGBA{150, 150, 150, 255}
+	for name, want := range map[string]map[image.Point]color.RGBA{
+		"needle": {
+			{5, 5}: dark, {18, 30}: green, {20, 20}: {200, 0, 0, 255}, {118, 30}: red, {120, 20}: {0, 200, 0, 255}, {150, 38}: frame, {160, 50}: {22, 22, 22, 255},
+		},
+		"difference": {
+			{5, 5}: dark, {18, 30}: green, {20, 20}: {0, 0, 0, 255}, {118, 30}: red, {120, 20}: {0, 150, 100, 255}, {150, 38}: frame, {160, 50}: {22, 22, 22, 255},
+		},
+	} {
+		got := r.Drawn()
+		if name == "difference" {
+			got = r.Difference(shown)
+		}
+		for at, c := range want {
+			if got.RGBAAt(at.X, at.Y) != c {
+				t.Errorf("%s: %v is %v, want %v", name, at, got.RGBAAt(at.X, at.Y), c)
+			}
+		}
+	}
+}
+
 // Areas of one colour, and small ones, are found too.
 func TestFindPlain(t *testing.T) {
 	p := screentest.Uniform(image.Pt(640, 480), screentest.Black)
