@@ -157,7 +157,7 @@ func variables(path string, machines []attest.MachineConfig) ([]string, error) {
 		of[v] = m.Name
 		out = append(out, v)
 	}
-	if len(machines) == 1 {
+	if len(machines) == 1 && out[0] != "machine" {
 		out = append(out, "machine")
 	}
 	return out, nil

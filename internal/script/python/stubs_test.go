@@ -167,6 +167,11 @@ func TestCheckTypes(t *testing.T) {
 	if checker, err := CheckTypes(t.Context(), path, machines); checker != "mypy" || err != nil {
 		t.Errorf("%s: %v", checker, err)
 	}
+	// The one machine of a test may have the name itself that one machine has.
+	path = write("machine.succeed('x').strip()\n")
+	if _, err := CheckTypes(t.Context(), path, []attest.MachineConfig{{Name: "machine"}}); err != nil {
+		t.Errorf("a machine of the name machine: %v", err)
+	}
 	path = write("web = machine(image=debian(packages=['nginx']))\nnetwork(2, dhcp=False)\ndef setup():\n    web.wait_for_unit('nginx')\ndef test_x():\n    web.succeed('x').strip()\n")
 	if _, err := CheckTypes(t.Context(), path, machines); err != nil {
 		t.Errorf("a file that declares its machines: %v", err)
