@@ -81,6 +81,10 @@ func usable(name string) error {
 	if errors.As(err, &missing) {
 		return fmt.Errorf("%s: %s", missing.What, missing.Reason)
 	}
+	var unsupported *vmm.UnsupportedError
+	if errors.As(err, &unsupported) && unsupported.Reason != "" {
+		return errors.New(unsupported.Reason)
+	}
 	return err
 }
 

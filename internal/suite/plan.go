@@ -334,14 +334,11 @@ func configured(path string) ([]attest.MachineConfig, time.Duration, error) {
 func machinesOf(f *machineconfig.File) ([]attest.MachineConfig, error) {
 	var out []attest.MachineConfig
 	for i, m := range f.Machines {
-		unsupported := func(what string) error {
-			return refusef(event.Unsupported, "machine configuration %s: machine %q: %s is not supported by this version", f.Path, m.Name, what)
-		}
 		if len(m.TAPs) > 0 {
-			return nil, unsupported("tap_interfaces (attest makes TAPs of its own, from vlans)")
+			return nil, refusef(event.Unsupported, "machine configuration %s: machine %q: /machines/%d/tap_interfaces is not supported: attest makes TAPs of its own; name the machine's networks by vlans", f.Path, m.Name, i)
 		}
 		if key := m.ForOtherImages(); m.Image != nil && key != "" {
-			return nil, unsupported(key + " beside an image")
+			return nil, refusef(event.Invalid, "machine configuration %s: machine %q: /machines/%d/%s: it is for a machine without an image; take one of the two out", f.Path, m.Name, i, key)
 		}
 		if len(m.MockScript) > 0 {
 			if _, err := mock.ParseScript(m.MockScript); err != nil {

@@ -65,7 +65,7 @@ const (
 func (b *backend) Check(c vmm.Config) error {
 	_, _, err := b.look(c)
 	if err == nil {
-		err = microvm.Hardware(context.Background())
+		err = microvm.Needs(b.Name(), c)
 	}
 	return err
 }

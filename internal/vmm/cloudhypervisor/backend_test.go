@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/vmm/cloudhypervisor/fake"
@@ -58,8 +57,8 @@ func TestCheck(t *testing.T) {
 func TestNoKVM(t *testing.T) {
 	fake.Install(t, fake.Options{})
 	t.Setenv("ATTEST_ACCEL", "tcg")
-	var missing *doctor.MissingError
-	if err := newBackend().Check(vmm.Config{Name: "m", Boot: &vmm.Hardware{}}); !errors.As(err, &missing) {
+	var unsupported *vmm.UnsupportedError
+	if err := newBackend().Check(vmm.Config{Name: "m", Boot: &vmm.Hardware{}}); !errors.As(err, &unsupported) {
 		t.Errorf("got %v", err)
 	}
 	if d := newBackend().Examine(t.Context()); d.Usable || d.Version != "53.0" || len(d.Findings) != 4 || !d.Findings[0].OK || d.Findings[2].OK {

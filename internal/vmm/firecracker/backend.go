@@ -54,7 +54,7 @@ const (
 func (b *backend) Check(c vmm.Config) error {
 	_, _, err := b.look(c)
 	if err == nil {
-		err = microvm.Hardware(context.Background())
+		err = microvm.Needs(b.Name(), c)
 	}
 	return err
 }

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/vmm/firecracker/fake"
@@ -71,8 +70,8 @@ func TestNoKVM(t *testing.T) {
 	fake.Install(t, fake.Options{})
 	t.Setenv("ATTEST_ACCEL", "tcg")
 	err := check(vmm.Config{Name: "m", Boot: &vmm.Hardware{}})
-	var missing *doctor.MissingError
-	if !errors.As(err, &missing) || !strings.Contains(missing.Remedy, "qemu") && !strings.Contains(missing.Remedy, "kvm") {
+	var unsupported *vmm.UnsupportedError
+	if !errors.As(err, &unsupported) || !strings.Contains(unsupported.Reason, "hardware virtualisation (KVM): ") || !strings.Contains(unsupported.Reason, "qemu") && !strings.Contains(unsupported.Reason, "kvm") {
 		t.Errorf("got %v", err)
 	}
 	if d := newBackend().Examine(t.Context()); d.Usable || len(d.Findings) != 4 || !d.Findings[0].OK || d.Findings[2].OK {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -62,6 +63,25 @@ func refuse(hw *vmm.Hardware, maxCPUs int) (operation, reason string) {
 		}
 	}
 	return "", ""
+}
+
+// Needs refuses a machine on a host on which guests do not run in hardware: what it would
+// need cannot be installed.
+func Needs(backend string, c vmm.Config) error {
+	err := Hardware(context.Background())
+	if missing := (*doctor.MissingError)(nil); errors.As(err, &missing) {
+		return Unsupported(backend, c, "a machine on this host", missing.Error())
+	}
+	return err
+}
+
+// withoutTAP says of a host that gives no TAPs that machines with network cards are not for it.
+// What no setting forbids, as when descriptors run out, stays an error of the host.
+func withoutTAP(backend string, c vmm.Config, err error) error {
+	if none := (*tap.UnavailableError)(nil); errors.As(err, &none) && none.Remedy != "" {
+		return Unsupported(backend, c, "a network card on this host", none.Error())
+	}
+	return nil
 }
 
 // Fingerprint is that of a vmm.Fingerprinter: the program, what the guest sees of the host,

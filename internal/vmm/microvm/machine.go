@@ -103,6 +103,9 @@ func New(ctx context.Context, backend string, host vmm.Host, config vmm.Config, 
 	p, output, err := m.launch(ctx, config.Restore)
 	if err != nil {
 		m.endLife()
+		if err := withoutTAP(backend, config, err); err != nil {
+			return nil, err
+		}
 		return nil, &vmm.StartError{Machine: config.Name, Backend: backend, After: time.Since(began), Err: err, Output: output}
 	}
 	if config.Boot.(*vmm.Hardware).Bare {

@@ -17,7 +17,9 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
+	"github.com/attest-vm/attest/internal/tap"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -234,6 +236,24 @@ func TestVersionBefore(t *testing.T) {
 	} {
 		if got := tt.a.Before(tt.b); got != tt.want {
 			t.Errorf("%v before %v: %v", tt.a, tt.b, got)
+		}
+	}
+}
+
+// A host that gives no TAPs cannot have machines with network cards. One that has no
+// descriptors left is broken.
+func TestWithoutTAP(t *testing.T) {
+	c := vmm.Config{Name: "m"}
+	forbids := fmt.Errorf("start: %w", &tap.UnavailableError{Step: "open /dev/net/tun", Err: unix.ENOENT, Remedy: "as root: modprobe tun"})
+	var unsupported *vmm.UnsupportedError
+	err := withoutTAP("x", c, forbids)
+	const want = "m: a network card on this host is not supported by backend x: no TAP in a network namespace: open /dev/net/tun: no such file or directory; as root: modprobe tun"
+	if !errors.As(err, &unsupported) || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	for _, broken := range []error{&tap.UnavailableError{Step: "open /dev/net/tun", Err: unix.EMFILE}, unix.EMFILE} {
+		if err := withoutTAP("x", c, broken); err != nil {
+			t.Errorf("%v became %v", broken, err)
 		}
 	}
 }
