@@ -384,7 +384,7 @@ func TestUsage(t *testing.T) {
 		{"boot", Options{Boot: "lukewarm"}, event.Invalid, "--boot=lukewarm: want cold, warm or both"},
 		{"output directory", Options{OutDir: "a.star"}, event.Invalid, "output directory: mkdir a.star: not a directory"},
 		{"no machine configuration", Options{MachineConfig: "none.json"}, event.Invalid, "machine configuration: open none.json: no such file or directory"},
-		{"TAPs of somebody else", Options{MachineConfig: "fc.json"}, event.Unsupported, `machine configuration fc.json: machine "m": /machines/0/tap_interfaces is not supported: attest makes TAPs of its own; name the machine\'s networks by vlans`},
+		{"TAPs of somebody else", Options{MachineConfig: "fc.json"}, event.Unsupported, `machine configuration fc.json: machine "m": /machines/0/tap_interfaces is not supported: attest makes TAPs of its own; name the machine's networks by vlans`},
 		{"what an image decides", Options{MachineConfig: "both.json"}, event.Invalid, `machine configuration both.json: machine "m": /machines/0/initrd_path: it is for a machine without an image; take one of the two out`},
 		{"a start command with memory", Options{MachineConfig: "start.json"}, event.Invalid, `machine configuration start.json: machine "m": /machines/0/mem_size_mib: "start_command" already determines the memory; leave one of the two out`},
 	} {
