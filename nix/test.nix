@@ -30,6 +30,7 @@
   specialArgs ? { },
   defaults ? { },
   extraPackages ? [ ], # programs that the test runs on the host
+  preScript ? "", # of the shell of the build, before the test
   firecrackerPackage ? pkgs.firecracker,
   cloudHypervisorPackage ? pkgs.cloud-hypervisor,
   passthru ? { },
@@ -227,6 +228,7 @@ let
       lib
       name
       meta
+      preScript
       ;
     driver = driver [ ];
     kvm = true;
