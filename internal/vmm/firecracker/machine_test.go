@@ -49,6 +49,10 @@ func TestStartFails(t *testing.T) {
 		{"no kernel file", fake.Options{}, func(r *contract.Rig, _ *vmm.Config, hw *vmm.Hardware) { hw.Vmlinux = r.File("none") }, "PUT /boot-source: Boot source error: The kernel file cannot be opened"},
 		{"no disk file", fake.Options{}, func(r *contract.Rig, _ *vmm.Config, hw *vmm.Hardware) { hw.Disks[1].Path = r.File("none") }, "PUT /drives/d1: Drive config error"},
 		{"not a state", fake.Options{}, func(r *contract.Rig, c *vmm.Config, _ *vmm.Hardware) { c.Restore = r.State("nonsense") }, "CRC64 validation failed"},
+		{"another version's state", fake.Options{}, func(r *contract.Rig, c *vmm.Config, _ *vmm.Hardware) { c.Restore = r.State(`{"Format": "1.15.0"}`) }, "Invalid data version: 1.15.0"},
+		{"another VMM's state", fake.Options{}, func(r *contract.Rig, c *vmm.Config, _ *vmm.Hardware) {
+			c.Restore = r.State(`{"Config": "e30=", "State": "e30="}`)
+		}, "Magic value does not match arch"},
 		{"memory of another size", fake.Options{}, func(r *contract.Rig, c *vmm.Config, hw *vmm.Hardware) { c.Restore, hw.Memory = r.State(""), 128 },
 			"the saved memory has 67108864 bytes, and the machine has 134217728"},
 	} {

@@ -31,6 +31,7 @@ type machine struct {
 
 // saved is all that a state file has.
 type saved struct {
+	Format  string // of the fake's version; empty: it is no state of a Firecracker
 	Machine machineConfig
 	Boot    bootSource
 	Drives  []drive

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/attest-vm/attest/internal/vmm/microvm/fake"
 )
@@ -39,6 +40,13 @@ func (o Options) version() string {
 	return o.Version
 }
 
+// format is that of the states of a version: one with another minor number takes none of them.
+func (o Options) format() string {
+	major, rest, _ := strings.Cut(o.version(), ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	return major + "." + minor + ".0"
+}
+
 // since reports whether the fake is a Firecracker of 1.minor or newer.
 func (o Options) since(minor int) bool {
 	var major, has int
@@ -63,7 +71,7 @@ func run(o Options, args []string) int {
 		return 153
 	}
 	if *version {
-		fmt.Printf("Firecracker v%s\n\nSupported snapshot format versions: v9.0.0\n", o.version())
+		fmt.Printf("Firecracker v%s\n\nSupported snapshot format versions: v%s\n", o.version(), o.format())
 		return 0
 	}
 	m := &machine{Options: o, pci: pci, state: "Not started", line: &fake.Vsock{Manners: o.Manners}}

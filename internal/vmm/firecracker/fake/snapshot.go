@@ -19,7 +19,7 @@ func (m *machine) create(body []byte) error {
 	case "Running":
 		return faultf("Create snapshot error: Cannot save the microVM state: Operation not allowed: save/restore unavailable while running")
 	}
-	m.Who = m.guest.Who()
+	m.Who, m.Format = m.guest.Who(), m.format()
 	state, err := json.Marshal(m.saved)
 	if err != nil {
 		return err
@@ -64,6 +64,12 @@ func (m *machine) load(body []byte) error {
 	var s saved
 	if json.Unmarshal(b, &s) != nil {
 		return fatal("Failed to get snapshot state from file: Failed to load snapshot state from file: CRC64 validation failed")
+	}
+	switch {
+	case s.Format == "":
+		return fatal("Failed to get snapshot state from file: Failed to load snapshot state from file: Magic value does not match arch: 0")
+	case s.Format != m.format():
+		return fatal("Failed to get snapshot state from file: Failed to load snapshot state from file: Invalid data version: " + s.Format)
 	}
 	path := l.Memory
 	if l.Backend != nil {
