@@ -2,6 +2,8 @@ package attest
 
 import (
 	"context"
+	"debug/elf"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,8 +17,11 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/attest-vm/attest/internal/accel"
+	"github.com/attest-vm/attest/internal/boot"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/vmm"
+	chfake "github.com/attest-vm/attest/internal/vmm/cloudhypervisor/fake"
+	fcfake "github.com/attest-vm/attest/internal/vmm/firecracker/fake"
 	"github.com/attest-vm/attest/internal/vmm/mock"
 )
 
@@ -28,7 +33,11 @@ import (
 var testHost *Host
 
 // TestMain opens testHost, with caches of its own.
-func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+func TestMain(m *testing.M) {
+	fcfake.Main() // this binary is the VMM of TestForeignKernel, too
+	chfake.Main()
+	os.Exit(testMain(m))
+}
 
 func testMain(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "at")
@@ -37,8 +46,21 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	// The guests of mocks have their agents. This is one for those that take a program, which
+	// cannot run there.
+	agent := filepath.Join(dir, "agent")
+	header, err := binary.Append(nil, binary.LittleEndian, elf.Header64{
+		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)}, Version: uint32(elf.EV_CURRENT),
+	})
+	if err == nil {
+		err = os.WriteFile(agent, header, 0o755)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	for name, value := range map[string]string{
-		"XDG_CACHE_HOME": filepath.Join(dir, "cache"), "ATTEST_STATE_DIR": filepath.Join(dir, "s"),
+		boot.BinaryEnv: agent, "XDG_CACHE_HOME": filepath.Join(dir, "cache"), "ATTEST_STATE_DIR": filepath.Join(dir, "s"),
 		accel.Env: accel.KVM, // for time limits as they are written
 	} {
 		os.Setenv(name, value)

@@ -174,6 +174,7 @@ type Manners struct {
 	Ghosts          bool // silent connections reach the agent later
 	Deaf            bool // the guest is not heard again when it was restored
 	Shell           bool // the guest has a root shell, and the agent when that is told StartAgent
+	Bash            bool // the shell is a real one, in which no agent can be reached
 }
 
 // A Vsock is a guest's.
