@@ -8,120 +8,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/attest-vm/attest/internal/event"
-	"github.com/attest-vm/attest/internal/printable"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/wire"
 )
-
-// TTYText is what a virtual terminal, "1" to "63", shows now: all its lines, each
-// as long as the terminal is wide. It needs no screen.
-func (m *Machine) TTYText(ctx context.Context, tty string) (string, error) {
-	var text string
-	args := strconv.Quote(tty)
-	err := step(ctx, m.Name(), "get_tty_text", args, func(ctx context.Context) (err error) {
-		text, err = m.ttyText(ctx, "get_tty_text", args, tty)
-		return err
-	})
-	return text, err
-}
-
-func (m *Machine) ttyText(ctx context.Context, operation, args, tty string) (string, error) {
-	n, err := m.ttyNumber(operation, args, tty)
-	if err != nil {
-		return "", err
-	}
-	r, err := m.use(ctx, operation)
-	if err != nil {
-		return "", err
-	}
-	state, err := r.guest.WaitTTY(ctx, n, "")
-	return state.Text, r.explainRefusal(ctx, operation, args, err)
-}
-
-func (m *Machine) ttyNumber(operation, args, tty string) (int, error) {
-	n, err := strconv.Atoi(strings.TrimPrefix(tty, "tty"))
-	if err != nil || n < 1 || n > 63 {
-		return 0, &ConfigError{m.Name(), fmt.Sprintf(`%s(%s): a terminal is a number from "1" to "63"`, operation, args)}
-	}
-	return n, nil
-}
-
-// DumpTTYContents writes what a virtual terminal shows to the log of the run.
-func (m *Machine) DumpTTYContents(ctx context.Context, tty string) error {
-	args := strconv.Quote(tty)
-	return step(ctx, m.Name(), "dump_tty_contents", args, func(ctx context.Context) error {
-		text, err := m.ttyText(ctx, "dump_tty_contents", args, tty)
-		if err != nil {
-			return err
-		}
-		for _, line := range strings.Split(trimScreen(text), "\n") {
-			event.Publish(ctx, event.Log{Machine: m.Name(), Level: "info", Text: line})
-		}
-		return nil
-	})
-}
-
-// trimScreen is a terminal's text as a person reads it: without the blanks at
-// the ends of lines and the empty lines below them.
-func trimScreen(text string) string {
-	lines := strings.Split(text, "\n")
-	for i, l := range lines {
-		lines[i] = printable.Line(strings.TrimRight(l, " "))
-	}
-	return strings.TrimRight(strings.Join(lines, "\n"), "\n")
-}
-
-// WaitUntilTTYMatches waits until what a virtual terminal shows, as TTYText
-// gives it, matches a regular expression (Go's syntax, ^ and $ match at lines).
-func (m *Machine) WaitUntilTTYMatches(ctx context.Context, tty, pattern string, opts ...WaitOption) error {
-	const operation = "wait_until_tty_matches"
-	args := fmt.Sprintf("%q, %q", tty, pattern)
-	n, err := m.ttyNumber(operation, args, tty)
-	if err != nil {
-		return err
-	}
-	if err := m.checkPattern(operation, pattern); err != nil {
-		return err
-	}
-	return m.wait(ctx, operation, args, collect(opts), func(ctx context.Context, r *run) error {
-		state, err := r.guest.WaitTTY(ctx, n, cmpOrAny(pattern))
-		if err == nil {
-			return nil
-		}
-		if context.Cause(ctx) != errWaitOver {
-			return r.explainRefusal(ctx, operation, args, err)
-		}
-		we := &WaitError{}
-		switch screen := trimScreen(state.Text); {
-		case screen != "":
-			we.LastSeen = screen[strings.LastIndex(screen, "\n")+1:]
-			we.Details = append(we.Details, Detail{Title: "tty" + strconv.Itoa(n) + " shows", Text: screen})
-		case state.Text != "":
-			we.LastSeen = "an empty terminal"
-		case state.Missing:
-			we.LastSeen = "nothing has used the terminal yet"
-		}
-		r.attachScreenshot(we, operation)
-		return we
-	})
-}
-
-// cmpOrAny makes an empty pattern one that every screen matches; to the guest an
-// empty one means something else.
-func cmpOrAny(pattern string) string {
-	if pattern == "" {
-		return "(?:)"
-	}
-	return pattern
-}
-
-func (m *Machine) checkPattern(operation, pattern string) error {
-	if _, err := regexp.Compile("(?m)" + pattern); err != nil {
-		return &ConfigError{m.Name(), fmt.Sprintf("%s: not a regular expression: %v", operation, err)}
-	}
-	return nil
-}
 
 // WaitForX waits until the guest's X server takes connections: that of display :0, or of
 // another Display.
@@ -245,4 +134,20 @@ func (r *run) attachScreenshot(we *WaitError, operation string) {
 	if r.screenshot(ctx, s, name) == nil {
 		we.Details = append(we.Details, Detail{Title: "screenshot of " + m.Name(), Text: filepath.Join(m.lab.out.dir, name), Pictures: []Picture{{"screen", filepath.Join(m.lab.out.dir, name)}}})
 	}
+}
+
+// cmpOrAny makes an empty pattern one that every screen matches; to the guest an
+// empty one means something else.
+func cmpOrAny(pattern string) string {
+	if pattern == "" {
+		return "(?:)"
+	}
+	return pattern
+}
+
+func (m *Machine) checkPattern(operation, pattern string) error {
+	if _, err := regexp.Compile("(?m)" + pattern); err != nil {
+		return &ConfigError{m.Name(), fmt.Sprintf("%s: not a regular expression: %v", operation, err)}
+	}
+	return nil
 }

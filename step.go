@@ -84,19 +84,23 @@ func (w *wait) limited(outer context.Context, limit time.Duration, fn func(conte
 // itself, and one that does not is another kind of failure.
 func (m *Machine) wait(ctx context.Context, operation, args string, o options, fn func(context.Context, *run) error) error {
 	w := m.newWait(operation, args, o, defaultTimeout)
-	return step(ctx, m.Name(), operation, args, func(outer context.Context) error {
-		r, err := m.use(outer, operation)
-		if err != nil {
-			return w.explain(outer, outer, r, err)
-		}
-		w.start = time.Now()
-		limit := w.limit
-		if limit <= 0 { // one look at the guest takes the time that it takes
-			limit = m.lab.host.scale(defaultTimeout)
-		}
-		return w.limited(outer, limit, func(ctx context.Context) (*run, error) {
-			return r, r.overReboots(ctx, func(ctx context.Context) error { return fn(ctx, r) })
-		})
+	return step(ctx, m.Name(), operation, args, func(outer context.Context) error { return w.inGuest(outer, fn) })
+}
+
+// inGuest is Machine.wait inside of the step.
+func (w *wait) inGuest(outer context.Context, fn func(context.Context, *run) error) error {
+	m := w.machine
+	r, err := m.use(outer, w.operation)
+	if err != nil {
+		return w.explain(outer, outer, r, err)
+	}
+	w.start = time.Now()
+	limit := w.limit
+	if limit <= 0 { // one look at the guest takes the time that it takes
+		limit = m.lab.host.scale(defaultTimeout)
+	}
+	return w.limited(outer, limit, func(ctx context.Context) (*run, error) {
+		return r, r.overReboots(ctx, func(ctx context.Context) error { return fn(ctx, r) })
 	})
 }
 

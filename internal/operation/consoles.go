@@ -50,7 +50,8 @@ var consolesTable = []*Operation{
 		Name: "wait_until_tty_matches", Subject: "Consoles", Result: None,
 		Params: []Param{ttyParam, {Name: "regexp", Type: String, Doc: regexDoc}, limitParam},
 		Doc: "Waits until the text of a virtual terminal, as `get_tty_text` returns it, matches.\n\n" +
-			"The kernel notifies the wait when the terminal changes. The error has the terminal's text, and a screenshot if the machine has a screen.",
+			"The kernel notifies the wait when the terminal changes. While the guest does not answer (it boots, hangs, or its kernel has panicked), `1` is read from the console on the machine's screen, if there is one. " +
+			"The error has the terminal's text, and a screenshot if the machine has a screen.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.WaitUntilTTYMatches(ctx, a.String("tty"), a.String("regexp"), a.limit())
 		},

@@ -10,6 +10,7 @@ import (
 	"math/bits"
 	"strings"
 	"sync"
+	"unicode/utf8"
 )
 
 // A Reader knows fonts.
@@ -31,6 +32,18 @@ type Text struct {
 }
 
 func (t Text) String() string { return strings.TrimRight(strings.Join(t.Lines, "\n"), "\n") }
+
+// Padded is the text of a picture that is so wide, as a terminal has it: each line with blanks up to its last column.
+func (t Text) Padded(width int) string {
+	if t.Cell.Dx() == 0 {
+		return t.String()
+	}
+	lines := make([]string, len(t.Lines))
+	for i, line := range t.Lines {
+		lines[i] = line + strings.Repeat(" ", max(0, width/t.Cell.Dx()-utf8.RuneCountInString(line)))
+	}
+	return strings.Join(lines, "\n")
+}
 
 // In is the part of the text whose cells have their middle in a part of the picture.
 func (t Text) In(part image.Rectangle) Text {
