@@ -27,7 +27,7 @@ import (
 type File struct {
 	Path          string
 	Machines      []Machine
-	VLANs         []int
+	VLANs         []int         // of machines that have none of their own; nil: not given
 	GlobalTimeout time.Duration // an hour unless given
 }
 
@@ -36,7 +36,7 @@ type File struct {
 type Machine struct {
 	Name    string
 	Backend string
-	VLANs   []int // the file's unless given
+	VLANs   []int // the file's unless given; nil: neither says
 
 	StartCommand string          // qemu
 	AllowReboot  bool            // qemu
@@ -68,7 +68,10 @@ type Machine struct {
 // Settings are what the file, or a default, says of the machine in the terms that
 // all backends share, by key. The image is left out: it is an image's own format.
 func (m Machine) Settings() map[string]any {
-	out := map[string]any{"name": m.Name, "backend": m.Backend, "vlans": m.VLANs}
+	out := map[string]any{"name": m.Name, "backend": m.Backend}
+	if m.VLANs != nil { // an empty list is a machine without networks
+		out["vlans"] = m.VLANs
+	}
 	if m.KernelImage != "" && m.Memory == 0 {
 		m.Memory = kernelMemory
 	}

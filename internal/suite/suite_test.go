@@ -478,6 +478,22 @@ func TestMachineConfiguration(t *testing.T) {
 	}
 }
 
+// A machine is on network 1 unless the file says something else, such as no network.
+func TestMachineConfigurationNetworks(t *testing.T) {
+	for top, want := range map[string]string{"": "[] [2] []", `, "vlans": [3, 4]`: "[3 4] [2] []", `, "vlans": []`: "[] [2] []"} {
+		o := runFiles(t, t.Context(), Options{Files: []string{"a.star"}, MachineConfig: "lab.json"}, &fakeHost{}, "a.star", "def main(): pass\n",
+			"lab.json", `{"machines": [{"name": "a", "backend": "mock"}, {"name": "b", "backend": "mock", "vlans": [2]}, {"name": "c", "backend": "mock", "vlans": []}]`+top+`}`)
+		m := o.host.labs[0].Machines
+		if got := fmt.Sprint(m[0].Networks, m[1].Networks, m[2].Networks); got != want {
+			t.Errorf("with %q: %s, want %s", top, got, want)
+		}
+		// Nil is network 1, and empty is none.
+		if one := m[0].Networks == nil; one != (top == "") || m[2].Networks == nil {
+			t.Errorf("with %q: a machine without vlans has %#v, one with none %#v", top, m[0].Networks, m[2].Networks)
+		}
+	}
+}
+
 // Infrastructure that fails when the lab is made is no test's fault.
 func TestNoLab(t *testing.T) {
 	for _, tt := range []struct {
