@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
@@ -85,13 +86,19 @@ type evaluation struct {
 	Function                           string
 	Modules                            map[string]framework
 	Outputs                            map[string][]string
-	Checks                             map[string]configuration
-	Examples                           map[string]configuration
-	Bench, Budget, Package, Version    string
-	SnapshotKeys                       map[string]string
-	AArch64                            map[string]evaluated // by backend
-	Platforms                          map[string][]string  // what a system's packages and checks are for
-	Tests                              []string             // of the package
+	Users                              struct {
+		MakeTest configuration
+		Module   framework
+		Line     string
+	}
+	Checks                          map[string]configuration
+	Examples                        map[string]map[string]configuration // by name and language
+	Bench, Budget, Package, Version string
+	WithDebian                      string // how a package with what builds Debian images is installed
+	SnapshotKeys                    map[string]string
+	AArch64                         map[string]evaluated // by backend
+	Platforms                       map[string][]string  // what a system's packages and checks are for
+	Tests                           []string             // of the package
 }
 
 type configuration struct {
@@ -112,7 +119,7 @@ type node struct {
 	ExtraHosts                           string
 	Interfaces                           map[string]map[string]struct{ Addresses []address }
 	DefaultGateway                       *string
-	UseDHCP                              bool
+	UseDHCP, DHCPCD                      bool
 	KernelParams, KernelModules, Modules []string
 	FileSystems                          map[string]struct {
 		Device, FsType string
@@ -181,6 +188,28 @@ func TestEvaluate(t *testing.T) {
 				t.Errorf("a test script that is a function came to %q", e.Function)
 			}
 		})
+	}
+}
+
+// Nix itself evaluates all outputs of the flake for both systems, with the packages of tests/ in the
+// place of nixpkgs.
+func TestFlake(t *testing.T) {
+	dir := t.TempDir()
+	// As much of the repository as its outputs are evaluated from.
+	err := os.CopyFS(filepath.Join(dir, "nix"), os.DirFS("."))
+	for _, name := range []string{"cmd", "internal", "scripts"} {
+		err = errors.Join(err, os.Mkdir(filepath.Join(dir, name), 0o755))
+	}
+	for _, name := range []string{"flake.nix", "default.nix", "LICENSE", "go.mod", "go.sum"} {
+		text, readErr := os.ReadFile(filepath.Join("..", name))
+		err = errors.Join(err, readErr, os.WriteFile(filepath.Join(dir, name), text, 0o600))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nixCommand(t, "nix", "--extra-experimental-features", "nix-command flakes", "flake", "check", "--no-build", "--no-write-lock-file",
+		"--override-input", "nixpkgs", "path:"+dir+"/nix/tests", "path:"+dir); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -267,8 +296,8 @@ func (e evaluation) qemu(t *testing.T) {
 		if !slices.Contains(n.KernelParams, "console=ttyS0") {
 			t.Errorf("%s: its kernel has %v", name, n.KernelParams)
 		}
-		if n.UseDHCP || n.DefaultGateway != nil {
-			t.Errorf("%s: it waits for DHCP (%v) or has a gateway (%v)", name, n.UseDHCP, n.DefaultGateway)
+		if n.UseDHCP || n.DHCPCD || n.DefaultGateway != nil {
+			t.Errorf("%s: it waits for DHCP (%v, %v) or has a gateway (%v)", name, n.UseDHCP, n.DHCPCD, n.DefaultGateway)
 		}
 	}
 	planned, _ := network.Plan(machines)
@@ -487,6 +516,15 @@ func (e evaluation) flake(t *testing.T) {
 	if diff := cmp.Diff(want["checks"], e.Tests); diff != "" {
 		t.Errorf("the package's tests: %s", diff)
 	}
+	if diff := cmp.Diff(e.QEMU.Config, e.Users.MakeTest); diff != "" {
+		t.Errorf("the flake's makeTest makes another test: %s", diff)
+	}
+	if diff := cmp.Diff(e.Modules["settable"].Node, e.Users.Module.Node); diff != "" || !strings.Contains(e.Users.Module.Driver, "nixos-test-driver") {
+		t.Errorf("the flake's module is another one: %s\n%s", diff, e.Users.Module.Driver)
+	}
+	if !strings.Contains(e.Users.Line, "nixos-test-driver") {
+		t.Errorf("one line makes the driver by\n%s", e.Users.Line)
+	}
 	for name, c := range e.Checks {
 		backend, _, ok := strings.Cut(name, "-")
 		for _, m := range read(t, c).Machines {
@@ -498,10 +536,16 @@ func (e evaluation) flake(t *testing.T) {
 			}
 		}
 	}
-	for name, machines := range map[string]int{"python": 3, "starlark": 3, "policy": 4} {
-		if got := len(read(t, e.Examples[name]).Machines); got != machines {
-			t.Errorf("example %s: %d machines, want %d", name, got, machines)
+	examples := map[string]int{"module-smoke": 1, "cli-integration": 2, "policy-reload": 3, "three-machines": 3, "four-machines": 4}
+	for name, machines := range examples {
+		for _, language := range []string{"python", "starlark"} {
+			if got := len(read(t, e.Examples[name][language]).Machines); got != machines {
+				t.Errorf("example %s in %s: %d machines, want %d", name, language, got, machines)
+			}
 		}
+	}
+	if len(e.Examples) != len(examples) {
+		t.Errorf("%d examples", len(e.Examples))
 	}
 	for what, script := range map[string]string{"bench": e.Bench, "perf-budget": e.Budget} {
 		if !strings.Contains(script, "budget.py") {
@@ -510,6 +554,10 @@ func (e evaluation) flake(t *testing.T) {
 	}
 	if !strings.Contains(e.Package, "nixos-test-driver") || !strings.Contains(e.Package, "installManPage") {
 		t.Errorf("the package is installed by\n%s", e.Package)
+	}
+	const mmdebstrap = "/nix/store/mmdebstrap/bin"
+	if strings.Contains(e.Package, mmdebstrap) || !strings.Contains(e.WithDebian, mmdebstrap) {
+		t.Errorf("mmdebstrap is there always, or never:\n%s\n%s", e.Package, e.WithDebian)
 	}
 	if !strings.Contains(e.Version, "VERSION=0-dev ") {
 		t.Errorf("the package is built by\n%s", e.Version)

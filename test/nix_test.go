@@ -23,11 +23,10 @@ import (
 func TestNixBuild(t *testing.T) {
 	t.Parallel()
 	nix := newNix(t)
-	image := nix.instrumented(foreignImage)
 
 	disks := nix.build("images.minimal", "images.shared")
 	root, store := filepath.Join(disks[0], "rootfs.ext4"), filepath.Join(disks[1], "store.erofs")
-	nix.arguments["startScript"] = strings.Replace(newForeignGuestOf(t, image).text("nix", "", "@CARDS@",
+	nix.arguments["startScript"] = strings.Replace(newForeignGuestOf(t, nix.instrumented(foreignImage, agentBinary)).text("nix", "", "@CARDS@",
 		// The guest's own are all disks of virtio-blk.
 		`-device virtio-scsi-pci,id=scsi -drive file="$TMPDIR/root",format=raw,if=none,id=root -device scsi-hd,bus=scsi.0,drive=root`,
 		"-drive file="+store+",format=raw,if=none,id=store,read-only=on -device scsi-hd,bus=scsi.0,drive=store"),
@@ -65,9 +64,9 @@ func TestNixBuild(t *testing.T) {
 	}
 }
 
-// instrumented is the image with the units of the instrumentation, and attest's agent among
-// its programs.
-func (n *nixHost) instrumented(image attest.Debian) attest.Debian {
+// instrumented is the image with the units of the instrumentation, and attest's agent, a file,
+// among its programs.
+func (n *nixHost) instrumented(image attest.Debian, agent string) attest.Debian {
 	n.t.Helper()
 	out, err := n.run("nix-instantiate", "--eval", "--strict", "--json", "-A", "node")
 	if err != nil {
@@ -86,14 +85,17 @@ func (n *nixHost) instrumented(image attest.Debian) attest.Debian {
 	image.Files, image.Run = maps.Clone(image.Files), slices.Clone(image.Run)
 	for name, u := range node.Units {
 		image.Files["/usr/local/lib/"+name] = attest.File{Mode: 0o755, Content: "#!/bin/bash -e\n" + // as NixOS runs a unit's script
-			strings.ReplaceAll(u.Script, filepath.Join(n.dir, "bin"), "/usr/local/bin")}
+			agentInStore.ReplaceAllString(u.Script, "/usr/local/bin/attest-agent")}
 		image.Files["/etc/systemd/system/"+name+".service"] = attest.File{Content: u.text(name)}
 		image.Run = append(image.Run, "systemctl enable "+name+".service")
 	}
 	image.Files["/etc/hosts"] = attest.File{Content: "127.0.0.1 localhost\n" + node.Hosts}
-	image.Files["/usr/local/bin/attest-agent"] = attest.File{Mode: 0o755, Path: agentBinary}
+	image.Files["/usr/local/bin/attest-agent"] = attest.File{Mode: 0o755, Path: agent}
 	return image
 }
+
+// agentInStore is where units find the agent.
+var agentInStore = regexp.MustCompile(`/\S+/bin/attest-agent`)
 
 // budgets has what a test took compared with budgets.
 func (n *nixHost) budgets() {

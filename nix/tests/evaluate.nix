@@ -45,6 +45,7 @@ let
         useDHCP
         defaultGateway
         ;
+      dhcpcd = config.networking.dhcpcd.enable;
       inherit (config.boot) kernelParams kernelModules;
       modules = config.boot.initrd.availableKernelModules;
       inherit (config) fileSystems;
@@ -64,14 +65,16 @@ let
 
   # As much of NixOS' test framework as the module meets: with an option for the
   # driver's package that tests may set, with one that is read-only, and without.
-  framework =
-    extra:
+  framework = frameworkWith [
+    (import ../modules/test.nix { inherit (ours) attest nixos-test-driver; })
+  ];
+  frameworkWith =
+    imports: extra:
     let
       option = type: default: lib.mkOption { inherit type default; };
       inherit (lib) types;
       test = lib.evalModules {
-        modules = [
-          (import ../modules/test.nix { inherit (ours) attest nixos-test-driver; })
+        modules = imports ++ [
           extra
           {
             options = {
@@ -102,7 +105,7 @@ let
           }
         ];
       };
-      node = (test.config.nodeDefaults or test.config.defaults);
+      node = test.config.nodeDefaults or test.config.defaults;
       value =
         content: # what mkDefault and mkForce are around
         content.content or content;
@@ -269,6 +272,16 @@ in
       options.defaults = lib.mkOption { type = lib.types.raw; };
     };
   };
+  # What the README and docs/nix.md have users of the flake write.
+  users = {
+    makeTest = (flake.lib.makeTest ({ inherit pkgs; } // base)).config;
+    module = frameworkWith [ flake.nixosModules.test ] (packaged false);
+    # One line of a test, whose machines are as they were.
+    line =
+      (frameworkWith [ { pythonTestDriverPackage = flake.packages.${system}.nixos-test-driver; } ] (
+        packaged false
+      )).driver;
+  };
   outputs = {
     inherit (lib.mapAttrs (_: lib.attrNames) flake) lib overlays nixosModules;
     packages = lib.attrNames flake.packages.${system};
@@ -277,7 +290,7 @@ in
     checks = lib.attrNames flake.checks.${system};
   };
   checks = lib.mapAttrs (_: test: test.config) flake.checks.${system};
-  examples = lib.mapAttrs (_: test: test.config) (
+  examples = lib.mapAttrs (_: lib.mapAttrs (_: test: test.config)) (
     import ../examples/headscale {
       inherit pkgs;
       attest = ours;
@@ -294,5 +307,6 @@ in
     }).attributes.script;
   package = ours.attest.given.installPhase;
   version = ours.attest.given.buildPhase;
+  withDebian = (ours.attest.override { withDebian = true; }).given.installPhase;
   tests = lib.attrNames ours.attest.given.passthru.tests;
 }

@@ -172,8 +172,9 @@ let
         type = "derivation";
       };
     };
-    mkShell = given: given;
-    nixfmt-rfc-style = host;
+    mkShell =
+      { inputsFrom, packages }: runCommand "shell" { inputs = inputsFrom ++ packages; } "touch $out";
+    nixfmt-tree = runCommand "nixfmt" { } "mkdir $out";
     writeText =
       name: text:
       runCommand name {
@@ -233,9 +234,9 @@ let
     };
     makeWrapper = host;
     installShellFiles = host;
-    mmdebstrap = host;
+    mmdebstrap.outPath = "/nix/store/mmdebstrap";
     qemu = host;
-    headscale = host;
+    openssl = host;
     e2fsprogs = host;
     erofs-utils = host;
     gnutar = host;

@@ -1,12 +1,25 @@
-# A tailnet of NixOS machines: a headscale server and clients, as one test in Python
-# and in Starlark. nix-build -A python, -A starlark, or -A policy (four machines).
+# Tests of a tailnet of NixOS machines: a headscale server and its clients. Each is there in
+# Python and in Starlark: nix-build -A module-smoke.python -A four-machines.starlark.
 {
   pkgs ? import <nixpkgs> { },
   attest ? import ../../. { inherit pkgs; },
 }:
 let
-  domain = "control.example.org";
-  policy = {
+  inherit (pkgs) lib;
+
+  # Of the server, whose clients trust nobody else.
+  certificate =
+    pkgs.runCommand "headscale-certificate"
+      {
+        nativeBuildInputs = [ pkgs.openssl ];
+      }
+      ''
+        mkdir $out
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj /CN=control \
+          -addext subjectAltName=DNS:control -keyout $out/control.key -out $out/control.pem
+      '';
+
+  anything = {
     acls = [
       {
         action = "accept";
@@ -16,75 +29,81 @@ let
     ];
   };
 
-  control =
-    { pkgs, lib, ... }:
-    {
-      services.headscale = {
-        enable = true;
-        address = "0.0.0.0";
-        port = 8080;
-        settings = {
-          server_url = "http://control:8080";
-          dns = {
-            magic_dns = false;
-            override_local_dns = false;
-            base_domain = domain;
-          };
-          # Nothing here is reachable from anywhere else: the server relays by itself.
-          derp.server = {
-            enabled = true;
-            region_id = 999;
-            stun_listen_addr = "0.0.0.0:3478";
-          };
-          derp.urls = [ ];
-          policy.path = "/etc/headscale/policy.json";
+  control = {
+    services.headscale = {
+      enable = true;
+      address = "0.0.0.0";
+      port = 443;
+      settings = {
+        server_url = "https://control";
+        tls_cert_path = "${certificate}/control.pem";
+        tls_key_path = "${certificate}/control.key";
+        dns = {
+          magic_dns = false;
+          override_local_dns = false;
+          base_domain = "tailnet.example";
         };
+        # Nothing here is reachable from anywhere else: the server relays by itself.
+        derp.server = {
+          enabled = true;
+          region_id = 999;
+          stun_listen_addr = "0.0.0.0:3478";
+        };
+        derp.urls = [ ];
+        policy.path = "/etc/headscale/policy.json";
       };
-      environment.etc."headscale/policy.json" = {
-        mode = "0644"; # a file, which a test replaces
-        text = builtins.toJSON policy;
-      };
-      environment.systemPackages = [ pkgs.headscale ];
     };
+    environment.etc."control.pem".source = "${certificate}/control.pem";
+    environment.etc."headscale/policy.json" = {
+      mode = "0644"; # a file, which a test replaces
+      text = builtins.toJSON anything;
+    };
+  };
 
   client = {
     services.tailscale = {
       enable = true;
       extraDaemonFlags = [ "--no-logs-no-support" ];
     };
+    security.pki.certificateFiles = [ "${certificate}/control.pem" ];
   };
 
   test =
-    args:
-    attest.makeTest (
-      {
-        nodes = {
-          inherit control;
-          alice = client;
-          bob = client;
-        };
-        memorySize = 1024;
-      }
-      // args
-    );
-in
-{
-  python = test {
-    name = "headscale-python";
-    testScript = ./test.py;
-  };
-  starlark = test {
-    name = "headscale-starlark";
-    test = ./test.star;
-  };
-  policy = test {
-    name = "headscale-policy";
-    nodes = {
-      inherit control;
-      alice = client;
-      bob = client;
-      carol = client;
+    name: clients:
+    let
+      of =
+        language: script:
+        attest.makeTest (
+          {
+            name = "headscale-${name}-${language}";
+            nodes = {
+              inherit control;
+            }
+            // lib.genAttrs clients (_: client);
+            memorySize = 1024;
+          }
+          // script
+        );
+    in
+    {
+      python = of "python" { testScript = ./. + "/${name}.py"; };
+      starlark = of "starlark" { test = ./. + "/${name}.star"; };
     };
-    test = ./policy.star;
-  };
+in
+lib.mapAttrs test {
+  module-smoke = [ ];
+  cli-integration = [ "alice" ];
+  policy-reload = [
+    "alice"
+    "bob"
+  ];
+  three-machines = [
+    "alice"
+    "bob"
+  ];
+  four-machines = [
+    "alice"
+    "bob"
+    "carol"
+  ];
 }

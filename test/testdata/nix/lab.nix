@@ -1,12 +1,14 @@
 # Tests by nix/ of machines that a start script starts, with the programs of this host.
 {
-  attestDir,
+  attestDir ? "/nonexistent", # has bin/attest
+  goRoot ? "", # in its place: attest's overlay, built by this Go
   startScript ? "", # @CARDS@ stands for the cards of the lab's networks
 }:
 let
   lib = import ../../../nix/tests/lib.nix;
   pkgs = import ../../../nix/tests/pkgs.nix {
-    inherit lib attestDir;
+    inherit lib attestDir goRoot;
+    overlay = if goRoot == "" then _: _: { } else import ../../../nix/overlay.nix;
     startScript =
       config:
       builtins.replaceStrings
@@ -73,6 +75,68 @@ rec {
       budget.total = 1;
     };
   };
+  # A prompt after a script in Python, and one on what setup of a file in Starlark leaves.
+  prompts = lib.mapAttrs (_: test: test.driverInteractive) {
+    python = makeTest {
+      name = "prompt-python";
+      inherit nodes;
+      testScript = ''
+        start_all()
+        server.wait_for_unit("multi-user.target")
+        print("the script has run")
+      '';
+      usePrebuiltSnapshots = true;
+    };
+    starlark = makeTest {
+      name = "prompt-starlark";
+      inherit nodes;
+      test = ''
+        def setup():
+            server.wait_for_unit("multi-user.target")
+            print("the lab is set up")
+
+        def test_name():
+            assert_eq(server.succeed("echo hello"), "hello\n")
+            print("the test has passed")
+      '';
+      usePrebuiltSnapshots = true;
+    };
+  };
+  # What boot, command and all take.
+  bench = import ../../../nix/bench.nix {
+    inherit pkgs lib;
+    backends = [ "qemu" ];
+  };
+  agent = pkgs.attest.agent;
+  # What the flake checks, and its examples: those that a start script can run here, and the drivers of
+  # all, whose scripts are checked.
+  checks = import ../../../nix/checks.nix { inherit pkgs lib; };
+  onQEMU = {
+    inherit (checks)
+      integration
+      integration-multi-vm
+      make-test-multi
+      make-test-smoke
+      starlark
+      ;
+  };
+  # A snapshot of a machine on a microVM wants the VMM.
+  drivers = lib.mapAttrs (_: test: test.driver) (
+    removeAttrs checks [
+      "cloud-hypervisor-prebuilt"
+      "firecracker-prebuilt"
+    ]
+    // lib.listToAttrs (
+      lib.concatLists (
+        lib.mapAttrsToList (name: lib.mapAttrsToList (language: lib.nameValuePair "${name}-${language}")) (
+          import ../../../nix/examples/headscale {
+            inherit pkgs;
+            attest = { inherit makeTest; };
+          }
+        )
+      )
+    )
+  );
   # It fails before it has started a machine.
   fails = makeTest {
     name = "fails";

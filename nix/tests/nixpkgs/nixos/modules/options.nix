@@ -32,6 +32,7 @@ in
     services.headscale = settings;
     services.tailscale = settings;
     environment.etc = settings;
+    security.pki.certificateFiles = option (types.listOf types.path) [ ];
     services.logrotate.enable = option types.bool true;
     boot = {
       kernelParams = option (types.listOf types.str) [ ];
