@@ -68,7 +68,8 @@ test-nix:
 	$(GO) test ./nix -v
 	$(GO) test ./test -run TestNix -v -timeout 60m -args -nix
 
-# The example of a tailnet, in Starlark and in Go, COUNT times. Its programs are built from
+# The example of a tailnet, in Starlark and in Go, COUNT times, and the tests of NixOS machines
+# in nix/examples/headscale, on Debian machines. Its programs are built from
 # Go modules: minutes the first time, and a line that says so if Go cannot fetch them.
 COUNT ?= 1
 test-tailnet: build
@@ -77,6 +78,7 @@ test-tailnet: build
 	@for i in $$(seq $(COUNT)); do bin/attest run -j 2 -o out/tailnet-report examples/tailnet/tailnet_test.star || exit; done
 	$(GO) vet -tags tailnet ./examples/tailnet
 	$(GO) test -tags tailnet -v -timeout 4h -count $(COUNT) ./examples/tailnet
+	nix/examples/headscale/on-debian
 
 # Measures, beside the NixOS driver's protocol in the same run.
 bench: build
