@@ -86,7 +86,7 @@ func (r *run) await(first, rest context.Context, s vmm.Screener, operation strin
 		if seen.attach != nil {
 			seen.attach(&seen.WaitError)
 		} else {
-			r.attachScreenshot(&seen.WaitError, operation)
+			r.attachScreenshot(rest, &seen.WaitError, operation)
 		}
 		return &seen.WaitError
 	}

@@ -88,7 +88,7 @@ func (m *Machine) waitForNeedle(ctx context.Context, operation, path string, o o
 		}
 		u := &unseen{attach: func(we *WaitError) {
 			we.LastSeen += r.elsewhere(ctx, operation, result.Needle, shown)
-			r.attachDifference(we, operation, result, shown)
+			r.attachDifference(ctx, we, operation, result, shown)
 		}}
 		u.LastSeen = describeMatch(result)
 		return u, nil
@@ -184,8 +184,8 @@ func (r *run) elsewhere(ctx context.Context, operation string, n *needle.Needle,
 	return fmt.Sprintf("; the needle is on the screen, at %d, %d, further away than its margin of %d pixels", first.Box.Min.X, first.Box.Min.Y, first.Area.Margin)
 }
 
-// attachDifference adds the screen, the needle and how they differ to a wait that failed.
-func (r *run) attachDifference(we *WaitError, operation string, result needle.Result, shown *image.RGBA) {
+// attachDifference adds the screen, the needle and how they differ to a wait that failed. ctx is that of the wait.
+func (r *run) attachDifference(ctx context.Context, we *WaitError, operation string, result needle.Result, shown *image.RGBA) {
 	m := r.machine
 	d := Detail{Title: "screen of " + m.Name() + " and needle " + result.Needle.Name}
 	id := stepCounter.Load()
@@ -193,7 +193,7 @@ func (r *run) attachDifference(we *WaitError, operation string, result needle.Re
 		title   string
 		picture *image.RGBA
 	}{{"screen", shown}, {"needle", result.Drawn()}, {"difference", result.Difference(shown)}} {
-		name := m.lab.out.place(m.lab.ctx, m.Name(), fmt.Sprintf("%s-%s-%d-%s.png", m.Name(), operation, id, p.title))
+		name := m.lab.out.place(ctx, m.Name(), fmt.Sprintf("%s-%s-%d-%s.png", m.Name(), operation, id, p.title))
 		f, path, err := m.lab.out.create(name, m.Name()+": "+operation)
 		if err != nil {
 			return // what went wrong is more important

@@ -70,3 +70,35 @@ func TestScreenOfPanic(t *testing.T) {
 		t.Errorf("%q, %v", text, err)
 	}
 }
+
+// The picture of a wait that failed goes to the directory of the wait's test, also if the lab is there for more tests
+// than that, and reports know whose it is.
+func TestScreenOfFailedWait(t *testing.T) {
+	s := newStage(t, mock.Options{})
+	m, _ := s.shows(t, screentest.VGA(consoleFont(t)).Draw("booting"))
+	scope := event.Scope{File: "a_test.star", Test: "test_it"}
+	ctx := event.WithScope(limited(t), scope)
+	var pictures []Picture
+	for len(pictures) == 0 { // on a busy host there may be no time for one
+		var we *WaitError
+		if err := m.WaitForText(ctx, "never", Timeout(0)); !errors.As(err, &we) {
+			t.Fatalf("got %v", err)
+		}
+		for _, d := range we.Details {
+			pictures = append(pictures, d.Pictures...)
+		}
+	}
+	path := pictures[0].Path
+	if dir := filepath.Join(m.lab.out.dir, "a_test-test_it", "m"); filepath.Dir(path) != dir {
+		t.Errorf("the picture is %s, want one in %s", path, dir)
+	}
+	if _, err := screen.ReadFile(path); err != nil {
+		t.Error(err)
+	}
+	s.await(t, "the picture is reported", func() bool {
+		return slices.ContainsFunc(s.records, func(r event.Record) bool {
+			e, ok := r.Event.(event.Artifact)
+			return ok && e.Path == path && r.Scope.Test == "test_it"
+		})
+	})
+}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/vmm"
 	"github.com/attest-vm/attest/internal/wire"
 )
@@ -59,7 +60,7 @@ func (m *Machine) waitX(ctx context.Context, operation string, q wire.WindowRequ
 		default:
 			we.LastSeen = fmt.Sprintf("windows %q", state.Windows)
 		}
-		r.attachScreenshot(we, operation)
+		r.attachScreenshot(ctx, we, operation)
 		return we
 	})
 }
@@ -121,14 +122,15 @@ func (m *Machine) pictureName(ctx context.Context, operation, args, filename str
 	return filename, nil
 }
 
-// attachScreenshot adds the screen to a wait that failed, if there is one.
-func (r *run) attachScreenshot(we *WaitError, operation string) {
+// attachScreenshot adds the screen to a wait that failed, if there is one. of is the context of the wait,
+// which may be over.
+func (r *run) attachScreenshot(of context.Context, we *WaitError, operation string) {
 	m := r.machine
 	s, ok := r.vm.(vmm.Screener)
 	if !ok || m.config.supports(m.lab.ctx, operation, vmm.CanShow) != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(m.lab.ctx, m.lab.host.scale(attachTimeout))
+	ctx, cancel := context.WithTimeout(event.WithScope(m.lab.ctx, event.ScopeOf(of)), m.lab.host.scale(attachTimeout))
 	defer cancel()
 	name := m.lab.out.place(ctx, m.Name(), fmt.Sprintf("%s-%s-%d.png", m.Name(), operation, stepCounter.Load()))
 	if r.screenshot(ctx, s, name) == nil {

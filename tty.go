@@ -122,7 +122,7 @@ func (w *wait) askTTY(ctx context.Context, r *run, n int, pattern string) error 
 	case state.Missing:
 		we.LastSeen = "nothing has used the terminal yet"
 	}
-	r.attachScreenshot(we, w.operation)
+	r.attachScreenshot(ctx, we, w.operation)
 	return we
 }
 
