@@ -137,7 +137,7 @@ class QemuMachine(BaseMachine):
 
     def console_interact(self):
         """Sends what is typed to the serial console, until Ctrl-D (which is for a prompt)."""
-        self.log("Terminal is ready (there is no prompt); Ctrl-D ends it")
+        print("Terminal is ready (there is no prompt); Ctrl-D ends it", flush=True)
         while True:
             line = sys.stdin.readline()
             if not line:
