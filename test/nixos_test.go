@@ -93,6 +93,59 @@ print("it was kept")
 	}
 }
 
+// testDrivers runs two drivers of one user at once, on a machine of one name, that begin with its
+// snapshot: what one does in its machine, in forks of it and before a checkpoint is not there in the other.
+func testDrivers(t *testing.T, startScript string) {
+	dir, state, runtimeDir := t.TempDir(), newStateDir(t), t.TempDir()
+	script := writeFile(t, filepath.Join(dir, "script.py"), `
+me = driver.out_dir.name
+start_all()
+job = box.spawn("until [ -e /tmp/over ]; do sleep 0.1; done; echo is over")
+box.succeed(f"echo {me} > /root/file")
+
+with subtest("both run"):
+    (driver.out_dir.parent / (me + ".here")).write_text(str(box.state_dir))
+    retry(lambda last: len(list(driver.out_dir.parent.glob("*.here"))) == 2)
+    assert len({p.read_text() for p in driver.out_dir.parent.glob("*.here")}) == 2
+
+with subtest("a fork"):
+    with lab.fork():
+        assert box.succeed("cat /root/file; rm /root/file; touch /tmp/over") == me + "\n"
+        with lab.fork():
+            box.fail("test -e /root/file")
+    assert job.running
+    try:
+        with lab.fork():
+            box.succeed("false")
+        raise Exception("it passed")
+    except AssertionError as e:
+        assert "exit code 1" in str(e), e
+    assert box.succeed("cat /root/file") == me + "\n"
+
+checkpoint("here")
+box.succeed("rm /root/file; touch /tmp/over")
+assert job.wait() == (0, "is over\n")
+restore("here")
+assert box.succeed("cat /root/file; test ! -e /tmp/over") == me + "\n"
+print(me, "has ended")
+`)
+	var drivers []*program
+	for _, name := range []string{"one", "two"} {
+		out := filepath.Join(dir, name)
+		if err := os.Mkdir(out, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		drivers = append(drivers, start(t, state, []string{"XDG_RUNTIME_DIR=" + runtimeDir}, attestBinary,
+			"nixos-test-driver", "--start-scripts", startScript, "--vlans", "1", "--log-level", "warning", "-o", out, script))
+	}
+	for i, p := range drivers {
+		name := []string{"one", "two"}[i]
+		if code := p.exitCode(t); code != 0 || !strings.Contains(p.said(), name+" has ended") || strings.Contains(p.said(), "box: booting") == warm() {
+			t.Errorf("driver %s: exit code %d", name, code)
+		}
+	}
+}
+
 // However attest ends while a script runs, no Python stays, nor what it has started; Ctrl-C ends each
 // kind of wait.
 func TestNoPythonIsLeft(t *testing.T) {
