@@ -23,7 +23,7 @@ test:
 	@scripts/test
 
 # Every method that a guest answers, called from Python, by the agent and by the guest's
-# root shell: two boots, and equal results.
+# root shell: two machines, two boots of each, and equal results.
 test-shell:
 	$(GO) test ./test -run ShellResultsAreEqual -v -timeout 60m -args -shell
 

@@ -67,11 +67,14 @@ func TestShellResultsAreEqual(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := resultsOf(t, string(text))
-	g := newForeignGuest(t)
+	box := newForeignGuest(t).script(t, "box", "-vga none", card(1, 1))
+	peer := sharingPeer(t)
 	for way, upgrade := range map[string]string{"agent": "always", "shell": "never"} {
 		t.Run(way, func(t *testing.T) {
 			dir := t.TempDir()
-			config := writeFile(t, filepath.Join(dir, "lab.json"), fmt.Sprintf(`{"machines": [{"name": "box", "backend": "qemu", "start_command": %q, "vlans": [], "allow_reboot": true}]}`, g.script(t, "box")))
+			config := writeFile(t, filepath.Join(dir, "lab.json"), fmt.Sprintf(`{"machines": [
+				{"name": "box", "backend": "qemu", "start_command": %q, "vlans": [1], "allow_reboot": true},
+				{"name": "peer", "backend": "qemu", "start_command": %q, "vlans": [1]}]}`, box, peer))
 			cmd := exec.CommandContext(t.Context(), attestBinary, "run", "--cold", "-o", filepath.Join(dir, "out"), "--machine-config", config, "testdata/equal/equal.py")
 			cmd.Env = append(os.Environ(), "ATTEST_UPGRADE="+upgrade, "ATTEST_STATE_DIR="+newStateDir(t))
 			cmd.Stderr = os.Stderr
@@ -90,6 +93,21 @@ func TestShellResultsAreEqual(t *testing.T) {
 			}
 		})
 	}
+}
+
+// sharingPeer is the start script of a machine that shares two directories with this host, as those
+// of NixOS do: all machines' and its own. Debian's cloud kernel cannot mount them.
+func sharingPeer(t *testing.T) string {
+	t.Helper()
+	source := foreignImage
+	source.Kernel = "debian:linux-image-amd64"
+	path := newForeignGuestOf(t, source).script(t, "peer", "-vga none", card(1, 2),
+		`-virtfs local,path="$SHARED_DIR",security_model=none,mount_tag=shared`, `-virtfs local,path="$TMPDIR/xchg",security_model=none,mount_tag=xchg`)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return writeFile(t, path, strings.Replace(string(text), "set -eu\n", "set -eu\nmkdir -p \"$TMPDIR/xchg\"\n", 1))
 }
 
 // resultsOf are the lines that equal.py writes, by their names.

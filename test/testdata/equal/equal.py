@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import resource
 import tempfile
 import threading
 from datetime import timedelta
@@ -99,6 +100,53 @@ def threads():
     for t in all: t.join()
     return [out[i] for i in range(3)]
 case("threads", threads)
+# A result has a limit, and a command without end costs this process and attest no more than it.
+case("1 GiB of output", lambda: box.succeed("head -c 1G /dev/zero | tr '\\0' x"))
+def memory():
+    mib, pid = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10], os.getppid()
+    while True: # the processes of attest
+        status = dict(line.split(":", 1) for line in open(f"/proc/{pid}/status"))
+        if status["Name"].strip() not in ("attest", "exe"):
+            break
+        mib.append(int(status["VmHWM"].split()[0]) >> 10)
+        pid = int(status["PPid"])
+    print(f"MiB of memory: {mib}", flush=True)
+    return len(mib) > 1 and max(mib) < 600
+case("its memory", memory)
+case("more in a file", lambda: [box.succeed("head -c 80M /dev/zero | tr '\\0' x > /root/large"), box.copy_from_machine("/root/large"),
+    [p.stat().st_size for p in pathlib.Path(driver.out_dir).rglob("large")], box.succeed("rm /root/large")])
+def forked():
+    box.succeed("echo 1 > /root/n; sync")
+    with lab.fork():
+        inside = box.succeed("cat /root/n; echo 2 > /root/n; cat /root/n")
+    return [inside, box.succeed("cat /root/n")]
+case("fork", forked)
+case("checkpoint", lambda: [checkpoint("here"), box.succeed("rm /root/n"), restore("here"), box.succeed("cat /root/n")])
+# Another machine, by VDE.
+peer.wait_for_unit("multi-user.target")
+ping = "ping -c 1 -w 60 192.168.1.%d > /dev/null"
+case("two machines", lambda: [box.succeed(ping % 2), peer.succeed(ping % 1), [m.name for m in machines]])
+case("partition", lambda: network.partition(box, peer, during=lambda: box.fail("ping -c 1 -w 3 192.168.1.2 > /dev/null")).frames > 0)
+case("healed", lambda: box.succeed(ping % 2))
+def at_once():
+    out = {}
+    def meet(m, other, n):
+        out[m.name] = m.succeed(f"for i in $(seq 5); do ping -c 1 -w 60 192.168.1.{n} > /dev/null; done; echo {other.name} is there")
+    all = [threading.Thread(target=meet, args=(box, peer, 2)), threading.Thread(target=meet, args=(peer, box, 1))]
+    for t in all: t.start()
+    for t in all: t.join()
+    return [out["box"], out["peer"]]
+case("both at once", at_once)
+# Directories of the host in the guest, as start scripts of NixOS have them.
+peer.succeed("modprobe 9pnet_virtio; modprobe 9p; mkdir -p /tmp/shared /tmp/xchg; for d in shared xchg; do mount -t 9p -o trans=virtio,version=9p2000.L $d /tmp/$d; done")
+def shared():
+    (peer.shared_dir / "hello").write_text("from the host\n")
+    (peer.state_dir / "xchg" / "hello").write_text("for peer\n")
+    seen = peer.succeed("cat /tmp/shared/hello /tmp/xchg/hello; echo from peer | tee /tmp/shared/back /tmp/xchg/back")
+    return [seen, (box.shared_dir / "back").read_text(), (peer.state_dir / "xchg" / "back").read_text(), box.shared_dir == peer.shared_dir]
+case("shared directories", shared)
+case("copies of them", lambda: [peer.copy_from_vm("/tmp/shared", "of-peer"), sorted(p.name for p in pathlib.Path(driver.out_dir).rglob("of-peer/shared/*")),
+    peer.copy_from_host(str(tmp / "tree"), "/tmp/shared/tree"), (box.shared_dir / "tree" / "sub" / "a file").stat().st_size])
 case("sleep", lambda: box.sleep(0.1))
 case("is_up", lambda: box.is_up())
 case("send_monitor_command", lambda: "VM status: running" in box.send_monitor_command("info status"))
