@@ -56,6 +56,8 @@ type Machine struct {
 	StoreImage  string
 	VsockCID    int
 	VsockPort   int
+	DiskBytes   int // per second; 0: no limit
+	DiskOps     int
 	TAPs        []TAP
 	HugePages   string
 	Entropy     bool
@@ -105,6 +107,7 @@ func (m Machine) options() []byte {
 		{"firecracker", "enable_pci", m.EnablePCI, false}, {"firecracker", "io_engine", m.IOEngine, ioEngine}, {"firecracker", "cache_type", m.CacheType, cacheType},
 		{"cloud-hypervisor", "cloud_hypervisor_bin", m.Binary, ""},
 		{m.Backend, "vsock_cid", m.VsockCID, vsockCID}, {m.Backend, "vsock_port", m.VsockPort, vsockPort}, {m.Backend, "store_image_path", absolute(m.StoreImage), ""},
+		{m.Backend, "disk_bytes_per_second", m.DiskBytes, 0}, {m.Backend, "disk_ops_per_second", m.DiskOps, 0},
 	} {
 		if m.small() && m.Backend == o.backend && o.value != o.otherwise {
 			out[o.key] = o.value
@@ -331,7 +334,7 @@ const backendNames = "qemu, firecracker, cloud-hypervisor or mock"
 var backends = func() map[string][]string {
 	image := []string{"image", "mem_size_mib", "vcpu_count", "snapshot_path"}
 	micro := append([]string{"kernel_image_path", "rootfs_path", "initrd_path", "kernel_boot_args",
-		"store_image_path", "vsock_cid", "vsock_port", "tap_interfaces"}, image...)
+		"store_image_path", "vsock_cid", "vsock_port", "tap_interfaces", "disk_bytes_per_second", "disk_ops_per_second"}, image...)
 	return map[string][]string{
 		"qemu":             append([]string{"start_command", "allow_reboot"}, image...),
 		"firecracker":      append([]string{"firecracker_bin", "huge_pages", "entropy", "enable_pci", "io_engine", "cache_type"}, micro...),
@@ -342,28 +345,30 @@ var backends = func() map[string][]string {
 
 // readers says how each key is read.
 var readers = map[string]func(r *reader, m *Machine, at string, v any){
-	"start_command":        func(r *reader, m *Machine, at string, v any) { m.StartCommand = r.string(at, v) },
-	"allow_reboot":         func(r *reader, m *Machine, at string, v any) { m.AllowReboot = r.bool(at, v) },
-	"image":                func(r *reader, m *Machine, at string, v any) { m.Image = r.raw(v) },
-	"mem_size_mib":         func(r *reader, m *Machine, at string, v any) { m.Memory = r.positive(at, v) },
-	"vcpu_count":           func(r *reader, m *Machine, at string, v any) { m.CPUs = r.positive(at, v) },
-	"snapshot_path":        func(r *reader, m *Machine, at string, v any) { m.SnapshotPath = r.string(at, v) },
-	"firecracker_bin":      func(r *reader, m *Machine, at string, v any) { m.Binary = r.string(at, v) },
-	"cloud_hypervisor_bin": func(r *reader, m *Machine, at string, v any) { m.Binary = r.string(at, v) },
-	"kernel_image_path":    func(r *reader, m *Machine, at string, v any) { m.KernelImage = r.string(at, v) },
-	"rootfs_path":          func(r *reader, m *Machine, at string, v any) { m.Rootfs = r.string(at, v) },
-	"initrd_path":          func(r *reader, m *Machine, at string, v any) { m.Initrd = r.string(at, v) },
-	"kernel_boot_args":     func(r *reader, m *Machine, at string, v any) { m.KernelArgs = r.string(at, v) },
-	"store_image_path":     func(r *reader, m *Machine, at string, v any) { m.StoreImage = r.string(at, v) },
-	"vsock_cid":            func(r *reader, m *Machine, at string, v any) { m.VsockCID = r.positive(at, v) },
-	"vsock_port":           func(r *reader, m *Machine, at string, v any) { m.VsockPort = r.positive(at, v) },
-	"tap_interfaces":       func(r *reader, m *Machine, at string, v any) { m.TAPs = r.taps(at, v) },
-	"huge_pages":           func(r *reader, m *Machine, at string, v any) { m.HugePages = r.string(at, v) },
-	"entropy":              func(r *reader, m *Machine, at string, v any) { m.Entropy = r.bool(at, v) },
-	"enable_pci":           func(r *reader, m *Machine, at string, v any) { m.EnablePCI = r.bool(at, v) },
-	"io_engine":            func(r *reader, m *Machine, at string, v any) { m.IOEngine = r.string(at, v) },
-	"cache_type":           func(r *reader, m *Machine, at string, v any) { m.CacheType = r.string(at, v) },
-	"script":               func(r *reader, m *Machine, at string, v any) { m.MockScript = r.raw(v) },
+	"start_command":         func(r *reader, m *Machine, at string, v any) { m.StartCommand = r.string(at, v) },
+	"allow_reboot":          func(r *reader, m *Machine, at string, v any) { m.AllowReboot = r.bool(at, v) },
+	"image":                 func(r *reader, m *Machine, at string, v any) { m.Image = r.raw(v) },
+	"mem_size_mib":          func(r *reader, m *Machine, at string, v any) { m.Memory = r.positive(at, v) },
+	"vcpu_count":            func(r *reader, m *Machine, at string, v any) { m.CPUs = r.positive(at, v) },
+	"snapshot_path":         func(r *reader, m *Machine, at string, v any) { m.SnapshotPath = r.string(at, v) },
+	"firecracker_bin":       func(r *reader, m *Machine, at string, v any) { m.Binary = r.string(at, v) },
+	"cloud_hypervisor_bin":  func(r *reader, m *Machine, at string, v any) { m.Binary = r.string(at, v) },
+	"kernel_image_path":     func(r *reader, m *Machine, at string, v any) { m.KernelImage = r.string(at, v) },
+	"rootfs_path":           func(r *reader, m *Machine, at string, v any) { m.Rootfs = r.string(at, v) },
+	"initrd_path":           func(r *reader, m *Machine, at string, v any) { m.Initrd = r.string(at, v) },
+	"kernel_boot_args":      func(r *reader, m *Machine, at string, v any) { m.KernelArgs = r.string(at, v) },
+	"store_image_path":      func(r *reader, m *Machine, at string, v any) { m.StoreImage = r.string(at, v) },
+	"vsock_cid":             func(r *reader, m *Machine, at string, v any) { m.VsockCID = r.positive(at, v) },
+	"vsock_port":            func(r *reader, m *Machine, at string, v any) { m.VsockPort = r.positive(at, v) },
+	"disk_bytes_per_second": func(r *reader, m *Machine, at string, v any) { m.DiskBytes = r.positive(at, v) },
+	"disk_ops_per_second":   func(r *reader, m *Machine, at string, v any) { m.DiskOps = r.positive(at, v) },
+	"tap_interfaces":        func(r *reader, m *Machine, at string, v any) { m.TAPs = r.taps(at, v) },
+	"huge_pages":            func(r *reader, m *Machine, at string, v any) { m.HugePages = r.string(at, v) },
+	"entropy":               func(r *reader, m *Machine, at string, v any) { m.Entropy = r.bool(at, v) },
+	"enable_pci":            func(r *reader, m *Machine, at string, v any) { m.EnablePCI = r.bool(at, v) },
+	"io_engine":             func(r *reader, m *Machine, at string, v any) { m.IOEngine = r.string(at, v) },
+	"cache_type":            func(r *reader, m *Machine, at string, v any) { m.CacheType = r.string(at, v) },
+	"script":                func(r *reader, m *Machine, at string, v any) { m.MockScript = r.raw(v) },
 }
 
 // Status says that the file is the user's to mend.

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+
+	"github.com/attest-vm/attest/internal/vmm/microvm"
 )
 
 const apiBase = "/api/v1"
@@ -46,6 +48,8 @@ type (
 		Type     string `json:"image_type"`
 		ReadOnly bool   `json:"readonly"`
 		Serial   string `json:"serial,omitempty"`
+
+		Limiter *microvm.RateLimiter `json:"rate_limiter_config,omitempty"`
 	}
 	netConfig struct {
 		ID  string `json:"id"`

@@ -225,7 +225,7 @@ func (p *hypervisor) boot(ctx context.Context, paused bool) error {
 		PVPanic: true,
 	}
 	for i, d := range p.hw.Disks {
-		c.Disks = append(c.Disks, diskConfig{Path: diskName(i), Type: "Raw", ReadOnly: d.ReadOnly, Serial: d.Serial})
+		c.Disks = append(c.Disks, diskConfig{Path: diskName(i), Type: "Raw", ReadOnly: d.ReadOnly, Serial: d.Serial, Limiter: p.options.DiskLimiter()})
 	}
 	for i, n := range p.config.NICs {
 		c.Nets = append(c.Nets, netConfig{ID: fmt.Sprintf("net%d", i), TAP: microvm.TAPName(i), MAC: n.MAC.String()})

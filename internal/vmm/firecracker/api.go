@@ -29,6 +29,8 @@ type drive struct {
 	ReadOnly  bool   `json:"is_read_only"`
 	CacheType string `json:"cache_type,omitempty"`
 	IOEngine  string `json:"io_engine,omitempty"`
+
+	Limiter *microvm.RateLimiter `json:"rate_limiter,omitempty"`
 }
 
 type networkInterface struct {

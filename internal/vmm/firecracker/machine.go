@@ -159,7 +159,7 @@ func (p *firecracker) boot(ctx context.Context, still bool) error {
 	}
 	for i, d := range p.hw.Disks { // the guest numbers them in this order
 		if err == nil {
-			err = put("/drives/"+driveID(i), drive{ID: driveID(i), Path: driveID(i), ReadOnly: d.ReadOnly, CacheType: p.options.CacheType, IOEngine: p.options.IOEngine})
+			err = put("/drives/"+driveID(i), drive{ID: driveID(i), Path: driveID(i), ReadOnly: d.ReadOnly, CacheType: p.options.CacheType, IOEngine: p.options.IOEngine, Limiter: p.options.DiskLimiter()})
 		}
 	}
 	for i, n := range p.config.NICs {

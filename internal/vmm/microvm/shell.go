@@ -10,11 +10,15 @@ import (
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
-// GuestOptions are options of both backends for a guest that comes without attest's agent.
+// GuestOptions are options of both backends: for a guest that comes without attest's agent,
+// and for the speed of disks.
 type GuestOptions struct {
 	CID   int    `json:"vsock_cid"`        // of the guest, on the vsock of its process; 0: GuestCID
 	Port  int    `json:"vsock_port"`       // of the guest's root shell; 0: ShellPort
 	Store string `json:"store_image_path"` // of a read-only disk behind the others; empty: none
+
+	DiskBytes int `json:"disk_bytes_per_second"` // of each disk, from 1 on; 0: no limit
+	DiskOps   int `json:"disk_ops_per_second"`
 }
 
 const (
@@ -34,6 +38,9 @@ func (o GuestOptions) check() error {
 	}
 	if o.Port < 0 || o.Port == AgentPort {
 		return fmt.Errorf("vsock_port=%d: want a positive number that is not %d, which is the agent's", o.Port, AgentPort)
+	}
+	if o.DiskBytes < 0 || o.DiskOps < 0 {
+		return fmt.Errorf("disk_bytes_per_second=%d, disk_ops_per_second=%d: want numbers from 1 on", o.DiskBytes, o.DiskOps)
 	}
 	if o.Store == "" {
 		return nil
@@ -74,7 +81,7 @@ func (o GuestOptions) WithStore(c vmm.Config) vmm.Config {
 
 // fingerprint is what has to be the same of the options for a saved machine to go on.
 func (o GuestOptions) fingerprint() string {
-	text := fmt.Sprintf("CID %d", o.GuestCID())
+	text := fmt.Sprintf("CID %d, disks of %d bytes/s and %d operations/s", o.GuestCID(), o.DiskBytes, o.DiskOps)
 	if st, err := os.Stat(o.Store); o.Store != "" && err == nil {
 		text += fmt.Sprintf(", store %s %d %d", o.Store, st.Size(), st.ModTime().UnixNano())
 	}

@@ -45,6 +45,7 @@ type config struct {
 		Path     string
 		ReadOnly bool
 		Serial   string
+		Limiter  fake.Limiter `json:"rate_limiter_config"`
 	}
 	Net    []struct{ TAP string }
 	Serial struct{ Mode, Socket string }
@@ -193,6 +194,9 @@ func (m *machine) boot() error {
 	}
 	m.say("vm", "booting", nil)
 	m.begin(fake.Somebody())
+	for _, d := range m.config.Disks {
+		m.guest.Limited(d.Path, d.Limiter)
+	}
 	m.say("vm", "booted", nil)
 	return nil
 }

@@ -61,6 +61,8 @@ type (
 		ReadOnly bool   `json:"is_read_only"`
 		Cache    string `json:"cache_type"`
 		Engine   string `json:"io_engine"`
+
+		Limiter fake.Limiter `json:"rate_limiter"`
 	}
 	nic struct {
 		ID  string `json:"iface_id"`

@@ -12,6 +12,9 @@ func (m *machine) boot() {
 	m.guest = fake.NewGuest(fake.Somebody(), false, os.Stdout, end)
 	m.line.Connect(m.guest)
 	m.guest.Say("Linux version fake: " + m.Boot.Args)
+	for _, d := range m.Drives {
+		m.guest.Limited(d.ID, d.Limiter)
+	}
 	go m.guest.Listen(os.Stdin)
 }
 

@@ -3,6 +3,7 @@ package contract
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -45,6 +46,7 @@ func (s Subject) rig(t *testing.T, o Options) *Rig {
 // Test tests what every backend of a small VMM does.
 func (s Subject) Test(t *testing.T) {
 	t.Run("boot", s.boots)
+	t.Run("disk limits", s.limitsDisks)
 	t.Run("not there yet", s.isNotThereYet)
 	t.Run("ends", s.ends)
 	t.Run("reboot", s.reboots)
@@ -73,6 +75,23 @@ func (s Subject) boots(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Exits(r.Ctx, vmm.Killed)
+}
+
+// Disks are as fast as the options say, and without options nothing limits them.
+func (s Subject) limitsDisks(t *testing.T) {
+	r := s.rig(t, Options{})
+	free := r.Start(r.Config("free"))
+	free.Runs(r.Ctx)
+	c := r.Config("m")
+	c.Boot.(*vmm.Hardware).Options = json.RawMessage(`{"disk_bytes_per_second": 1000000, "disk_ops_per_second": 50}`)
+	r.Start(c).Says(r.Ctx, "d1: 1000000 bytes in 1000 ms, 50 operations in 1000 ms", 1)
+	if text := free.Text(); strings.Contains(text, " operations in ") {
+		t.Errorf("there is a limit without one:\n%s", text)
+	}
+	c.Boot.(*vmm.Hardware).Options = json.RawMessage(`{"disk_ops_per_second": -1}`)
+	if err := r.Backend.Check(c); err == nil || !strings.Contains(err.Error(), "disk_ops_per_second=-1: want numbers from 1 on") {
+		t.Errorf("got %v", err)
+	}
 }
 
 // A guest is dialled until it listens, in whatever way it does not yet.
