@@ -211,6 +211,33 @@ func TestFilesOfSavedLabs(t *testing.T) {
 	}
 }
 
+// A saved lab goes on with the backend that it was saved on, and not with another that
+// somebody asks for.
+func TestBackendOfSavedLabs(t *testing.T) {
+	s := newStage(t, mock.Options{Warm: true})
+	l := s.cannedLab(t, MachineConfig{})
+	saved := filepath.Join(t.TempDir(), "saved")
+	if _, err := l.Machine("a").Succeed(limited(t), "true"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Save(limited(t), saved); err != nil {
+		t.Fatal(err)
+	}
+	for backend, fits := range map[string]bool{"": true, "auto": true, s.backend: true, "firecracker": false} {
+		l, err := testHost.OpenLab(s.context(t), saved, LabConfig{OutDir: t.TempDir(), Machines: []MachineConfig{{Name: "a", Backend: backend}, {Name: "other", Backend: "qemu"}}})
+		var mismatch *SnapshotMismatchError
+		switch {
+		case err == nil:
+			closeLab(t, l)
+			if !fits {
+				t.Errorf("it goes on with %s", backend)
+			}
+		case fits || !errors.As(err, &mismatch) || mismatch.What != "backend" || mismatch.Now != backend:
+			t.Errorf("%q: %v", backend, err)
+		}
+	}
+}
+
 // Trees may be large: what has to be said of them does not fit into one request.
 func TestManyFiles(t *testing.T) {
 	s := newStage(t, mock.Options{})

@@ -2,12 +2,14 @@ package attest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/attest-vm/attest/internal/cache"
@@ -190,8 +192,25 @@ func (h *Host) OpenLab(ctx context.Context, dir string, config LabConfig) (*Lab,
 	return s.Fork(ctx)
 }
 
+// sameBackend refuses a saved machine of another backend than is asked for.
+func sameBackend(dir string, saved MachineConfig, given []MachineConfig) error {
+	i := slices.IndexFunc(given, func(m MachineConfig) bool { return m.Name == saved.Name })
+	if i < 0 || given[i].Backend == "" || given[i].Backend == "auto" {
+		return nil
+	}
+	was := cmp.Or(saved.Backend, "auto")
+	if was == "auto" {
+		was = defaultBackend
+	}
+	if was != given[i].Backend {
+		return &snapshot.MismatchError{Dir: filepath.Join(dir, saved.Name), What: "backend", Saved: was, Now: given[i].Backend}
+	}
+	return nil
+}
+
 // OpenSnapshot opens a lab that was saved. Of config the directories count, the name
-// if there is one, and the Files and Mount of machines, by their names; otherwise the
+// if there is one, and the Files and Mount of machines, by their names, whose Backend has
+// to be the saved one's unless it is empty or "auto"; otherwise the
 // machines are those that were saved, with the files that they had then. The directory
 // is not changed, and has to stay as long as the snapshot is open. What is damaged
 // or does not fit this host is an error that says what it is: a
@@ -238,6 +257,9 @@ func (h *Host) openSnapshot(dir string, config LabConfig) (_ *Snapshot, err erro
 		}
 		if s.machines[m.Name] != nil {
 			return nil, &snapshot.DamagedError{Dir: dir, Reason: fmt.Sprintf("%s: there are two machines %q", labFile, m.Name)}
+		}
+		if err := sameBackend(dir, m.MachineConfig, given); err != nil {
+			return nil, err
 		}
 		if m.StartCommand == "" {
 			m.MachineConfig.Image = imageOf(m.Image)

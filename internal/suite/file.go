@@ -109,7 +109,13 @@ func (p *pass) state(ctx context.Context) (operation.Snapshot, ending) {
 	if !ok {
 		return nil, p.failed(ctx, refusef(event.Unsupported, "--from: this host opens no saved states"))
 	}
-	state, err := host.OpenState(ctx, p.suite.opts.From, p.config())
+	config := p.config()
+	if b := p.suite.opts.Host.Backend; b == "" || b == "auto" { // nobody insists: it is that of the state
+		for i := range config.Machines {
+			config.Machines[i].Backend = ""
+		}
+	}
+	state, err := host.OpenState(ctx, p.suite.opts.From, config)
 	if err != nil {
 		return nil, p.failed(ctx, asInfra("open the saved state", err))
 	}
