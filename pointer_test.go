@@ -64,3 +64,43 @@ func TestKeymap(t *testing.T) {
 		t.Errorf("got %v, %q", err, vm.Pressed())
 	}
 }
+
+// The layout of HostConfig (attest run --keymap) is that of all keyboards whose operation names none.
+func TestKeymapOfHost(t *testing.T) {
+	for layout, c := range map[string]struct {
+		text, cannot string
+		want         []string
+	}{
+		"de": {"yß", "я", []string{"+z", "-z", "+minus", "-minus"}},
+		"fr": {"a1", "ß", []string{"+q", "-q", "+shift+1", "-1+shift"}},
+		"gb": {"a\"", "ß", []string{"+a", "-a", "+shift+2", "-2+shift"}},
+	} {
+		t.Run(layout, func(t *testing.T) {
+			s := newStage(t, mock.Options{})
+			host, err := OpenHost(limited(t), HostConfig{Keymap: layout})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer host.Close()
+			l, err := host.NewLab(limited(t), LabConfig{OutDir: t.TempDir(), Machines: []MachineConfig{{Name: "m", Backend: s.backend, Memory: minMemory, Boot: BootCold}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			m := l.Machine("m")
+			var ce *ConfigError
+			if err := m.SendChars(limited(t), c.text+c.cannot); !errors.As(err, &ce) || !strings.Contains(err.Error(), "the layout "+layout+" has no key for '"+c.cannot+"'; nothing was typed") || s.starts() != 0 {
+				t.Errorf("%d starts, %v", s.starts(), err)
+			}
+			if err := m.SendChars(limited(t), c.text, Delay(1)); err != nil {
+				t.Fatal(err)
+			}
+			if got := s.started(t, 1).Pressed(); !slices.Equal(got, c.want) {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+	if _, err := OpenHost(limited(t), HostConfig{Keymap: "xy"}); err == nil || !strings.Contains(err.Error(), `no keyboard layout "xy", only de, fr, gb, us`) {
+		t.Errorf("got %v", err)
+	}
+}
