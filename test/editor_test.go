@@ -11,8 +11,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/report"
 	"github.com/attest-vm/attest/internal/screen/needle"
 	"github.com/attest-vm/attest/internal/screen/screentest"
+	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/vmm/mock"
 )
 
 // An editorPage is the page of attest needle in a browser.
@@ -169,4 +174,73 @@ func loginScreen() *image.RGBA {
 	screentest.Fill(p, image.Rect(382, 334, 642, 364), screentest.White)
 	screentest.Fill(p, image.Rect(552, 434, 642, 464), color.RGBA{0, 120, 40, 255})
 	return p
+}
+
+// notFound waits for a needle on a machine without a VMM that shows something else, and writes the report of a test that has
+// failed for that.
+func notFound(t *testing.T, shown *image.RGBA, needle, path string) {
+	t.Helper()
+	const backend = "mock-report"
+	var vm *mock.Machine
+	vmm.Register(mock.New(mock.Options{Name: backend, InProcess: true, Started: func(m *mock.Machine) { vm = m }}))
+	t.Cleanup(func() { vmm.Unregister(backend) })
+	lab := attest.NewLab(t, attest.LabConfig{OutDir: filepath.Dir(path), Machines: []attest.MachineConfig{{Name: "m", Backend: backend, Boot: attest.BootCold}}})
+	m := lab.Machine("m")
+	m.Start()
+	vm.Show(shown)
+	reports, err := report.Open(report.Options{HTML: path})
+	must(t, err)
+	var bus event.Bus
+	var failure *event.Failure
+	defer bus.Subscribe(func(r event.Record) {
+		if e, ok := r.Event.(event.StepFinished); ok && e.Failure != nil {
+			failure = e.Failure
+		}
+		reports.Record(r)
+	})()
+	scope := event.Scope{File: "login_test.star", Test: "test_login"}
+	bus.Publish(scope, event.TestStarted{})
+	if _, err := m.Machine.AssertScreen(event.WithScope(event.WithBus(t.Context(), &bus), scope), needle, attest.Timeout(0)); err == nil {
+		t.Fatal("it is on the screen")
+	}
+	bus.Publish(scope, event.TestFinished{Status: event.Failed, Failure: failure})
+	_, err = reports.Close()
+	must(t, err)
+}
+
+// The report of a needle that was not found has the screen, the needle and the difference beside each other.
+func TestScreensReport(t *testing.T) {
+	needScreens(t)
+	dir := t.TempDir()
+	n := needle.New(filepath.Join(dir, "login"), loginScreen())
+	must(t, n.Edit([]byte(`{"area": [
+		{"type": "match", "xpos": 362, "ypos": 284, "width": 300, "height": 130}, {"type": "exclude", "xpos": 382, "ypos": 334, "width": 260, "height": 30},
+		{"type": "match", "xpos": 552, "ypos": 434, "width": 90, "height": 30}], "tags": []}`)))
+	must(t, n.Save())
+	shown := loginScreen() // with another button
+	screentest.Fill(shown, image.Rect(552, 434, 642, 464), color.RGBA{180, 30, 30, 255})
+	screentest.Fill(shown, image.Rect(560, 444, 620, 454), screentest.White)
+	path := filepath.Join(dir, "out", "report.html")
+	notFound(t, shown, n.Path, path)
+	b := openBrowser(t, "file://"+path, image.Pt(1300, 900))
+	b.await("document.querySelectorAll('.failure .pictures img').length === 3 && [...document.images].every(i => i.complete)")
+	for _, c := range []struct {
+		width  int
+		beside bool
+	}{{1300, true}, {390, false}} {
+		b.resize(image.Pt(c.width, 900))
+		var got struct {
+			Tops, Widths []float64
+			Captions     string
+			Fits         bool
+		}
+		b.eval(`({Tops: [...document.images].map(i => i.getBoundingClientRect().y), Widths: [...document.images].map(i => i.naturalWidth),
+			Captions: [...document.querySelectorAll('.pictures figcaption')].map(c => c.textContent).join(' '), Fits: document.documentElement.scrollWidth <= innerWidth})`, &got)
+		if len(got.Tops) != 3 || (got.Tops[0] == got.Tops[2]) != c.beside || !slices.Equal(got.Widths, []float64{1024, 1024, 1024}) || got.Captions != "screen needle difference" || !got.Fits {
+			t.Errorf("%d pixels wide: %+v", c.width, got)
+		}
+		if *browserPictures != "" {
+			b.picture(filepath.Join(*browserPictures, fmt.Sprintf("report-%d.png", c.width)))
+		}
+	}
 }
