@@ -199,7 +199,7 @@ const (
 
 // askToplevels speaks as much of the Wayland protocol as it takes to ask for windows.
 func askToplevels(conn io.ReadWriter) ([]string, error) {
-	offers := map[string]uint32{} // the numbers of the compositor's interfaces
+	offers := map[string]uint32{} // the numbers of the compositor's interfaces that are of use
 	_, err := conn.Write(slices.Concat(wlRequest(wlDisplay, 1, wlRegistry), wlRequest(wlDisplay, 0, wlSynced)))
 	if err == nil {
 		err = wlEvents(conn, wlSynced, func(object uint32, event uint16, body []byte) error {
@@ -207,7 +207,9 @@ func askToplevels(conn io.ReadWriter) ([]string, error) {
 				return nil
 			}
 			name, err := wlString(body[4:])
-			offers[name] = le.Uint32(body)
+			if slices.ContainsFunc(toplevelProtocols, func(p toplevelProtocol) bool { return p.name == name }) {
+				offers[name] = le.Uint32(body)
+			}
 			return err
 		})
 	}
