@@ -390,8 +390,9 @@ func (m *TestMachine) ScreenText(opts ...RegionOption) string {
 }
 
 // ScreenTextVariants is ScreenText with the picture prepared in several ways,
-// of which each may help with a text that others garble: as it is, enlarged
-// with more contrast, and that with dark and light exchanged. See
+// of which each may help with a text that others garble: as it is; enlarged,
+// and dark on white wherever the background has one colour, as ScreenText has
+// it; and enlarged, with dark and light exchanged. See
 // [Machine.ScreenTextVariants].
 func (m *TestMachine) ScreenTextVariants(opts ...RegionOption) []string {
 	m.t.Helper()
