@@ -59,7 +59,7 @@ func TestTTYBeforeTheGuestAnswers(t *testing.T) {
 // Other terminals are not on the screen, and an empty one is none.
 func TestTTYNotOnScreen(t *testing.T) {
 	s := silentStage(t)
-	config := MachineConfig{Name: "m", Backend: s.backend, Memory: minMemory, Boot: BootCold, BootTimeout: 2 * time.Second}
+	config := MachineConfig{Name: "m", Backend: s.backend, Memory: minMemory, Boot: BootCold, BootTimeout: 500 * time.Millisecond}
 	m := s.open(t, LabConfig{OutDir: t.TempDir(), Machines: []MachineConfig{config}}).Machine("m")
 	var boot *BootError
 	if err := m.WaitUntilTTYMatches(limited(t), "1", ""); !errors.As(err, &boot) {
