@@ -227,6 +227,16 @@ func (m *TestMachine) Execute(command string, opts ...CommandOption) Result {
 	return result
 }
 
+// ExecuteWithReboots runs a command as Execute does, and again after each
+// reboot that it asks for, until it ends without asking. See
+// [Machine.ExecuteWithReboots].
+func (m *TestMachine) ExecuteWithReboots(command string, opts ...CommandOption) Result {
+	m.t.Helper()
+	result, err := m.Machine.ExecuteWithReboots(m.at(), command, opts...)
+	m.check(err)
+	return result
+}
+
 // Fail is Succeed for a command that must have a non-zero exit code. See
 // [Machine.Fail].
 func (m *TestMachine) Fail(command string, opts ...CommandOption) string {

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/vmm"
 )
 
 var commandsTable = []*Operation{
@@ -37,6 +38,19 @@ var commandsTable = []*Operation{
 		Doc: "Runs a command as `succeed` does, and returns the pair of its exit code and standard output. A non-zero exit code is not a failure.\n\n" +
 			"The exit code is 128+N after signal N, and 124 after a timeout.",
 		call: execute,
+	},
+	{
+		Name: "execute_with_reboots", Subject: "Commands", Result: Pair, Needs: vmm.CanReset,
+		Params: slices.Concat([]Param{
+			commandParam,
+			{Name: "timeout", Type: Duration, Default: waitLimit, Doc: "the limit of all boots together"},
+		}, commandParams),
+		Doc: "Runs a command as `execute` does, and again after each reboot that it asks for, until it ends without asking.\n\n" +
+			"It asks as Debian's autopkgtest has it, by `/tmp/autopkgtest-reboot MARK`, and finds the mark in `AUTOPKGTEST_REBOOT_MARK` and `ADT_REBOOT_MARK` in the next boot, or as tmt has it, by `tmt-reboot`. " +
+			"`TMT_REBOOT_COUNT` is how often it has asked. The output is that of all boots.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return pair(t.machine.ExecuteWithReboots(ctx, a.String("command"), a.command()...))
+		},
 	},
 }
 
