@@ -24,6 +24,7 @@ import (
 type typist struct {
 	t      *testing.T
 	master *os.File
+	ended  chan error // of the program, see startPrompt
 
 	mu   sync.Mutex
 	news *sync.Cond
@@ -107,8 +108,45 @@ func (p *typist) enter(line string) {
 	}
 }
 
-// The prompt of the standard Python on a terminal: what is typed runs, a shell of a machine has the
-// terminal and gives it back, an error and Ctrl-C end nothing, and Ctrl-D ends all.
+// startPrompt has the driver's prompt, which is that of the standard Python, on a terminal. dir is the directory in
+// which the driver runs.
+func startPrompt(t *testing.T, dir string, args ...string) *typist {
+	t.Helper()
+	standard := t.TempDir()
+	for _, other := range []string{"ptpython.py", "IPython.py"} {
+		writeFile(t, filepath.Join(standard, other), "raise ImportError")
+	}
+	slave, p := newTerminal(t)
+	cmd := exec.Command(attestBinary, append([]string{"nixos-test-driver", "-I", "--log-level", "error"}, args...)...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "ATTEST_STATE_DIR="+newStateDir(t), "PYTHONPATH="+standard, "TERM=dumb")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.ended = make(chan error, 1)
+	go func() { p.ended <- cmd.Wait() }()
+	t.Cleanup(func() { cmd.Process.Kill() })
+	return p
+}
+
+// leave ends a prompt.
+func (p *typist) leave() {
+	p.t.Helper()
+	p.enter("\x04")
+	select {
+	case err := <-p.ended:
+		if err != nil {
+			p.t.Errorf("it ended with %v", err)
+		}
+	case <-time.After(patience):
+		p.t.Fatal("Ctrl-D does not end it")
+	}
+}
+
+// The prompt of the standard Python on a terminal: what is typed runs, a shell of a machine and the console
+// of another have the terminal and give it back, an error and Ctrl-C end nothing, and Ctrl-D ends all.
 func TestPromptOnTerminal(t *testing.T) {
 	t.Parallel()
 	if err := mock.New(mock.Options{}).Check(vmm.Config{Boot: &vmm.Mock{}}); err != nil {
@@ -119,28 +157,10 @@ func TestPromptOnTerminal(t *testing.T) {
 		t.Skip(err)
 	}
 	dir := t.TempDir()
-	if err := os.Mkdir(filepath.Join(dir, "standard"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for _, other := range []string{"ptpython.py", "IPython.py"} {
-		writeFile(t, filepath.Join(dir, "standard", other), "raise ImportError")
-	}
-	config := writeFile(t, filepath.Join(dir, "lab.json"), `{"machines": [{"name": "box", "backend": "mock"}]}`)
+	config := writeFile(t, filepath.Join(dir, "lab.json"), `{"machines": [{"name": "box", "backend": "mock"}, {"name": "line", "backend": "mock", "script": {"answers": []}}]}`)
 	script := writeFile(t, filepath.Join(dir, "script.py"), "print('the script has run')\n")
-	slave, p := newTerminal(t)
-	cmd := exec.Command(attestBinary, "nixos-test-driver", "-c", config, "-I", "--log-level", "error", script)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "ATTEST_STATE_DIR="+newStateDir(t), "PYTHONPATH="+filepath.Join(dir, "standard"), "TERM=dumb")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() { cmd.Process.Kill() })
-
-	p.expect("machines: box")
+	p := startPrompt(t, dir, "-c", config, script)
+	p.expect("machines: box, line")
 	p.expect(">>> ")
 	p.enter("start_all()\r")
 	p.expect(">>> ")
@@ -155,6 +175,22 @@ func TestPromptOnTerminal(t *testing.T) {
 	p.expect("/dev/pts/")
 	p.enter("exit\r")
 	p.expect(">>> ")
+	// The console gets whole lines. Ctrl-D leaves it, and so does Ctrl-C.
+	for _, text := range []string{"one line", "another"} {
+		p.enter("line.console_interact(); print('left', 'it')\r")
+		p.expect("Ctrl-D ends it")
+		p.enter(text + "\r\x04")
+		p.expect("left it\r\n")
+		p.expect(">>> ")
+		p.enter("line.wait_for_console_text('" + text + "'); print('it was', 'said')\r")
+		p.expect("it was said\r\n")
+		p.expect(">>> ")
+	}
+	p.enter("line.console_interact()\r")
+	p.expect("Ctrl-D ends it")
+	p.enter("\x03")
+	p.expect("KeyboardInterrupt")
+	p.expect(">>> ")
 	p.enter("box.succeed('false')\r")
 	p.expect("RequestedAssertionFailed: command `false` failed (exit code 1)")
 	p.expect(">>> ")
@@ -163,15 +199,7 @@ func TestPromptOnTerminal(t *testing.T) {
 	p.enter("\x03")
 	p.expect("KeyboardInterrupt")
 	p.expect(">>> ")
-	p.enter("\x04")
-	select {
-	case err := <-ended:
-		if err != nil {
-			t.Errorf("it ended with %v", err)
-		}
-	case <-time.After(patience):
-		t.Fatal("Ctrl-D does not end it")
-	}
+	p.leave()
 	if history, err := os.ReadFile(filepath.Join(dir, ".nixos-test-history")); err != nil || !strings.Contains(string(history), "box.shell_interact()") {
 		t.Errorf("the history has %q, %v", history, err)
 	}
