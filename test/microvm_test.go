@@ -48,6 +48,7 @@ var microVMParts = []struct{ name, script string }{
 	{"kill", "kill.sh BACKEND"},
 	{"view", "view.sh BACKEND"},
 	{"foreign", "foreign.sh BACKEND"},
+	{"bad", "bad.sh BACKEND"},
 }
 
 // The real VMMs run in a guest of attest's that has a KVM of its own: QEMU emulates a
