@@ -295,6 +295,7 @@ func TestForeignWarmStart(t *testing.T) {
 
 	t.Run("files", func(t *testing.T) { testForeignFiles(t, script) })
 	t.Run("drivers", func(t *testing.T) { testDrivers(t, script) })
+	t.Run("prompt", func(t *testing.T) { testPromptOfGuest(t, script) })
 
 	lab := attest.New(t, config, small("peer"))
 	box, peer := lab.Machine("box"), lab.Machine("peer")

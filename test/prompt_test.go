@@ -204,3 +204,40 @@ func TestPromptOnTerminal(t *testing.T) {
 		t.Errorf("the history has %q, %v", history, err)
 	}
 }
+
+// testPromptOfGuest types at a real guest: at its shell and at its serial console, with the terminal of the prompt.
+func testPromptOfGuest(t *testing.T, startScript string) {
+	p := startPrompt(t, t.TempDir(), "--start-scripts", startScript, "--vlans", "1")
+	p.expect("machines: box")
+	p.expect(">>> ")
+	p.enter("box.shell_interact()\r")
+	p.expect("root@")
+	p.enter("stty size; tty; sleep 3600\r")
+	p.expect("24 80")
+	p.expect("/dev/pts/")
+	p.enter("\x03") // it is the guest's
+	p.enter("echo $((40 + 2))-in-the-shell; exit\r")
+	p.expect("42-in-the-shell")
+	p.expect(">>> ")
+	// The console gets whole lines. Ctrl-D leaves it, and so does Ctrl-C.
+	p.enter("box.succeed('systemctl stop serial-getty@ttyS0; stty -F /dev/ttyS0 sane')\r")
+	p.expect("''\r\n>>> ")
+	p.enter("reader = box.spawn('exec < /dev/ttyS0; echo it reads; read -r a; read -r b; echo \"$a, $b\"'); reader.wait_for_output('it reads')\r")
+	p.expect("'it reads'\r\n>>> ")
+	for _, line := range []string{"one line", "another"} {
+		p.enter("box.console_interact(); print('left', 'it')\r")
+		p.expect("Ctrl-D ends it")
+		p.enter(line + "\r\x04")
+		p.expect("left it\r\n")
+		p.expect(">>> ")
+	}
+	p.enter("box.console_interact()\r")
+	p.expect("Ctrl-D ends it")
+	p.enter("\x03")
+	p.expect("KeyboardInterrupt")
+	p.expect(">>> ")
+	p.enter("reader.wait()\r")
+	p.expect("(0, 'it reads\\none line, another\\n')")
+	p.expect(">>> ")
+	p.leave()
+}
