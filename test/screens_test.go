@@ -2,6 +2,7 @@ package test
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"image"
@@ -72,14 +73,39 @@ func TestScreensBootMenu(t *testing.T) {
 		Networks:     []int{}, Boot: attest.BootCold,
 	})
 	m := lab.Machine("m")
-	m.WaitForText(`GNU GRUB`, attest.Timeout(2*time.Minute))
-	m.WaitForText(`\*The first system`)
+	m.WaitUntilTTYMatches("1", `GNU GRUB`) // there is nobody to ask but the screen
+	m.WaitForText(`\*The first system`, attest.Timeout(2*time.Minute))
 	m.SendKey("down")
 	m.WaitForText(`\*The second system`)
 	m.SendKey("ret")
 	m.WaitForText(`^ *You have chosen the second\.`)
 	if text := m.ScreenText(); strings.Contains(text, "first system") {
 		t.Errorf("the menu is still there:\n%s", text)
+	}
+}
+
+// attest run --keymap is for guests that expect another keyboard: GRUB expects one of the US, and shows which keys were pressed.
+func TestScreensKeymap(t *testing.T) {
+	needScreens(t)
+	disk := bootMenu(t)
+	for layout, typed := range map[string]string{"de": "yz-;", "fr": "aqw,", "gb": `a"@~`} {
+		t.Run(layout, func(t *testing.T) {
+			shown := map[string]string{"de": "zy/<", "fr": "qazm", "gb": `a@"|`}[layout]
+			file := filepath.Join(t.TempDir(), "menu_test.star")
+			must(t, os.WriteFile(file, []byte(fmt.Sprintf(`m = machine(start_command = "exec qemu-system-x86_64 -m 64 -vga std -drive format=raw,if=virtio,file=%s", networks = [])
+
+def test_typed():
+    m.wait_until_tty_matches("1", "GNU GRUB")
+    m.send_key("c")
+    m.wait_for_text("grub>")
+    m.send_chars(%q, delay = 0.1)
+    m.wait_for_text(re.escape("grub> " + %q))
+`, disk, typed, shown)), 0o600))
+			a := start(t, t.TempDir(), nil, attestBinary, "run", "--keymap", layout, file)
+			if code := a.exitCodeWithin(t, 10*time.Minute); code != 0 {
+				t.Errorf("exit code %d", code)
+			}
+		})
 	}
 }
 
@@ -113,10 +139,11 @@ func TestScreensPanic(t *testing.T) {
 	m.Succeed("echo 1 > /proc/sys/kernel/sysrq")
 	const why = "end Kernel panic - not syncing: sysrq triggered crash"
 	ctx := t.Context()
-	waited := make(chan error, 1)
+	waited := make(chan error, 2)
 	go func() { waited <- m.Machine.WaitForText(ctx, why) }()
+	go func() { waited <- m.Machine.WaitUntilTTYMatches(ctx, "1", why) }()
 	m.Machine.SendKey(ctx, "alt-sysrq-c") // it waits for a guest that is gone
-	if err := <-waited; err != nil {
+	if err := errors.Join(<-waited, <-waited); err != nil {
 		t.Error(err)
 	}
 	if err := m.Machine.WaitForShutdown(ctx); err == nil || !strings.Contains(err.Error(), "sysrq triggered crash") {
@@ -124,6 +151,9 @@ func TestScreensPanic(t *testing.T) {
 	}
 	if text, err := m.Machine.ScreenText(ctx); err != nil || !strings.Contains(text, why) {
 		t.Errorf("%v; the screen shows\n%s", err, text)
+	}
+	if err := m.Machine.WaitUntilTTYMatches(ctx, "1", why); err != nil {
+		t.Error(err)
 	}
 	if pictures, _ := filepath.Glob(filepath.Join(out, "m-panic-*.png")); len(pictures) != 1 {
 		t.Errorf("pictures of the panic: %q", pictures)
