@@ -79,13 +79,35 @@ func serve() error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become a subreaper: %w", err)
 	}
+	client, _ := unix.PidfdOpen(os.Getppid(), 0) // where that is refused, poll waits for -1 in vain
 	s.out = newSender(s.conn)
 	s.loop()
-	left := errors.Join(killDescendants(killTimeout), removeOwned(s.owned))
+	left := killDescendants(killTimeout)
+	if len(s.owned) > 0 {
+		awaitEnd(client, endTimeout)
+	}
+	left = errors.Join(left, removeOwned(s.owned))
 	if kept(s.dir) {
 		return left
 	}
 	return errors.Join(left, removeDirs(s.dir, s.scratch))
+}
+
+// endTimeout is how long a client that leaves something may take to end when it has no
+// connection any more. One that has closed its supervisor does not end.
+const endTimeout = 2 * time.Second
+
+// awaitEnd waits until a process has ended, and reports whether it has. The kernel closes
+// the files of one that is killed one after the other: our connection may be gone while it
+// still holds its locks.
+func awaitEnd(pidfd int, limit time.Duration) bool {
+	for deadline := time.Now().Add(limit); ; {
+		left := max(0, time.Until(deadline))
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(left.Milliseconds()))
+		if !errors.Is(err, unix.EINTR) {
+			return n == 1
+		}
+	}
 }
 
 // loop serves the client until it is gone, or until SIGTERM.

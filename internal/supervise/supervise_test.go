@@ -420,9 +420,14 @@ func TestClientProcess(t *testing.T) {
 	for _, name := range []string{"scratch", "lock", "never-made"} {
 		s.Own(filepath.Join(root, name))
 	}
-	if err := errors.Join(os.MkdirAll(filepath.Join(root, "scratch", "dir"), 0o700), os.WriteFile(filepath.Join(root, "lock"), nil, 0o600)); err != nil {
+	if err := os.MkdirAll(filepath.Join(root, "scratch", "dir"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	unlock, err := flock.File(t.Context(), filepath.Join(root, "lock"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock() // never, but the file stays open
 	json.NewEncoder(os.Stdout).Encode(client{Dir: s.Dir(), Supervisor: s.cmd.Process.Pid})
 	if how == "panic" {
 		bufio.NewReader(os.Stdin).ReadString('\n')
@@ -572,6 +577,28 @@ func TestNothingIsLeftOfAClientThatEnds(t *testing.T) {
 			}
 			t.Logf("clean after %v", time.Since(ended))
 		})
+	}
+}
+
+// A client's connection may be gone before its locks are: its end is waited for.
+func TestAwaitEnd(t *testing.T) {
+	cmd := exec.Command("cat")
+	stdin, err := cmd.StdinPipe()
+	if err := errors.Join(err, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	pidfd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	if awaitEnd(pidfd, 0) {
+		t.Error("it has ended before its input has")
+	}
+	stdin.Close()
+	if !awaitEnd(pidfd, patience) {
+		t.Error("its end was not seen")
 	}
 }
 
