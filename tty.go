@@ -78,8 +78,9 @@ func trimScreen(text string) string {
 // WaitUntilTTYMatches waits until what a virtual terminal shows, as TTYText
 // gives it, matches a regular expression (Go's syntax, ^ and $ match at lines).
 //
-// What the guest says is exact. While it does not answer, because it still boots, hangs, or its kernel has panicked, a machine with a
-// screen is looked at for "1": what a console shows there is read by its glyphs.
+// What the guest says is exact. While it does not answer, because it still boots, hangs,
+// or its kernel has panicked, a machine with a screen is looked at for "1": what a
+// console shows there is read by its glyphs.
 func (m *Machine) WaitUntilTTYMatches(ctx context.Context, tty, pattern string, opts ...WaitOption) error {
 	const operation = "wait_until_tty_matches"
 	args := fmt.Sprintf("%q, %q", tty, pattern)
@@ -132,8 +133,9 @@ func (e *WaitError) shows(title, screen string) {
 	e.Details = append(e.Details, Detail{Title: title, Text: screen})
 }
 
-// A glance looks for a pattern on the console that a screen shows, while the guest cannot be asked what its terminal
-// has: before it has answered for the first time, when it is silent, and when its kernel has panicked.
+// A glance looks for a pattern on the console that a screen shows, while the guest cannot
+// be asked what its terminal has: before it has answered for the first time, when it is
+// silent, and when its kernel has panicked.
 type glance struct {
 	machine   *Machine
 	operation string
@@ -149,8 +151,8 @@ const glancePause = 5 * time.Second
 // errOnScreen ends the wait in the guest when the screen has what it waits for.
 var errOnScreen = errors.New("the screen shows it")
 
-// beside runs a wait for something that the guest says, and looks at the screen meanwhile; at the end of a wait
-// only if it is for one look.
+// beside runs a wait for something that the guest says, and looks at the screen meanwhile;
+// at the end of a wait only if it is for one look.
 func (g *glance) beside(ctx context.Context, once bool, wait func(context.Context) error) error {
 	r, err := g.machine.powered(ctx, g.operation)
 	if err != nil {

@@ -177,20 +177,12 @@ func TestPromptOnTerminal(t *testing.T) {
 	p.expect(">>> ")
 	// The console gets whole lines. Ctrl-D leaves it, and so does Ctrl-C.
 	for _, text := range []string{"one line", "another"} {
-		p.enter("line.console_interact(); print('left', 'it')\r")
-		p.expect("Ctrl-D ends it")
-		p.enter(text + "\r\x04")
-		p.expect("left it\r\n")
-		p.expect(">>> ")
+		p.enterOnConsole("line", text)
 		p.enter("line.wait_for_console_text('" + text + "'); print('it was', 'said')\r")
 		p.expect("it was said\r\n")
 		p.expect(">>> ")
 	}
-	p.enter("line.console_interact()\r")
-	p.expect("Ctrl-D ends it")
-	p.enter("\x03")
-	p.expect("KeyboardInterrupt")
-	p.expect(">>> ")
+	p.interruptConsole("line")
 	p.enter("box.succeed('false')\r")
 	p.expect("RequestedAssertionFailed: command `false` failed (exit code 1)")
 	p.expect(">>> ")
@@ -203,6 +195,26 @@ func TestPromptOnTerminal(t *testing.T) {
 	if history, err := os.ReadFile(filepath.Join(dir, ".nixos-test-history")); err != nil || !strings.Contains(string(history), "box.shell_interact()") {
 		t.Errorf("the history has %q, %v", history, err)
 	}
+}
+
+// enterOnConsole gives a machine's console a line, and leaves the console by Ctrl-D.
+func (p *typist) enterOnConsole(machine, line string) {
+	p.t.Helper()
+	p.enter(machine + ".console_interact(); print('left', 'it')\r")
+	p.expect("Ctrl-D ends it")
+	p.enter(line + "\r\x04")
+	p.expect("left it\r\n")
+	p.expect(">>> ")
+}
+
+// interruptConsole leaves a machine's console by Ctrl-C.
+func (p *typist) interruptConsole(machine string) {
+	p.t.Helper()
+	p.enter(machine + ".console_interact()\r")
+	p.expect("Ctrl-D ends it")
+	p.enter("\x03")
+	p.expect("KeyboardInterrupt")
+	p.expect(">>> ")
 }
 
 // testPromptOfGuest types at a real guest: at its shell and at its serial console, with the terminal of the prompt.
@@ -225,17 +237,9 @@ func testPromptOfGuest(t *testing.T, startScript string) {
 	p.enter("reader = box.spawn('exec < /dev/ttyS0; echo it reads; read -r a; read -r b; echo \"$a, $b\"'); reader.wait_for_output('it reads')\r")
 	p.expect("'it reads'\r\n>>> ")
 	for _, line := range []string{"one line", "another"} {
-		p.enter("box.console_interact(); print('left', 'it')\r")
-		p.expect("Ctrl-D ends it")
-		p.enter(line + "\r\x04")
-		p.expect("left it\r\n")
-		p.expect(">>> ")
+		p.enterOnConsole("box", line)
 	}
-	p.enter("box.console_interact()\r")
-	p.expect("Ctrl-D ends it")
-	p.enter("\x03")
-	p.expect("KeyboardInterrupt")
-	p.expect(">>> ")
+	p.interruptConsole("box")
 	p.enter("reader.wait()\r")
 	p.expect("(0, 'it reads\\none line, another\\n')")
 	p.expect(">>> ")
