@@ -39,12 +39,18 @@ func (r *run) explainWithin(ctx context.Context, operation string, left time.Dur
 	}
 	var silent *guest.UnresponsiveError
 	var late *guest.OverdueError
-	if (errors.As(err, &silent) || errors.As(err, &late)) && ctx.Err() == nil {
+	lost := op != nil && op.Kind == wire.KindLost
+	if (lost || errors.As(err, &silent) || errors.As(err, &late)) && ctx.Err() == nil {
 		m := r.machine
 		if silent != nil || late != nil && late.Silent {
 			r.noteSilence()
 		}
-		err = &UnresponsiveError{Machine: m.Name(), Operation: operation, State: r.inspect(ctx, "").state, Console: m.console.Tail(consoleTail), Err: err}
+		seen := r.inspect(ctx, "")
+		state := seen.state
+		if lost {
+			state = seen.ofKilled()
+		}
+		err = &UnresponsiveError{Machine: m.Name(), Operation: operation, State: state, Console: m.console.Tail(consoleTail), Err: err}
 	}
 	return err
 }

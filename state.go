@@ -25,6 +25,7 @@ type look struct {
 	state string         // of the machine, if it is one in which nothing goes on as usual
 	units []wire.Trouble // that have failed, or were restarted
 	dark  string         // why there may be more of these units
+	oom   int64          // how many processes the guest's kernel has killed for want of memory
 	held  []wire.Process // that hold the output of the command
 }
 
@@ -74,6 +75,15 @@ func (l look) details() []Detail {
 		out = append(out, Detail{Title: "units that systemd restarts", Text: strings.Join(restarted, "\n")})
 	}
 	return out
+}
+
+// ofKilled is the state for a command whose shell was killed: a kernel that did so for want
+// of memory has some again.
+func (l look) ofKilled() string {
+	if l.state != "" || l.oom <= 0 {
+		return l.state
+	}
+	return "its guest has run out of memory: its kernel has killed " + english.Plural(int(l.oom), "process", "") + " since it started"
 }
 
 // trouble is a unit in words: "app.service was restarted 5 times, is activating
@@ -127,7 +137,7 @@ func (r *run) inspect(ctx context.Context, command string) (l look) {
 	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	seen, err := r.guest.Look(limited)
-	l.state, l.dark = shortage(seen.Memory), printable.Line(seen.Unknown)
+	l.state, l.dark, l.oom = shortage(seen.Memory), printable.Line(seen.Unknown), seen.Memory.Killed
 	if err != nil && ctx.Err() == nil && limited.Err() != nil {
 		l.dark = fmt.Sprintf("the guest had not answered after %v", patience)
 		if l.state == "" {
@@ -317,7 +327,7 @@ func (e *UnderWayError) describe(f *event.Failure) {
 }
 
 // An UnresponsiveError is a guest that did not do what an operation asked of it: its
-// agent is silent, or there and too late.
+// agent is silent, or there and too late, or cannot say how a command ended.
 type UnresponsiveError struct {
 	Machine   string
 	Operation string // "succeed"

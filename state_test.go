@@ -184,4 +184,16 @@ func TestLookInWords(t *testing.T) {
 			t.Errorf("%+v: %q", test.memory, got)
 		}
 	}
+	for _, test := range []struct {
+		look
+		want string
+	}{
+		{look{}, ""},
+		{look{oom: 1}, "its guest has run out of memory: its kernel has killed 1 process since it started"},
+		{look{oom: 2, state: "its guest is very slow"}, "its guest is very slow"},
+	} {
+		if got := test.ofKilled(); got != test.want {
+			t.Errorf("%+v: %q", test.look, got)
+		}
+	}
 }

@@ -31,7 +31,7 @@ func (s *Server) look(ctx context.Context) wire.LookResult {
 	return r
 }
 
-// memory reads meminfo and pressure/memory of proc(5).
+// memory reads meminfo, pressure/memory and vmstat of proc(5).
 func memory(proc string) (m wire.Memory) {
 	info, _ := os.ReadFile(filepath.Join(proc, "meminfo"))
 	for line := range strings.Lines(string(info)) {
@@ -51,6 +51,12 @@ func memory(proc string) (m wire.Memory) {
 		if rest, ok := strings.CutPrefix(line, "full avg10="); ok {
 			share, _, _ := strings.Cut(rest, " ")
 			m.Stalled, _ = strconv.ParseFloat(share, 64)
+		}
+	}
+	counters, _ := os.ReadFile(filepath.Join(proc, "vmstat"))
+	for line := range strings.Lines(string(counters)) {
+		if n, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			m.Killed, _ = strconv.ParseInt(strings.TrimSpace(n), 10, 64)
 		}
 	}
 	return m

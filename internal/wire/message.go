@@ -187,6 +187,7 @@ type Memory struct {
 	Total     int64   `json:"total"`
 	Available int64   `json:"available"`
 	Stalled   float64 `json:"stalled,omitempty"` // percent of the last 10 s in which all processes waited for memory
+	Killed    int64   `json:"killed,omitempty"`  // processes that the kernel has killed for want of memory since it started
 }
 
 // Trouble is a unit of systemd that has failed, or was restarted because it ended.
