@@ -137,9 +137,15 @@ with open("/proc/self/stat") as f:
     begun = int(f.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
 print("took", time.clock_gettime(time.CLOCK_BOOTTIME) - begun)
 `
+	// Where a version manager has put a shell script in the place of python3, attest starts
+	// what that would start.
+	path, err := exec.CommandContext(ctx, "python3", "-c", "import sys; print(sys.executable)").Output()
+	if err != nil {
+		return nil, fmt.Errorf("python3: %w", err)
+	}
 	var took, plain []time.Duration
 	for range b.starts {
-		out, err := exec.CommandContext(ctx, "python3", "-c", age).Output()
+		out, err := exec.CommandContext(ctx, strings.TrimSpace(string(path)), "-c", age).Output()
 		if err != nil {
 			return nil, fmt.Errorf("python3: %w", err)
 		}
