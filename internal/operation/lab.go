@@ -3,12 +3,9 @@ package operation
 import (
 	"context"
 	"fmt"
-	"strings"
-	"unicode/utf8"
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/access"
-	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/supervise"
 )
 
@@ -149,19 +146,6 @@ func (r runner) Invoke(ctx context.Context, object any, o *Operation, args Args)
 		result = Text(ctx, object, o, r)
 	}
 	return result, err
-}
-
-// Text is what an operation on an object returns as text. Front ends have strings of
-// characters; what is not UTF-8 is replaced, which must not go unnoticed. Of a Result,
-// which has the bytes too, it is up to the front end when it is read.
-func Text(ctx context.Context, object any, o *Operation, s string) string {
-	if utf8.ValidString(s) {
-		return s
-	}
-	machine, _ := object.(MachineName)
-	event.Publish(ctx, event.Log{Machine: string(machine), Level: "warning", Text: o.Name + ": the output is not UTF-8 text, and what is not is U+FFFD in the result; " +
-		"stdout_bytes and stderr_bytes of the result of execute have the bytes as they are"})
-	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
 // Error adds to an operation's error where it comes from; its text stays the same.

@@ -25,3 +25,24 @@ func TestText(t *testing.T) {
 		t.Errorf("got %q, %d warnings", got, warnings)
 	}
 }
+
+// The results are those of Python's decode(errors="replace").
+func TestUnicode(t *testing.T) {
+	for s, want := range map[string]string{
+		"":                     "",
+		"aä€😀":                 "aä€😀",
+		"\xff\xfe":             "\uFFFD\uFFFD",
+		"a\xffb\x80":           "a\uFFFDb\uFFFD",
+		"\xe2\x82":             "\uFFFD",
+		"\xe2\x82b":            "\uFFFDb",
+		"\xf0\x9f\x98\xe2\x82": "\uFFFD\uFFFD",
+		"\xe0\x80\x80":         "\uFFFD\uFFFD\uFFFD", // longer than it has to be
+		"\xed\xa0\x80":         "\uFFFD\uFFFD\uFFFD", // half of a pair
+		"\xf4\x90\x80\x80":     "\uFFFD\uFFFD\uFFFD\uFFFD",
+		"\uFFFD\xc3":           "\uFFFD\uFFFD",
+	} {
+		if got := Unicode(s); got != want {
+			t.Errorf("%q: got %q, want %q", s, got, want)
+		}
+	}
+}

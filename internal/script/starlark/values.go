@@ -179,7 +179,7 @@ func (r result) text(stream string) string {
 		}
 		once.Do(func() { r.read.text(stream) })
 	}
-	return strings.ToValidUTF8(stream, "\uFFFD")
+	return operation.Unicode(stream)
 }
 
 var (
