@@ -352,7 +352,6 @@ func TestScriptsThatFail(t *testing.T) {
 	}
 }
 
-// However a script waits or goes on, it ends when the run does.
 // A list without end is an error of the script, with its place, and so it is while the file is read.
 func TestMemory(t *testing.T) {
 	old := script.MemoryLimit
@@ -385,6 +384,7 @@ func TestMemory(t *testing.T) {
 	}
 }
 
+// However a script waits or goes on, it ends when the run does.
 func TestInterrupted(t *testing.T) {
 	for name, source := range map[string]string{
 		"a command":   "print('here')\nweb.succeed('hang')\n",

@@ -171,12 +171,30 @@ try:
     raise Exception("it passed")
 except AssertionError as e:
     assert "action timed out after 0." in str(e) and "never" in str(e), e
+from test_driver.errors import MachineError
+late = create_machine(name="late", backend="mock")
+late.wait_for_console_text(r"boots(?!x)")  # starts it
+late.crash()
+late.wait_for_console_text(r"boots(?!x)")
+try:
+    late.wait_for_console_text(r"(never)\1")
+    raise ValueError("it passed")
+except MachineError as e:
+    assert "late: '(never)\\\\1' cannot match the console any more: the machine is down; last seen: " in str(e) and "boots" in str(e), e
 `,
 		"a machine that is created": `
 late = create_machine(name="late", backend="mock")
 assert late.name == "late" and late not in machines
 late.start()
 late.crash()
+# As scripts before NixOS 24.11 have it.
+try:
+    create_machine({"name": "old", "memorySize": 1})
+    raise ValueError("it passed")
+except TypeError as e:
+    assert str(e) == "create_machine: the dictionary has memorySize; want startCommand and name", e
+old = create_machine({"name": "old", "startCommand": "exec false"}, keep_vm_state=True)
+assert old.name == "old" and old not in machines
 `,
 		"conditions": `
 @polling_condition(seconds_interval=0.05, description="the server is there")

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/attest-vm/attest/internal/operation"
 )
 
 // upstream are the methods of the NixOS driver's machines with their parameters and defaults, as scripts
@@ -146,6 +148,36 @@ problems = []
 		if !strings.Contains(types, "    "+name+": ") && !strings.Contains(types, "    def "+name+"(self)") {
 			t.Errorf("%s has no type", name)
 		}
+	}
+}
+
+// Where a method has a form of Python's own, it still takes all that the operation takes, and so does its type.
+func TestMethodsTakeWhatOperationsTake(t *testing.T) {
+	files, err := Stubs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var script strings.Builder
+	script.WriteString("import inspect\nproblems = []\n")
+	for _, o := range operation.All(operation.Machine) {
+		if o.Property {
+			continue
+		}
+		_, def, _ := strings.Cut(files["machine.pyi"], "    def "+o.Name+"(")
+		def, _, _ = strings.Cut(def, ") -> ")
+		for _, p := range o.Params {
+			if o.Name == "nested" && p.Name == "fn" {
+				continue // a with block
+			}
+			fmt.Fprintf(&script, "if %q not in inspect.signature(web.%s).parameters: problems.append('%s has no parameter %s')\n", p.Name, o.Name, o.Name, p.Name)
+			if !strings.Contains(def, p.Name+": ") {
+				t.Errorf("the type of %s has no %s: %s", o.Name, p.Name, def)
+			}
+		}
+	}
+	script.WriteString("assert not problems, '; '.join(problems)\n")
+	if r := run(t, t.Context(), script.String()); r.err != nil {
+		t.Errorf("%v\n%s", r.err, r.stdout)
 	}
 }
 

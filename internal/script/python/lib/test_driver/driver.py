@@ -117,7 +117,14 @@ class Driver:
         for m in self.machines:
             self.logger.log(f"{m.name}: no SSH backdoor; {m.name}.shell_interact() at a prompt is a shell there")
 
-    def create_machine(self, start_command=None, *, name=None, keep_machine_state=False, **more):
+    def create_machine(self, start_command=None, *, name=None, keep_machine_state=False, keep_vm_state=False, **more):
+        if isinstance(start_command, dict):  # before NixOS 24.11
+            given = dict(start_command)
+            start_command, name = given.pop("startCommand", None), given.pop("name", name)
+            if given or start_command is None:
+                raise TypeError(f"create_machine: the dictionary has {', '.join(map(str, given)) or 'no startCommand'}; want startCommand and name")
+        if keep_machine_state or keep_vm_state:
+            self.logger.warning("create_machine: keep_machine_state has no effect; -K (--keep-machine-state) keeps the state of all machines")
         if start_command is not None:
             more["start_command"] = start_command
         if name is not None:

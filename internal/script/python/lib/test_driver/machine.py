@@ -129,11 +129,11 @@ class QemuMachine(BaseMachine):
         """Writes a line to the log of the run."""
         self._operate("log", msg)
 
-    def shell_interact(self, address=None):
+    def shell_interact(self, address=None, user=None):
         """Opens a shell of the guest on your terminal."""
         if address is not None:
             raise errors.ArgumentError("shell_interact: address is not supported; the shell opens on the terminal of the prompt")
-        self._operate("shell_interact")
+        self._operate("shell_interact", user)
 
     def console_interact(self):
         """Sends what is typed to the serial console, until Ctrl-D (which is for a prompt)."""
@@ -156,7 +156,7 @@ class QemuMachine(BaseMachine):
         return self.state_dir / (self.name + "-efi-vars.fd")
 
     def _firmware(self):
-        if self._engine.ask("directories", machine=self.name)["running"]:
+        if self._runs():
             raise Exception("System is currently running and concurrent reads / writes to the OVMF variables is unsupported")
         return self.efi_vars_path
 
@@ -193,7 +193,9 @@ class QemuMachine(BaseMachine):
         pattern = _pattern(regex)
         if pattern is not None:
             return self._operate("wait_for_console_text", pattern, timeout)
-        self._search(regex, self.get_console_log, timeout, "the console", "")
+        if not self._runs() and not self.get_console_log():
+            self.start()  # as the engine's wait does with a machine that has not been on
+        self._search(regex, self.get_console_log, timeout, "the console", "", lambda: not self._runs())
 
     def wait_until_tty_matches(self, tty, regexp, timeout=900):
         """Waits until the text of a virtual terminal matches."""
@@ -214,22 +216,31 @@ class QemuMachine(BaseMachine):
         pattern = _pattern(regex)
         if pattern is not None:
             return self._operate("wait_for_text", pattern, timeout, region)
-        self._search(regex, self.get_screen_text_variants, timeout, "the screen", [])
+        self._search(regex, lambda: self.get_screen_text_variants(region=region), timeout, "the screen", [])
 
-    def _search(self, regex, read, timeout, where, text):
+    def _search(self, regex, read, timeout, where, text, complete=lambda: False):
+        """Reads a text until it matches, in vain as soon as it is complete."""
         compiled = re.compile(regex)
         limit = 900 if timeout is None else seconds(timeout)
         last = text
 
         def found(_):
             nonlocal last
+            over = complete()
             last = read()
-            return any(compiled.search(x) for x in ([last] if isinstance(last, str) else last))
+            if any(compiled.search(x) for x in ([last] if isinstance(last, str) else last)):
+                return True
+            if over:
+                raise errors.MachineError(f"{self.name}: {compiled.pattern!r} cannot match {where} any more: the machine is down; last seen: {last[-1000:]!r}")
+            return False
 
         try:
             retry(found, timeout=limit)
         except errors.RequestedAssertionFailed as e:
             raise errors.RequestedAssertionFailed(f"{e}: {self.name}: {compiled.pattern!r} did not match {where}; last seen: {last!r:.1000}") from None
+
+    def _runs(self):
+        return self._engine.ask("directories", machine=self.name)["running"]
 
     # What belongs to the other driver's own processes:
 
