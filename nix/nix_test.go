@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -95,10 +94,16 @@ type evaluation struct {
 	Examples                        map[string]map[string]configuration // by name and language
 	Bench, Budget, Package, Version string
 	WithDebian                      string // how a package with what builds Debian images is installed
-	SnapshotKeys                    map[string]string
-	AArch64                         map[string]evaluated // by backend
-	Platforms                       map[string][]string  // what a system's packages and checks are for
-	Tests                           []string             // of the package
+	Arguments                       struct {
+		Names                     []string
+		Without, WithoutOnMicroVM evaluated
+		Given                     map[string]evaluated
+	}
+	OfANode      evaluated
+	SnapshotKeys map[string]string
+	AArch64      map[string]evaluated // by backend
+	Platforms    map[string][]string  // what a system's packages and checks are for
+	Tests        []string             // of the package
 }
 
 type configuration struct {
@@ -108,9 +113,12 @@ type configuration struct {
 }
 
 type evaluated struct {
+	Name, Mine                  string
+	Meta                        struct{ Description string }
 	Config                      configuration
 	Features                    []string
 	Script, Driver, Interactive string
+	Text                        string // of the test's script
 	Machines                    map[string]node
 	VMs, Rootfs, Snapshots      map[string]string
 }
@@ -136,6 +144,7 @@ type node struct {
 	QEMU, Packages []string
 	Memory, Cores  int
 	Journal        string // the terminal that the journal goes to
+	Firewall       bool
 }
 
 // A framework is a test of NixOS' framework of some era with attest's module.
@@ -184,6 +193,7 @@ func TestEvaluate(t *testing.T) {
 			t.Run("flake", func(t *testing.T) { e.flake(t) })
 			t.Run("aarch64", func(t *testing.T) { e.aarch64(t) })
 			t.Run("arguments", func(t *testing.T) { e.arguments(t) })
+			t.Run("snapshots", func(t *testing.T) { e.snapshots(t) })
 			if e.Function != "assert 'server'\n" {
 				t.Errorf("a test script that is a function came to %q", e.Function)
 			}
@@ -223,6 +233,7 @@ func TestRefused(t *testing.T) {
 		`{ testScript = null; }`:                                     `attest: test t: give either testScript (Python) or test (Starlark)`,
 		`{ nodes = { }; }`:                                           `attest: test t: it has no nodes`,
 		`{ hugePages = true; }`:                                      `attest: test t: hugePages is for firecracker`,
+		`{ entropy = false; }`:                                       `attest: test t: entropy = false is for firecracker; a machine on qemu has a source of random numbers always`,
 		`{ splitStore = true; }`:                                     `attest: test t: splitStore is for firecracker and cloud-hypervisor`,
 		`{ memorysize = 512; }`:                                      `called with unexpected argument 'memorysize'`,
 		`{ nodes.server.testing.vlan = 1; }`:                         "The option `testing.vlan' does not exist.",
@@ -319,23 +330,6 @@ func (e evaluation) qemu(t *testing.T) {
 	}
 	if strings.Contains(e.QEMU.Driver, "--interactive") || !strings.Contains(e.QEMU.Interactive, "--interactive") {
 		t.Errorf("drivers:\n%s\n%s", e.QEMU.Driver, e.QEMU.Interactive)
-	}
-}
-
-// What arguments of a test come to, and which of them make another snapshot.
-func (e evaluation) arguments(t *testing.T) {
-	if f := read(t, e.Starlark.Config); f.GlobalTimeout != time.Minute || len(f.VLANs) != 0 {
-		t.Errorf("a test of a minute without networks has %v and networks %v", f.GlobalTimeout, f.VLANs)
-	}
-	for name, n := range e.Starlark.Machines {
-		if n.Memory != 640 || n.Cores != 2 || len(n.Interfaces) != 0 {
-			t.Errorf("%s has %d MiB, %d processors and cards %v", name, n.Memory, n.Cores, n.Interfaces)
-		}
-	}
-	for what, another := range map[string]bool{"script": false, "budget": false, "memory": true, "node": true, "vmm": true, "attest": true} {
-		if got := e.SnapshotKeys[what] != e.SnapshotKeys["base"]; got != another || e.SnapshotKeys[what] == "" {
-			t.Errorf("with another %s another snapshot is made: %v (%s)", what, got, e.SnapshotKeys[what])
-		}
 	}
 }
 

@@ -63,6 +63,9 @@ let
       (hugePages && backend != "firecracker")
       "attest: test ${name}: hugePages is for firecracker"
       lib.throwIf
+      (!entropy && backend != "firecracker")
+      "attest: test ${name}: entropy = false is for firecracker; a machine on ${backend} has a source of random numbers always"
+      lib.throwIf
       (splitStore && !microVM)
       "attest: test ${name}: splitStore is for firecracker and cloud-hypervisor; a machine on qemu has its store as an image anyway";
 
@@ -89,6 +92,7 @@ let
             hostsEntries = plan.hosts networks nodeName;
             agent = lib.mkDefault (attest.agent or null);
           };
+          boot.kernelParams = lib.optional debugBoot "systemd.log_level=debug";
         }
         (if microVM then { } else ./modules/qemu.nix)
         (
@@ -147,9 +151,7 @@ let
           kernel_image_path = kernelImage config;
           initrd_path = "${config.system.build.initialRamdisk}/${config.system.boot.loader.initrdFile}";
           kernel_boot_args = lib.concatStringsSep " " (
-            config.boot.kernelParams
-            ++ [ "init=${config.system.build.toplevel}/init" ]
-            ++ lib.optional debugBoot "systemd.log_level=debug"
+            config.boot.kernelParams ++ [ "init=${config.system.build.toplevel}/init" ]
           );
           rootfs_path = "${rootfsImages.${nodeName}}/rootfs.ext4";
           mem_size_mib = memorySize;

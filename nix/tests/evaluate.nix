@@ -33,10 +33,12 @@ let
 
   # What a test came to, without its store paths' contents.
   shown = test: {
-    inherit (test) config;
+    inherit (test) config name meta;
+    mine = test.mine or "";
     features = test.attributes.requiredSystemFeatures;
     script = test.attributes.script;
     driver = test.driver.attributes.script;
+    text = test.driver.script.text or "";
     interactive = test.driverInteractive.attributes.script;
     machines = lib.mapAttrs (_: config: {
       inherit (config.networking)
@@ -54,6 +56,7 @@ let
       memory = config.virtualisation.memorySize or 0;
       cores = config.virtualisation.cores or 0;
       packages = map toString config.environment.systemPackages;
+      firewall = config.networking.firewall.enable;
       journal = config.services.journald.settings.Journal.TTYPath;
     }) test.nodes;
     vms = lib.mapAttrs (_: toString) test.vms;
@@ -164,6 +167,103 @@ in
         vcpus = 2;
       }
     )
+  );
+  # By its name, a test to which an argument of makeTest is given. What belongs to microVMs alone
+  # is compared with the same test on a microVM: with.
+  arguments =
+    let
+      # Of these one can see whether they are there.
+      pkgs = import ./pkgs.nix {
+        inherit lib;
+        system = "x86_64-linux";
+        overlay = _: prev: {
+          tesseract.outPath = "/nix/store/tesseract";
+          python3 = prev.python3 // {
+            withPackages = chosen: {
+              outPath = "/nix/store/python3-with-${
+                lib.concatStringsSep "-" (chosen {
+                  yaml = "yaml";
+                })
+              }";
+            };
+          };
+        };
+      };
+      makeTest = import ../test.nix { inherit pkgs lib; };
+      onMicroVM.backend = "firecracker";
+      of = args: shown (makeTest (base // args));
+    in
+    {
+      names = lib.attrNames (builtins.functionArgs makeTest);
+      without = of { };
+      withoutOnMicroVM = of onMicroVM;
+      given = lib.mapAttrs (_: of) {
+        name.name = "another";
+        nodes.nodes.only = { };
+        testScript.testScript = "pass # another\n";
+        test = {
+          testScript = null;
+          test = "def test_another(): pass";
+        };
+        backend = onMicroVM;
+        vlans.vlans = [
+          3
+          4
+        ];
+        globalTimeout.globalTimeout = 61;
+        memorySize.memorySize = 700;
+        vcpus.vcpus = 3;
+        splitStore = onMicroVM // {
+          splitStore = true;
+        };
+        hugePages = onMicroVM // {
+          hugePages = true;
+        };
+        entropy = onMicroVM // {
+          entropy = false;
+        };
+        usePrebuiltSnapshots.usePrebuiltSnapshots = true;
+        enableNetwork.enableNetwork = false;
+        extraDriverArgs.extraDriverArgs = [ "--seed=7" ];
+        extraPythonPackages.extraPythonPackages = ps: [ ps.yaml ];
+        enableOCR.enableOCR = true;
+        skipCheck.skipCheck = true;
+        debugBoot.debugBoot = true;
+        debugBootOnMicroVM = onMicroVM // {
+          debugBoot = true;
+        };
+        specialArgs = {
+          specialArgs.parameter = "a-parameter";
+          defaults = { parameter, ... }: { boot.kernelParams = [ parameter ]; };
+        };
+        defaults.defaults.networking.firewall.enable = true;
+        extraPackages.extraPackages = [ { outPath = "/nix/store/a-program"; } ];
+        preScript.preScript = "export ATTEST_BOOT=cold";
+        firecrackerPackage = onMicroVM // {
+          firecrackerPackage.outPath = "/nix/store/another-vmm";
+        };
+        cloudHypervisorPackage = {
+          backend = "cloud-hypervisor";
+          cloudHypervisorPackage.outPath = "/nix/store/another-vmm";
+        };
+        passthru.passthru.mine = "mine";
+        meta.meta.description = "a test";
+      };
+    };
+  # Memory and processors of a machine itself win, and so does a test that another one is made of.
+  ofANode = shown (
+    (makeTest (
+      base
+      // {
+        memorySize = 640;
+        vcpus = 2;
+        defaults.virtualisation = {
+          memorySize = 900;
+          cores = 4;
+        };
+      }
+    )).override
+      { globalTimeout = 62; }
   );
   # The derivation of one machine's snapshot, of tests that differ.
   snapshotKeys =
