@@ -178,7 +178,7 @@ func (r *run) newDoor(v vmm.Backdoor) *backdoor.Door {
 		place = "port 1234 of its vsock, or that of vsock_port"
 	}
 	login := backdoor.Login{User: m.config.User, Password: m.config.Password, Patience: m.lab.host.scale(loginPatience), Refused: func(err error) { r.guest.Fail(err) }}
-	if w, ok := r.vm.(vmm.ConsoleWriter); ok {
+	if w, ok := vmm.As[vmm.ConsoleWriter](r.vm); ok {
 		login.Type = w.WriteConsole
 	}
 	return backdoor.New(backdoor.Options{

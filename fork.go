@@ -199,6 +199,6 @@ func (l *Lab) resume(ctx context.Context, machines []*Machine, states map[string
 		if runs[i] == nil {
 			return nil
 		}
-		return runs[i].vm.(vmm.Pauser).Resume(ctx)
+		return as[vmm.Pauser](runs[i]).Resume(ctx)
 	})
 }

@@ -101,7 +101,7 @@ func (s *stillScreen) Screenshot(_ context.Context, path string, format vmm.Pict
 func (r *run) keepPicture() {
 	const operation = "screenshot"
 	m := r.machine
-	s, ok := r.vm.(vmm.Screener)
+	s, ok := vmm.As[vmm.Screener](r.vm)
 	if !ok || m.config.supports(m.lab.ctx, operation, vmm.CanShow) != nil {
 		return
 	}

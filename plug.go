@@ -58,7 +58,7 @@ func (m *Machine) Unplug(ctx context.Context, serial string, opts ...WaitOption)
 		err := m.changeDisks(ctx, w.operation, func(ctx context.Context, r *run, o *own) error {
 			d, err := o.plugged(serial)
 			if err == nil && r != nil {
-				err = r.vm.(vmm.SlotOwner).Unplug(ctx, d.Slot)
+				err = as[vmm.SlotOwner](r).Unplug(ctx, d.Slot)
 			}
 			if err == nil {
 				o.nextSlot, d.Slot = d.Slot+1, noSlot
@@ -115,7 +115,7 @@ func (m *Machine) setDiskFault(ctx context.Context, operation, serial string, f 
 	return m.changeDisks(ctx, operation, func(ctx context.Context, r *run, o *own) error {
 		d, err := o.plugged(serial)
 		if err == nil && r != nil {
-			err = r.vm.(vmm.SlotOwner).SetDiskFault(ctx, d.Slot, f)
+			err = as[vmm.SlotOwner](r).SetDiskFault(ctx, d.Slot, f)
 		}
 		if err == nil {
 			d.Fault = f
@@ -239,7 +239,7 @@ func (o *own) plug(ctx context.Context, r *run, config Disk) (string, error) {
 	d.Slot = slot
 	disk, err := o.slotDisk(i, d)
 	if err == nil && r != nil {
-		err = r.vm.(vmm.SlotOwner).Plug(ctx, disk)
+		err = as[vmm.SlotOwner](r).Plug(ctx, disk)
 	}
 	if err != nil {
 		d.Slot = noSlot

@@ -118,7 +118,7 @@ func (m *Machine) point(ctx context.Context, operation, args string, fn func(con
 
 // move asks how large the screen is each time: a guest can change it.
 func (p *pointer) move(ctx context.Context, to image.Point) error {
-	s, ok := p.run.vm.(vmm.Screener)
+	s, ok := vmm.As[vmm.Screener](p.run.vm)
 	if !ok {
 		return &UnsupportedError{Machine: p.run.machine.Name(), Operation: p.operation, Backend: p.run.machine.config.Backend}
 	}

@@ -88,7 +88,7 @@ func (m *Machine) powerOff(ctx context.Context, operation string, o options, ask
 func (m *Machine) Crash(ctx context.Context) error {
 	return step(ctx, m.Name(), "crash", "", func(ctx context.Context) error {
 		return m.stop(ctx, func(ctx context.Context, r *run) error {
-			if c, ok := r.vm.(vmm.Crasher); ok && c.Crash(ctx) == nil {
+			if c, ok := vmm.As[vmm.Crasher](r.vm); ok && c.Crash(ctx) == nil {
 				return nil
 			}
 			return r.vm.Kill()

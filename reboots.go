@@ -75,7 +75,7 @@ func (r *run) nextBoot(ctx context.Context, before string) error {
 // hasReset reports whether the VMM has said that the guest reset the machine since it
 // last answered: then its silence is that of a boot.
 func (r *run) hasReset() bool {
-	source, ok := r.vm.(vmm.EventSource)
+	source, ok := vmm.As[vmm.EventSource](r.vm)
 	if !ok {
 		return false
 	}

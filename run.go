@@ -247,11 +247,11 @@ func (r *run) begin() error {
 	m := r.machine
 	announced := make(chan struct{}) // a guest that is restored may answer at once
 	redial := time.Duration(0)
-	if _, ok := r.vm.(vmm.Reconnecter); ok {
+	if _, ok := vmm.As[vmm.Reconnecter](r.vm); ok {
 		redial = m.lab.host.scale(agentSilence)
 	}
 	dial := r.vm.Dial
-	if b, ok := r.vm.(vmm.Backdoor); ok {
+	if b, ok := vmm.As[vmm.Backdoor](r.vm); ok {
 		r.door = r.newDoor(b)
 		dial = r.door.Dial
 	}
@@ -289,7 +289,7 @@ func (r *run) begin() error {
 	m.mu.Unlock()
 	m.announce("running", "", time.Since(r.started))
 	close(announced)
-	if source, ok := r.vm.(vmm.EventSource); ok && r.door != nil {
+	if source, ok := vmm.As[vmm.EventSource](r.vm); ok && r.door != nil {
 		r.aside.Go(func() { r.tellDoor(source.Events()) })
 	}
 	go r.pump()
@@ -475,7 +475,7 @@ func (r *run) awake(operation string) error {
 
 func (r *run) setPaused(ctx context.Context, operation string, pause bool) error {
 	m := r.machine
-	p, ok := r.vm.(vmm.Pauser)
+	p, ok := vmm.As[vmm.Pauser](r.vm)
 	if !ok {
 		return &UnsupportedError{Machine: m.Name(), Operation: operation, Backend: m.config.Backend}
 	}
@@ -523,7 +523,7 @@ func (m *Machine) showLinks(ctx context.Context, r *run, operation string, inter
 	if r == nil {
 		return nil
 	}
-	setter, ok := r.vm.(vmm.LinkSetter)
+	setter, ok := vmm.As[vmm.LinkSetter](r.vm)
 	if !ok {
 		return nil // its frames are lost all the same
 	}
@@ -536,7 +536,7 @@ func (m *Machine) showLinks(ctx context.Context, r *run, operation string, inter
 }
 
 func (r *run) reboot(ctx context.Context) error {
-	rebooter, ok := r.vm.(vmm.Rebooter)
+	rebooter, ok := vmm.As[vmm.Rebooter](r.vm)
 	if !ok {
 		return &UnsupportedError{Machine: r.machine.Name(), Operation: "reboot", Backend: r.machine.config.Backend, Can: []string{"qemu"}}
 	}
@@ -568,7 +568,7 @@ func (r *run) panic(ctx context.Context, limit time.Duration) error {
 	if err == nil && r.awaitPanic(soon) || ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	i, ok := r.vm.(vmm.Interrupter)
+	i, ok := vmm.As[vmm.Interrupter](r.vm)
 	if !ok {
 		return err
 	}

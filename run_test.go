@@ -338,13 +338,16 @@ func TestLacks(t *testing.T) {
 		{mock.Pausing, func(ctx context.Context, m *Machine) error { return m.Pause(ctx) }},
 		{mock.Saving, func(ctx context.Context, m *Machine) error { return m.SnapshotCreate(ctx, "x") }},
 		{mock.Reset, func(ctx context.Context, m *Machine) error { return m.Reboot(ctx) }},
-		{mock.Devices, func(ctx context.Context, m *Machine) error { _, err := m.ScreenText(ctx); return err }},
-		{mock.Devices, func(ctx context.Context, m *Machine) error { return m.SendKey(ctx, "a") }},
-		{mock.Devices, func(ctx context.Context, m *Machine) error { return m.SendConsole(ctx, "a") }},
-		{mock.Control, func(ctx context.Context, m *Machine) error {
+		{mock.Screen, func(ctx context.Context, m *Machine) error { _, err := m.ScreenText(ctx); return err }},
+		{mock.Keyboard, func(ctx context.Context, m *Machine) error { return m.SendKey(ctx, "a") }},
+		{mock.Pointer, func(ctx context.Context, m *Machine) error { return m.MouseMove(ctx, 1, 1) }},
+		{mock.Input, func(ctx context.Context, m *Machine) error { return m.SendConsole(ctx, "a") }},
+		{mock.Monitor, func(ctx context.Context, m *Machine) error {
 			_, err := m.SendMonitorCommand(ctx, "info")
 			return err
 		}},
+		{mock.All, func(ctx context.Context, m *Machine) error { return m.SnapshotCreate(ctx, "x") }},
+		{mock.All, func(ctx context.Context, m *Machine) error { return m.Reboot(ctx) }},
 	} {
 		t.Run(string(test.without), func(t *testing.T) {
 			s := newStage(t, mock.Options{Without: []mock.Group{test.without}})
@@ -358,11 +361,17 @@ func TestLacks(t *testing.T) {
 	}
 }
 
-// Without Crasher and links there is another way, or nothing to do.
+// Where a VMM can do nothing but start and end machines, there is another way for what does
+// not ask for more: guests are reached, pulled cables lose frames, and a crash is a kill.
 func TestLacksWithoutConsequence(t *testing.T) {
-	s := newStage(t, mock.Options{Without: []mock.Group{mock.Crashing}})
+	s := newStage(t, mock.Options{Without: []mock.Group{mock.All}})
 	m := s.lab(t, "a").Machine("a")
 	prints(t, m, "true", "")
+	for _, op := range []func(context.Context, ...int) error{m.Block, m.Unblock} {
+		if err := op(limited(t)); err != nil {
+			t.Error(err)
+		}
+	}
 	if err := m.Crash(limited(t)); err != nil {
 		t.Error(err)
 	}

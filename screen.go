@@ -126,7 +126,7 @@ func (m *Machine) pictureName(ctx context.Context, operation, args, filename str
 // which may be over.
 func (r *run) attachScreenshot(of context.Context, we *WaitError, operation string) {
 	m := r.machine
-	s, ok := r.vm.(vmm.Screener)
+	s, ok := vmm.As[vmm.Screener](r.vm)
 	if !ok || m.config.supports(m.lab.ctx, operation, vmm.CanShow) != nil {
 		return
 	}

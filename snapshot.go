@@ -138,7 +138,7 @@ func capture(ctx context.Context, machines []*Machine, dir string, paused func()
 		ctx := context.WithoutCancel(ctx)
 		each(machines, func(i int, m *Machine) error {
 			if runs[i] != nil {
-				runs[i].vm.(vmm.Pauser).Resume(ctx)
+				as[vmm.Pauser](runs[i]).Resume(ctx)
 				runs[i].correctClock()
 			}
 			return nil
@@ -148,7 +148,7 @@ func capture(ctx context.Context, machines []*Machine, dir string, paused func()
 		if runs[i] == nil {
 			return nil
 		}
-		return runs[i].vm.(vmm.Pauser).Pause(ctx)
+		return as[vmm.Pauser](runs[i]).Pause(ctx)
 	})
 	if err == nil {
 		paused()
@@ -177,10 +177,10 @@ func (m *Machine) pausable(ctx context.Context) (*run, error) {
 	if r == nil {
 		return nil, nil
 	}
-	if _, ok := r.vm.(vmm.Snapshotter); !ok {
+	if _, ok := vmm.As[vmm.Snapshotter](r.vm); !ok {
 		return nil, m.cannotSave()
 	}
-	if d, ok := r.vm.(vmm.Doubtful); ok {
+	if d, ok := vmm.As[vmm.Doubtful](r.vm); ok {
 		return r, d.CanSave(ctx)
 	}
 	return r, nil
@@ -193,7 +193,7 @@ func (m *Machine) capture(ctx context.Context, r *run, dir string) (s *machineSt
 	m.mu.Unlock()
 	s.console = m.console.Save()
 	if r != nil {
-		s.state, err = save(ctx, r.vm.(vmm.Snapshotter))
+		s.state, err = save(ctx, as[vmm.Snapshotter](r))
 		if err != nil {
 			return s, &InfraError{m.Name(), "save the machine", err}
 		}

@@ -162,7 +162,7 @@ func (r *run) standing(ctx context.Context) string {
 	if r.awake("") != nil {
 		return "the machine is paused"
 	}
-	if o, ok := r.vm.(vmm.Observer); ok {
+	if o, ok := vmm.As[vmm.Observer](r.vm); ok {
 		ctx, cancel := context.WithTimeout(ctx, statePatience)
 		defer cancel()
 		if state, err := o.State(ctx); err == nil && state != "" {

@@ -124,11 +124,17 @@ func withVMM[V any](ctx context.Context, m *Machine, operation string, what vmm.
 		}
 		return err
 	}
-	v, ok := r.vm.(V)
+	v, ok := vmm.As[V](r.vm)
 	if !ok {
 		return &UnsupportedError{Machine: m.Name(), Operation: operation, Backend: m.config.Backend}
 	}
 	return r.explain(ctx, operation, fn(r, v))
+}
+
+// as is the VMM of a machine that is known to have a capability.
+func as[V any](r *run) V {
+	v, _ := vmm.As[V](r.vm)
+	return v
 }
 
 // defaultTimeout is the NixOS driver's limit for waits and execute.

@@ -357,7 +357,7 @@ func (m *Machine) settle(ctx context.Context, tell func(string)) error {
 	if err != nil {
 		return err
 	}
-	if d, ok := r.vm.(vmm.Doubtful); ok {
+	if d, ok := vmm.As[vmm.Doubtful](r.vm); ok {
 		if err := d.WillSave(); err != nil {
 			return err
 		}
@@ -452,10 +452,10 @@ func (l *Lab) settle(ctx context.Context) error {
 // saveTemplate saves the machine, which ends with that.
 func (m *Machine) saveTemplate(ctx context.Context, d *snapshot.Draft) error {
 	r := m.running()
-	if err := r.vm.(vmm.Pauser).Pause(ctx); err != nil {
+	if err := as[vmm.Pauser](r).Pause(ctx); err != nil {
 		return err
 	}
-	device, err := r.vm.(vmm.Snapshotter).Save(ctx, d.Memory)
+	device, err := as[vmm.Snapshotter](r).Save(ctx, d.Memory)
 	if err != nil {
 		return err
 	}

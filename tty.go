@@ -161,7 +161,7 @@ func (g *glance) beside(ctx context.Context, once bool, wait func(context.Contex
 		}
 		return err
 	}
-	s, ok := r.vm.(vmm.Screener)
+	s, ok := vmm.As[vmm.Screener](r.vm)
 	if !ok {
 		return wait(ctx)
 	}

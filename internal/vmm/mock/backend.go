@@ -21,8 +21,7 @@ type Options struct {
 	Name string // default "mock"
 	// InProcess has this process serve as the guest: commands run on the host.
 	InProcess bool
-	// Without is what the machines cannot do: nothing, one Group, or all of them.
-	// It counts for machines in this process.
+	// Without is what the machines cannot do. It counts for machines in this process.
 	Without []Group
 	// Warm makes the backend a vmm.Fingerprinter.
 	Warm bool
@@ -91,9 +90,6 @@ func (b *backend) Check(c vmm.Config) error {
 	boot, ok := c.Boot.(*vmm.Mock)
 	if !ok {
 		return &vmm.UnsupportedError{Machine: c.Name, Operation: fmt.Sprintf("a machine by %T", c.Boot), Backend: b.Name(), Reason: "it has no VMM"}
-	}
-	if _, ok := compose(&Machine{}, b.Without); !ok {
-		return fmt.Errorf("mock: no type for machines without %v", b.Without)
 	}
 	switch b.kind(c) {
 	case kindCanned:
@@ -231,8 +227,7 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if b.Started != nil {
 		b.Started(m)
 	}
-	vm, _ := compose(m, b.without(config))
-	return vm, nil
+	return limit(m, b.without(config)), nil
 }
 
 var errMockFailed = errors.New("the mock was told to fail")
@@ -257,27 +252,24 @@ func (b *backend) Offers(c vmm.Config, what vmm.Capability) (ok bool, lack vmm.L
 
 // has reports whether machines without some groups have a capability.
 func has(without []Group, what vmm.Capability) (ok bool) {
-	vm, known := compose(&Machine{}, without)
-	if !known {
-		return false
-	}
+	vm := limit(&Machine{}, without)
 	switch what {
 	case vmm.CanPause:
-		_, ok = vm.(vmm.Pauser)
+		_, ok = vmm.As[vmm.Pauser](vm)
 	case vmm.CanReset:
-		_, ok = vm.(vmm.Rebooter)
+		_, ok = vmm.As[vmm.Rebooter](vm)
 	case vmm.CanType:
-		_, ok = vm.(vmm.Keyboarder)
+		_, ok = vmm.As[vmm.Keyboarder](vm)
 	case vmm.CanShow:
-		_, ok = vm.(vmm.Screener)
+		_, ok = vmm.As[vmm.Screener](vm)
 	case vmm.CanPoint:
-		_, ok = vm.(vmm.Pointer)
+		_, ok = vmm.As[vmm.Pointer](vm)
 	case vmm.CanListen:
-		_, ok = vm.(vmm.ConsoleWriter)
+		_, ok = vmm.As[vmm.ConsoleWriter](vm)
 	case vmm.CanInteract:
-		_, ok = vm.(vmm.Monitor)
+		_, ok = vmm.As[vmm.Monitor](vm)
 	case vmm.CanTell:
-		_, ok = vm.(vmm.EventSource)
+		_, ok = vmm.As[vmm.EventSource](vm)
 	}
 	return ok
 }

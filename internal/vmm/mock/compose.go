@@ -1,169 +1,100 @@
 package mock
 
 import (
+	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
-// A Group is some of the optional interfaces of a VM, which a mock has or lacks
-// together.
+// A Group is one or some of the optional interfaces of a VM, which a mock can lack.
 type Group string
 
 const (
 	Saving   Group = "saving"   // vmm.Snapshotter but for vmm.Pauser
 	Pausing  Group = "pausing"  // vmm.Pauser, and so vmm.Snapshotter
 	Reset    Group = "reset"    // vmm.Rebooter
-	Buttons  Group = "buttons"  // vmm.PowerButton, vmm.Interrupter
+	Power    Group = "power"    // vmm.PowerButton
+	NMI      Group = "nmi"      // vmm.Interrupter
 	Crashing Group = "crashing" // vmm.Crasher
 	Links    Group = "links"    // vmm.LinkSetter
-	Devices  Group = "devices"  // vmm.Keyboarder, vmm.Screener, vmm.Pointer, vmm.ConsoleWriter
-	Control  Group = "control"  // vmm.Monitor, vmm.EventSource
+	Keyboard Group = "keyboard" // vmm.Keyboarder
+	Pointer  Group = "pointer"  // vmm.Pointer
+	Screen   Group = "screen"   // vmm.Screener
+	Input    Group = "input"    // vmm.ConsoleWriter
+	Monitor  Group = "monitor"  // vmm.Monitor
+	Events   Group = "events"   // vmm.EventSource
+
+	// Some together:
+	Buttons Group = "buttons" // Power, NMI
+	Devices Group = "devices" // Keyboard, Pointer, Screen, Input
+	Control Group = "control" // Monitor, Events
+	All     Group = "all"
 )
 
-type (
-	buttons interface {
-		vmm.PowerButton
-		vmm.Interrupter
-	}
-	devices interface {
-		vmm.Keyboarder
-		vmm.Screener
-		vmm.Pointer
-		vmm.ConsoleWriter
-	}
-	control interface {
-		vmm.Monitor
-		vmm.EventSource
-	}
-)
+// everyGroup is each Group that is not several others.
+var everyGroup = []Group{Saving, Pausing, Reset, Power, NMI, Crashing, Links, Keyboard, Pointer, Screen, Input, Monitor, Events}
 
-// compose gives callers a machine without some of its interfaces: they look for
-// them by type assertion, so each set needs a type. There are those that lack
-// one group, those that lack all, and what processes and canned answers have.
-func compose(m *Machine, without []Group) (vmm.VM, bool) {
-	switch key := groupsOf(without); key {
-	case groupsOf(nil):
-		return m, true
-	case groupsOf([]Group{Saving}):
-		return struct {
-			vmm.VM
-			vmm.Pauser
-			vmm.Rebooter
-			buttons
-			vmm.Crasher
-			vmm.LinkSetter
-			devices
-			control
-		}{m, m, m, m, m, m, m, m}, true
-	case groupsOf([]Group{Pausing}):
-		return struct {
-			vmm.VM
-			vmm.Rebooter
-			buttons
-			vmm.Crasher
-			vmm.LinkSetter
-			devices
-			control
-		}{m, m, m, m, m, m, m}, true
-	case groupsOf([]Group{Reset}):
-		return struct {
-			vmm.VM
-			vmm.Snapshotter
-			buttons
-			vmm.Crasher
-			vmm.LinkSetter
-			devices
-			control
-		}{m, m, m, m, m, m, m}, true
-	case groupsOf([]Group{Buttons}):
-		return struct {
-			vmm.VM
-			vmm.Snapshotter
-			vmm.Rebooter
-			vmm.Crasher
-			vmm.LinkSetter
-			devices
-			control
-		}{m, m, m, m, m, m, m}, true
-	case groupsOf([]Group{Crashing}):
-		return struct {
-			vmm.VM
-			vmm.Snapshotter
-			vmm.Rebooter
-			buttons
-			vmm.LinkSetter
-			devices
-			control
-		}{m, m, m, m, m, m, m}, true
-	case groupsOf([]Group{Links}):
-		return struct {
-			vmm.VM
-			vmm.Snapshotter
-			vmm.Rebooter
-			buttons
-			vmm.Crasher
-			devices
-			control
-		}{m, m, m, m, m, m, m}, true
-	case groupsOf([]Group{Devices}):
-		return struct {
-			vmm.VM
-			vmm.Snapshotter
-			vmm.Rebooter
-			buttons
-			vmm.Crasher
-			vmm.LinkSetter
-			control
-		}{m, m, m, m, m, m, m}, true
-	case groupsOf([]Group{Control}):
-		return struct {
-			vmm.VM
-			vmm.Snapshotter
-			vmm.Rebooter
-			buttons
-			vmm.Crasher
-			vmm.LinkSetter
-			devices
-		}{m, m, m, m, m, m, m}, true
-	case groupsOf(unlikeProcesses):
-		return struct {
-			vmm.VM
-			vmm.Rebooter
-			vmm.PowerButton
-			vmm.Crasher
-			vmm.LinkSetter
-		}{m, m, m, m, m}, true
-	case groupsOf(everyGroup):
-		return struct{ vmm.VM }{m}, true
-	}
-	return nil, false
+// together are the others.
+var together = map[Group][]Group{
+	Buttons: {Power, NMI},
+	Devices: {Keyboard, Pointer, Screen, Input},
+	Control: {Monitor, Events},
+	All:     everyGroup,
 }
 
-var everyGroup = []Group{Saving, Pausing, Reset, Buttons, Crashing, Links, Devices, Control}
+var interfaces = map[Group][]reflect.Type{
+	Saving:   {reflect.TypeFor[vmm.Snapshotter]()},
+	Pausing:  {reflect.TypeFor[vmm.Pauser](), reflect.TypeFor[vmm.Snapshotter]()},
+	Reset:    {reflect.TypeFor[vmm.Rebooter]()},
+	Power:    {reflect.TypeFor[vmm.PowerButton]()},
+	NMI:      {reflect.TypeFor[vmm.Interrupter]()},
+	Crashing: {reflect.TypeFor[vmm.Crasher]()},
+	Links:    {reflect.TypeFor[vmm.LinkSetter]()},
+	Keyboard: {reflect.TypeFor[vmm.Keyboarder]()},
+	Pointer:  {reflect.TypeFor[vmm.Pointer]()},
+	Screen:   {reflect.TypeFor[vmm.Screener]()},
+	Input:    {reflect.TypeFor[vmm.ConsoleWriter]()},
+	Monitor:  {reflect.TypeFor[vmm.Monitor]()},
+	Events:   {reflect.TypeFor[vmm.EventSource]()},
+}
 
-// groupNames lists them for people.
+// groupNames lists all of them for people.
 func groupNames() string {
-	var names []string
-	for _, g := range everyGroup {
+	names := make([]string, 0, len(everyGroup)+len(together))
+	for _, g := range slices.Concat(everyGroup, []Group{Buttons, Devices, Control, All}) {
 		names = append(names, string(g))
 	}
 	return strings.Join(names, ", ")
 }
 
+func isGroup(g Group) bool { return interfaces[g] != nil || together[g] != nil }
+
 // unlikeProcesses is what processes of the host cannot do; they have a power
 // button, but no interrupt that cannot be masked.
-var unlikeProcesses = []Group{Saving, Pausing, Buttons, Devices, Control}
+var unlikeProcesses = []Group{Saving, Pausing, NMI, Devices, Control}
 
-type groupSet uint
+// limited is a machine that lacks some groups (vmm.As).
+type limited struct {
+	*Machine
+	hidden map[reflect.Type]bool
+}
 
-func groupsOf(list []Group) (set groupSet) {
-	for i, g := range everyGroup {
-		for _, x := range list {
-			if x == g {
-				set |= 1 << i
+var _ vmm.Limited = (*limited)(nil)
+
+// limit gives callers a machine without some of its interfaces.
+func limit(m *Machine, without []Group) *limited {
+	l := &limited{m, map[reflect.Type]bool{}}
+	for _, g := range without {
+		for _, single := range append(slices.Clone(together[g]), g) {
+			for _, optional := range interfaces[single] {
+				l.hidden[optional] = true
 			}
 		}
 	}
-	return set
+	return l
 }
+
+func (l *limited) Whole() vmm.VM                { return l.Machine }
+func (l *limited) Hides(what reflect.Type) bool { return l.hidden[what] }

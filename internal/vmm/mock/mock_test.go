@@ -318,27 +318,28 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// Callers find out by type assertion what a machine can do.
-func TestComposition(t *testing.T) {
+// Callers find out by vmm.As what a machine can do.
+func TestLimit(t *testing.T) {
 	abilities := func(vm vmm.VM) (has []string) {
-		_, pauser := vm.(vmm.Pauser)
-		_, snapshotter := vm.(vmm.Snapshotter)
-		_, rebooter := vm.(vmm.Rebooter)
-		_, button := vm.(vmm.PowerButton)
-		_, interrupter := vm.(vmm.Interrupter)
-		_, crasher := vm.(vmm.Crasher)
-		_, links := vm.(vmm.LinkSetter)
-		_, keyboard := vm.(vmm.Keyboarder)
-		_, screen := vm.(vmm.Screener)
-		_, writer := vm.(vmm.ConsoleWriter)
-		_, monitor := vm.(vmm.Monitor)
-		_, events := vm.(vmm.EventSource)
+		_, pauser := vmm.As[vmm.Pauser](vm)
+		_, snapshotter := vmm.As[vmm.Snapshotter](vm)
+		_, rebooter := vmm.As[vmm.Rebooter](vm)
+		_, button := vmm.As[vmm.PowerButton](vm)
+		_, interrupter := vmm.As[vmm.Interrupter](vm)
+		_, crasher := vmm.As[vmm.Crasher](vm)
+		_, links := vmm.As[vmm.LinkSetter](vm)
+		_, keyboard := vmm.As[vmm.Keyboarder](vm)
+		_, pointer := vmm.As[vmm.Pointer](vm)
+		_, screen := vmm.As[vmm.Screener](vm)
+		_, writer := vmm.As[vmm.ConsoleWriter](vm)
+		_, monitor := vmm.As[vmm.Monitor](vm)
+		_, events := vmm.As[vmm.EventSource](vm)
 		for _, a := range []struct {
 			name string
 			ok   bool
 		}{
 			{"pause", pauser}, {"save", snapshotter}, {"reset", rebooter}, {"power", button}, {"nmi", interrupter}, {"crash", crasher},
-			{"links", links}, {"keys", keyboard}, {"screen", screen}, {"console", writer}, {"monitor", monitor}, {"events", events},
+			{"links", links}, {"keys", keyboard}, {"pointer", pointer}, {"screen", screen}, {"console", writer}, {"monitor", monitor}, {"events", events},
 		} {
 			if a.ok {
 				has = append(has, a.name)
@@ -347,7 +348,7 @@ func TestComposition(t *testing.T) {
 		return has
 	}
 	all := abilities(&Machine{})
-	if len(all) != 12 {
+	if len(all) != 13 {
 		t.Errorf("a whole machine can %v", all)
 	}
 	lack := func(names ...string) []string {
@@ -364,18 +365,18 @@ func TestComposition(t *testing.T) {
 		{[]Group{Buttons}, lack("power", "nmi")},
 		{[]Group{Crashing}, lack("crash")},
 		{[]Group{Links}, lack("links")},
-		{[]Group{Devices}, lack("keys", "screen", "console")},
-		{[]Group{Control}, lack("monitor", "events")},
+		{[]Group{Power}, lack("power")},
+		{[]Group{Keyboard, Events, Links}, lack("keys", "events", "links")},
+		{[]Group{Saving, NMI, Screen, Pointer, Monitor}, lack("save", "nmi", "screen", "pointer", "monitor")},
+		{[]Group{Devices}, lack("keys", "screen", "pointer", "console")},
+		{[]Group{Control, Input}, lack("monitor", "events", "console")},
 		{unlikeProcesses, []string{"reset", "power", "crash", "links"}},
 		{everyGroup, nil},
+		{[]Group{All}, nil},
 	} {
-		vm, ok := compose(&Machine{}, test.without)
-		if got := abilities(vm); !ok || !slices.Equal(got, test.want) {
+		if got := abilities(limit(&Machine{}, test.without)); !slices.Equal(got, test.want) {
 			t.Errorf("without %v: %v, want %v", test.without, got, test.want)
 		}
-	}
-	if err := New(Options{InProcess: true, Without: []Group{Links, Devices}}).Check(vmm.Config{}); err == nil {
-		t.Error("a set for which there is no type is not refused")
 	}
 	if _, ok := New(Options{}).(vmm.Fingerprinter); ok {
 		t.Error("machines without Warm are kept")

@@ -32,8 +32,7 @@ func TestScriptErrors(t *testing.T) {
 		{`{"files": {"/a": 1}}`, `/files: want an object of strings, not a JSON number`},
 		{`{"sockets": ["run/x"]}`, `/sockets/0: "run/x": want the absolute path of a socket`},
 		{`{"ports": [0]}`, "/ports/0: port 0: want 1 to 65535"},
-		{`{"without": ["power"]}`, `/without/0: "power": want one of saving, pausing, reset, buttons, crashing, links, devices, control`},
-		{`{"without": ["saving", "reset"]}`, "/without: want one of saving, pausing, reset, buttons, crashing, links, devices, control, or all of them"},
+		{`{"without": ["saving", "mouse"]}`, `/without/1: "mouse": want some of saving, pausing, reset, power, nmi, crashing, links, keyboard, pointer, screen, input, monitor, events, buttons, devices, control, all`},
 		{`{"silent": 1}`, "/silent: want true or false, not a JSON number"},
 	} {
 		_, err := ParseScript([]byte(test.script))
@@ -63,13 +62,13 @@ func TestScriptWithout(t *testing.T) {
 		without             string
 		save, keys, monitor bool // saving, keys, the monitor
 	}{
-		{`["saving"]`, false, true, true}, {`["devices"]`, true, false, true}, {`["control"]`, true, true, false}, {string(all), false, false, false}, {`[]`, true, true, true},
+		{`["saving"]`, false, true, true}, {`["devices"]`, true, false, true}, {`["control"]`, true, true, false}, {`["keyboard", "saving"]`, false, false, true}, {string(all), false, false, false}, {`["all"]`, false, false, false}, {`[]`, true, true, true},
 	} {
 		c := vmm.Config{Dir: t.TempDir(), Boot: &vmm.Mock{Script: []byte(`{"console": "", "without": ` + tt.without + `}`)}}
 		m := start(t, Options{}, c)
-		_, save := m.vm.(vmm.Snapshotter)
-		_, keys := m.vm.(vmm.Keyboarder)
-		_, monitor := m.vm.(vmm.Monitor)
+		_, save := vmm.As[vmm.Snapshotter](m.vm)
+		_, keys := vmm.As[vmm.Keyboarder](m.vm)
+		_, monitor := vmm.As[vmm.Monitor](m.vm)
 		if save != tt.save || keys != tt.keys || monitor != tt.monitor {
 			t.Errorf("without %s: saving %v, keys %v, monitor %v", tt.without, save, keys, monitor)
 		}
