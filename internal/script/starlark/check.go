@@ -15,10 +15,10 @@ import (
 // check looks at each operation that the file calls on an object whose kind is
 // known for certain, so that a misspelt one is found before anything boots and
 // not at the end of a long test.
-func (m *module) check(s sources) []*script.Error {
+func (m *module) check(s sources, env sl.StringDict) []*script.Error {
 	var errs []*script.Error
 	calls := map[*syntax.DotExpr]*syntax.CallExpr{}
-	c := checker{m, assignments(m.syntax)}
+	c := checker{m, assignments(m.syntax), env}
 	syntax.Walk(m.syntax, func(n syntax.Node) bool {
 		switch n := n.(type) {
 		case *syntax.CallExpr:
@@ -54,6 +54,7 @@ func (m *module) check(s sources) []*script.Error {
 type checker struct {
 	*module
 	assigned map[*syntax.Ident]syntax.Expr // by the variable's first occurrence
+	env      sl.StringDict                 // what is predeclared, machines of the machine configuration included
 }
 
 // assignments are the variables of functions that have one value for all their
@@ -107,11 +108,11 @@ func (c checker) kind(x syntax.Expr) (on operation.On, known bool) {
 		if !ok {
 			return 0, false
 		}
+		if _, ok := c.named(x).(*machine); ok {
+			return operation.Machine, true
+		}
 		switch b.Scope {
 		case resolve.Global:
-			if _, ok := c.globals[x.Name].(*machine); ok {
-				return operation.Machine, true
-			}
 		case resolve.Predeclared:
 			for _, on := range operation.Kinds() {
 				if on.Global() == x.Name {
@@ -261,6 +262,10 @@ func (c checker) named(x *syntax.Ident) sl.Value {
 		return sl.Universe[x.Name]
 	case resolve.Global:
 		return c.globals[x.Name]
+	case resolve.Predeclared:
+		if m, ok := c.env[x.Name].(*machine); ok {
+			return m
+		}
 	}
 	return nil
 }

@@ -106,7 +106,7 @@ func (l *loader) read(path string, choose func(*File, *module) []*script.Error) 
 	f.globals, f.loaded = m.globals, l.loadedBy(m)
 	errs := l.checkMachines(f)
 	for _, m := range l.order {
-		errs = append(errs, m.check(l.sources)...)
+		errs = append(errs, m.check(l.sources, l.env)...)
 		errs = append(errs, f.addBuilds(m)...)
 	}
 	errs = append(errs, l.checkImages(f)...)
