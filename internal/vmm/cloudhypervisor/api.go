@@ -64,6 +64,7 @@ type (
 		Socket string `json:"socket,omitempty"`
 	}
 	vsockConfig struct {
+		ID     string `json:"id"`
 		CID    int    `json:"cid"`
 		Socket string `json:"socket"`
 	}

@@ -47,7 +47,7 @@ type hypervisor struct {
 
 	eventsRead, eventsWrite *os.File
 	eventsFD                int
-	events                  *events // nil: none have been read yet
+	events                  events
 
 	serialRead  *io.PipeReader
 	serialWrite *io.PipeWriter
@@ -64,6 +64,8 @@ var (
 	_ vmm.Backdoor    = (*bare)(nil)
 	_ vmm.Doubtful    = (*bare)(nil)
 	_ microvm.VMM     = (*hypervisor)(nil)
+
+	_ microvm.DriverTeller = (*hypervisor)(nil)
 )
 
 // Names in its directory, and in that of its memory.
@@ -75,6 +77,9 @@ const (
 	memoryFile = "memory"
 	saveDir    = "save"
 )
+
+// vsockID is the name of the vsock among the devices.
+const vsockID = "vsock"
 
 // Start starts a cloud-hypervisor and lets its guest run.
 func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (_ vmm.VM, err error) {
@@ -105,7 +110,7 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 
 // Prepare returns a process that boots, or goes on from a state.
 func (d design) Prepare(ctx context.Context, dir string, from *vmm.State) (spec microvm.Spec, _ microvm.VMM, err error) {
-	p := &hypervisor{design: d, dir: dir}
+	p := &hypervisor{design: d, dir: dir, events: events{up: make(chan struct{})}}
 	p.serialRead, p.serialWrite = io.Pipe()
 	p.api = microvm.NewAPI(filepath.Join(dir, apiSocket), apiBase, chain)
 	defer func() {
@@ -175,9 +180,7 @@ func (p *hypervisor) Close() error {
 			errs = append(errs, f.Close())
 		}
 	}
-	if p.events != nil {
-		<-p.events.over
-	}
+	p.events.happened()
 	if p.eventsRead != nil {
 		errs = append(errs, p.eventsRead.Close())
 	}
@@ -197,7 +200,7 @@ func (p *hypervisor) Begin(ctx context.Context, process *microvm.Process, paused
 	// The process has a copy: without ours, its end is that of the events.
 	p.eventsWrite.Close()
 	p.eventsWrite = nil
-	p.events = watch(p.eventsRead, func() { process.Signal(syscall.SIGKILL) })
+	p.events.watch(p.eventsRead, func() { process.Signal(syscall.SIGKILL) })
 	if err := p.api.Await(ctx, process.Done()); err != nil {
 		return err
 	}
@@ -205,6 +208,14 @@ func (p *hypervisor) Begin(ctx context.Context, process *microvm.Process, paused
 		return p.restore(ctx, paused)
 	}
 	return p.boot(ctx, paused)
+}
+
+// DriverUp is told by an event, when the guest boots.
+func (p *hypervisor) DriverUp() <-chan struct{} {
+	if p.from != nil {
+		return nil
+	}
+	return p.events.up
 }
 
 func (p *hypervisor) put(ctx context.Context, path string, body any) error {
@@ -221,7 +232,7 @@ func (p *hypervisor) boot(ctx context.Context, paused bool) error {
 		RNG:     rngConfig{"/dev/urandom"},
 		Serial:  consoleConfig{Mode: "Socket", Socket: serialSocket},
 		Console: consoleConfig{Mode: "Off"},
-		Vsock:   vsockConfig{CID: p.options.GuestCID(), Socket: microvm.VsockSocket},
+		Vsock:   vsockConfig{ID: vsockID, CID: p.options.GuestCID(), Socket: microvm.VsockSocket},
 		PVPanic: true,
 	}
 	for i, d := range p.hw.Disks {
@@ -339,10 +350,7 @@ func (p *hypervisor) unless(ctx context.Context, state string, err error) error 
 
 // Ended: only a power-off ends a process without an error, and a reset by way of us.
 func (p *hypervisor) Ended(status supervise.Status) vmm.ExitReason {
-	panicked, reset := false, false
-	if p.events != nil {
-		panicked, reset = p.events.happened()
-	}
+	panicked, reset := p.events.happened()
 	switch {
 	case panicked:
 		return vmm.Panicked

@@ -3,6 +3,7 @@ package cloudhypervisor
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -128,6 +129,26 @@ func TestSaveWithoutPause(t *testing.T) {
 func TestDiesWhilePausing(t *testing.T) {
 	r := newRig(t, fake.Options{Faults: micro.Faults{Exit: map[string]int{"PUT vm.pause": 9}}})
 	r.DiesWhilePausing("cloud-hypervisor ended: exit status 9: the fake was told to end at PUT vm.pause")
+}
+
+// Nobody connects to the guest before its driver is up, in the first boot and in the next.
+func TestDriverIsAwaited(t *testing.T) {
+	r := newRig(t, fake.Options{Driver: 300 * time.Millisecond})
+	c := r.Config("m")
+	c.AllowReboot = true
+	b := r.Start(c)
+	b.Runs(r.Ctx)
+	info, err := b.Ready(r.Ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.VM.(vmm.Rebooter).Reset(r.Ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.ReadyAgain(r.Ctx, info); err != nil {
+		t.Fatal(err)
+	}
+	b.Runs(r.Ctx)
 }
 
 // The power button and the NMI reach the guest.

@@ -42,6 +42,13 @@ type VMM interface {
 	Close() error
 }
 
+// A DriverTeller is a VMM that tells when the driver of its guest's vsock is up.
+type DriverTeller interface {
+	// DriverUp returns what is closed then, and at the end of the VMM; nil where it is
+	// up already. It is called before Begin.
+	DriverUp() <-chan struct{}
+}
+
 // A Machine is one VMM after the other: a reset of the guest ends its process, and where it
 // may reboot another one begins on the same disks.
 type Machine struct {
@@ -69,7 +76,8 @@ type Machine struct {
 type running struct {
 	*Process
 	vmm  VMM
-	said chan Said // when the console has been read to its end
+	up   <-chan struct{} // of DriverTeller; nil: it does not tell
+	said chan Said       // when the console has been read to its end
 }
 
 var (
@@ -135,6 +143,10 @@ func (m *Machine) launch(ctx context.Context, from *vmm.State) (_ *running, outp
 	if p.Process, err = Start(ctx, m.host, spec); err != nil {
 		return nil, "", errors.Join(err, v.Close())
 	}
+	if t, ok := v.(DriverTeller); ok {
+		p.up = t.DriverUp()
+	}
+	m.vsock.Expect(p.up)
 	go func() { p.said <- m.console.Copy(v.Serial(p.Process), func() { p.Signal(syscall.SIGKILL) }) }()
 	if err = v.Begin(ctx, p.Process, m.config.Paused); err != nil {
 		err = p.ended(ctx, err)
@@ -168,7 +180,7 @@ func (p *running) finish() error { return errors.Join(p.vmm.Close(), p.Finish())
 func (m *Machine) live(p *running) {
 	for p != nil {
 		if m.shell != nil && !m.shell.agentReached() {
-			m.shell.serve(p.Done())
+			m.shell.serve(p.Done(), p.up)
 		}
 		<-p.Done()
 		said := m.said(p)

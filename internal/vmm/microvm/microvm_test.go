@@ -115,6 +115,47 @@ func TestVsockEndsWithVMM(t *testing.T) {
 	(<-silent).Close()
 }
 
+// Nobody connects before the VMM has said that the guest's driver is up. Where it never says
+// so, Dial ends as on a silent guest.
+func TestVsockWaitsForDriver(t *testing.T) {
+	up, early := make(chan struct{}), make(chan bool, 1)
+	path := listen(t, func(_ int, c net.Conn) {
+		defer c.Close()
+		select {
+		case <-up:
+		default:
+			early <- true
+		}
+		bufio.NewReader(c).ReadString('\n')
+		io.WriteString(c, "OK 1\n")
+	})
+	v := &Vsock{Path: path, Port: 1024, Gone: make(chan struct{})}
+	v.Expect(up)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := v.Dial(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "its driver is not up yet") {
+		t.Errorf("got %v", err)
+	}
+	close(up)
+	conn, err := v.Dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	if len(early) > 0 {
+		t.Error("it has connected before")
+	}
+	gone := make(chan struct{})
+	v = &Vsock{Path: path, Port: 1024, Gone: gone}
+	v.Expect(make(chan struct{}))
+	close(gone)
+	if conn, err := v.Dial(t.Context()); err == nil {
+		conn.Close() // it may have been there at the last moment
+	} else if err != net.ErrClosed {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestConsole(t *testing.T) {
 	for _, tt := range []struct {
 		text string

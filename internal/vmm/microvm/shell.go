@@ -130,10 +130,12 @@ func (s *shell) close() {
 	s.typed.Wait()
 }
 
-// serve connects with the shells of one boot, which ends when gone is closed.
-func (s *shell) serve(gone <-chan struct{}) {
+// serve connects with the shells of one boot, which ends when gone is closed. up is that of
+// Vsock.Expect.
+func (s *shell) serve(gone, up <-chan struct{}) {
 	s.theirs.SetWriteDeadline(never)
 	vsock := &Vsock{Path: s.path, Port: s.port, Gone: gone}
+	vsock.Expect(up)
 	for !s.agentReached() {
 		conn, err := vsock.Dial(context.Background()) // ends with gone
 		if err != nil {

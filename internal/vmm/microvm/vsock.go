@@ -24,6 +24,30 @@ type Vsock struct {
 	Gone <-chan struct{}
 
 	patience atomic.Int64 // time.Duration; with the next silent connection
+	driver   atomic.Pointer[<-chan struct{}]
+}
+
+// Expect has Dial wait until up is closed, which a VMM does that knows when the guest's
+// driver is up: what connects before only bothers the guest later. Nil: nobody knows.
+func (v *Vsock) Expect(up <-chan struct{}) { v.driver.Store(&up) }
+
+// maxUntold is how long Dial waits for what a VMM possibly never says.
+const maxUntold = 30 * time.Second
+
+// awaitDriver blocks until the guest's driver is up, as far as the VMM says so.
+func (v *Vsock) awaitDriver(ctx context.Context) error {
+	up := v.driver.Load()
+	if up == nil || *up == nil {
+		return nil
+	}
+	select {
+	case <-*up:
+	case <-time.After(maxUntold):
+	case <-v.Gone:
+	case <-ctx.Done():
+		return errSilent
+	}
+	return nil
 }
 
 const (
@@ -39,9 +63,12 @@ const (
 func (v *Vsock) Dial(ctx context.Context) (net.Conn, error) {
 	var last error // of an attempt that ctx has not ended
 	for pause := minRedial; ; pause = min(2*pause, maxRedial) {
-		conn, err := v.try(ctx)
+		err := v.awaitDriver(ctx)
 		if err == nil {
-			return conn, nil
+			var conn net.Conn
+			if conn, err = v.try(ctx); err == nil {
+				return conn, nil
+			}
 		}
 		if last == nil || ctx.Err() == nil {
 			last = err

@@ -49,7 +49,7 @@ type config struct {
 	}
 	Net    []struct{ TAP string }
 	Serial struct{ Mode, Socket string }
-	Vsock  *struct{ Socket string }
+	Vsock  *struct{ ID, Socket string }
 }
 
 type zone struct {
@@ -240,9 +240,17 @@ func (m *machine) begin(w fake.Who) {
 	m.state = "Running"
 	m.guest = fake.NewGuest(w, false, m.console, m.end)
 	m.shared.WriteAt([]byte(w.Instance), 1<<20)
-	m.line.Connect(m.guest)
+	guest, id := m.guest, m.config.Vsock.ID
+	up := func() {
+		m.line.Connect(guest)
+		m.say("virtio-device", "activated", map[string]string{"id": id})
+	}
+	if m.line.Early = m.Driver > 0; m.line.Early {
+		time.AfterFunc(m.Driver, up)
+	} else {
+		up()
+	}
 	m.listen()
-	m.say("virtio-device", "activated", map[string]string{"id": "_vsock2"})
 	m.guest.Say("Linux version fake: " + m.config.Payload.Cmdline)
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/attest-vm/attest/internal/vmm/microvm/fake"
 )
@@ -21,6 +22,9 @@ type Options struct {
 	fake.Faults // a refusal is the innermost error of a chain, with the status 500
 
 	NoSocket bool // the API's socket never appears
+	// Driver is how long it takes until the driver of the guest's vsock is up. A host that
+	// connects before ends the process.
+	Driver time.Duration
 	fake.Manners
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 
 	"github.com/attest-vm/attest/internal/agent"
@@ -180,6 +181,7 @@ type Manners struct {
 // A Vsock is a guest's.
 type Vsock struct {
 	Manners
+	Early bool // who connects before there is a guest ends the process
 
 	mu      sync.Mutex
 	guest   *Guest // nil: it has not started
@@ -217,6 +219,10 @@ func (v *Vsock) accept(c net.Conn) {
 	v.mu.Lock()
 	v.dials++
 	n, g := v.dials, v.guest
+	if v.Early && g == nil {
+		fmt.Fprintln(os.Stderr, "somebody connects to the vsock before its driver is up")
+		os.Exit(1)
+	}
 	agent := !v.Shell || v.started || g != nil && g.restored
 	v.mu.Unlock()
 	// The command has to be there in one piece.
