@@ -259,13 +259,20 @@ func TestParallel(t *testing.T) {
 	if err := WriteHTML(&page, r); err != nil {
 		t.Fatal(err)
 	}
-	if n := strings.Count(page.String(), "≠ ended otherwise"); n != 2 {
+	if n := strings.Count(page.String(), "≠ ended otherwise: "); n != 2 || !strings.Contains(page.String(), "≠ ended otherwise: passed [cold]") {
 		t.Errorf("the page marks %d tests that differ, want both of test_b", n)
 	}
-	want := []string{"test_a [cold]", "test_a [warm]", "test_b [cold]", "test_b [warm]"}
+	want := []string{"test_a [cold]", "test_a [warm]", "test_b [cold] ≠ failed [warm]", "test_b [warm] ≠ passed [cold]"}
 	var got []string
 	for _, c := range readJUnit(t, r).Suites[0].Cases {
-		got = append(got, c.Name)
+		name := c.Name
+		if c.Properties != nil {
+			name += " ≠ " + c.Properties.List[0].Value
+			if c.Properties.List[0].Name != "ended_otherwise" || !strings.HasPrefix(c.SystemOut.Text, "≠ ended otherwise: ") {
+				t.Errorf("%s has %+v, and its output is %.80q", name, c.Properties.List, c.SystemOut.Text)
+			}
+		}
+		got = append(got, name)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
@@ -278,6 +285,47 @@ func TestParallel(t *testing.T) {
 				t.Errorf("%q is %d times in the part of %s", own, n, k)
 			}
 		}
+	}
+}
+
+// Each report says how a test ended on the other backends, where that is otherwise.
+func TestBackendsDiffer(t *testing.T) {
+	r := gather(t, func(s *story) {
+		s.is(event.RunStarted{Files: []string{"a.star"}})
+		s.scope.File = "a.star"
+		s.is(event.FileStarted{Tests: []string{"test_a"}, Boots: []string{"mock", "qemu", "firecracker", "cloud-hypervisor"}})
+		for backend, end := range map[string]event.Status{"mock": event.Failed, "qemu": event.Passed, "firecracker": event.BootFailed, "cloud-hypervisor": event.Skipped} {
+			k := event.Scope{File: "a.star", Test: "test_a", Boot: backend}
+			s.bus.Publish(k, event.TestStarted{})
+			s.bus.Publish(k, event.TestFinished{Status: end, Failure: &event.Failure{Status: end}})
+		}
+		s.is(event.FileFinished{Status: event.Failed})
+		s.scope = event.Scope{}
+		s.is(event.RunFinished{Status: event.Failed})
+	})
+	want := map[string]string{
+		"mock": "passed [qemu], boot failed [firecracker]", "qemu": "failed [mock], boot failed [firecracker]", "firecracker": "failed [mock], passed [qemu]",
+		"cloud-hypervisor": "",
+	}
+	var page bytes.Buffer
+	if err := WriteHTML(&page, r); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range readJUnit(t, r).Suites[0].Cases {
+		backend := strings.TrimSuffix(strings.TrimPrefix(c.Name, "test_a ["), "]")
+		got := ""
+		if c.Properties != nil {
+			got = c.Properties.List[0].Value
+		}
+		if got != want[backend] {
+			t.Errorf("JUnit says of %s %q, want %q", c.Name, got, want[backend])
+		}
+		if mark := "≠ ended otherwise: " + want[backend] + "<"; got != "" && !strings.Contains(page.String(), mark) {
+			t.Errorf("the page lacks %q", mark)
+		}
+	}
+	if n := strings.Count(page.String(), "≠ ended otherwise"); n != 3 {
+		t.Errorf("the page marks %d tests, want 3", n)
 	}
 }
 

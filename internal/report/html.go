@@ -285,8 +285,8 @@ func (r *Run) htmlTest(f *file, t *test, id string) htmlTest {
 	if t.name != "" {
 		h.Bars, h.Consoles = r.htmlMachines(f, t.testKey, t.began, t.duration)
 	}
-	if f.differs(t) {
-		h.Note = "ended otherwise when the machines were " + map[string]string{"cold": "restored", "warm": "booted"}[t.boot]
+	if ends := f.otherEnds(t); ends != "" {
+		h.Note = "ended otherwise: " + clean(ends)
 	}
 	for _, a := range r.artifacts {
 		if a.scope.File == f.name && keyOf(a.scope) == t.testKey && t.name != "" {

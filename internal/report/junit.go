@@ -25,6 +25,8 @@ import (
 //   - file and line are the place of the failure, which GitLab and the GitHub
 //     actions link.
 //   - A test's title is its property "title", and stands above what went wrong.
+//   - How a test ended that ended otherwise when its machines started the other way,
+//     or on another backend, is its property "ended_otherwise", and the first line of its system-out.
 //   - failure is the test's own claim that did not hold; every other bad end is an
 //     error, whose type is the status ("boot_failed", "infra", …).
 //   - system-out has the steps and, unless the test passed, the end of what each
@@ -147,7 +149,12 @@ func (r *Run) junitSuite(f *file) junitSuite {
 			continue
 		}
 		c := junitEnd(f, t.name, t.title, t.duration, t.status, t.failure)
-		if out := r.junitOut(f, t); out != "" {
+		ends := clean(f.otherEnds(t))
+		if ends != "" {
+			c.property("ended_otherwise", ends)
+			ends = "≠ ended otherwise: " + ends + "\n"
+		}
+		if out := ends + r.junitOut(f, t); out != "" {
 			c.SystemOut = &junitText{out}
 		}
 		s.add(c)
@@ -186,10 +193,17 @@ func (s *junitSuite) add(c junitCase) {
 	s.Cases = append(s.Cases, c)
 }
 
+func (c *junitCase) property(name, value string) {
+	if c.Properties == nil {
+		c.Properties = &junitProperties{}
+	}
+	c.Properties.List = append(c.Properties.List, junitProperty{name, value})
+}
+
 func junitEnd(f *file, name, title string, d time.Duration, status event.Status, fail *event.Failure) junitCase {
 	c := junitCase{Name: firstLine(name), Classname: classname(f.name), Time: seconds(d), File: clean(f.name)}
 	if title = firstLine(title); title != "" {
-		c.Properties = &junitProperties{[]junitProperty{{"title", title}}}
+		c.property("title", title)
 	}
 	if fail == nil {
 		fail = &event.Failure{Status: status}

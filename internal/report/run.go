@@ -666,11 +666,17 @@ func (f *file) complete(now time.Time) {
 
 // differs says that the test ended otherwise when its machines started the
 // other way, or on another backend.
-func (f *file) differs(t *test) bool {
-	return slices.ContainsFunc(f.tests, func(o *test) bool {
-		return o.test == t.test && o.boot != t.boot && o.status != t.status &&
-			o.status != event.Skipped && t.status != event.Skipped
-	})
+func (f *file) differs(t *test) bool { return f.otherEnds(t) != "" }
+
+// otherEnds is how the test ended where it ended otherwise: "passed [mock], failed [qemu]".
+func (f *file) otherEnds(t *test) string {
+	var ends []string
+	for _, o := range f.tests {
+		if o.test == t.test && o.boot != t.boot && o.status != t.status && o.status != event.Skipped && t.status != event.Skipped {
+			ends = append(ends, fmt.Sprintf("%s [%s]", strings.ReplaceAll(string(o.status), "_", " "), o.boot))
+		}
+	}
+	return strings.Join(ends, ", ")
 }
 
 // otherwise says what differs between the ends of a test.
