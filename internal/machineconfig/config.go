@@ -64,6 +64,7 @@ type Machine struct {
 	EnablePCI   bool
 	IOEngine    string
 	CacheType   string
+	Pmem        []string // firecracker
 	MockScript  json.RawMessage
 }
 
@@ -113,12 +114,19 @@ func (m Machine) options() []byte {
 			out[o.key] = o.value
 		}
 	}
+	if m.Backend == "firecracker" && len(m.Pmem) > 0 {
+		paths := make([]string, len(m.Pmem))
+		for i, p := range m.Pmem {
+			paths[i] = absolute(p)
+		}
+		out["pmem_image_paths"] = paths
+	}
 	if len(out) == 0 {
 		return nil
 	}
 	b, err := json.Marshal(out)
 	if err != nil {
-		panic(err) // strings and booleans
+		panic(err) // strings, numbers and booleans
 	}
 	return b
 }
@@ -337,7 +345,7 @@ var backends = func() map[string][]string {
 		"store_image_path", "vsock_cid", "vsock_port", "tap_interfaces", "disk_bytes_per_second", "disk_ops_per_second"}, image...)
 	return map[string][]string{
 		"qemu":             append([]string{"start_command", "allow_reboot"}, image...),
-		"firecracker":      append([]string{"firecracker_bin", "huge_pages", "entropy", "enable_pci", "io_engine", "cache_type"}, micro...),
+		"firecracker":      append([]string{"firecracker_bin", "huge_pages", "entropy", "enable_pci", "io_engine", "cache_type", "pmem_image_paths"}, micro...),
 		"cloud-hypervisor": append([]string{"cloud_hypervisor_bin"}, micro...),
 		"mock":             {"script"},
 	}
@@ -368,6 +376,7 @@ var readers = map[string]func(r *reader, m *Machine, at string, v any){
 	"enable_pci":            func(r *reader, m *Machine, at string, v any) { m.EnablePCI = r.bool(at, v) },
 	"io_engine":             func(r *reader, m *Machine, at string, v any) { m.IOEngine = r.string(at, v) },
 	"cache_type":            func(r *reader, m *Machine, at string, v any) { m.CacheType = r.string(at, v) },
+	"pmem_image_paths":      func(r *reader, m *Machine, at string, v any) { m.Pmem = r.strings(at, v) },
 	"script":                func(r *reader, m *Machine, at string, v any) { m.MockScript = r.raw(v) },
 }
 

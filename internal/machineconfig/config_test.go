@@ -64,6 +64,7 @@ func TestParseErrors(t *testing.T) {
 		{"no kernel", `{"machines": [{"name": "a", "backend": "firecracker", "rootfs_path": "r"}]}`, `machine configuration lab.json: machine "a": /machines/0: "kernel_image_path" is missing (or "image")`},
 		{"twice", `{"machines": [{"name": "a", "backend": "mock"}, {"name": "a", "backend": "mock"}]}`, `machine configuration lab.json: machine "a": /machines/1/name: another machine has the same name`},
 		{"vlan", `{"vlans": [1, "x"]}`, `machine configuration lab.json: /vlans/1: want a positive whole number, not the string "x"`},
+		{"pmem", `{"machines": [{"name": "a", "backend": "firecracker", "image": {}, "pmem_image_paths": ["/a", 1]}]}`, `machine configuration lab.json: machine "a": /machines/0/pmem_image_paths/1: want a string, not the number 1`},
 		{"limit", `{"machines": [{"name": "a", "backend": "firecracker", "image": {}, "disk_bytes_per_second": 0}]}`, `machine configuration lab.json: machine "a": /machines/0/disk_bytes_per_second: want a positive whole number, not the number 0`},
 		{"timeout", `{"global_timeout": -1}`, `machine configuration lab.json: /global_timeout: want a positive number of seconds, not the number -1`},
 		{"file", qemu(`, "files": {"/etc/x": 1}`), `machine configuration lab.json: machine "a": /machines/0/files/~1etc~1x: want a string or an object, not the number 1`},
@@ -115,6 +116,7 @@ func TestOptions(t *testing.T) {
 		`"backend": "cloud-hypervisor", "cloud_hypervisor_bin": "ch"`:               `{"cloud_hypervisor_bin":"ch"}`,
 		`"backend": "cloud-hypervisor", "vsock_port": 99, "store_image_path": "/s"`: `{"store_image_path":"/s","vsock_port":99}`,
 		`"backend": "firecracker", "disk_ops_per_second": 50`:                       `{"disk_ops_per_second":50}`,
+		`"backend": "firecracker", "pmem_image_paths": ["/a", "/b"]`:                `{"pmem_image_paths":["/a","/b"]}`,
 		`"backend": "cloud-hypervisor"`:                                             ``,
 	} {
 		f, err := Parse("lab.json", []byte(`{"machines": [{"name": "m", "image": {}, `+text+`}]}`))

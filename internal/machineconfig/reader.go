@@ -125,6 +125,13 @@ func (r *reader) vlans(at string, v any) []int {
 	return list
 }
 
+func (r *reader) strings(at string, v any) (out []string) {
+	for i, x := range r.array(at, v) {
+		out = append(out, r.string(fmt.Sprintf("%s/%d", at, i), x))
+	}
+	return out
+}
+
 func (r *reader) taps(at string, v any) []TAP {
 	var taps []TAP
 	for i, e := range r.array(at, v) {

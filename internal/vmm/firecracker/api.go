@@ -33,6 +33,14 @@ type drive struct {
 	Limiter *microvm.RateLimiter `json:"rate_limiter,omitempty"`
 }
 
+// pmem is of versions from pmemSince on.
+type pmem struct {
+	ID       string `json:"id"`
+	Path     string `json:"path_on_host"`
+	Root     bool   `json:"root_device"`
+	ReadOnly bool   `json:"read_only"`
+}
+
 type networkInterface struct {
 	ID  string `json:"iface_id"`
 	TAP string `json:"host_dev_name"`
@@ -92,6 +100,7 @@ func faultMessage(body []byte) string {
 var (
 	oldest     = microvm.Version{1, 7, 0}
 	pciSince   = microvm.Version{1, 13, 0} // --enable-pci
+	pmemSince  = microvm.Version{1, 14, 0} // /pmem
 	bzSince    = microvm.Version{1, 17, 0} // kernels that are a bzImage
 	thpSince   = microvm.Version{1, 17, 0} // huge_pages Transparent
 	deafSince  = microvm.Version{1, 16, 0} // pause and resume without a snapshot leave a vsock that nobody hears (#6100)

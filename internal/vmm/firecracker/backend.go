@@ -84,6 +84,9 @@ func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
 	if err == nil && o.HugePages == "Transparent" {
 		err = since("huge_pages Transparent", thpSince)
 	}
+	if err == nil && len(o.Pmem) > 0 {
+		err = since("pmem_image_paths", pmemSince)
+	}
 	// On other processors it takes what the kernel's build calls Image.
 	if err == nil && runtime.GOARCH == "amd64" && hw.Kernel != "" && hw.Vmlinux == "" && !microvm.IsELF(hw.Kernel) {
 		err = since("the kernel "+hw.Kernel+", which is not an uncompressed vmlinux (ELF),", bzSince)
@@ -127,8 +130,8 @@ func (b *backend) Fingerprint(_ vmm.Host, c vmm.Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return microvm.Fingerprint(p, c, o.GuestOptions, cmdline(c.Boot.(*vmm.Hardware), o),
-		fmt.Sprintf("huge pages %q, entropy %v, PCI %v, disks %q %q", o.HugePages, o.entropy(), o.PCI, o.IOEngine, o.CacheType))
+	return microvm.Fingerprint(p, c, o.GuestOptions, append(o.pmemFingerprint(), cmdline(c.Boot.(*vmm.Hardware), o),
+		fmt.Sprintf("huge pages %q, entropy %v, PCI %v, disks %q %q", o.HugePages, o.entropy(), o.PCI, o.IOEngine, o.CacheType))...)
 }
 
 // Examine says what is there, for attest doctor.

@@ -42,6 +42,10 @@ func TestCheck(t *testing.T) {
 		{"huge pages of old", "1.16.1", options(`{"huge_pages": "Transparent"}`), "huge_pages Transparent is not supported by backend firecracker: it needs Firecracker 1.17", event.Unsupported},
 		{"a bzImage", "1.16.1", &vmm.Hardware{Kernel: bz}, "bzImage, which is not an uncompressed vmlinux (ELF), is not supported by backend firecracker: it needs Firecracker 1.17", event.Unsupported},
 		{"a bzImage of now", "1.17.0", &vmm.Hardware{Kernel: bz}, "", ""},
+		{"persistent memory", "1.14.0", options(`{"pmem_image_paths": ["` + bz + `"]}`), "", ""},
+		{"persistent memory of old", "1.13.1", options(`{"pmem_image_paths": ["` + bz + `"]}`), "pmem_image_paths is not supported by backend firecracker: it needs Firecracker 1.14", event.Unsupported},
+		{"persistent memory of nothing", "", options(`{"pmem_image_paths": ["/nonexistent"]}`), "pmem_image_paths: stat /nonexistent: no such file", event.Invalid},
+		{"persistent memory of a directory", "", options(`{"pmem_image_paths": ["/"]}`), "pmem_image_paths: / is not a file with something in it", event.Invalid},
 		{"an unknown option", "", options(`{"hugepages": "2M"}`), `unknown field "hugepages"`, event.Invalid},
 		{"a value", "", options(`{"io_engine": "Fast"}`), `io_engine="Fast": want Sync or Async`, event.Invalid},
 		{"a disk that boots", "", &vmm.Hardware{Bare: true, Disks: []vmm.Disk{{Serial: "x"}}}, "a disk that boots by itself is not supported by backend firecracker: it has no firmware", event.Unsupported},
@@ -119,6 +123,21 @@ func TestVersionsThatLoseGuests(t *testing.T) {
 	}
 }
 
+// Nothing is saved that could not be restored.
+func TestHugePagesAreNotSaved(t *testing.T) {
+	for pages, saved := range map[string]bool{"None": true, "Transparent": true, "2M": false} {
+		r := newRig(t, fake.Options{Version: "1.17.0"})
+		c := r.Config("m")
+		c.Boot.(*vmm.Hardware).Options = json.RawMessage(`{"huge_pages": "` + pages + `"}`)
+		m := r.Start(c)
+		for _, err := range []error{m.VM.(vmm.Doubtful).WillSave(), m.VM.(vmm.Doubtful).CanSave(r.Ctx)} {
+			if (err == nil) != saved || err != nil && !strings.Contains(err.Error(), `snapshot is not supported by backend firecracker: Firecracker cannot map a saved memory with huge_pages "2M"`) {
+				t.Errorf("%s: %v", pages, err)
+			}
+		}
+	}
+}
+
 func TestOffers(t *testing.T) {
 	fake.Install(t, fake.Options{})
 	for what, want := range map[vmm.Capability]bool{vmm.CanReset: true, vmm.CanListen: true, vmm.CanShow: false, vmm.CanType: false, vmm.CanInteract: false, vmm.CanTell: false} {
@@ -126,6 +145,30 @@ func TestOffers(t *testing.T) {
 			t.Errorf("%s: %v", what, got)
 		}
 	}
+}
+
+// pmemOf are options with a file as persistent memory.
+func pmemOf(t *testing.T) json.RawMessage {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "pmem.img")
+	if err := os.WriteFile(path, []byte("persistent"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return json.RawMessage(`{"pmem_image_paths": ["` + path + `"]}`)
+}
+
+// Persistent memory is told to versions that know it, and goes with a machine that is saved.
+func TestPmem(t *testing.T) {
+	r := newRig(t, fake.Options{Version: "1.14.0"})
+	c := r.Config("m")
+	c.Boot.(*vmm.Hardware).Options = pmemOf(t)
+	m := r.Start(c)
+	m.Says(r.Ctx, "persistent memory pmem0, read-only: true", 1)
+	m.Runs(r.Ctx)
+	clone := r.Config("clone")
+	clone.Boot.(*vmm.Hardware).Options = c.Boot.(*vmm.Hardware).Options
+	clone.Restore = r.Save(m)
+	r.Start(clone).Runs(r.Ctx)
 }
 
 // The fingerprint has what a saved machine depends on, and nothing of one machine.
@@ -152,6 +195,7 @@ func TestFingerprint(t *testing.T) {
 		"cmdline": func(_ *vmm.Config, hw *vmm.Hardware) { hw.Cmdline = "quiet" },
 		"disks":   func(_ *vmm.Config, hw *vmm.Hardware) { hw.Disks = hw.Disks[:1] },
 		"cards":   func(c *vmm.Config, _ *vmm.Hardware) { c.NICs = []vmm.NIC{{ID: "net1"}} },
+		"pmem":    func(_ *vmm.Config, hw *vmm.Hardware) { hw.Options = pmemOf(t) },
 		"options": func(_ *vmm.Config, hw *vmm.Hardware) { hw.Options = json.RawMessage(`{"entropy": false}`) },
 	} {
 		c := r.Config("c")

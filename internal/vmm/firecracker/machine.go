@@ -72,7 +72,7 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if microvm.Kernel(d.hw) == "" {
 		return nil, b.unsupported(config, "a machine without a kernel", "it has no firmware that could boot a disk")
 	}
-	if n := len(cmdline(d.hw, d.options)) + cmdlineOfDevice*(len(d.hw.Disks)+len(config.NICs)+2); n > maxCmdline {
+	if n := len(cmdline(d.hw, d.options)) + cmdlineOfDevice*(len(d.hw.Disks)+len(d.options.Pmem)+len(config.NICs)+2); n > maxCmdline {
 		return nil, b.unsupported(config, fmt.Sprintf("a kernel command line of %d bytes, with what each device adds to it,", n), fmt.Sprintf("the limit is %d; shorten cmdline", maxCmdline))
 	}
 	m, err := microvm.New(ctx, b.Name(), host, config, d.options.GuestOptions, d)
@@ -108,6 +108,15 @@ func (d design) Prepare(_ context.Context, dir string, from *vmm.State) (microvm
 	}
 	for i, disk := range d.hw.Disks {
 		spec.Links[driveID(i)] = disk.Path
+	}
+	for i, path := range d.options.Pmem {
+		if path, err = filepath.Abs(path); err != nil {
+			return spec, nil, errors.Join(err, p.memory.Close())
+		}
+		spec.Links[pmemID(i)] = path
+		if spec.View != nil {
+			spec.View.Read = append(spec.View.Read, path)
+		}
 	}
 	// What it says of itself goes to its standard error: the guest's console is on the
 	// other.
@@ -149,6 +158,7 @@ func (p *firecracker) Type(ctx context.Context, process *microvm.Process, text [
 }
 
 func driveID(i int) string { return fmt.Sprintf("d%d", i) }
+func pmemID(i int) string  { return fmt.Sprintf("pmem%d", i) }
 
 // boot configures the machine and starts it.
 func (p *firecracker) boot(ctx context.Context, still bool) error {
@@ -160,6 +170,11 @@ func (p *firecracker) boot(ctx context.Context, still bool) error {
 	for i, d := range p.hw.Disks { // the guest numbers them in this order
 		if err == nil {
 			err = put("/drives/"+driveID(i), drive{ID: driveID(i), Path: driveID(i), ReadOnly: d.ReadOnly, CacheType: p.options.CacheType, IOEngine: p.options.IOEngine, Limiter: p.options.DiskLimiter()})
+		}
+	}
+	for i := range p.options.Pmem {
+		if err == nil {
+			err = put("/pmem/"+pmemID(i), pmem{ID: pmemID(i), Path: pmemID(i), ReadOnly: true})
 		}
 	}
 	for i, n := range p.config.NICs {
@@ -216,15 +231,21 @@ func (p *firecracker) Ended(status supervise.Status) vmm.ExitReason {
 	return vmm.Running
 }
 
-// CanSave and WillSave refuse a version that cannot go on from what it saves.
+// CanSave and WillSave refuse what cannot go on from what it saves: a version, and huge pages.
+// Firecracker restores these by userfaultfd alone, which shares nothing between clones.
 func (m *machine) CanSave(context.Context) error { return m.WillSave() }
 
 func (m *machine) WillSave() error {
-	d := m.design
-	if !within(d.program.Version, lostSince, lostBefore) {
+	d, why := m.design, ""
+	switch {
+	case within(d.program.Version, lostSince, lostBefore):
+		why = "with Firecracker " + d.program.Full + " nobody reaches a guest that was restored; 1.16.1 does not have that bug"
+	case d.options.HugePages == "2M":
+		why = `Firecracker cannot map a saved memory with huge_pages "2M"; "Transparent" can be saved`
+	default:
 		return nil
 	}
-	return d.backend.unsupported(d.config, "snapshot", "with Firecracker "+d.program.Full+" nobody reaches a guest that was restored; 1.16.1 does not have that bug")
+	return d.backend.unsupported(d.config, "snapshot", why)
 }
 
 // Backdoor is the guest's root shell.

@@ -3,6 +3,7 @@ package firecracker
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -11,12 +12,13 @@ import (
 
 // options are what only Firecracker has (vmm.Hardware.Options).
 type options struct {
-	Binary    string `json:"firecracker_bin"` // a path, or a name on PATH; empty: see Env
-	HugePages string `json:"huge_pages"`      // "None", "2M", "Transparent"
-	Entropy   *bool  `json:"entropy"`         // a virtio random number generator; nil: yes
-	PCI       bool   `json:"enable_pci"`      // devices on a PCI bus instead of memory-mapped
-	IOEngine  string `json:"io_engine"`       // of disks: "Sync", "Async"
-	CacheType string `json:"cache_type"`      // of disks: "Unsafe", "Writeback"
+	Binary    string   `json:"firecracker_bin"`  // a path, or a name on PATH; empty: see Env
+	HugePages string   `json:"huge_pages"`       // "None", "2M", "Transparent"
+	Entropy   *bool    `json:"entropy"`          // a virtio random number generator; nil: yes
+	PCI       bool     `json:"enable_pci"`       // devices on a PCI bus instead of memory-mapped
+	IOEngine  string   `json:"io_engine"`        // of disks: "Sync", "Async"
+	CacheType string   `json:"cache_type"`       // of disks: "Unsafe", "Writeback"
+	Pmem      []string `json:"pmem_image_paths"` // files that the guest has as persistent memory, read-only
 	microvm.GuestOptions
 }
 
@@ -36,7 +38,24 @@ func parseOptions(text json.RawMessage) (o options, err error) {
 			return o, fmt.Errorf("%s=%q: want %s", c.key, c.value, strings.Join(c.want, " or "))
 		}
 	}
+	for _, path := range o.Pmem {
+		if st, err := os.Stat(path); err != nil {
+			return o, fmt.Errorf("pmem_image_paths: %w", err)
+		} else if !st.Mode().IsRegular() || st.Size() == 0 {
+			return o, fmt.Errorf("pmem_image_paths: %s is not a file with something in it", path)
+		}
+	}
 	return o, nil
+}
+
+// pmemFingerprint is what a guest can have read of its persistent memory.
+func (o options) pmemFingerprint() (lines []string) {
+	for i, path := range o.Pmem {
+		if st, err := os.Stat(path); err == nil {
+			lines = append(lines, fmt.Sprintf("%s %s %d %d", pmemID(i), path, st.Size(), st.ModTime().UnixNano()))
+		}
+	}
+	return lines
 }
 
 func (o options) entropy() bool { return o.Entropy == nil || *o.Entropy }

@@ -35,6 +35,7 @@ type saved struct {
 	Machine machineConfig
 	Boot    bootSource
 	Drives  []drive
+	Pmem    []pmem
 	NICs    []nic
 	Vsock   *vsock
 	Who     fake.Who
@@ -73,6 +74,12 @@ type (
 	vsock struct {
 		CID  int    `json:"guest_cid"`
 		Path string `json:"uds_path"`
+	}
+	pmem struct {
+		ID       string `json:"id"`
+		Path     string `json:"path_on_host"`
+		Root     bool   `json:"root_device"`
+		ReadOnly bool   `json:"read_only"`
 	}
 	entropy struct{}
 	action  struct {
@@ -191,12 +198,12 @@ func (m *machine) handle(w http.ResponseWriter, r *http.Request) {
 }
 
 var (
-	withID = regexp.MustCompile(`^(PUT /(?:drives|network-interfaces))/(.*)$`)
+	withID = regexp.MustCompile(`^(PUT /(?:drives|pmem|network-interfaces))/(.*)$`)
 	idRule = regexp.MustCompile(`^[A-Za-z0-9_]+$`)
 )
 
 // configures says which requests are for a machine that has not started.
-var configures = []string{"PUT /machine-config", "PUT /boot-source", "PUT /drives", "PUT /network-interfaces", "PUT /vsock", "PUT /entropy"}
+var configures = []string{"PUT /machine-config", "PUT /boot-source", "PUT /drives", "PUT /pmem", "PUT /network-interfaces", "PUT /vsock", "PUT /entropy"}
 
 // answer does what a request asks. mu is held.
 func (m *machine) answer(request string, body []byte) (any, error) {
@@ -220,6 +227,11 @@ func (m *machine) answer(request string, body []byte) (any, error) {
 		return nil, m.putBoot(body)
 	case "PUT /drives":
 		return nil, m.putDrive(id, body)
+	case "PUT /pmem":
+		if !m.since(14) {
+			break
+		}
+		return nil, m.putPmem(id, body)
 	case "PUT /network-interfaces":
 		return nil, m.putNIC(id, body)
 	case "PUT /vsock":
@@ -283,6 +295,24 @@ func (m *machine) putDrive(id string, body []byte) error {
 	m.Drives = append(m.Drives, d)
 	return nil
 }
+
+func (m *machine) putPmem(id string, body []byte) error {
+	var p pmem
+	if err := m.decode(body, &p); err != nil {
+		return err
+	}
+	if p.ID != id {
+		return faultf("The id from the path [%s] does not match the id from the body [%s]!", id, p.ID)
+	}
+	if err := p.drive().open(); err != nil {
+		return faultf("Pmem config error: %v", err)
+	}
+	m.Pmem = append(m.Pmem, p)
+	return nil
+}
+
+// drive is a disk that is opened in the same way.
+func (p pmem) drive() drive { return drive{ID: p.ID, Path: p.Path, ReadOnly: p.ReadOnly} }
 
 func (d drive) open() error {
 	flags := os.O_RDWR

@@ -1,6 +1,7 @@
 package fake
 
 import (
+	"fmt"
 	"os"
 
 	"github.com/attest-vm/attest/internal/vmm/microvm/fake"
@@ -14,6 +15,9 @@ func (m *machine) boot() {
 	m.guest.Say("Linux version fake: " + m.Boot.Args)
 	for _, d := range m.Drives {
 		m.guest.Limited(d.ID, d.Limiter)
+	}
+	for _, p := range m.Pmem {
+		m.guest.Say(fmt.Sprintf("persistent memory %s, read-only: %v", p.ID, p.ReadOnly))
 	}
 	go m.guest.Listen(os.Stdin)
 }

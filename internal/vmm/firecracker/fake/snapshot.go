@@ -84,9 +84,17 @@ func (m *machine) load(body []byte) error {
 	if _, err := f.ReadAt(who, 1<<20); err != nil || string(who) != s.Who.Instance {
 		return fatal("Failed to load guest memory: it is another guest's")
 	}
+	if s.Machine.HugePages == "2M" && (l.Backend == nil || l.Backend.Type == "File") {
+		return fatal("Failed to load guest memory: Error creating guest memory from file: Cannot restore hugetlbfs backed snapshot by mapping the memory file. Please use uffd.")
+	}
 	for _, d := range s.Drives {
 		if err := d.open(); err != nil {
 			return fatal("Failed to build microVM from snapshot: Failed to restore devices: Error restoring MMIO devices: Block: " + err.Error())
+		}
+	}
+	for _, p := range s.Pmem {
+		if err := p.drive().open(); err != nil {
+			return fatal("Failed to build microVM from snapshot: Failed to restore devices: Error restoring MMIO devices: Pmem: " + err.Error())
 		}
 	}
 	m.saved = s
