@@ -65,6 +65,7 @@ type Machine struct {
 	IOEngine    string
 	CacheType   string
 	Pmem        []string // firecracker
+	Jailer      string   // jailer_bin
 	MockScript  json.RawMessage
 }
 
@@ -105,7 +106,7 @@ func (m Machine) options() []byte {
 		value, otherwise any
 	}{
 		{"firecracker", "firecracker_bin", m.Binary, ""}, {"firecracker", "huge_pages", m.HugePages, ""}, {"firecracker", "entropy", m.Entropy, true},
-		{"firecracker", "enable_pci", m.EnablePCI, false}, {"firecracker", "io_engine", m.IOEngine, ioEngine}, {"firecracker", "cache_type", m.CacheType, cacheType},
+		{"firecracker", "jailer_bin", m.Jailer, ""}, {"firecracker", "enable_pci", m.EnablePCI, false}, {"firecracker", "io_engine", m.IOEngine, ioEngine}, {"firecracker", "cache_type", m.CacheType, cacheType},
 		{"cloud-hypervisor", "cloud_hypervisor_bin", m.Binary, ""},
 		{m.Backend, "vsock_cid", m.VsockCID, vsockCID}, {m.Backend, "vsock_port", m.VsockPort, vsockPort}, {m.Backend, "store_image_path", absolute(m.StoreImage), ""},
 		{m.Backend, "disk_bytes_per_second", m.DiskBytes, 0}, {m.Backend, "disk_ops_per_second", m.DiskOps, 0},
@@ -345,7 +346,7 @@ var backends = func() map[string][]string {
 		"store_image_path", "vsock_cid", "vsock_port", "tap_interfaces", "disk_bytes_per_second", "disk_ops_per_second"}, image...)
 	return map[string][]string{
 		"qemu":             append([]string{"start_command", "allow_reboot"}, image...),
-		"firecracker":      append([]string{"firecracker_bin", "huge_pages", "entropy", "enable_pci", "io_engine", "cache_type", "pmem_image_paths"}, micro...),
+		"firecracker":      append([]string{"firecracker_bin", "huge_pages", "entropy", "enable_pci", "io_engine", "cache_type", "pmem_image_paths", "jailer_bin"}, micro...),
 		"cloud-hypervisor": append([]string{"cloud_hypervisor_bin"}, micro...),
 		"mock":             {"script"},
 	}
@@ -376,6 +377,7 @@ var readers = map[string]func(r *reader, m *Machine, at string, v any){
 	"enable_pci":            func(r *reader, m *Machine, at string, v any) { m.EnablePCI = r.bool(at, v) },
 	"io_engine":             func(r *reader, m *Machine, at string, v any) { m.IOEngine = r.string(at, v) },
 	"cache_type":            func(r *reader, m *Machine, at string, v any) { m.CacheType = r.string(at, v) },
+	"jailer_bin":            func(r *reader, m *Machine, at string, v any) { m.Jailer = r.string(at, v) },
 	"pmem_image_paths":      func(r *reader, m *Machine, at string, v any) { m.Pmem = r.strings(at, v) },
 	"script":                func(r *reader, m *Machine, at string, v any) { m.MockScript = r.raw(v) },
 }

@@ -69,6 +69,9 @@ func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
 	if err != nil {
 		return p, o, err
 	}
+	if o.Jailer != "" {
+		return p, o, b.unsupported(c, "the jailer", noJailer)
+	}
 	if p, err = b.finder.Find(o.Binary); err != nil {
 		return p, o, err
 	}
@@ -93,6 +96,10 @@ func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
 	}
 	return p, o, err
 }
+
+// noJailer is why: the jailer changes the root directory and makes device nodes, which the
+// user namespaces of other users do not allow, and it closes what a process inherits.
+const noJailer = "it needs root, and closes the descriptors by which clones share their memory; attest confines Firecracker itself (Landlock, a network namespace, no new privileges), beside Firecracker's own seccomp filters"
 
 func (b *backend) unsupported(c vmm.Config, operation, reason string) error {
 	return microvm.Unsupported(b.Name(), c, operation, reason)

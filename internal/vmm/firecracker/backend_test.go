@@ -46,6 +46,7 @@ func TestCheck(t *testing.T) {
 		{"persistent memory of old", "1.13.1", options(`{"pmem_image_paths": ["` + bz + `"]}`), "pmem_image_paths is not supported by backend firecracker: it needs Firecracker 1.14", event.Unsupported},
 		{"persistent memory of nothing", "", options(`{"pmem_image_paths": ["/nonexistent"]}`), "pmem_image_paths: stat /nonexistent: no such file", event.Invalid},
 		{"persistent memory of a directory", "", options(`{"pmem_image_paths": ["/"]}`), "pmem_image_paths: / is not a file with something in it", event.Invalid},
+		{"the jailer", "", options(`{"jailer_bin": "jailer"}`), "m: the jailer is not supported by backend firecracker: it needs root", event.Unsupported},
 		{"an unknown option", "", options(`{"hugepages": "2M"}`), `unknown field "hugepages"`, event.Invalid},
 		{"a value", "", options(`{"io_engine": "Fast"}`), `io_engine="Fast": want Sync or Async`, event.Invalid},
 		{"a disk that boots", "", &vmm.Hardware{Bare: true, Disks: []vmm.Disk{{Serial: "x"}}}, "a disk that boots by itself is not supported by backend firecracker: it has no firmware", event.Unsupported},

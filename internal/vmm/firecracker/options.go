@@ -19,6 +19,7 @@ type options struct {
 	IOEngine  string   `json:"io_engine"`        // of disks: "Sync", "Async"
 	CacheType string   `json:"cache_type"`       // of disks: "Unsafe", "Writeback"
 	Pmem      []string `json:"pmem_image_paths"` // files that the guest has as persistent memory, read-only
+	Jailer    string   `json:"jailer_bin"`       // Firecracker's own way to confine it, which attest does not have
 	microvm.GuestOptions
 }
 

@@ -37,6 +37,11 @@ lab '"kernel_image_path": "/srv/root.tar", "rootfs_path": "/srv/nothing.img"'
 refused 2 "neither a bzImage nor an ELF file" $of_lab
 lab '"kernel_image_path": "/srv/vmlinux", "rootfs_path": "/srv/nothing.img", "tap_interfaces": [["eth0", "tap0", "52:54:00:12:01:01"]]'
 refused 4 "attest makes TAPs of its own" $of_lab
+[ "$backend" != firecracker ] || {
+	mke2fs -q -t ext4 /srv/small.ext4 4M
+	lab '"kernel_image_path": "/srv/vmlinux", "rootfs_path": "/srv/small.ext4", "jailer_bin": "jailer"'
+	refused 4 "the jailer is not supported by backend firecracker: it needs root" $of_lab
+}
 
 deaf=/srv/deaf/lib/modules/$(uname -r)
 mkdir -p /srv/deaf
