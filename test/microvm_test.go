@@ -40,10 +40,11 @@ func kernelOf(t *testing.T, release string) string {
 var microVMParts = []struct{ name, script string }{
 	{"commands", "run.sh BACKEND --run test_commands one_test.star"},
 	{"checkpoint", "run.sh BACKEND --run test_checkpoint one_test.star"},
-	{"pair", "run.sh BACKEND pair_test.star"},
+	{"pair", "pair.sh BACKEND"},
+	{"outward", "outward.sh BACKEND"},
 	{"power_off", "run.sh BACKEND --run test_power_off one_test.star"},
 	{"reboot", "run.sh BACKEND --run test_reboot one_test.star"},
-	{"panic", "run.sh BACKEND --run test_panic one_test.star"},
+	{"panic", "panic.sh BACKEND"},
 	{"crash", "run.sh BACKEND --run test_crash one_test.star"},
 	{"kill", "kill.sh BACKEND"},
 	{"view", "view.sh BACKEND"},

@@ -31,7 +31,10 @@ var bootModules = []string{
 
 // vsockModules are loaded in a guest whose host comes by vsock, in the set vsockSet:
 // elsewhere they would only cost boot time.
-var vsockModules = []string{"vmw_vsock_virtio_transport"}
+var vsockModules = []string{
+	"vmw_vsock_virtio_transport",
+	"pvpanic_pci", // by which cloud-hypervisor learns of a panic, whatever the console says
+}
 
 const vsockSet = "vsock"
 

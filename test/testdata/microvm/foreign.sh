@@ -37,11 +37,22 @@ END
 chmod +x $root/{backdoor,start,init}
 (cd $root && find . | cpio -o -H newc --quiet > /srv/foreign.cpio)
 mke2fs -q -t ext4 -d $root /srv/foreign.ext4 256M
-head -c 1048576 /dev/zero > /srv/store.img
+head -c 25165824 /dev/zero > /srv/store.img
 printf 'the store' | dd of=/srv/store.img conv=notrunc status=none
+further=
+if [ "$backend" = firecracker ]; then
+	head -c 4194304 /dev/zero > /srv/pmem.img
+	printf persistent | dd of=/srv/pmem.img conv=notrunc status=none
+	further=', "pmem_image_paths": ["/srv/pmem.img"]'
+	cat >> foreign_test.star <<'END'
+    # The driver is loaded here, by the guest that was restored.
+    assert_eq(f.succeed("modprobe -a virtio_pmem nd_pmem; until [ -b /dev/pmem0 ]; do sleep 0.5; done; head -c 10 /dev/pmem0", timeout = "10m"), "persistent")
+END
+fi
 cat > /srv/lab.json <<END
 {"machines": [{"name": "f", "backend": "$backend", "kernel_image_path": "/srv/vmlinux", "initrd_path": "/srv/foreign.cpio", "rootfs_path": "/srv/foreign.ext4",
-  "kernel_boot_args": "loglevel=1 noxsave", "store_image_path": "/srv/store.img", "mem_size_mib": 256}]}
+  "kernel_boot_args": "loglevel=1 noxsave", "store_image_path": "/srv/store.img", "mem_size_mib": 256,
+  "disk_bytes_per_second": 2000000, "disk_ops_per_second": 1000$further}]}
 END
 export ATTEST_BOOT_TIMEOUT=40m
 code=0

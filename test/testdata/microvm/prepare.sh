@@ -21,7 +21,7 @@ echo root:x:0: > $root/etc/group
 tar -C $root -cf /srv/root.tar .
 
 mkdir -p $modules/lib/modules/$release
-for name in virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng vmw_vsock_virtio_transport erofs ext4 overlay pvpanic pvpanic_pci; do
+for name in virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng vmw_vsock_virtio_transport erofs ext4 overlay pvpanic pvpanic_pci virtio_pmem nd_pmem; do
 	{ modprobe --show-depends $name 2> /dev/null || true; } | while read -r kind path _; do
 		[ $kind != insmod ] || cp --parents "$path" $modules/
 	done
