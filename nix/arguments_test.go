@@ -108,6 +108,33 @@ func (e evaluation) arguments(t *testing.T) {
 	}
 }
 
+// What nodes set of the instrumentation's options counts.
+func (e evaluation) options(t *testing.T) {
+	for option, units := range map[string][]string{"agent": {"backdoor"}, "backdoor": {}, "vsockBackdoor": {"attest-agent", "backdoor", "vsock-backdoor"}, "vsockPort": {"vsock-backdoor"}} {
+		test := e.Options[option]
+		for name, n := range test.Machines {
+			var got []string
+			for _, unit := range []string{"attest-agent", "backdoor", "vsock-backdoor"} {
+				if _, ok := n.Units[unit]; ok {
+					got = append(got, unit)
+				}
+			}
+			if !slices.Equal(got, units) || slices.Contains(n.Packages, "/nonexistent") == (option == "agent") {
+				t.Errorf("%s, of which %s is set, has the units %v and the programs %v", name, option, got, n.Packages)
+			}
+			if exec := n.Units["vsock-backdoor"].Exec; option == "vsockPort" && !strings.Contains(exec, "/socat VSOCK-LISTEN:77,") {
+				t.Errorf("%s: its backdoor on vsock is %s", name, exec)
+			}
+		}
+		if len(test.Machines) != 3 {
+			t.Errorf("%d machines of a test of %s", len(test.Machines), option)
+		}
+	}
+	if !e.Options["vsockPort"].says(`"vsock_port":77`, 3) {
+		t.Errorf("the port of the backdoor is not in %s", e.Options["vsockPort"].Config.Machines)
+	}
+}
+
 // Which arguments make another snapshot.
 func (e evaluation) snapshots(t *testing.T) {
 	another := map[string]bool{"script": false, "budget": false, "memory": true, "node": true, "vmm": true, "attest": true}

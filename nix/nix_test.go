@@ -100,6 +100,7 @@ type evaluation struct {
 		Given                     map[string]evaluated
 	}
 	OfANode      evaluated
+	Options      map[string]evaluated // by the name of one that the nodes set
 	SnapshotKeys map[string]string
 	AArch64      map[string]evaluated // by backend
 	Platforms    map[string][]string  // what a system's packages and checks are for
@@ -137,9 +138,9 @@ type node struct {
 		}
 	}
 	Units map[string]struct {
-		Script string
-		Before []string
-		Enable *bool
+		Script, Exec string
+		Before       []string
+		Enable       *bool
 	}
 	QEMU, Packages []string
 	Memory, Cores  int
@@ -193,6 +194,7 @@ func TestEvaluate(t *testing.T) {
 			t.Run("flake", func(t *testing.T) { e.flake(t) })
 			t.Run("aarch64", func(t *testing.T) { e.aarch64(t) })
 			t.Run("arguments", func(t *testing.T) { e.arguments(t) })
+			t.Run("options", func(t *testing.T) { e.options(t) })
 			t.Run("snapshots", func(t *testing.T) { e.snapshots(t) })
 			if e.Function != "assert 'server'\n" {
 				t.Errorf("a test script that is a function came to %q", e.Function)
@@ -496,7 +498,7 @@ func (e evaluation) modules(t *testing.T) {
 // What the flake gives, and what all its checks and examples come to.
 func (e evaluation) flake(t *testing.T) {
 	want := map[string][]string{
-		"apps": {"default"}, "devShells": {"default"}, "lib": {"makeDriver", "makeRootfs", "makeSharedStoreImage", "makeSnapshot", "makeStoreImage", "makeTest", "perfBudget"},
+		"apps": {"default"}, "formatter": {"aarch64-linux", "x86_64-linux"}, "devShells": {"default"}, "lib": {"makeDriver", "makeRootfs", "makeSharedStoreImage", "makeSnapshot", "makeStoreImage", "makeTest", "perfBudget"},
 		"nixosModules": {"test", "testInstrumentation"}, "overlays": {"default"}, "packages": {"attest", "bench", "default", "nixos-test-driver"},
 		"checks": {
 			"cloud-hypervisor-network", "cloud-hypervisor-prebuilt", "cloud-hypervisor-smoke", "cloud-hypervisor-snapshot", "cloud-hypervisor-split",

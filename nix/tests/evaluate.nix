@@ -51,7 +51,9 @@ let
       inherit (config.boot) kernelParams kernelModules;
       modules = config.boot.initrd.availableKernelModules;
       inherit (config) fileSystems;
-      units = lib.mapAttrs (_: unit: removeAttrs unit [ "serviceConfig" ]) config.systemd.services;
+      units = lib.mapAttrs (
+        _: unit: removeAttrs unit [ "serviceConfig" ] // { exec = unit.serviceConfig.ExecStart or ""; }
+      ) config.systemd.services;
       qemu = config.virtualisation.qemu.options or [ ];
       memory = config.virtualisation.memorySize or 0;
       cores = config.virtualisation.cores or 0;
@@ -250,6 +252,30 @@ in
         meta.meta.description = "a test";
       };
     };
+  # What a node sets itself of the instrumentation's options.
+  options =
+    lib.mapAttrs
+      (
+        _: args:
+        shown (
+          makeTest (
+            base
+            // {
+              backend = args.backend or "qemu";
+              defaults.testing = removeAttrs args [ "backend" ];
+            }
+          )
+        )
+      )
+      {
+        agent.agent = null;
+        backdoor.backdoor = false;
+        vsockBackdoor.vsockBackdoor = true;
+        vsockPort = {
+          backend = "cloud-hypervisor";
+          vsockPort = 77;
+        };
+      };
   # Memory and processors of a machine itself win, and so does a test that another one is made of.
   ofANode = shown (
     (makeTest (
@@ -388,6 +414,7 @@ in
     apps = lib.attrNames flake.apps.${system};
     devShells = lib.attrNames flake.devShells.${system};
     checks = lib.attrNames flake.checks.${system};
+    formatter = lib.attrNames flake.formatter;
   };
   checks = lib.mapAttrs (_: test: test.config) flake.checks.${system};
   examples = lib.mapAttrs (_: lib.mapAttrs (_: test: test.config)) (
