@@ -93,7 +93,7 @@ func TestDecodeIsBounded(t *testing.T) {
 
 // A long string says what it has lost.
 func TestEncodeIsBounded(t *testing.T) {
-	long := "begin" + strings.Repeat("\xff", maxString+9) + "end"
+	long := "begin\xff" + strings.Repeat("x", maxString+7) + "\xffend"
 	f := &Failure{Stdout: long}
 	var b bytes.Buffer
 	Encode(&b, Record{Seq: 1, Time: noon, Event: TestFinished{Failure: f}})
