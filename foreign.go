@@ -184,7 +184,7 @@ func (r *run) newDoor(v vmm.Backdoor) *backdoor.Door {
 	return backdoor.New(backdoor.Options{
 		Login:   login,
 		Machine: m.Name(), Shell: shell, Place: place, Upload: upload, Agent: r.vm.Dial, Binary: m.lab.host.guestPath, Upgrade: policy, Saved: saved,
-		Answers: r.answers,
+		Answers: r.answers, Patience: m.lab.host.scale(shellPatience), Silent: func(err error) { r.guest.Fail(err) },
 		Garbage: func(err error) { event.Warnf(m.lab.ctx, "%s: %v", m.Name(), err) },
 		Installed: func(err error) {
 			switch {
@@ -201,6 +201,10 @@ func (r *run) newDoor(v vmm.Backdoor) *backdoor.Door {
 // loginPatience is how long a serial console is silent before attest tries something there
 // again.
 const loginPatience = 5 * time.Second
+
+// shellPatience is how long a guest may say nothing that has come far enough for its root
+// shell to answer.
+const shellPatience = time.Minute
 
 // tellDoor tells the door when the guest is reset: there is a login again.
 func (r *run) tellDoor(events *vmm.EventLog) {

@@ -412,12 +412,15 @@ func (r *run) bootError(ctx context.Context, limit time.Duration, garbage *guest
 	var down *DownError
 	var install *backdoor.InstallError
 	var login *backdoor.LoginError
+	var silent *backdoor.SilentError
 	var files *FilesError
 	switch {
 	case errors.As(err, &install):
 		boot.Reason, boot.Err = "attest's agent cannot run in it: "+install.Reason, install
 	case errors.As(err, &login):
 		boot.Reason, boot.Err, boot.final = fmt.Sprintf("attest cannot log in as %s on the serial console: %s", login.User, login.Reason), login, true
+	case errors.As(err, &silent):
+		boot.Reason, boot.Err, boot.final = silent.Reason, silent, true
 	case errors.As(err, &down) && down.Broken:
 		return down
 	case errors.As(err, &down):

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/attest-vm/attest/internal/agent"
+	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/wire"
 )
 
@@ -54,7 +55,24 @@ type Options struct {
 	// Login has the Door make the guest's root shell, by a login on the serial console;
 	// without a User the guest offers one itself.
 	Login Login
+	// Patience is how long a guest that boots may say nothing when no more than an answer is
+	// missing: of a shell that has announced itself, or after a login prompt that nobody uses.
+	// Silent is called then, with a *SilentError. 0: it may say nothing for ever.
+	Patience time.Duration
+	Silent   func(err error)
 }
+
+// A SilentError is a guest that has come far enough for a root shell, and offers none that
+// answers.
+type SilentError struct {
+	Machine string
+	Reason  string
+}
+
+func (e *SilentError) Error() string { return e.Machine + ": " + e.Reason }
+
+// Status says that it is the guest which did not come up.
+func (*SilentError) Status() event.Status { return event.BootFailed }
 
 // A Door is a guest's root shell, over all boots of a machine's run.
 type Door struct {
@@ -65,15 +83,17 @@ type Door struct {
 	out    outbox
 	login  *login
 
-	mu      sync.Mutex
-	said    dialog
-	step    string // what it waits for
-	changed chan struct{}
-	shell   *shell        // who answers; nil: the agent, or nobody yet
-	server  *agent.Server // of the shell
-	ready   chan struct{} // closed when that can be used
-	waiting bool          // for the shell's hello, and nobody answers
-	hangUp  func()        // ends the connection that was given out
+	mu        sync.Mutex
+	said      dialog
+	step      string // what it waits for
+	announced bool   // a shell has, in this boot or an earlier one
+	heard     int    // bytes, on the shell\'s console and beside it
+	changed   chan struct{}
+	shell     *shell        // who answers; nil: the agent, or nobody yet
+	server    *agent.Server // of the shell
+	ready     chan struct{} // closed when that can be used
+	waiting   bool          // for the shell's hello, and nobody answers
+	hangUp    func()        // ends the connection that was given out
 
 	garbage chan complaint // from commands
 }
@@ -98,9 +118,50 @@ func (b *Door) Rebooted() { b.login.rebooted() }
 func (b *Door) Start() {
 	b.out.start(b.opt.Shell)
 	b.served.Go(b.serve)
-	if b.opt.Login.User != "" {
+	switch {
+	case b.opt.Login.User != "":
 		b.served.Go(func() { b.login.run(b.ctx, b.opt.Saved != "") })
+	case b.opt.Saved == "" && b.opt.Patience > 0:
+		b.served.Go(b.awaitMarker)
 	}
+}
+
+// awaitMarker gives up a guest whose login prompt has come, and which has said nothing since,
+// on either console.
+func (b *Door) awaitMarker() {
+	for {
+		prompt, changed := b.login.state()
+		b.mu.Lock()
+		announced, heard := b.announced, b.heard
+		b.mu.Unlock()
+		if announced {
+			return
+		}
+		var quiet <-chan time.Time
+		if prompt {
+			quiet = time.After(b.opt.Patience)
+		}
+		select {
+		case <-b.ctx.Done():
+			return
+		case <-changed:
+			continue
+		case <-quiet:
+		}
+		b.mu.Lock()
+		mute := !b.announced && b.heard == heard
+		b.mu.Unlock()
+		if mute {
+			step, _ := b.State()
+			b.silent(step)
+			return
+		}
+	}
+}
+
+// silent says that no more comes of the guest.
+func (b *Door) silent(step string) {
+	b.opt.Silent(&SilentError{b.opt.Machine, fmt.Sprintf("%s; it has said nothing for %v", step, b.opt.Patience)})
 }
 
 // Close ends the shell's console, and everything that goes through it.
@@ -137,6 +198,7 @@ func (b *Door) serve() {
 		hello.end()
 		b.use(nil, false)
 	}()
+	var mute <-chan time.Time // it has announced itself, and has not answered
 	if isShell(b.opt.Saved) {
 		hello = b.greet(true)
 	}
@@ -144,9 +206,20 @@ func (b *Door) serve() {
 		select {
 		case <-quiet:
 			return
+		case <-mute:
+			step, _ := b.State()
+			b.silent(step)
+			mute = nil
 		case replies := <-heard:
 			for _, h := range replies {
+				mute = nil
 				if h.marker {
+					if b.opt.Patience > 0 {
+						mute = time.After(b.opt.Patience)
+					}
+					b.mu.Lock()
+					b.announced = true
+					b.mu.Unlock()
 					install.end()
 					hello.end()
 					install, hello = nil, nil
@@ -183,6 +256,7 @@ func (b *Door) read(from net.Conn, said *dialog, heard chan<- []reply) {
 	for {
 		n, err := from.Read(buf)
 		b.mu.Lock()
+		b.heard += n
 		replies := said.feed(buf[:n])
 		b.mu.Unlock()
 		if len(replies) > 0 {
@@ -358,9 +432,12 @@ func (b *Door) State() (step, said string) {
 	defer b.mu.Unlock()
 	if step = b.step; step == "" {
 		step = fmt.Sprintf("its root shell did not announce itself (%q on %s); in the guest backdoor.service does that, see its journal", Marker, cmp.Or(b.opt.Place, "/dev/hvc0"))
-		if b.login.hasPrompt() {
+		if prompt, _ := b.login.state(); prompt {
 			step += "; there is a login prompt on its serial console (ttyS0): give the machine user= and password= to have attest log in there"
 		}
+	}
+	if b.login.asksPassphrase() {
+		step += "; the last on its serial console asks for a passphrase, which send_console answers"
 	}
 	return step, b.said.tail()
 }

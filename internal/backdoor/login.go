@@ -63,15 +63,16 @@ const becomeRoot = `[ $(id -u) = 0 ] && exec sh -c "$2" sh "$1"; ` +
 
 // What a serial console says at a login, at the end of what has come.
 var (
-	loginPrompt     = regexp.MustCompile(`(?i)(?:^|\n)[^\n]*login: *$`)
-	notLogin        = regexp.MustCompile(`(?i)last login: *$`)
-	anyPrompt       = regexp.MustCompile(`(?i)login:|press enter`)
-	passwordPrompt  = regexp.MustCompile(`(?:^|\n)[^\n]*\S: *$`)
-	shellPrompt     = regexp.MustCompile(`(?:^|\n)[^\n]*[#$%>] *$`)
-	sudoPrompt      = regexp.MustCompile(`attest (\w+) password: $`)
-	loginAnswer     = regexp.MustCompile(`attest:(\w+):([^\n]*)\n`)
-	terminalEscapes = regexp.MustCompile(`\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])|[\r\x00\x07]`)
-	bootBanner      = regexp.MustCompile(`(?:^|\n)(?:\[ +0\.0+\] )?Linux version \d`)
+	loginPrompt      = regexp.MustCompile(`(?i)(?:^|\n)[^\n]*login: *$`)
+	notLogin         = regexp.MustCompile(`(?i)last login: *$`)
+	anyPrompt        = regexp.MustCompile(`(?i)login:|press enter`)
+	passwordPrompt   = regexp.MustCompile(`(?:^|\n)[^\n]*\S: *$`)
+	shellPrompt      = regexp.MustCompile(`(?:^|\n)[^\n]*[#$%>] *$`)
+	passphrasePrompt = regexp.MustCompile(`(?i)(?:unlock|passphrase)[^\n]*: *$`)
+	sudoPrompt       = regexp.MustCompile(`attest (\w+) password: $`)
+	loginAnswer      = regexp.MustCompile(`attest:(\w+):([^\n]*)\n`)
+	terminalEscapes  = regexp.MustCompile(`\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])|[\r\x00\x07]`)
+	bootBanner       = regexp.MustCompile(`(?:^|\n)(?:\[ +0\.0+\] )?Linux version \d`)
 )
 
 // maxRefusals is how often a login may be refused: prompts time out in a slow guest.
@@ -101,6 +102,7 @@ func (l *login) Write(p []byte) (int, error) {
 	l.text = append(l.text, p...)
 	if from := max(0, before-200); bootBanner.Match(l.text[from:]) && !bootBanner.Match(l.text[from:before]) {
 		l.boot++
+		l.offered = false
 	}
 	l.offered = l.offered || loginPrompt.Match(l.text[max(0, before-200):])
 	l.text = keepEnd(l.text)
@@ -108,11 +110,19 @@ func (l *login) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// hasPrompt reports whether there was a login prompt.
-func (l *login) hasPrompt() bool {
+// state reports whether there was a login prompt, and returns what is closed when more comes.
+func (l *login) state() (prompt bool, changed <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.offered
+	return l.offered, l.changed
+}
+
+// asksPassphrase reports whether the last that the guest said is a question for the
+// passphrase of a disk, as initrds ask it.
+func (l *login) asksPassphrase() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return passphrasePrompt.MatchString(clean(l.text))
 }
 
 func (l *login) wake() {
@@ -125,7 +135,7 @@ func (l *login) rebooted() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.boot++
-	l.text = nil
+	l.text, l.offered = nil, false
 	l.wake()
 }
 

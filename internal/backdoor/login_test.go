@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unsafe"
 
@@ -354,4 +355,75 @@ func FuzzLogin(f *testing.F) {
 			tidy(text)
 		}
 	})
+}
+
+// A guest that has come to a login prompt and offers no shell is given up when it has said
+// nothing for a while, and one whose shell has announced itself and does not answer.
+func TestSilentGuest(t *testing.T) {
+	for name, tt := range map[string]struct {
+		says []string // each within its patience; after "shell:" on the shell's console
+		want string   // empty: it is waited for
+	}{
+		"boots slowly":  {[]string{"Welcome to Debian!\r\n"}, ""},
+		"has a login":   {[]string{"box login: "}, `did not announce itself ("Spawning backdoor root shell..." on /dev/hvc0); in the guest backdoor.service does that, see its journal; there is a login prompt on its serial console (ttyS0): give the machine user= and password=`},
+		"talks":         {[]string{"box login: ", "cloud-init: 1\r\n", "cloud-init: 2\r\n", "shell:what is this"}, "did not announce itself"},
+		"boots again":   {[]string{"box login: ", "\r\n[    0.000000] Linux version 6.1.0\r\n"}, ""},
+		"does not obey": {[]string{"box login: ", "shell:" + Marker + "\n"}, "has announced itself, and does not answer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ours, theirs := net.Pipe()
+				go io.Copy(io.Discard, theirs)
+				silent := make(chan error, 8)
+				d := New(Options{Machine: "box", Shell: ours, Upgrade: Never, Agent: noAgent, LookAfter: time.Hour,
+					Patience: time.Minute, Silent: func(err error) { silent <- err }})
+				d.Start()
+				for _, text := range tt.says {
+					if text, ok := strings.CutPrefix(text, "shell:"); ok {
+						io.WriteString(theirs, text)
+					} else {
+						io.WriteString(d.Console(), text)
+					}
+					<-time.After(50 * time.Second)
+					synctest.Wait()
+					if len(silent) > 0 {
+						t.Errorf("after %q: %v", text, <-silent)
+					}
+				}
+				<-time.After(2 * time.Minute)
+				synctest.Wait()
+				var err *SilentError
+				switch {
+				case tt.want == "" && len(silent) > 0, len(silent) > 1:
+					t.Errorf("got %v", <-silent)
+				case tt.want != "" && len(silent) == 0:
+					t.Error("it is waited for")
+				case tt.want != "" && (!errors.As(<-silent, &err) || !strings.Contains(err.Reason, tt.want) || !strings.HasSuffix(err.Reason, "it has said nothing for 1m0s") || err.Machine != "box"):
+					t.Errorf("got %+v", err)
+				}
+				d.Close()
+				theirs.Close()
+			})
+		})
+	}
+}
+
+// A guest that asks for the passphrase of its disk is said to, as long as it does.
+func TestPassphraseIsMissed(t *testing.T) {
+	const hint = "asks for a passphrase, which send_console answers"
+	g := newLoginGuest(t, root)
+	for _, tt := range []struct {
+		says string
+		want bool
+	}{
+		{"Begin: Running /scripts/local-top ... ", false},
+		{"\r\nPlease unlock disk root: ", true}, // cryptsetup-initramfs
+		{"\r\ncryptsetup: root: set up successfully\r\n", false},
+		{"\x1b[0;1mPlease enter passphrase for disk vda4 (root): \x1b[0m", true}, // systemd
+	} {
+		g.say(tt.says)
+		if step, _ := g.door.State(); strings.Contains(step, hint) != tt.want {
+			t.Errorf("after %q: %s", tt.says, step)
+		}
+	}
 }
