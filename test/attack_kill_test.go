@@ -122,21 +122,6 @@ func programOf(victim string) string {
 	return name
 }
 
-// awaitNothing waits until nothing is left, as waitForNothing does, and returns what is.
-func awaitNothing(stateDir string, tree []process) (left string) {
-	for deadline := time.Now().Add(12 * cleanUpLimit); ; time.Sleep(20 * time.Millisecond) { // the host may be busy
-		found := leftovers(stateDir)
-		for _, p := range tree {
-			if p.alive() {
-				found = append(found, "process "+p.String())
-			}
-		}
-		if len(found) == 0 || time.Now().After(deadline) {
-			return strings.Join(found, "\n")
-		}
-	}
-}
-
 // awaitEnd waits for the end of processes.
 func awaitEnd(t *testing.T, tree []process) {
 	t.Helper()
