@@ -15,6 +15,7 @@ func TestExamples(t *testing.T) {
 	}
 	for _, file := range append(files, "../internal/operation/testdata/every_operation.star") {
 		t.Run(filepath.Base(file), func(t *testing.T) {
+			t.Parallel()
 			p := start(t, newStateDir(t), nil, "attest", "run", "-o", t.TempDir(), file)
 			if code := p.exitCode(t); code != 0 {
 				t.Errorf("exit code %d", code)

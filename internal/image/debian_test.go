@@ -190,15 +190,6 @@ func checkKernelObject(t *testing.T, k *Kernel) {
 	}
 }
 
-func TestPackageThatDoesNotExist(t *testing.T) {
-	s := realStore(t)
-	_, err := s.Build(t.Context(), Debian{Packages: []string{"nginxx"}})
-	var pkg *PackageError
-	if !errors.As(err, &pkg) || pkg.Package != "nginxx" || !strings.Contains(pkg.Reason, "Unable to locate package") {
-		t.Errorf("%v", err)
-	}
-}
-
 // foreignKernel is the path of a kernel without a package.
 func foreignKernel(t *testing.T) string {
 	name := filepath.Join(t.TempDir(), "vmlinux")

@@ -19,7 +19,7 @@ import (
 )
 
 // What tools say, and whose fault it is then. The texts are those of
-// mmdebstrap 1.3, apt 2.6 and dpkg 1.21.
+// mmdebstrap 1.3, apt 2.6 and dpkg 1.21; test/testdata/missing_package.txtar runs them.
 func TestBlame(t *testing.T) {
 	m := mmdebstrap{title: "debian:bookworm+x", run: []string{"true", "make install"}}
 	for _, test := range []struct{ name, output, want string }{
