@@ -101,6 +101,7 @@ var (
 	oldest     = microvm.Version{1, 7, 0}
 	pciSince   = microvm.Version{1, 13, 0} // --enable-pci
 	pmemSince  = microvm.Version{1, 14, 0} // /pmem
+	soundSince = microvm.Version{1, 14, 0} // a vsock on which nothing is damaged that guests with newer kernels send (#5475)
 	bzSince    = microvm.Version{1, 17, 0} // kernels that are a bzImage
 	thpSince   = microvm.Version{1, 17, 0} // huge_pages Transparent
 	deafSince  = microvm.Version{1, 16, 0} // pause and resume without a snapshot leave a vsock that nobody hears (#6100)
@@ -108,5 +109,8 @@ var (
 	lostSince  = microvm.Version{1, 16, 0} // a vsock that is dead after a restore (#5969)
 	lostBefore = microvm.Version{1, 16, 1}
 )
+
+// newerSince is the first of these kernels.
+var newerSince = microvm.Version{6, 17, 0}
 
 func within(v, since, before microvm.Version) bool { return !v.Before(since) && v.Before(before) }

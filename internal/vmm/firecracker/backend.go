@@ -94,6 +94,11 @@ func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
 	if err == nil && runtime.GOARCH == "amd64" && hw.Kernel != "" && hw.Vmlinux == "" && !microvm.IsELF(hw.Kernel) {
 		err = since("the kernel "+hw.Kernel+", which is not an uncompressed vmlinux (ELF),", bzSince)
 	}
+	if err == nil && p.Version.Before(soundSince) {
+		if v := microvm.KernelVersion(microvm.Kernel(hw)); !v.Before(newerSince) {
+			err = since(fmt.Sprintf("a guest with Linux %d.%d, of whose vsock older versions lose data,", v[0], v[1]), soundSince)
+		}
+	}
 	return p, o, err
 }
 

@@ -22,6 +22,13 @@ func TestCheck(t *testing.T) {
 	if err := os.WriteFile(bz, []byte("MZ and so on"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	kernel := func(release string) *vmm.Hardware {
+		path := filepath.Join(t.TempDir(), "vmlinux")
+		if err := os.WriteFile(path, []byte("\x7fELF and so on, Linux version "+release+" (gcc)"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return &vmm.Hardware{Vmlinux: path}
+	}
 	options := func(text string) *vmm.Hardware { return &vmm.Hardware{Options: json.RawMessage(text)} }
 	for _, tt := range []struct {
 		name, version string
@@ -47,6 +54,9 @@ func TestCheck(t *testing.T) {
 		{"persistent memory of nothing", "", options(`{"pmem_image_paths": ["/nonexistent"]}`), "pmem_image_paths: stat /nonexistent: no such file", event.Invalid},
 		{"persistent memory of a directory", "", options(`{"pmem_image_paths": ["/"]}`), "pmem_image_paths: / is not a file with something in it", event.Invalid},
 		{"the jailer", "", options(`{"jailer_bin": "jailer"}`), "m: the jailer is not supported by backend firecracker: it needs root", event.Unsupported},
+		{"a new kernel", "1.13.1", kernel("6.17.2"), "m: a guest with Linux 6.17, of whose vsock older versions lose data, is not supported by backend firecracker: it needs Firecracker 1.14, and ", event.Unsupported},
+		{"a new kernel of a new version", "1.14.0", kernel("7.0.9"), "", ""},
+		{"an old kernel", "1.7.0", kernel("6.12.48-amd64"), "", ""},
 		{"an unknown option", "", options(`{"hugepages": "2M"}`), `unknown field "hugepages"`, event.Invalid},
 		{"a value", "", options(`{"io_engine": "Fast"}`), `io_engine="Fast": want Sync or Async`, event.Invalid},
 		{"a disk that boots", "", &vmm.Hardware{Bare: true, Disks: []vmm.Disk{{Serial: "x"}}}, "a disk that boots by itself is not supported by backend firecracker: it has no firmware", event.Unsupported},

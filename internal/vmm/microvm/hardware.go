@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +42,27 @@ func IsELF(path string) bool {
 	magic := make([]byte, 4)
 	n, _ := f.Read(magic)
 	return n < 4 || bytes.Equal(magic, []byte("\x7fELF"))
+}
+
+// banner is how a kernel introduces itself; its file has that, too.
+var banner = regexp.MustCompile(`Linux version (\d+)\.(\d+)`)
+
+// KernelVersion is the version of an uncompressed kernel, without its patch level; the zero
+// value where the file does not say it.
+func KernelVersion(path string) Version {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return Version{} // the VMM has the better words
+	}
+	found := banner.FindSubmatch(content)
+	if found == nil {
+		return Version{}
+	}
+	var v Version
+	for i := range v[:2] {
+		v[i], _ = strconv.Atoi(string(found[i+1]))
+	}
+	return v
 }
 
 // refuse is what no small VMM has, as the operation and the reason of an
