@@ -1,6 +1,7 @@
 package firecracker
 
 import (
+	"encoding/json"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -31,6 +32,22 @@ func TestContract(t *testing.T) {
 		Cmdline: "console=ttyS0 reboot=k attest.vsock=1 attest.disks=attest-l0,attest-rw pci=off attest.root=layers:1",
 		Log:     "Running Firecracker",
 	}.Test(t)
+}
+
+// Nothing is sent to any version that it does not know: the fake refuses unknown fields.
+func TestVersions(t *testing.T) {
+	for _, version := range []string{"1.7.0", "1.12.1", "1.13.0", "1.15.1", "1.16.1", "1.17.0"} {
+		t.Run(version, func(t *testing.T) {
+			r := newRig(t, fake.Options{Version: version})
+			c := r.Config("m")
+			c.Boot.(*vmm.Hardware).Options = json.RawMessage(`{"io_engine": "Async", "cache_type": "Writeback", "disk_bytes_per_second": 1000000, "disk_ops_per_second": 100}`)
+			m := r.Start(c)
+			m.Runs(r.Ctx)
+			clone := r.Config("clone")
+			clone.Boot.(*vmm.Hardware).Options, clone.Restore = c.Boot.(*vmm.Hardware).Options, r.Save(m)
+			r.Start(clone).Runs(r.Ctx)
+		})
+	}
 }
 
 // Whatever goes wrong at a start is one error that says what, and nothing is left.
