@@ -75,6 +75,9 @@ type MachineConfig struct {
 	Backend string // "qemu", …; empty or "auto": that of the HostConfig; attest run chooses one for each file
 	Memory  int    // MiB; 0: 1024
 	CPUs    int    // 0: 1
+	// NUMA is on how many nodes the memory and the processors are, in equal parts; 0: the
+	// machine has no nodes. The CPUs have to be a multiple of it.
+	NUMA int
 	// Networks are the numbers of the networks it is on, 1 to 255, with a card for each;
 	// nil: network 1; empty: none. A number can be there again: the further card has no
 	// address of the lab's.
@@ -122,7 +125,7 @@ type MachineConfig struct {
 	Egress []string
 	// StartCommand starts the machine in place of an image: a line of shell that
 	// ends up in exec qemu… "$@", such as NixOS's run-NAME-vm (docs/foreign.md).
-	// What it decides itself cannot be given with it: Memory, CPUs, Type, Cmdline,
+	// What it decides itself cannot be given with it: Memory, CPUs, NUMA, Type, Cmdline,
 	// Display, Egress. Without a Name the machine is called NAME, or "machine".
 	StartCommand string
 	// AllowReboot lets the guest reboot by itself. Otherwise a guest that
@@ -302,6 +305,9 @@ func (m *MachineConfig) normalizeOwn(bad func(string, ...any) error) error {
 	if m.CPUs < 1 || m.CPUs > maxCPUs {
 		return bad("%s: out of range; want 1 to %d", english.Plural(m.CPUs, "CPU", ""), maxCPUs)
 	}
+	if err := m.normalizeNUMA(bad); err != nil {
+		return err
+	}
 	if err := m.normalizeDisks(bad); err != nil {
 		return err
 	}
@@ -311,6 +317,22 @@ func (m *MachineConfig) normalizeOwn(bad func(string, ...any) error) error {
 	return m.normalizeRoot(bad)
 }
 
+// normalizeNUMA refuses nodes among which memory and processors cannot be divided.
+func (m *MachineConfig) normalizeNUMA(bad func(string, ...any) error) error {
+	switch {
+	case m.NUMA == 0:
+	case m.NUMA < 0:
+		return bad("numa: %d nodes: out of range; want 1 to %d", m.NUMA, maxCPUs)
+	case m.NUMA > m.CPUs:
+		return bad("numa: %s need a CPU each, and the machine has %d; give it more", english.Plural(m.NUMA, "node", ""), m.CPUs)
+	case m.CPUs%m.NUMA != 0:
+		return bad("numa: %s are not the same number on each of %s; give it a multiple of that", english.Plural(m.CPUs, "CPU", ""), english.Plural(m.NUMA, "node", ""))
+	case m.Memory/m.NUMA < minMemory:
+		return bad("numa: %d MiB are less than %d MiB on each of %s; give it more memory", m.Memory, minMemory, english.Plural(m.NUMA, "node", ""))
+	}
+	return nil
+}
+
 // normalizeForeign is normalize for a machine with a start command, which decides
 // most of what others are asked.
 func (m *MachineConfig) normalizeForeign() error {
@@ -318,7 +340,7 @@ func (m *MachineConfig) normalizeForeign() error {
 		name  string
 		given bool
 	}{
-		{"an image", m.Image != nil}, {"an amount of memory", m.Memory != 0}, {"a number of CPUs", m.CPUs != 0}, {"a machine type", m.Type != ""},
+		{"an image", m.Image != nil}, {"an amount of memory", m.Memory != 0}, {"a number of CPUs", m.CPUs != 0}, {"NUMA nodes", m.NUMA != 0}, {"a machine type", m.Type != ""},
 		{"a kernel command line", m.Cmdline != ""}, {"a root", m.Root != ""}, {"the size of a root", m.RootSize != 0}, {"disks", len(m.Disks) > 0},
 		{"MAC addresses", len(m.MACs) > 0}, {"a model of network cards", m.NIC != ""}, {"arguments of QEMU", len(m.QEMU) > 0}, {"a display", m.Display}, {"egress", len(m.Egress) > 0},
 	} {

@@ -56,7 +56,7 @@ func (m MachineConfig) checkHardware(ctx context.Context) error {
 			return err
 		}
 	}
-	for what, given := range map[string]bool{"qemu=[…]": len(m.QEMU) > 0, "a network card of model " + m.NIC: m.NIC != ""} {
+	for what, given := range map[string]bool{"qemu=[…]": len(m.QEMU) > 0, "a network card of model " + m.NIC: m.NIC != "", "numa": m.NUMA != 0} {
 		if given && m.Backend != defaultBackend {
 			return &UnsupportedError{Machine: m.Name, Operation: what, Backend: m.Backend, Can: []string{defaultBackend}}
 		}

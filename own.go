@@ -43,7 +43,7 @@ func (o *own) plan(ctx context.Context) (plan, error) {
 func (o *own) planWith(ctx context.Context, hw *vmm.Hardware, media func(context.Context, *vmm.Hardware, *image.Image) (*image.Root, error)) (plan, error) {
 	m := o.m
 	hw.Memory, hw.CPUs, hw.Type, hw.Display = m.config.Memory, m.config.CPUs, m.config.Type, m.config.Display
-	hw.Options, hw.Slots = m.config.BackendOptions, m.slots()
+	hw.NUMA, hw.Options, hw.Slots = m.config.NUMA, m.config.BackendOptions, m.slots()
 	for i, d := range m.config.Disks { // for the fingerprint, and what the backend refuses
 		hw.SlotDisks = append(hw.SlotDisks, vmm.SlotDisk{Disk: vmm.Disk{Serial: d.Serial, ReadOnly: d.ReadOnly}, Slot: i, Bus: vmm.DiskBus(d.Bus), Shared: d.Shared != ""})
 	}

@@ -94,7 +94,7 @@ func (m Machine) Settings() map[string]any {
 // FurtherKeys are the settings of a machine with an image that a file has by the names
 // that test files have. What their values have to be is said where test files are read.
 var FurtherKeys = []string{
-	"mac", "nic", "qemu", "type", "cmdline", "user", "password", "root", "root_size", "disks", "display", "egress", "boot", "boot_timeout",
+	"numa", "mac", "nic", "qemu", "type", "cmdline", "user", "password", "root", "root_size", "disks", "display", "egress", "boot", "boot_timeout",
 }
 
 // options are the settings that only the machine's backend has, as it reads them; nil if

@@ -60,6 +60,11 @@ var Fields = []Field{
 		set: func(c *attest.MachineConfig, v any) { c.CPUs = v.(int) },
 	},
 	{
+		Name: "numa", JSON: "numa", Type: Int, Shown: "none",
+		Doc: "The number of NUMA nodes, on which memory and CPUs are in equal parts ([machines.md](machines.md#numa)). It divides `cpus`.",
+		set: func(c *attest.MachineConfig, v any) { c.NUMA = v.(int) },
+	},
+	{
 		Name: "networks", JSON: "vlans", Type: Ints, Shown: "`[1]`",
 		Doc: "Numbers of networks, 1 to 255; `[]` for none. The first is `eth1`, the second `eth2`. A number can come twice. Machines on one network reach each other by name ([networks.md](networks.md)).",
 		set: func(c *attest.MachineConfig, v any) { c.Networks = append([]int{}, v.([]int)...) },

@@ -87,7 +87,7 @@ func TestFieldsAreComplete(t *testing.T) {
 func TestMachinesHaveAllFields(t *testing.T) {
 	for _, o := range []*Operation{DeclareMachine, Find(Lab, "create_machine")} {
 		named := []Named{
-			{"name", "m"}, {"image", attest.Debian{}}, {"start_command", "run-m-vm"}, {"backend", "qemu"}, {"memory", int64(99)}, {"cpus", int64(2)},
+			{"name", "m"}, {"image", attest.Debian{}}, {"start_command", "run-m-vm"}, {"backend", "qemu"}, {"memory", int64(99)}, {"cpus", int64(2)}, {"numa", int64(2)},
 			{"networks", []any{int64(2)}}, {"mac", "52:54:00:00:00:01"}, {"nic", "e1000"}, {"qemu", []any{"-rtc", "base=utc"}}, {"type", "microvm"}, {"cmdline", "quiet"}, {"user", "debian"}, {"password", "secret"}, {"root", "xfs"}, {"root_size", "2G"}, {"disks", []any{attest.Disk{Size: 512}}}, {"display", true}, {"egress", true}, {"allow_reboot", true},
 			{"boot", "cold"}, {"boot_timeout", int64(7)}, {"snapshot", "saved"},
 			{"files", map[string]any{"/etc/x": "x", "/etc/y": map[string]any{"path": "y", "mode": int64(0o755)}}}, {"mount", map[string]any{"/opt/x": "x"}},
@@ -97,7 +97,7 @@ func TestMachinesHaveAllFields(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := attest.MachineConfig{
-			Name: "m", Image: attest.Debian{}, StartCommand: "run-m-vm", Backend: "qemu", Memory: 99, CPUs: 2, Networks: []int{2}, Type: "microvm",
+			Name: "m", Image: attest.Debian{}, StartCommand: "run-m-vm", Backend: "qemu", Memory: 99, CPUs: 2, NUMA: 2, Networks: []int{2}, Type: "microvm",
 			MACs: []string{"52:54:00:00:00:01"}, NIC: "e1000", QEMU: []string{"-rtc", "base=utc"},
 			Cmdline: "quiet", User: "debian", Password: "secret", Root: "xfs", RootSize: 2 << 30, Disks: []attest.Disk{{Size: 512}}, Display: true, Egress: []string{"*"}, AllowReboot: true, Boot: attest.BootCold, BootTimeout: 7 * time.Second, Snapshot: "saved",
 			Files: map[string]attest.File{"/etc/x": {Content: "x"}, "/etc/y": {Path: "y", Mode: 0o755}}, Mount: map[string]string{"/opt/x": "x"},
@@ -140,7 +140,7 @@ func TestFieldsOfFiles(t *testing.T) {
 		Name: "m", Backend: "qemu", VLANs: []int{2}, StartCommand: "x", AllowReboot: true, Memory: 99, CPUs: 2, SnapshotPath: "s", MockScript: []byte(`{}`),
 		Files: map[string]any{"/etc/x": map[string]any{"path": "x", "mode": "0755"}}, Mount: map[string]string{"/opt/x": "x"},
 		Further: map[string]any{
-			"mac": []any{"52:54:00:00:00:01"}, "nic": "e1000", "qemu": []any{"-rtc", "base=utc"}, "type": "q35", "cmdline": "quiet", "user": "debian", "password": "secret", "root": "xfs", "root_size": "2G",
+			"numa": json.Number("2"), "mac": []any{"52:54:00:00:00:01"}, "nic": "e1000", "qemu": []any{"-rtc", "base=utc"}, "type": "q35", "cmdline": "quiet", "user": "debian", "password": "secret", "root": "xfs", "root_size": "2G",
 			"disks": []any{map[string]any{"size": "1M", "serial": "a"}}, "display": true, "egress": true, "boot": "cold", "boot_timeout": json.Number("1.5"),
 		},
 	}
@@ -149,7 +149,7 @@ func TestFieldsOfFiles(t *testing.T) {
 	want := attest.MachineConfig{
 		Name: "m", Backend: "qemu", Networks: []int{2}, StartCommand: "x", AllowReboot: true, Memory: 99, CPUs: 2, Snapshot: "s", MockScript: []byte(`{}`), Image: attest.Debian{}, BackendOptions: []byte(`{"a":1}`),
 		Files: map[string]attest.File{"/etc/x": {Path: "x", Mode: 0o755}}, Mount: map[string]string{"/opt/x": "x"},
-		MACs: []string{"52:54:00:00:00:01"}, NIC: "e1000", QEMU: []string{"-rtc", "base=utc"}, Type: "q35", Cmdline: "quiet", User: "debian", Password: "secret", Root: "xfs", RootSize: 2 << 30,
+		NUMA: 2, MACs: []string{"52:54:00:00:00:01"}, NIC: "e1000", QEMU: []string{"-rtc", "base=utc"}, Type: "q35", Cmdline: "quiet", User: "debian", Password: "secret", Root: "xfs", RootSize: 2 << 30,
 		Disks: []attest.Disk{{Size: 1 << 20, Serial: "a"}}, Display: true, Egress: []string{"*"}, Boot: attest.BootCold, BootTimeout: 1500 * time.Millisecond,
 	}
 	got, err := MachineConfigOfFile(settings)

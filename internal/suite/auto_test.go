@@ -27,6 +27,7 @@ func TestCheapestBackend(t *testing.T) {
 		"a call by its name":     {"1.17.0", "", machine + "def test_a(): getattr(m, 'send_key')('a')\n", "m auto", "send_key is not supported by backend firecracker"},
 		"a pause that loses":     {"1.16.1", "53.0", machine + "def test_a(): m.pause()\n", "m cloud-hypervisor", "nobody reaches a guest any more after a pause"},
 		"a cable":                {"1.17.0", "", machine + "def test_a(): m.block()\n", "m auto", "a guest there does not see that its link is down"},
+		"nodes":                  {"1.17.0", "53.0", "m = machine(image = debian(), cpus = 2, numa = 2)\n" + test, "m auto", "numa is not supported"},
 		"hardware of QEMU's":     {"1.17.0", "53.0", "m = machine(image = debian(), nic = 'e1000')\n" + test, "m auto", "a network card of model e1000 is not supported"},
 		"a machine type":         {"1.17.0", "53.0", "m = machine(image = debian(), type = 'q35')\n" + test, "m auto", `machine type "q35" is not supported`},
 		"all machines name one":  {"1.17.0", "", "m = machine(image = debian(), backend = 'qemu')\n" + test, "m qemu", ""},

@@ -47,6 +47,7 @@ type Hardware struct {
 	Type   string // backend specific; QEMU: "q35" (default), "microvm"
 	Memory int    // MiB; 0: the backend's own default
 	CPUs   int    // 0: 1
+	NUMA   int    // nodes, on which memory and CPUs are in equal parts; 0: none
 
 	Kernel  string // path of a bzImage or an uncompressed vmlinux; empty: the firmware boots the first disk
 	Vmlinux string // the same kernel as an uncompressed ELF file; empty: there is none

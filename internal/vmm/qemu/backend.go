@@ -102,6 +102,9 @@ func (b *backend) Check(c vmm.Config) error {
 	if err := checkSlots(hw); err != nil {
 		return unsupported(err.Error(), "")
 	}
+	if err := checkNUMA(hw); err != nil {
+		return unsupported(fmt.Sprintf("%d NUMA nodes", hw.NUMA), err.Error())
+	}
 	_, err := b.find()
 	return err
 }

@@ -83,7 +83,8 @@ type invocation struct {
 	door                []*os.File // of a machine that is bare: its shell, and the stream into it
 	nics                []*os.File // in the order of config.NICs; nil: without a cable
 	saved               saved
-	readsMemory         bool // a memory that is shared is open for reading alone
+	srat                *os.File // of a machine with NUMA nodes
+	readsMemory         bool     // a memory that is shared is open for reading alone
 }
 
 func (h invocation) command() command {
@@ -98,7 +99,8 @@ func (h invocation) command() command {
 	machine += c.uefi(h.hw.UEFI)
 	c.add("-machine", machine+",memory-backend=ram,suppress-vmdesc=on")
 	c.accelerator(h.accel)
-	c.add("-m", itoa(megabytes(h.hw)), "-smp", itoa(max(h.hw.CPUs, 1)))
+	c.add("-m", itoa(megabytes(h.hw)), "-smp", processors(h.hw))
+	c.nodes(h)
 	c.add("-S") // until attest listens to the events
 	c.add("-action", "reboot="+onReset(h.config.AllowReboot))
 	if h.hw.Display && !h.hw.Bare { // the kernel says that it panics on the console, and then its screen is looked at

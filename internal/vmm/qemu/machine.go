@@ -103,6 +103,10 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if h.nics, err = plugIn(config, host.Packets, &cleanup); err != nil {
 		return nil, err
 	}
+	if h.srat, err = newSRAT(hw); err != nil {
+		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(began), Err: err}
+	}
+	cleanup.always(h.srat)
 	if h.saved, err = newSaved(config, h.ram()); err != nil {
 		return nil, &vmm.StartError{Machine: config.Name, Backend: b.Name(), After: time.Since(began), Err: err}
 	}
