@@ -19,6 +19,7 @@ import (
 	"github.com/attest-vm/attest/internal/accel"
 	"github.com/attest-vm/attest/internal/boot"
 	"github.com/attest-vm/attest/internal/event"
+	"github.com/attest-vm/attest/internal/screen/glyph"
 	"github.com/attest-vm/attest/internal/vmm"
 	chfake "github.com/attest-vm/attest/internal/vmm/cloudhypervisor/fake"
 	fcfake "github.com/attest-vm/attest/internal/vmm/firecracker/fake"
@@ -69,6 +70,7 @@ func testMain(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	testHost.glyphs = glyph.NewReader(consoleFonts)
 	code := m.Run()
 	if err := testHost.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
