@@ -29,11 +29,12 @@ test-shell:
 
 # What takes two hours or three to show: networks under load lose nothing; machines that
 # are restored again and again, or sixteen at once, leave nothing; what SECURITY.md
-# promises holds under attack (each attack prints its figure); and every decoder is
-# fuzzed, FUZZTIME (30s) each.
+# promises holds under attack (each attack prints its figure); every boot that cannot go on
+# says why; and every decoder is fuzzed, FUZZTIME (30s) each.
 stress:
 	$(GO) test ./test -run Stress -v -timeout 4h -args -stress
 	$(GO) test ./internal/network -run UnderLoad -v -args -load 60s
+	$(GO) test ./internal/boot -run TestBoot -v -args -each
 	GO="$(GO)" scripts/fuzz
 
 # Tests the backends of microVMs with the real programs, which FIRECRACKER and

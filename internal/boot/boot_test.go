@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -269,6 +270,12 @@ func (b *bench) testNoInit(t *testing.T) {
 	}
 }
 
+var each = flag.Bool("each", false, "boot a guest for every fatal error")
+
+// fatalKinds are the fatal errors for which guests boot without -each: one of the agent, of
+// init, of a disk, and of what is on it.
+var fatalKinds = []string{"agent dies", "init is not there", "disk is missing", "layer is nothing"}
+
 // What cannot go on says why in one line and powers off.
 func (b *bench) testFatal(t *testing.T) {
 	root := layer(t, b.rootTree(t))
@@ -328,6 +335,9 @@ func (b *bench) testFatal(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if !*each && !slices.Contains(fatalKinds, name) {
+				t.Skip("-args -each boots a guest for every fatal error, as make stress does")
+			}
 			console := b.boot(t, q35, c.guest, c.disks)
 			lines := strings.Split(console, "\n")
 			i := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, FatalPrefix) })
