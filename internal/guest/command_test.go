@@ -119,7 +119,7 @@ func TestTimeoutKillsTheProcessGroup(t *testing.T) {
 		"sleep 1000 & exit 0", // holds standard output
 		"kill -STOP $$",
 	} {
-		r, err := m.Run(testContext(t), guest.Command{Script: "echo started; " + script, Timeout: 200 * time.Millisecond})
+		r, err := m.Run(testContext(t), guest.Command{Script: "echo started; " + script, Timeout: time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -132,13 +132,15 @@ func TestTimeoutKillsTheProcessGroup(t *testing.T) {
 func TestCancelKillsTheCommandAndTheNextOneWorks(t *testing.T) {
 	m := newMachine(t)
 	dir := t.TempDir()
-	for _, argv := range []bool{false, true} {
+	script := "echo ready; sleep 1000; touch " + dir + "/late"
+	for _, cmd := range []guest.Command{
+		{Script: script},
+		{Argv: []string{"sh", "-c", script}},
+		{Script: "sleep 1000 & kill -STOP $!; echo ready; kill -STOP $$"},
+	} {
 		ctx, cancel := context.WithCancel(testContext(t))
 		r, w := io.Pipe()
-		cmd := guest.Command{Script: "echo ready; sleep 1000; touch " + dir + "/late", Stdout: w}
-		if argv {
-			cmd.Argv, cmd.Script = []string{"sh", "-c", cmd.Script}, ""
-		}
+		cmd.Stdout = w
 		p, err := m.Start(ctx, cmd)
 		if err != nil {
 			t.Fatal(err)

@@ -29,7 +29,7 @@ func service(t *testing.T, address string, fn func(*net.TCPConn)) (port int) {
 			if err != nil {
 				return
 			}
-			conn.SetDeadline(time.Now().Add(time.Minute))
+			conn.SetDeadline(time.Now().Add(patience))
 			running.Go(func() {
 				defer conn.Close()
 				fn(conn.(*net.TCPConn))
@@ -57,7 +57,7 @@ func connect(t *testing.T, c *guest.Client, port int) (client *net.TCPConn, ende
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(time.Minute))
+	conn.SetDeadline(time.Now().Add(patience))
 	done := make(chan error, 1)
 	ctx := testContext(t)
 	go func() {
@@ -82,7 +82,7 @@ func TestConnect(t *testing.T) {
 		var first [1]byte
 		io.ReadFull(conn, first[:])
 		var sent sync.WaitGroup
-		sent.Go(func() { conn.Write(randomBytes(uint64(first[0]), 3<<20)) })
+		sent.Go(func() { conn.Write(randomBytes(uint64(first[0]), 1<<20)) })
 		h := sha256.New()
 		io.Copy(h, conn)
 		sent.Wait()
@@ -92,7 +92,7 @@ func TestConnect(t *testing.T) {
 	for i := range 20 {
 		client, ended := connect(t, c, port)
 		all.Go(func() {
-			up, down := randomBytes(uint64(100+i), 1<<20+i), randomBytes(uint64(i), 3<<20)
+			up, down := randomBytes(uint64(100+i), 1<<19+i), randomBytes(uint64(i), 1<<20)
 			all.Go(func() {
 				client.Write(append([]byte{byte(i)}, up...))
 				client.CloseWrite()

@@ -66,9 +66,12 @@ func newMachine(t testing.TB) *guest.Client {
 	return c
 }
 
+// patience is how long a test waits for what takes no time on a host that is not busy.
+const patience = 3 * time.Minute
+
 func testContext(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -66,7 +66,7 @@ func TestSessionEndsInTheGreeting(t *testing.T) {
 			go func() { c.Close(nil); close(closed) }()
 			select {
 			case <-closed:
-			case <-time.After(30 * time.Second):
+			case <-time.After(patience):
 				t.Fatal("Close waits for the guest")
 			}
 		})
@@ -287,7 +287,7 @@ func FuzzClient(f *testing.F) {
 		}()
 		select {
 		case <-ended:
-		case <-time.After(time.Minute):
+		case <-time.After(patience):
 			panic("something waits for the guest")
 		}
 	})

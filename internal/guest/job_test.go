@@ -20,7 +20,7 @@ import (
 // await waits until something is so in the guest's file system.
 func await(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !is(); {
+	for end := time.Now().Add(patience); !is(); {
 		if time.Now().After(end) {
 			t.Fatalf("not so: %s", what)
 		}

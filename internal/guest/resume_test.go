@@ -385,7 +385,7 @@ func TestManyGhosts(t *testing.T) {
 			first = host
 		}
 	}
-	first.SetReadDeadline(time.Now().Add(30 * time.Second))
+	first.SetReadDeadline(time.Now().Add(patience))
 	if _, err := first.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the oldest ghost: %v, want EOF", err)
 	}

@@ -56,7 +56,7 @@ func newScripted(t *testing.T, opt guest.Options) (*scripted, *guest.Client) {
 // expect reads up to the next frame of a type.
 func (a *scripted) expect(typ wire.Type) wire.Frame {
 	a.t.Helper()
-	a.conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+	a.conn.SetReadDeadline(time.Now().Add(patience))
 	for {
 		f, err := a.dec.Next()
 		if err != nil {
@@ -114,7 +114,7 @@ func wantError[T error](t *testing.T, done <-chan error, text string) {
 		if !errors.As(err, &want) || !strings.Contains(err.Error(), text) || !strings.HasPrefix(err.Error(), "m: ") {
 			t.Errorf("error %v (%T), want %T with %q", err, err, want, text)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("nothing happened")
 	}
 }

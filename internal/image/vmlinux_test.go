@@ -5,8 +5,6 @@ import (
 	"compress/gzip"
 	"debug/elf"
 	"encoding/binary"
-	"io"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -20,13 +18,13 @@ import (
 // binary's own, for filters that look at instructions.
 func fakeVmlinux(t testing.TB) []byte {
 	t.Helper()
-	code := make([]byte, 1<<20)
-	self, err := os.Open("/proc/self/exe")
+	code := make([]byte, 256<<10)
+	self, err := elf.Open("/proc/self/exe")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer self.Close()
-	if _, err := io.ReadFull(self, code); err != nil {
+	if _, err := self.Section(".text").ReadAt(code, 0); err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
