@@ -1,13 +1,17 @@
 package operation
 
-import "context"
+import (
+	"context"
+
+	"github.com/attest-vm/attest/internal/vmm"
+)
 
 var (
 	checkpointName = Param{Name: "name", Type: String, Doc: "the name of the state"}
 
 	snapshotsTable = []*Operation{
 		{
-			Name: "snapshot_create", Subject: "Snapshots", Result: None,
+			Name: "snapshot_create", Subject: "Snapshots", Result: None, Needs: vmm.CanSave,
 			Params: []Param{checkpointName},
 			Doc: "Keeps the state of this machine: memory, devices and disk. A second state of the same name replaces the first.\n\n" +
 				"The other machines keep running; `checkpoint` is for all machines.",
@@ -16,7 +20,7 @@ var (
 			},
 		},
 		{
-			Name: "snapshot_restore", Subject: "Snapshots", Result: None,
+			Name: "snapshot_restore", Subject: "Snapshots", Result: None, Needs: vmm.CanSave,
 			Params: []Param{checkpointName},
 			Doc: "Restores the state that `snapshot_create` kept. Later changes of the guest are gone, on its disk too. Its clock is set to the host's.\n\n" +
 				"Connections to the other machines may not survive, because those are not restored.",

@@ -15,6 +15,7 @@ type Capability string
 
 const (
 	CanPause    Capability = "pause"        // Pauser
+	CanSave     Capability = "snapshot"     // Snapshotter; one that is Doubtful possibly cannot all the same
 	CanReset    Capability = "reset"        // Rebooter
 	CanType     Capability = "keyboard"     // Keyboarder
 	CanPoint    Capability = "pointer"      // Pointer

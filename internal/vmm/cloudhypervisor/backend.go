@@ -87,7 +87,7 @@ func (b *backend) unsupported(c vmm.Config, operation, reason string) error {
 // Offers says what machines can do.
 func (b *backend) Offers(_ vmm.Config, what vmm.Capability) (bool, vmm.Lack) {
 	switch what {
-	case vmm.CanReset, vmm.CanListen, vmm.CanPause:
+	case vmm.CanReset, vmm.CanListen, vmm.CanPause, vmm.CanSave:
 		return true, vmm.Lack{}
 	case vmm.CanShow, vmm.CanType:
 		return false, vmm.Lack{Reason: "cloud-hypervisor has no keyboard and no screen", InGuest: what == vmm.CanShow}

@@ -120,6 +120,12 @@ func (b *backend) Offers(c vmm.Config, what vmm.Capability) (bool, vmm.Lack) {
 			return false, vmm.Lack{Reason: "with Firecracker " + p.Full + " nobody reaches a guest any more after a pause; 1.15 and 1.17 do not have that bug"}
 		}
 		return true, vmm.Lack{}
+	case vmm.CanSave:
+		if p, o, err := b.look(c); err == nil {
+			why := unsavable(p, o)
+			return why == "", vmm.Lack{Reason: why}
+		}
+		return true, vmm.Lack{}
 	case vmm.CanShow, vmm.CanType:
 		return false, vmm.Lack{Reason: "Firecracker has no keyboard and no screen", InGuest: what == vmm.CanShow}
 	}

@@ -127,7 +127,8 @@ func TestVersionsThatLoseGuests(t *testing.T) {
 				t.Errorf("pause: %v, %v", ok, lack)
 			}
 			err := r.Start(c).VM.(vmm.Doubtful).WillSave()
-			if (err == nil) != want.save {
+			offered, _ := newBackend().Offers(c, vmm.CanSave)
+			if (err == nil) != want.save || offered != want.save {
 				t.Errorf("save: %v", err)
 			}
 		})

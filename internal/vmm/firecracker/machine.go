@@ -231,21 +231,28 @@ func (p *firecracker) Ended(status supervise.Status) vmm.ExitReason {
 	return vmm.Running
 }
 
-// CanSave and WillSave refuse what cannot go on from what it saves: a version, and huge pages.
-// Firecracker restores these by userfaultfd alone, which shares nothing between clones.
+// CanSave and WillSave refuse what unsavable says.
 func (m *machine) CanSave(context.Context) error { return m.WillSave() }
 
 func (m *machine) WillSave() error {
-	d, why := m.design, ""
-	switch {
-	case within(d.program.Version, lostSince, lostBefore):
-		why = "with Firecracker " + d.program.Full + " nobody reaches a guest that was restored; 1.16.1 does not have that bug"
-	case d.options.HugePages == "2M":
-		why = `Firecracker cannot map a saved memory with huge_pages "2M"; "Transparent" can be saved`
-	default:
-		return nil
+	d := m.design
+	if why := unsavable(d.program, d.options); why != "" {
+		return d.backend.unsupported(d.config, "snapshot", why)
 	}
-	return d.backend.unsupported(d.config, "snapshot", why)
+	return nil
+}
+
+// unsavable is why a machine cannot go on from what would be saved of it: for its version, or
+// for huge pages, which Firecracker restores by userfaultfd alone, and so without anything that
+// clones share. Empty: it can.
+func unsavable(p microvm.Program, o options) string {
+	switch {
+	case within(p.Version, lostSince, lostBefore):
+		return "with Firecracker " + p.Full + " nobody reaches a guest that was restored; 1.16.1 does not have that bug"
+	case o.HugePages == "2M":
+		return `Firecracker cannot map a saved memory with huge_pages "2M"; "Transparent" can be saved`
+	}
+	return ""
 }
 
 // Backdoor is the guest's root shell.

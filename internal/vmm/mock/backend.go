@@ -256,6 +256,8 @@ func has(without []Group, what vmm.Capability) (ok bool) {
 	switch what {
 	case vmm.CanPause:
 		_, ok = vmm.As[vmm.Pauser](vm)
+	case vmm.CanSave:
+		_, ok = vmm.As[vmm.Snapshotter](vm)
 	case vmm.CanReset:
 		_, ok = vmm.As[vmm.Rebooter](vm)
 	case vmm.CanType:
