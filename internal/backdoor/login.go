@@ -45,9 +45,11 @@ func (*LoginError) Status() event.Status { return event.BootFailed }
 // loginScript is what the login's shell becomes. It makes a root shell on the console of
 // the door, and ends when that has announced itself, so that the serial console has its login
 // back. $1 is a word for its answers, which nothing that is typed has in one piece. It has
-// no quotes of the kind that it is put into.
+// no quotes of the kind that it is put into. systemd has a login on a virtio console
+// whose driver was there before it, which would read there as well.
 const loginScript = `[ -c /dev/hvc0 ] || { echo "attest:$1:the guest has no /dev/hvc0: its kernel lacks the driver of virtio consoles"; exit; }; ` +
 	`b=$(command -v bash) || { echo "attest:$1:the guest has no bash"; exit; }; ` +
+	`! command -v systemctl > /dev/null || systemctl mask --runtime --now serial-getty@hvc0.service > /dev/null 2>&1; ` +
 	`{ setsid sh -c "` + leaveGetty + `; stty raw -echo; echo ` + Marker + `; echo ok >&3; exec $b --norc 3>&-" 3>&1 < /dev/hvc0 > /dev/hvc0 2>&1 & } | { read x; echo "attest:$1:$x"; }`
 
 // leaveGetty moves a shell out of the control group of the login's getty: systemd ends

@@ -304,11 +304,16 @@ func TestLoginScript(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	asked := filepath.Join(programs, "asked")
+	program("systemctl", "echo $* >> "+asked)
 	program("id", "echo 1000")
 	program("sudo", `printf "%s" "$2"; shift 2; exec "$@"`)
 	script := strings.ReplaceAll(loginScript, "/dev/hvc0", fmt.Sprintf("/dev/pts/%d", n))
 	if out := run(script); out != "attest WORD password: attest:WORD:ok\n" {
 		t.Fatalf("%q", out)
+	}
+	if text, err := os.ReadFile(asked); string(text) != "mask --runtime --now serial-getty@hvc0.service\n" {
+		t.Errorf("systemd is asked %q, %v", text, err)
 	}
 	shell := make(chan string, 8)
 	go func() {
