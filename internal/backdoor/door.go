@@ -152,15 +152,18 @@ func (b *Door) awaitMarker() {
 		mute := !b.announced && b.heard == heard
 		b.mu.Unlock()
 		if mute {
-			step, _ := b.State()
-			b.silent(step)
+			b.silent()
 			return
 		}
 	}
 }
 
 // silent says that no more comes of the guest.
-func (b *Door) silent(step string) {
+func (b *Door) silent() {
+	step, said := b.State()
+	if said != "" {
+		step += fmt.Sprintf("; the last on the shell's console: %q", said)
+	}
 	b.opt.Silent(&SilentError{b.opt.Machine, fmt.Sprintf("%s; it has said nothing for %v", step, b.opt.Patience)})
 }
 
@@ -207,8 +210,7 @@ func (b *Door) serve() {
 		case <-quiet:
 			return
 		case <-mute:
-			step, _ := b.State()
-			b.silent(step)
+			b.silent()
 			mute = nil
 		case replies := <-heard:
 			for _, h := range replies {
