@@ -181,7 +181,7 @@ if [ ! -e "$NIX_DISK_IMAGE" ]; then
 	rm "$TMPDIR/raw"
 fi
 exec qemu-system-x86_64 -name '%s' -M q35 -m 320 -accel tcg -cpu max,la57=off,erms=off,fsrm=off \
-	-kernel '%s' -initrd '%s' -append 'console=ttyS0 loglevel=5 panic=-1 net.ifnames=0 tsc=unstable %s' \
+	-kernel '%s' -initrd '%s' -append 'console=ttyS0 loglevel=5 panic=-1 net.ifnames=0 tsc=unstable no_timer_check %s' \
 	%s -drive "file=$NIX_DISK_IMAGE,if=virtio,cache=unsafe" %s "$@"
 `, name, g.kernel, g.initrd, cmdline, disks.String(), strings.Join(args, " "))
 }
