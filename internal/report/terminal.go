@@ -42,14 +42,16 @@ type TerminalOptions struct {
 
 // StandardTerminal are the options for this process's standard output and
 // error: live on a terminal that is not TERM=dumb, in colour there if NO_COLOR
-// (no-color.org) is empty.
+// (no-color.org) is empty. A build of Nix has a pseudo-terminal, whose lines Nix takes
+// for its log: colours get through, and what moves the cursor does not.
 func StandardTerminal(level Level) TerminalOptions {
 	capable := os.Getenv("TERM") != "dumb"
+	nixBuild := os.Getenv("NIX_BUILD_TOP") != "" && os.Getenv("IN_NIX_SHELL") == ""
 	color := capable && os.Getenv("NO_COLOR") == ""
 	outTTY, errTTY := term.IsTerminal(int(os.Stdout.Fd())), term.IsTerminal(int(os.Stderr.Fd()))
 	return TerminalOptions{
 		Stdout: os.Stdout, Stderr: os.Stderr, Level: level,
-		Live:        errTTY && capable && level != Quiet,
+		Live:        errTTY && capable && !nixBuild && level != Quiet,
 		Shared:      sameFile(os.Stdout, os.Stderr),
 		OnScreen:    outTTY,
 		ColorStdout: outTTY && color,
