@@ -21,6 +21,7 @@ import (
 	"testing"
 
 	"github.com/attest-vm/attest/internal/boot"
+	"github.com/attest-vm/attest/internal/vmm/firecracker/fake"
 )
 
 // attestBinary is the attest that is tested; it is on the PATH, too. agentBinary
@@ -37,6 +38,7 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) (int, error) {
+	fake.Main() // this binary is the VMM of TestNixTAP, too
 	if victim := os.Getenv(victimEnv); victim != "" {
 		return m.Run(), nil // everything is there already
 	}

@@ -145,6 +145,7 @@ type nixHost struct {
 	file      string            // what is evaluated
 	arguments map[string]string // of the function that the file is
 	env       []string          // beside the environment
+	sandbox   []string          // what builds see of the host, if not all
 }
 
 func newNix(t *testing.T) *nixHost {
@@ -191,10 +192,14 @@ func (n *nixHost) run(name string, args ...string) ([]byte, error) {
 	for name, value := range n.arguments {
 		args = append(args, "--argstr", name, value)
 	}
+	sandbox := "sandbox = false\n"
+	if len(n.sandbox) > 0 {
+		sandbox = "sandbox = true\nsandbox-fallback = false\nsandbox-paths = " + strings.Join(n.sandbox, " ") + "\n"
+	}
 	cmd := exec.CommandContext(n.t.Context(), name, args...)
 	cmd.Env = append(append(os.Environ(), n.env...), "HOME="+n.dir, "TMPDIR="+filepath.Join(n.dir, "tmp"), "NIX_REMOTE=",
 		"NIX_STORE_DIR="+filepath.Join(n.dir, "store"), "NIX_STATE_DIR="+filepath.Join(n.dir, "state"), "NIX_LOG_DIR="+filepath.Join(n.dir, "log"),
-		"NIX_CONFIG=sandbox = false\nbuild-users-group =\nsystem-features = nixos-test kvm\nsubstituters =\nmax-jobs = 2\n")
+		"NIX_CONFIG="+sandbox+"build-users-group =\nsystem-features = nixos-test kvm\nsubstituters =\nmax-jobs = 2\n")
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -59,7 +59,7 @@ func remedy(step string, err error, setting func(name string) string) string {
 	case step == openStep && refused:
 		return "as root: chmod 666 " + tunDevice + " (as udev sets it); in a container, start it with --device " + tunDevice
 	case step == openStep:
-		return "as root: modprobe tun; in a container, start it with --device " + tunDevice
+		return "as root: modprobe tun; in a container, start it with --device " + tunDevice + "; in a build of Nix, have extra-sandbox-paths = " + tunDevice + " in nix.conf"
 	case strings.HasPrefix(step, "make a bridge") && errors.Is(err, unix.EOPNOTSUPP):
 		return "as root: modprobe bridge"
 	case refused:

@@ -339,6 +339,7 @@ func TestRemedies(t *testing.T) {
 	}{
 		{openStep, unix.ENOENT, "", "", "modprobe tun"},
 		{openStep, unix.ENODEV, "", "", "--device /dev/net/tun"},
+		{openStep, unix.ENOENT, "", "", "extra-sandbox-paths = /dev/net/tun"},
 		{openStep, unix.EACCES, "", "", "chmod 666 /dev/net/tun"},
 		{openStep, unix.EPERM, "kernel.apparmor_restrict_unprivileged_userns", "1", "--device /dev/net/tun"},
 		{tapStep + "tap0", unix.EPERM, "kernel.apparmor_restrict_unprivileged_userns", "1", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"},

@@ -3,6 +3,7 @@
   attestDir ? "/nonexistent", # has bin/attest
   goRoot ? "", # in its place: attest's overlay, built by this Go
   startScript ? "", # @CARDS@ stands for the cards of the lab's networks
+  vmmDir ? "/nonexistent", # has bin/firecracker
 }:
 let
   lib = import ../../../nix/tests/lib.nix;
@@ -82,7 +83,8 @@ rec {
       inherit nodes;
       testScript = ''
         start_all()
-        server.wait_for_unit("multi-user.target")
+        for machine in machines:
+            machine.wait_for_unit("multi-user.target")
         print("the script has run")
       '';
       usePrebuiltSnapshots = true;
@@ -137,6 +139,53 @@ rec {
       )
     )
   );
+  # Tests whose network cards are TAPs: of machines that are processes of the host, and of two on
+  # microVMs, whose kernel nobody boots.
+  taps = {
+    mock = import ../../../nix/run.nix {
+      inherit pkgs lib;
+      name = "taps-mock";
+      kvm = false;
+      driver = import ../../../nix/driver.nix {
+        inherit pkgs lib;
+        name = "taps-mock";
+        vlans = [ 1 ];
+        machines =
+          map
+            (name: {
+              inherit name;
+              backend = "mock";
+            })
+            [
+              "client"
+              "server"
+            ];
+        script = pkgs.writeText "taps.star" ''
+          def test_reach():
+              start_all()
+              client.wait_until_succeeds("ping -c 1 -w 2 server")
+        '';
+      };
+    };
+    microVM = makeTest {
+      name = "taps-microvm";
+      backend = "firecracker";
+      firecrackerPackage.outPath = vmmDir;
+      nodes = lib.mapAttrs (_: _: {
+        boot.kernelPackages.kernel.dev = pkgs.runCommand "kernel" { } ''
+          mkdir $out
+          printf '\x7fELF Linux version 6.1.0-nobodys (somebody@somewhere) ' >$out/vmlinux
+        '';
+      }) nodes;
+      testScript = ''
+        start_all()
+        for machine in machines:
+            assert machine.succeed("echo hello") == "hello\n"
+      '';
+      # On a host that seems to have KVM, with a shell of the guest instead of the agent.
+      preScript = "export ATTEST_ACCEL=kvm ATTEST_UPGRADE=never ATTEST_BOOT=cold";
+    };
+  };
   # It fails before it has started a machine.
   fails = makeTest {
     name = "fails";

@@ -72,7 +72,10 @@ in
           printf '#!/bin/sh\necho this is %s, of %s\n' ${config.networking.hostName} ${generation} >$out/init
           chmod +x $out/init
         '';
-      initialRamdisk = config.nixpkgs.pkgs.writeText "initrd-${config.networking.hostName}" "";
+      initialRamdisk = config.nixpkgs.pkgs.runCommand "initrd-${config.networking.hostName}" { } ''
+        mkdir $out
+        printf 070701 >$out/initrd
+      '';
     };
   };
 }
