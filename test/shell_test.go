@@ -95,13 +95,13 @@ func TestShellResultsAreEqual(t *testing.T) {
 	}
 }
 
-// sharingPeer is the start script of a machine that shares two directories with this host, as those
+// sharingPeer is the start script of a machine with a screen, which shares two directories with this host, as those
 // of NixOS do: all machines' and its own. Debian's cloud kernel cannot mount them.
 func sharingPeer(t *testing.T) string {
 	t.Helper()
 	source := foreignImage
 	source.Kernel = "debian:linux-image-amd64"
-	path := newForeignGuestOf(t, source).script(t, "peer", "-vga none", card(1, 2),
+	path := newForeignGuestOf(t, source).script(t, "peer", "-vga std", card(1, 2),
 		`-virtfs local,path="$SHARED_DIR",security_model=none,mount_tag=shared`, `-virtfs local,path="$TMPDIR/xchg",security_model=none,mount_tag=xchg`)
 	text, err := os.ReadFile(path)
 	if err != nil {

@@ -28,6 +28,7 @@ case("execute detached", lambda: list(box.execute("touch /tmp/detached; sleep 10
 case("after that", lambda: list(box.execute("until [ -e /tmp/detached ]; do sleep 0.1; done; echo mine")))
 case("execute timeout", lambda: list(box.execute("echo early; sleep 1000", timeout=2)))
 case("not UTF-8", lambda: list(box.execute(r"printf 'a\377b\303\244'")))
+case("not UTF-8, succeed", lambda: box.succeed(r"printf 'a\377\376b\342\202'"))
 case("bytes", lambda: box.execute(r"printf '\0\1\377'").stdout_bytes.hex())
 case("succeed", lambda: box.succeed("echo one", "echo two", timeout=timedelta(seconds=60)))
 case("succeed fails", lambda: box.succeed("echo x; exit 4"))
@@ -78,6 +79,25 @@ case("copy_from_machine", lambda: box.copy_from_machine("/srv/tree", "back"))
 case("copied", lambda: sorted(str(p.relative_to(driver.out_dir)).split("/back/")[1] for p in pathlib.Path(driver.out_dir).rglob("back/**/*")))
 case("copy of nothing", lambda: box.copy_from_machine("/no/such", "back"))
 case("tty", lambda: [box.succeed("echo on the screen > /dev/tty5"), box.wait_until_tty_matches("5", "on the screen", timeout=60), "on the screen" in box.get_tty_text("5")])
+case("dump_tty_contents", lambda: box.dump_tty_contents("5"))
+def typed():
+    box.succeed("systemctl stop getty@tty1")
+    j = box.spawn("exec < /dev/tty1; echo it reads; read -r a; read -r b; echo \"$a, $b\"")
+    j.wait_for_output("it reads", timeout=60)
+    box.send_chars("A line: ~/x_1\n")
+    for key in ["a", "shift-b", "ret"]:
+        box.send_key(key)
+    return list(j.wait(timeout=60))
+case("send_chars and send_key", typed)
+def entered():
+    box.succeed("systemctl stop serial-getty@ttyS0; stty -F /dev/ttyS0 sane")
+    j = box.spawn("exec < /dev/ttyS0; echo it reads; read -r a; echo \"$a\"")
+    j.wait_for_output("it reads", timeout=60)
+    box.send_console("a line\n")
+    return list(j.wait(timeout=60))
+case("send_console", entered)
+case("no X", lambda: box.wait_for_x(timeout=1))
+case("no windows", lambda: box.get_window_names())
 case("no window", lambda: box.wait_for_window("x", timeout=1))
 case("console", lambda: [box.succeed("echo said to the console > /dev/console"), box.wait_for_console_text("said to the console", timeout=60), "said to the console" in box.get_console_log()])
 def job():
@@ -127,6 +147,12 @@ peer.wait_for_unit("multi-user.target")
 ping = "ping -c 1 -w 60 192.168.1.%d > /dev/null"
 case("two machines", lambda: [box.succeed(ping % 2), peer.succeed(ping % 1), [m.name for m in machines]])
 case("partition", lambda: network.partition(box, peer, during=lambda: box.fail("ping -c 1 -w 3 192.168.1.2 > /dev/null")).frames > 0)
+def unplugged():
+    box.block()
+    out = box.fail("ping -c 1 -w 3 192.168.1.2 > /dev/null")
+    box.unblock()
+    return out + box.succeed(ping % 2)
+case("block", unplugged)
 case("healed", lambda: box.succeed(ping % 2))
 def at_once():
     out = {}
@@ -137,6 +163,13 @@ def at_once():
     for t in all: t.join()
     return [out["box"], out["peer"]]
 case("both at once", at_once)
+# A screen.
+def screen():
+    peer.succeed("systemctl stop getty@tty1; printf '\\033cThe screen says 42.\\n' > /dev/tty1")
+    peer.wait_for_text("^The screen says 42", timeout=300)
+    return ["says 42." in peer.get_screen_text(), any("says 42." in text for text in peer.get_screen_text_variants())]
+case("screen", screen)
+case("screenshot", lambda: [peer.screenshot("of-peer"), [p.read_bytes()[:4].hex() for p in pathlib.Path(driver.out_dir).rglob("of-peer.png")]])
 # Directories of the host in the guest, as start scripts of NixOS have them.
 peer.succeed("modprobe 9pnet_virtio; modprobe 9p; mkdir -p /tmp/shared /tmp/xchg; for d in shared xchg; do mount -t 9p -o trans=virtio,version=9p2000.L $d /tmp/$d; done")
 def shared():
@@ -149,6 +182,24 @@ case("copies of them", lambda: [peer.copy_from_vm("/tmp/shared", "of-peer"), sor
     peer.copy_from_host(str(tmp / "tree"), "/tmp/shared/tree"), (box.shared_dir / "tree" / "sub" / "a file").stat().st_size])
 case("sleep", lambda: box.sleep(0.1))
 case("is_up", lambda: box.is_up())
+case("connect", lambda: box.connect())
+case("log", lambda: [box.log("a line"), box.log_serial("another")])
+def nested():
+    with box.nested("a part"):
+        return box.succeed("echo inside")
+case("nested", nested)
+case("nothing to do", lambda: [box.run_callbacks(), box.cleanup_statedir()])
+case("no terminal", lambda: box.shell_interact())
+case("an empty terminal", lambda: box.console_interact())
+case("no prompt", lambda: box.wait_for_monitor_prompt())
+case("no SSH", lambda: box.ssh_backdoor_command())
 case("send_monitor_command", lambda: "VM status: running" in box.send_monitor_command("info status"))
 case("reboot", lambda: [box.succeed("touch /run/before"), box.reboot(), box.fail("test -e /run/before")])
 case("shutdown", lambda: [box.shutdown(), box.is_up()])
+case("firmware", lambda: [box.create_efi_vars(), box.write_efi_vars([]), box.read_efi_vars(), box.dump_efi_vars()])
+case("crash", lambda: [box.start(), box.succeed("echo it is on"), box.crash(), box.is_up()])
+def powered_off():
+    threading.Timer(1, lambda: peer.send_monitor_command("system_powerdown")).start()
+    event = peer.wait_for_qmp_event(lambda e: e["event"] == "POWERDOWN", timeout=60)
+    return [event["event"], peer.wait_for_shutdown(timeout=600), peer.is_up(), peer.release()]
+case("power button", powered_off)
