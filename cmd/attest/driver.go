@@ -265,7 +265,7 @@ func (d *driver) configuration(cmd *cobra.Command, args []string) (driverConfig,
 	}
 	if out.script == "" {
 		if !d.interactive {
-			return out, fmt.Errorf("no test script given; see %s --help", cmd.CommandPath())
+			return out, fmt.Errorf("no test script given%s; see %s --help", hintAtLists(cmd.Flags()), cmd.CommandPath())
 		}
 		out.script = os.DevNull
 	}
@@ -288,6 +288,16 @@ func (d *driver) configuration(cmd *cobra.Command, args []string) (driverConfig,
 	}
 	slices.SortFunc(out.machines, func(a, b attest.MachineConfig) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// hintAtLists says where a script may have gone.
+func hintAtLists(flags *pflag.FlagSet) (hint string) {
+	flags.Visit(func(f *pflag.Flag) {
+		if f.Value.Type() == "stringArray" {
+			hint = "; --" + f.Name + " takes all that follows it up to the next flag, so name the script before it, or after --"
+		}
+	})
+	return hint
 }
 
 // asUsage makes an error of the file system one of usage.

@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"slices"
+	"strings"
 
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
@@ -88,7 +90,10 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 	operations := append(operation.Names(operation.Machine), forms...)
 	text, err := once(ctx, program(), isolated, checker, source, path, asJSON(known), asJSON([]any{names, operations}))
 	if err != nil {
-		return nil, err
+		return nil, asNoPython(err)
+	}
+	if len(text) == 0 {
+		return nil, missing("it is not Python 3")
 	}
 	var c checked
 	if err := json.Unmarshal(text, &c); err != nil {
@@ -98,7 +103,7 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 		return nil, err
 	}
 	f.python, f.title = resolve(c.Executable, c.Environ), c.Title
-	if err := c.asError(path, known, operations); err != nil {
+	if err := c.asError(path, c.Declares || len(f.machines) > 0, known, operations); err != nil {
 		return nil, err
 	}
 	if c.Declares {
@@ -108,6 +113,17 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 		return nil, f.invalid("the script has no machines; name a machine configuration (--machine-config), or declare them: web = machine(image=debian())")
 	}
 	return f, nil
+}
+
+// asNoPython is the error of a program that does not take Python's options, such as a Python 2. A Python 3 ends with 1 if
+// what it runs fails.
+func asNoPython(err error) error {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() <= 1 {
+		return err
+	}
+	said, _, _ := strings.Cut(errors.Unwrap(err).Error(), "\n")
+	return missing("it is not Python 3 (" + said + ")")
 }
 
 // invalid is that the file as a whole makes no sense.
@@ -123,7 +139,7 @@ func asJSON(v any) string {
 	return string(text)
 }
 
-func (c *checked) asError(path string, known, operations []string) error {
+func (c *checked) asError(path string, machines bool, known, operations []string) error {
 	var errs []*script.Error
 	for _, e := range c.Errors {
 		hint := ""
@@ -131,7 +147,9 @@ func (c *checked) asError(path string, known, operations []string) error {
 		case e.Name == "machine" && !slices.Contains(known, "machine"):
 			hint = "; the machines of a script are in a machine configuration (--machine-config), and only one that is alone is also called machine"
 		case e.Name != "":
-			hint = operation.DidYouMean(e.Name, known)
+			if hint = operation.DidYouMean(e.Name, known); hint == "" && !machines {
+				hint = "; the script has no machines: those of a script are in a machine configuration (--machine-config)"
+			}
 		case e.Operation != "":
 			hint = operation.DidYouMean(e.Operation, operations)
 		}

@@ -462,9 +462,15 @@ func TestPythonThatCannotBeUsed(t *testing.T) {
 	if err := os.WriteFile(old, []byte("#!/bin/sh\necho '{\"version\": \"3.8.18\", \"errors\": []}'\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	other := filepath.Join(dir, "python2")
+	if err := os.WriteFile(other, []byte("#!/bin/sh\necho \"Unknown option: -I\nusage: $0 [option] ...\" >&2\nexit 2\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	for program, want := range map[string]string{
 		filepath.Join(dir, "none"): "there is none on this host",
 		old:                        "it is Python 3.8.18",
+		other:                      "it is not Python 3 (exit status 2: Unknown option: -I); install python3",
+		"/bin/true":                "it is not Python 3; install python3",
 	} {
 		t.Setenv("ATTEST_PYTHON", program)
 		r := run(t, t.Context(), "start_all()\n")
