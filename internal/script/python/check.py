@@ -39,7 +39,7 @@ if test_file:
 # Names that nothing defines. A script that makes names in ways that cannot be seen is left alone.
 star = any(isinstance(n, ast.ImportFrom) and any(a.name == "*" for a in n.names) for n in ast.walk(tree))
 dynamic = any(isinstance(n, ast.Name) and n.id in ("globals", "exec", "vars", "locals", "eval") for n in ast.walk(tree))
-defined = set(dir(builtins)) | known | {"__file__", "__name__", "__builtins__", "__annotations__", "test_script", "run_tests"}
+defined = set(dir(builtins)) | known | {"copyright", "credits", "exit", "help", "license", "quit", "__file__", "__name__", "__builtins__", "__annotations__", "test_script", "run_tests"}
 try:
     table = symtable.symtable(source.decode("utf-8-sig"), path, "exec")
 except Exception:

@@ -50,8 +50,9 @@ func resolve(executable string, environ map[string]string) string {
 	return executable
 }
 
-// isolated keeps Python from everything but its own library.
-var isolated = []string{"-I", "-B"}
+// isolated keeps Python from everything but its own library. What a host adds to each start (site) may take
+// longer than all else.
+var isolated = []string{"-I", "-S", "-B"}
 
 // once runs Python for a moment, with a program of a few lines, and returns what it wrote.
 // Nothing that it has started stays, unless that has left its process group.

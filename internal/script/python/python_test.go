@@ -190,7 +190,7 @@ try:
     web.succeed("false")
     raise Exception("it passed")
 except RequestedAssertionFailed as e:
-    assert str(e) == "command ` + "`false`" + ` failed (exit code 1)", e
+    assert str(e) == "command ` + "`false`" + ` failed (exit code 1)" and e.__context__ is None, e
 try:
     web.fail("true")
     raise Exception("it passed")
@@ -527,10 +527,29 @@ func TestVariables(t *testing.T) {
 	}
 }
 
-// A person gets to where the script is with Python's debugger, and has it go on.
+// A person gets to where the script is, or has failed, with Python's debugger.
 func TestBreakpoint(t *testing.T) {
+	for name, tt := range map[string]struct{ source, typed, want, failed string }{
+		"of the script":   {"value = 42\ndebug.breakpoint(port=0)\nassert web.succeed('true') == ''\n", "p value\nc\n", "script.py(3)<module>()", ""},
+		"after a failure": {"debug.port = 0\ndef f(value):\n    web.succeed('false')\nf(42)\n", "p value\nup\nq\n", "script.py(4)<module>()", "command `false` failed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			out, err := debugged(t, tt.source, tt.typed)
+			if (err == nil) != (tt.failed == "") || err != nil && !strings.Contains(err.Error(), tt.failed) {
+				t.Error(err)
+			}
+			if !strings.Contains(out, tt.want) || !strings.Contains(out, "42") || strings.Contains(out, "test_driver") {
+				t.Errorf("got %s", out)
+			}
+		})
+	}
+}
+
+// debugged runs a script with a debug hook. It returns what the debugger says to what is typed, and the script's error.
+func debugged(t *testing.T, source, typed string) (string, error) {
 	f := &file{path: filepath.Join(t.TempDir(), "script.py"), python: program(), machines: machines(""), stdout: io.Discard, driver: &script.Driver{Attach: "/bin/attach"}}
-	if err := os.WriteFile(f.path, []byte("value = 42\ndebug.breakpoint(port=0)\nassert web.succeed('true') == ''\n"), 0o644); err != nil {
+	if err := os.WriteFile(f.path, []byte(source), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	said := make(chan string, 100)
@@ -563,14 +582,13 @@ func TestBreakpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if _, err := io.WriteString(conn, "p value\nc\n"); err != nil {
+	if _, err := io.WriteString(conn, typed); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-ended; err != nil {
+	failed := <-ended
+	out, err := io.ReadAll(conn)
+	if err != nil {
 		t.Error(err)
 	}
-	out, err := io.ReadAll(conn)
-	if err != nil || !strings.Contains(string(out), "script.py(3)<module>()") || !strings.Contains(string(out), "42") {
-		t.Errorf("got %s, %v", out, err)
-	}
+	return string(out), failed
 }

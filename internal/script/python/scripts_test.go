@@ -123,7 +123,12 @@ retry(there, timeout_seconds=60)
 assert tries == 2
 `,
 		"assertions of t": `
+import unittest
 from test_driver.errors import RequestedAssertionFailed
+from test_driver.machine import AssertionTester
+assert isinstance(t, AssertionTester) and isinstance(t, unittest.TestCase) and "assertEqual" in dir(t)
+t.maxDiff = 7
+assert t.maxDiff == 7 != AssertionTester.maxDiff and not vars(t)
 t.assertEqual(1, 1); t.assertIn("hell", web.succeed("echo x")); t.assertRegex("abc", "b"); t.assertTrue(web.is_up())
 with t.assertRaises(RequestedAssertionFailed):
     web.succeed("false")

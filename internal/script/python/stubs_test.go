@@ -235,7 +235,7 @@ func TestStubs(t *testing.T) {
 			t.Errorf("there is no\n%s", line)
 		}
 	}
-	for _, module := range []string{"errors", "debug", "driver", "logger", "machine", "polling_condition", "vlan"} {
+	for _, module := range []string{"assertions", "errors", "debug", "driver", "logger", "machine", "polling_condition", "vlan"} {
 		source, err := library.ReadFile("lib/test_driver/" + module + ".py")
 		if err != nil {
 			t.Fatal(err)

@@ -62,6 +62,7 @@ def run(driver, script, options):
     driver.tests = code
 
     def test_script():
+        __tracebackhide__ = True
         driver.logger.log("run the VM test script")
         exec(code, symbols)
 

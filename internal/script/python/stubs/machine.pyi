@@ -1,10 +1,10 @@
 import datetime
 import pathlib
 import re
-import unittest
 from contextlib import AbstractContextManager
 from typing import Any, Callable, Mapping, Sequence
 
+from test_driver.assertions import AssertionTester as AssertionTester
 from test_driver.efi import EfiVariable as EfiVariable
 from test_driver.logger import CompositeLogger
 from test_driver.qmp import QMPSession as QMPSession
@@ -73,7 +73,5 @@ class QemuMachine(BaseMachine):
 class NspawnMachine(BaseMachine): ...
 
 Machine = QemuMachine
-
-class AssertionTester(unittest.TestCase): ...
 
 # other kinds

@@ -276,20 +276,21 @@ class Connection:
         return self.start("invoke", params), functions
 
     def complete(self, begun, operation="", args=()):
+        __tracebackhide__ = True  # as IPython and others understand it
         started, functions = begun
         try:
             return self.decode(self.wait(started))
         except Failure as e:
-            for id in functions:
-                raised = self._functions[id][1]
-                if raised is not None:
-                    raise raised from None
-            raise exception(e, operation, args) from None
+            failed = exception(e, operation, args)
+            for id in reversed(functions):
+                failed = self._functions[id][1] or failed
         finally:
             for id in functions:
                 self._functions.pop(id, None)
+        raise failed  # out here, so that it has no context, which prompts show
 
     def invoke(self, on, operation, args, named):
+        __tracebackhide__ = True
         return self.complete(self.begin(on, operation, args, named), operation, args or list(named.values()))
 
     def ask(self, method, **params):

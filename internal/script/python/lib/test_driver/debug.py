@@ -1,8 +1,5 @@
 """Breakpoints: Python's debugger over a connection to this host."""
 
-import random
-import socket
-import subprocess
 import sys
 
 
@@ -26,6 +23,8 @@ class DebugNop(DebugAbstract):
 class Debug(DebugAbstract):
     """Waits for a person who connects with telnet or nc."""
 
+    port = 4444  # of after
+
     def __init__(self, logger, attach):
         self._logger, self._attach = logger, attach
 
@@ -41,7 +40,7 @@ class Debug(DebugAbstract):
         if stack is None:
             return
         try:
-            debugger = self._debugger("127.0.0.1", 4444)
+            debugger = self._debugger("127.0.0.1", self.port)
         except OSError as e:
             self._logger.warning(f"no breakpoint: {e}")
             return
@@ -50,6 +49,9 @@ class Debug(DebugAbstract):
 
     def _debugger(self, host, port):
         import pdb
+        import random
+        import socket
+        import subprocess
 
         with socket.create_server((host, port)) as server:
             number = str(random.randrange(1 << 20, 1 << 30))

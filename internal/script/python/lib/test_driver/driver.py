@@ -9,7 +9,7 @@ from . import _protocol
 from .debug import Debug, DebugNop
 from .errors import MachineError
 from .logger import CompositeLogger
-from .machine import AssertionTester, BaseMachine, Machine, NspawnMachine, QemuMachine, _Remote, fill, retry
+from .machine import Assertions, BaseMachine, Machine, NspawnMachine, QemuMachine, _Remote, fill, retry
 from .polling_condition import PollingCondition, polling_condition
 from .vlan import VLan
 
@@ -145,7 +145,7 @@ class Driver:
             machines_nspawn=[], vlans=self.vlans, driver=self, log=self.logger, os=os, lab=lab,
             create_machine=self.create_machine, subtest=self.subtest, retry=retry, polling_condition=polling_condition,
             serial_stdout_on=self.serial_stdout_on, serial_stdout_off=self.serial_stdout_off,
-            dump_machine_ssh=self.dump_machine_ssh, t=AssertionTester(), debug=self.debug, BaseMachine=BaseMachine, QemuMachine=QemuMachine,
+            dump_machine_ssh=self.dump_machine_ssh, t=Assertions(), debug=self.debug, BaseMachine=BaseMachine, QemuMachine=QemuMachine,
             NspawnMachine=NspawnMachine, Machine=Machine,
         )
         for v in self.vlans:
@@ -170,7 +170,7 @@ def early_symbols(machines):
         )
     }
     symbols.update(
-        retry=retry, polling_condition=polling_condition, t=AssertionTester(), debug=DebugNop(), os=os, machines=[], machines_qemu=[],
+        retry=retry, polling_condition=polling_condition, t=Assertions(), debug=DebugNop(), os=os, machines=[], machines_qemu=[],
         machines_nspawn=[], vlans=[], driver=Early("driver"), log=Early("log"), lab=Early("lab"),
         BaseMachine=BaseMachine, QemuMachine=QemuMachine, NspawnMachine=NspawnMachine, Machine=Machine,
     )

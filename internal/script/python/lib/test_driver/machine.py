@@ -5,12 +5,10 @@ import datetime
 import inspect
 import pathlib
 import re
-import subprocess
 import sys
 import time
-import unittest
 
-from . import _protocol, efi, errors, qmp
+from . import _protocol, errors, qmp
 
 
 class _Remote:
@@ -117,6 +115,8 @@ class QemuMachine(BaseMachine):
         except errors.RequestedAssertionFailed as e:
             if e.kind != "wait":
                 raise
+            import subprocess
+
             expired = subprocess.TimeoutExpired(self.name, timeout if timeout is None else seconds(timeout))
             expired._attest = e._attest
             raise expired from None
@@ -162,6 +162,8 @@ class QemuMachine(BaseMachine):
 
     def read_efi_vars(self):
         """The variables of the firmware of a machine that does not run."""
+        from . import efi
+
         return efi.read(self._firmware().read_bytes())
 
     efi_vars = property(read_efi_vars)
@@ -173,6 +175,8 @@ class QemuMachine(BaseMachine):
 
     def create_efi_vars(self):
         """Makes the file, without variables."""
+        from . import efi
+
         path = self._firmware()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -183,6 +187,8 @@ class QemuMachine(BaseMachine):
 
     def write_efi_vars(self, add):
         """Adds variables, or changes those of the same name."""
+        from . import efi
+
         path = self._firmware()
         path.write_bytes(efi.write(path.read_bytes(), add))
 
@@ -268,6 +274,7 @@ class QemuMachine(BaseMachine):
         return self.get_console_log().splitlines()
 
     def _operate(self, operation, *args, **named):
+        __tracebackhide__ = True
         return self._engine.invoke(self._on(), operation, args, named)
 
 
@@ -360,6 +367,7 @@ def _method(operation):
     name, variadic = operation["name"], False
 
     def method(self, *args, **named):
+        __tracebackhide__ = True
         return self._engine.invoke(self._on(), name, args, named)
 
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
@@ -400,5 +408,38 @@ def fill(cls, operations):
     cls.__getattr__ = missing
 
 
-class AssertionTester(unittest.TestCase):
-    failureException = errors.RequestedAssertionFailed
+class Assertions:
+    """All assertions of unittest: t. Its module takes longer to import than all others, and most scripts do without."""
+
+    def __getattr__(self, name):
+        return getattr(_tester(), name)
+
+    def __setattr__(self, name, value):
+        setattr(_tester(), name, value)
+
+    def __dir__(self):
+        return dir(_tester())
+
+    @property
+    def __class__(self):  # as isinstance sees it
+        return type(_tester())
+
+
+_assertions = None
+
+
+def _tester():
+    global _assertions
+    if _assertions is None:
+        from .assertions import AssertionTester
+
+        _assertions = AssertionTester()
+    return _assertions
+
+
+def __getattr__(name):
+    if name == "AssertionTester":
+        from .assertions import AssertionTester
+
+        return AssertionTester
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,3 @@
+import unittest
+
+class AssertionTester(unittest.TestCase): ...
