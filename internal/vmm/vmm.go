@@ -2,7 +2,7 @@
 //
 // A backend gives a machine power, devices and a byte stream to its guest. What
 // not every VMM can do is a further small interface (PowerButton, Rebooter, …)
-// that callers find by type assertion. Backends live in the packages below this
+// that callers find by As. Backends live in the packages below this
 // one and know nothing of labs, tests or agents.
 package vmm
 
