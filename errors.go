@@ -356,6 +356,16 @@ func (e *PausedError) Error() string {
 // Status is that of a test that asked for the impossible.
 func (*PausedError) Status() Status { return Failed }
 
+// A SuspendedError is an operation that needs the guest of a machine that sleeps.
+type SuspendedError struct{ Machine, Operation string }
+
+func (e *SuspendedError) Error() string {
+	return fmt.Sprintf("%s: %s: the machine is suspended; wake it first", e.Machine, e.Operation)
+}
+
+// Status is that of a test that asked for the impossible.
+func (*SuspendedError) Status() Status { return Failed }
+
 // A RefusedError is an operation that the guest refused, such as a copy of a file that
 // does not exist. Err is the agent's error.
 type RefusedError struct {

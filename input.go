@@ -66,7 +66,7 @@ func (m *Machine) typeKeys(ctx context.Context, operation, args string, chords [
 	run := func(ctx context.Context) error {
 		return withVMM(ctx, m, operation, vmm.CanType, func(r *run, k vmm.Keyboarder) error {
 			for _, chord := range chords {
-				if err := r.awake(operation); err != nil {
+				if err := r.unpaused(operation); err != nil {
 					return err
 				}
 				if err := r.press(ctx, k, chord, hold, delay); err != nil {
@@ -86,6 +86,7 @@ func (m *Machine) typeKeys(ctx context.Context, operation, args string, chords [
 // guest has not taken and drops the rest, and an emulated guest may not run for
 // longer than that takes; so between two keys it has to answer.
 func (r *run) press(ctx context.Context, k vmm.Keyboarder, chord keyboard.Chord, hold, delay time.Duration) error {
+	asleep := r.sleeps() // then a key may wake it, and may not
 	if err := k.Keys(ctx, chord, true); err != nil {
 		return err
 	}
@@ -104,7 +105,7 @@ func (r *run) press(ctx context.Context, k vmm.Keyboarder, chord keyboard.Chord,
 	}
 	select {
 	case <-r.ready:
-		if r.readyErr == nil {
+		if r.readyErr == nil && !asleep {
 			return r.guest.Echo(ctx)
 		}
 	default: // a boot loader, or a kernel that has just started
@@ -127,7 +128,7 @@ func pause(ctx context.Context, d time.Duration) error {
 func (m *Machine) SendConsole(ctx context.Context, text string) error {
 	return step(ctx, m.Name(), "send_console", strconv.Quote(text), func(ctx context.Context) error {
 		return withVMM(ctx, m, "send_console", vmm.CanListen, func(r *run, w vmm.ConsoleWriter) error {
-			if err := r.awake("send_console"); err != nil {
+			if err := r.unpaused("send_console"); err != nil {
 				return err
 			}
 			return w.WriteConsole(ctx, []byte(text))

@@ -108,7 +108,7 @@ type pointer struct {
 func (m *Machine) point(ctx context.Context, operation, args string, fn func(context.Context, *pointer) error) error {
 	return step(ctx, m.Name(), operation, args, func(ctx context.Context) error {
 		return withVMM(ctx, m, operation, vmm.CanPoint, func(r *run, device vmm.Pointer) error {
-			if err := r.awake(operation); err != nil {
+			if err := r.unpaused(operation); err != nil {
 				return err
 			}
 			return r.whenGone(fn(ctx, &pointer{r, operation, device}))

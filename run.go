@@ -51,6 +51,7 @@ type run struct {
 	closers     closers       // what ends with the run
 	asked       bool          // somebody asked for the end; guarded by machine.mu
 	paused      bool          // by Pause; guarded by machine.mu
+	suspended   bool          // Suspend has seen it fall asleep; guarded by machine.mu
 	origin      *origin
 	allowReboot bool
 	door        *backdoor.Door // nil: the guest has come with the agent
@@ -465,8 +466,20 @@ func (r *run) setClock() {
 
 const clockTimeout = 2 * time.Second
 
-// awake refuses an operation on a paused machine: its guest would not answer.
+// awake refuses an operation on a machine that is paused or suspended: its guest would not
+// answer.
 func (r *run) awake(operation string) error {
+	if err := r.unpaused(operation); err != nil {
+		return err
+	}
+	if r.sleeps() {
+		return &SuspendedError{r.machine.Name(), operation}
+	}
+	return nil
+}
+
+// unpaused refuses an operation on a paused machine, whose devices stand still, too.
+func (r *run) unpaused(operation string) error {
 	m := r.machine
 	m.mu.Lock()
 	defer m.mu.Unlock()

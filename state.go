@@ -159,7 +159,7 @@ func (r *run) inspect(ctx context.Context, command string) (l look) {
 // standing says why the guest cannot do anything, by what is known without it; empty if
 // it can.
 func (r *run) standing(ctx context.Context) string {
-	if r.awake("") != nil {
+	if r.unpaused("") != nil {
 		return "the machine is paused"
 	}
 	if o, ok := vmm.As[vmm.Observer](r.vm); ok {
@@ -170,6 +170,45 @@ func (r *run) standing(ctx context.Context) string {
 		}
 	}
 	return ""
+}
+
+// doze is how long a machine has to look like one that sleeps before operations are refused, if
+// nobody has asked for that: a guest that shuts down looks like that for a moment, too.
+const doze = 2 * time.Second
+
+// setSuspended notes that the guest sleeps, or does no longer.
+func (r *run) setSuspended(on bool) {
+	m := r.machine
+	m.mu.Lock()
+	changed := r.suspended != on
+	r.suspended = on
+	m.mu.Unlock()
+	if !changed {
+		return
+	}
+	r.guest.Hold(on) // its silence says nothing meanwhile
+	m.announce(map[bool]string{true: vmm.Suspended, false: "running"}[on], "", time.Since(r.started))
+}
+
+// sleeps reports whether the guest sleeps. It asks the VMM only if there is reason to.
+func (r *run) sleeps() bool {
+	v, ok := vmm.As[vmm.Waker](r.vm)
+	if !ok {
+		return false
+	}
+	m := r.machine
+	m.mu.Lock()
+	suspended := r.suspended
+	m.mu.Unlock()
+	since := v.Dozing()
+	if since.IsZero() || !suspended && time.Since(since) < m.lab.host.scale(doze) {
+		r.setSuspended(false) // something in the guest may have woken it
+		return false
+	}
+	ctx, cancel := context.WithTimeout(m.lab.ctx, statePatience)
+	defer cancel()
+	state, err := v.State(ctx)
+	return err == nil && state == vmm.Suspended
 }
 
 // responds reports whether the guest is there.

@@ -534,6 +534,13 @@ func (m *TestMachine) SucceedAll(commands []string, opts ...CommandOption) strin
 	return result
 }
 
+// Suspend has the guest suspend its machine, and waits until it sleeps. See
+// [Machine.Suspend].
+func (m *TestMachine) Suspend(opts ...WaitOption) {
+	m.t.Helper()
+	m.check(m.Machine.Suspend(m.at(), opts...))
+}
+
 // SwitchRoot leaves the initrd: it waits for initrd.target, has systemd switch
 // to the root file system, and waits until it has. See [Machine.SwitchRoot].
 func (m *TestMachine) SwitchRoot(opts ...WaitOption) {
@@ -722,6 +729,13 @@ func (m *TestMachine) WaitUntilSucceeds(command string, opts ...CommandOption) s
 func (m *TestMachine) WaitUntilTTYMatches(tty, pattern string, opts ...WaitOption) {
 	m.t.Helper()
 	m.check(m.Machine.WaitUntilTTYMatches(m.at(), tty, pattern, opts...))
+}
+
+// Wake wakes a machine that sleeps, and waits until its guest answers. See
+// [Machine.Wake].
+func (m *TestMachine) Wake(opts ...WaitOption) {
+	m.t.Helper()
+	m.check(m.Machine.Wake(m.at(), opts...))
 }
 
 // WindowNames are the titles of all windows that have one: of the X server of

@@ -190,10 +190,17 @@ func testSuspended(t *testing.T, m tried) {
 	if err := m.Detach(t.Context(), "sleep 0.5; echo mem > /sys/power/state"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.WaitForQMPEventNamed(t.Context(), "SUSPEND"); err != nil {
+	closed := func(e attest.QMPEvent) bool {
+		return e.Name == "VSERPORT_CHANGE" && e.Data["open"] == false
+	}
+	if _, err := m.WaitForQMPEvent(t.Context(), closed); err != nil {
 		t.Fatal(err)
 	}
 	m.keepLimits("the machine is suspended")
+	if err := m.Wake(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m.succeed("true")
 }
 
 // A machine that is paused gets no further operation. One that is under way keeps its limit.

@@ -353,6 +353,8 @@ func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 	case wire.OpSync:
 		unix.Sync()
 		return nil, nil
+	case wire.OpSuspend:
+		return nil, suspend(ctx)
 	case wire.OpPower:
 		return do(r, func(q wire.PowerRequest) (any, error) { return nil, s.power(ctx, q) })
 	}

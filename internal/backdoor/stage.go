@@ -70,11 +70,23 @@ func (s *shell) Operate(stream *wire.Stream, r wire.Request, next func(wire.Requ
 		return decode(r, func(q wire.ClockRequest) (any, error) { return s.clock(ctx, q) })
 	case wire.OpSync:
 		return nil, s.must(ctx, "sync")
+	case wire.OpSuspend:
+		return nil, s.must(ctx, suspendScript)
 	case wire.OpPower:
 		return decode(r, func(q wire.PowerRequest) (any, error) { return nil, s.power(ctx, q) })
 	}
 	return nil, errorf(wire.KindFailed, "%s", refusal(r.Op))
 }
+
+// suspendScript is the agent's way to suspend. systemd refuses as long as the hooks of the sleep
+// before run.
+const suspendScript = `if [ -d /run/systemd/system ]; then
+	until said=$(LC_ALL=C systemctl suspend 2>&1); do
+		case $said in *"in progress"*) sleep 0.1 ;; *) echo "systemctl suspend: $said" >&2; exit 1 ;; esac
+	done
+else
+	echo mem > /sys/power/state
+fi`
 
 // refusal says what cannot be had from a shell.
 func refusal(op string) string {

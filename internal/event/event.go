@@ -240,7 +240,7 @@ type ConsoleShown struct {
 }
 
 // MachineState says that a machine changed: "starting", "running" (the VMM
-// runs), "ready" (the guest answers), "paused" ("running" again after it),
+// runs), "ready" (the guest answers), "paused" or "suspended" ("running" again after it),
 // "stopped", "crashed", "panicked".
 type MachineState struct {
 	Machine string        `json:"machine"`

@@ -131,6 +131,12 @@ func (c *Client) Panic(ctx context.Context) error {
 	return c.prompt(ctx, wire.OpPower, wire.PowerRequest{Panic: true}, nil)
 }
 
+// Suspend has the guest suspend its machine. It returns at once if the guest refuses, and
+// otherwise when that is under way, or over.
+func (c *Client) Suspend(ctx context.Context) error {
+	return c.call(ctx, wire.OpSuspend, struct{}{}, nil)
+}
+
 // Echo returns when the agent has answered: the guest has had its turn.
 func (c *Client) Echo(ctx context.Context) error {
 	return c.prompt(ctx, wire.OpEcho, struct{}{}, nil)

@@ -74,6 +74,24 @@ var powerTable = []*Operation{
 		call: func(ctx context.Context, t target, _ Args) (any, error) { return nil, t.machine.Resume(ctx) },
 	},
 	{
+		Name: "suspend", Subject: "Power", Result: None, Needs: vmm.CanWake,
+		Params: []Param{{Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the wait; 1 minute unless given"}},
+		Doc: "Has the guest suspend the machine, and waits until it sleeps ([machines.md](machines.md#suspend-and-wake)).\n\n" +
+			"systemd does it as by `systemctl suspend`; in a guest without systemd it is the kernel alone. Until `wake` the guest does nothing. Commands and waits under way keep their limits; operations that need the guest fail at once.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.Suspend(ctx, a.limit())
+		},
+	},
+	{
+		Name: "wake", Subject: "Power", Result: None, Needs: vmm.CanWake,
+		Params: []Param{{Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the wait; 1 minute unless given"}},
+		Doc: "Wakes a machine that sleeps, and waits until its guest answers.\n\n" +
+			"A guest that is awake is waited for until it sleeps, as after `systemctl suspend` in a test. The guest's clock has the host's time afterwards.",
+		call: func(ctx context.Context, t target, a Args) (any, error) {
+			return nil, t.machine.Wake(ctx, a.limit())
+		},
+	},
+	{
 		Name: "switch_root", Subject: "Power", Result: None,
 		Params: []Param{limitParam},
 		Doc: "Leaves the initrd: waits for `initrd.target`, has systemd switch to the root file system, and waits until it has.\n\n" +

@@ -487,7 +487,7 @@ func kindOf(err error) string {
 	}{
 		{"condition", is[*attest.ConditionError]}, {"argument", is[*operation.ArgumentError]}, {"unknown_object", is[*session.UnknownObjectError]},
 		{"command", is[*attest.CommandError]}, {"wait", is[*attest.WaitError]}, {"unit", is[*attest.UnitError]}, {"refused", is[*attest.RefusedError]},
-		{"boot", is[*attest.BootError]}, {"down", is[*attest.DownError]}, {"paused", is[*attest.PausedError]}, {"agent", is[*attest.AgentError]},
+		{"boot", is[*attest.BootError]}, {"down", is[*attest.DownError]}, {"paused", is[*attest.PausedError]}, {"suspended", is[*attest.SuspendedError]}, {"agent", is[*attest.AgentError]},
 		{"unsupported", is[*attest.UnsupportedError]}, {"configuration", is[*attest.ConfigError]}, {"missing", is[*attest.MissingError]}, {"infrastructure", is[*attest.InfraError]},
 	} {
 		if k.is(err) {

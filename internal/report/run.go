@@ -414,7 +414,7 @@ func (m *machine) change(at time.Time, e event.MachineState) {
 		if len(m.boots) < maxBoots {
 			m.boots = append(m.boots, boot{kind: kind, at: at})
 		}
-	case "running", "paused":
+	case "running", "paused", "suspended":
 	default:
 		m.booting = false
 		d := cmp.Or(e.After, at.Sub(m.began))

@@ -26,6 +26,7 @@ const (
 	CanInteract Capability = "monitor"      // Monitor
 	CanTell     Capability = "events"       // EventSource
 	CanPlug     Capability = "hot plug"     // SlotOwner
+	CanWake     Capability = "wake"         // Waker
 )
 
 // Offerer is a backend that knows what its machines can do before they exist.
@@ -94,6 +95,18 @@ type ConsoleWriter interface {
 // Interrupter sends all vCPUs an interrupt that the guest's kernel cannot
 // mask (NMI).
 type Interrupter interface{ InjectNMI(context.Context) error }
+
+// Waker wakes a machine whose guest is suspended, to idle or to memory. Its State is Suspended
+// then.
+type Waker interface {
+	Observer
+	// Dozing is since when the guest may be suspended, by what the VMM has said unasked;
+	// zero: it is awake. State knows for certain.
+	Dozing() time.Time
+	// Wake returns when the guest was told to wake. One that is about to fall asleep may
+	// miss that, and one that is awake ignores it.
+	Wake(context.Context) error
+}
 
 // EventSource is a VMM that says what happens to its machine.
 type EventSource interface{ Events() *EventLog }

@@ -301,9 +301,12 @@ type Fingerprinter interface {
 // Observer is a VM that knows whether its guest can do anything.
 type Observer interface {
 	// State is empty while the guest runs, and otherwise what it is instead, such as
-	// "suspended".
+	// Suspended.
 	State(context.Context) (string, error)
 }
+
+// Suspended is the State of a machine whose guest sleeps.
+const Suspended = "suspended"
 
 // Crasher ends the VMM in an orderly way, without telling the guest (QEMU's
 // "quit"). Caches of disk images reach their files.

@@ -34,6 +34,7 @@ const (
 	OpEcho       = "echo"        // nothing, nothing
 	OpLook       = "look"        // nothing, LookResult: what may keep others from their end
 	OpPower      = "power"       // PowerRequest, nothing
+	OpSuspend    = "suspend"     // nothing, nothing: the answer may come when the guest is awake again
 )
 
 // HelloMessage begins a session, or asks to go on with it.

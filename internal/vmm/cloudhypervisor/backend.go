@@ -89,6 +89,8 @@ func (b *backend) Offers(_ vmm.Config, what vmm.Capability) (bool, vmm.Lack) {
 	switch what {
 	case vmm.CanReset, vmm.CanListen, vmm.CanPause, vmm.CanSave:
 		return true, vmm.Lack{}
+	case vmm.CanWake:
+		return false, vmm.Lack{Reason: "cloud-hypervisor cannot wake a guest that sleeps"}
 	case vmm.CanShow, vmm.CanType:
 		return false, vmm.Lack{Reason: "cloud-hypervisor has no keyboard and no screen", InGuest: what == vmm.CanShow}
 	}

@@ -126,6 +126,8 @@ func (b *backend) Offers(c vmm.Config, what vmm.Capability) (bool, vmm.Lack) {
 			return why == "", vmm.Lack{Reason: why}
 		}
 		return true, vmm.Lack{}
+	case vmm.CanWake:
+		return false, vmm.Lack{Reason: "Firecracker cannot wake a guest that sleeps"}
 	case vmm.CanShow, vmm.CanType:
 		return false, vmm.Lack{Reason: "Firecracker has no keyboard and no screen", InGuest: what == vmm.CanShow}
 	}

@@ -17,6 +17,7 @@ const (
 	Reset    Group = "reset"    // vmm.Rebooter
 	Power    Group = "power"    // vmm.PowerButton
 	NMI      Group = "nmi"      // vmm.Interrupter
+	Sleep    Group = "sleep"    // vmm.Waker
 	Crashing Group = "crashing" // vmm.Crasher
 	Links    Group = "links"    // vmm.LinkSetter
 	Keyboard Group = "keyboard" // vmm.Keyboarder
@@ -34,7 +35,7 @@ const (
 )
 
 // everyGroup is each Group that is not several others.
-var everyGroup = []Group{Saving, Pausing, Reset, Power, NMI, Crashing, Links, Keyboard, Pointer, Screen, Input, Monitor, Events}
+var everyGroup = []Group{Saving, Pausing, Reset, Power, NMI, Sleep, Crashing, Links, Keyboard, Pointer, Screen, Input, Monitor, Events}
 
 // together are the others.
 var together = map[Group][]Group{
@@ -50,6 +51,7 @@ var interfaces = map[Group][]reflect.Type{
 	Reset:    {reflect.TypeFor[vmm.Rebooter]()},
 	Power:    {reflect.TypeFor[vmm.PowerButton]()},
 	NMI:      {reflect.TypeFor[vmm.Interrupter]()},
+	Sleep:    {reflect.TypeFor[vmm.Waker]()},
 	Crashing: {reflect.TypeFor[vmm.Crasher]()},
 	Links:    {reflect.TypeFor[vmm.LinkSetter]()},
 	Keyboard: {reflect.TypeFor[vmm.Keyboarder]()},
@@ -73,7 +75,7 @@ func isGroup(g Group) bool { return interfaces[g] != nil || together[g] != nil }
 
 // unlikeProcesses is what processes of the host cannot do; they have a power
 // button, but no interrupt that cannot be masked.
-var unlikeProcesses = []Group{Saving, Pausing, NMI, Devices, Control}
+var unlikeProcesses = []Group{Saving, Pausing, NMI, Sleep, Devices, Control}
 
 // limited is a machine that lacks some groups (vmm.As).
 type limited struct {

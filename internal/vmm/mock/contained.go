@@ -205,6 +205,8 @@ func (c contained) Operate(stream *wire.Stream, r wire.Request, next func(wire.R
 		return nil, nil
 	case wire.OpPicture:
 		return nil, errors.New("a machine that is processes of this host shows nothing")
+	case wire.OpSuspend: // not the host
+		return nil, errors.New("a machine that is processes of this host does not suspend")
 	case wire.OpPower:
 		return decode(r, func(q wire.PowerRequest) (any, error) {
 			order := signalPowerOff

@@ -146,6 +146,9 @@ func (s *local) Operate(stream *wire.Stream, r wire.Request, next func(wire.Requ
 		return nil, nil
 	case wire.OpPicture: // not what the host shows
 		return decode(r, func(q wire.PictureRequest) (any, error) { return s.machine.sendPicture(q, stream.Writer(wire.Stdout)) })
+	case wire.OpSuspend: // not the host
+		s.machine.Suspend(true)
+		return nil, nil
 	case wire.OpPower:
 		return decode(r, func(q wire.PowerRequest) (any, error) { s.power(stream.Context(), q); return nil, nil })
 	}

@@ -33,7 +33,8 @@ type Machine struct {
 	mu          sync.Mutex
 	allowReboot bool
 	paused      bool
-	state       string // see State
+	state       string    // see State
+	slept       time.Time // when Suspend was called
 	exit        vmm.Exit
 	typed       []byte      // on the console
 	keys        []string    // pressed and released
@@ -150,9 +151,25 @@ func (m *Machine) State(context.Context) (string, error) {
 // Suspend has the guest answer nothing any more, or again, and the machine know why.
 func (m *Machine) Suspend(on bool) {
 	m.mu.Lock()
-	m.state = map[bool]string{true: "suspended"}[on]
+	m.state, m.slept = "", time.Time{}
+	if on {
+		m.state, m.slept = vmm.Suspended, time.Now()
+	}
 	m.mu.Unlock()
 	m.Hang(on)
+}
+
+// Dozing is when Suspend was called.
+func (m *Machine) Dozing() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.slept
+}
+
+// Wake has a suspended guest go on.
+func (m *Machine) Wake(context.Context) error {
+	m.Suspend(false)
+	return nil
 }
 
 // Hang has the guest answer nothing any more, or again.

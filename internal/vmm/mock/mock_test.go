@@ -326,6 +326,7 @@ func TestLimit(t *testing.T) {
 		_, rebooter := vmm.As[vmm.Rebooter](vm)
 		_, button := vmm.As[vmm.PowerButton](vm)
 		_, interrupter := vmm.As[vmm.Interrupter](vm)
+		_, waker := vmm.As[vmm.Waker](vm)
 		_, crasher := vmm.As[vmm.Crasher](vm)
 		_, links := vmm.As[vmm.LinkSetter](vm)
 		_, keyboard := vmm.As[vmm.Keyboarder](vm)
@@ -338,7 +339,7 @@ func TestLimit(t *testing.T) {
 			name string
 			ok   bool
 		}{
-			{"pause", pauser}, {"save", snapshotter}, {"reset", rebooter}, {"power", button}, {"nmi", interrupter}, {"crash", crasher},
+			{"pause", pauser}, {"save", snapshotter}, {"reset", rebooter}, {"power", button}, {"nmi", interrupter}, {"sleep", waker}, {"crash", crasher},
 			{"links", links}, {"keys", keyboard}, {"pointer", pointer}, {"screen", screen}, {"console", writer}, {"monitor", monitor}, {"events", events},
 		} {
 			if a.ok {
@@ -348,7 +349,7 @@ func TestLimit(t *testing.T) {
 		return has
 	}
 	all := abilities(&Machine{})
-	if len(all) != 13 {
+	if len(all) != 14 {
 		t.Errorf("a whole machine can %v", all)
 	}
 	lack := func(names ...string) []string {
@@ -363,6 +364,7 @@ func TestLimit(t *testing.T) {
 		{[]Group{Pausing}, lack("save", "pause")},
 		{[]Group{Reset}, lack("reset")},
 		{[]Group{Buttons}, lack("power", "nmi")},
+		{[]Group{Sleep}, lack("sleep")},
 		{[]Group{Crashing}, lack("crash")},
 		{[]Group{Links}, lack("links")},
 		{[]Group{Power}, lack("power")},

@@ -32,7 +32,7 @@ func TestScriptErrors(t *testing.T) {
 		{`{"files": {"/a": 1}}`, `/files: want an object of strings, not a JSON number`},
 		{`{"sockets": ["run/x"]}`, `/sockets/0: "run/x": want the absolute path of a socket`},
 		{`{"ports": [0]}`, "/ports/0: port 0: want 1 to 65535"},
-		{`{"without": ["saving", "mouse"]}`, `/without/1: "mouse": want some of saving, pausing, reset, power, nmi, crashing, links, keyboard, pointer, screen, input, monitor, events, buttons, devices, control, all`},
+		{`{"without": ["saving", "mouse"]}`, `/without/1: "mouse": want some of saving, pausing, reset, power, nmi, sleep, crashing, links, keyboard, pointer, screen, input, monitor, events, buttons, devices, control, all`},
 		{`{"silent": 1}`, "/silent: want true or false, not a JSON number"},
 	} {
 		_, err := ParseScript([]byte(test.script))

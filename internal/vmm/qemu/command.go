@@ -21,6 +21,8 @@ type machineType struct {
 	blind  string // further ones where there is no screen
 	suffix string // of virtio devices: on PCI or memory-mapped
 	net    string // further properties of network cards
+
+	further []string // arguments
 }
 
 // None has graphics=off: the firmware would then clear the serial console, and
@@ -43,6 +45,10 @@ var q35 = machineType{
 	blind:  ",smm=off",
 	suffix: "-pci",
 	net:    ",romfile=", // no firmware that boots from the network
+	// A wakeup from memory is a reset, at which QEMU copies an ELF kernel into the memory
+	// again, over the one that sleeps there. A guest that cannot suspend to memory
+	// suspends to idle instead.
+	further: []string{"-global", "ICH9-LPC.disable_s3=1"},
 }
 
 // A command collects QEMU's command line and the files that go with it.
@@ -99,6 +105,7 @@ func (h invocation) command() command {
 	machine += c.uefi(h.hw.UEFI)
 	c.add("-machine", machine+",memory-backend=ram,suppress-vmdesc=on")
 	c.accelerator(h.accel)
+	c.add(c.typ.further...)
 	c.add("-m", itoa(megabytes(h.hw)), "-smp", processors(h.hw))
 	c.nodes(h)
 	c.add("-S") // until attest listens to the events
@@ -120,12 +127,12 @@ func (h invocation) command() command {
 	for i, d := range h.hw.Disks {
 		c.disk(i, d, h.hw.Kernel == "" && i == 0)
 	}
-	c.virtio("serial", "")
+	c.virtio("serial", ",id="+serialBus)
 	c.socket("agent", h.agent)
-	c.add("-device", "virtserialport,chardev=agent,name="+wire.AgentPort)
+	c.add("-device", "virtserialport,id="+agentPort+",chardev=agent,name="+wire.AgentPort)
 	if h.hw.Bare {
 		c.socket("shell", h.door[0])
-		c.add("-device", "virtconsole,chardev=shell")
+		c.add("-device", "virtconsole,id="+shellPort+",chardev=shell")
 		c.socket("upload", h.door[1])
 		c.add("-device", "virtserialport,chardev=upload,name="+wire.UploadPort)
 	}

@@ -20,6 +20,7 @@ var (
 	_ vmm.ConsoleWriter = (*machine)(nil)
 	_ vmm.Interrupter   = (*machine)(nil)
 	_ vmm.EventSource   = (*machine)(nil)
+	_ vmm.Waker         = (*machine)(nil)
 )
 
 // Offers says what the machine types have.
@@ -35,6 +36,8 @@ func (b *backend) Offers(c vmm.Config, what vmm.Capability) (bool, vmm.Lack) {
 		return true, vmm.Lack{} // nobody knows what a start command starts before it runs
 	case what == vmm.CanType && hw.Type == "microvm":
 		return false, vmm.Lack{Reason: "the machine type microvm has no keyboard", Give: []vmm.Setting{pc}}
+	case what == vmm.CanWake && hw.Type == "microvm":
+		return false, vmm.Lack{Reason: "the machine type microvm has no keyboard, whose key wakes others", Give: []vmm.Setting{pc}}
 	case what == vmm.CanShow && hw.Type == "microvm":
 		return false, vmm.Lack{Reason: "the machine type microvm has no screen", Give: []vmm.Setting{pc, display}}
 	case what == vmm.CanPoint && hw.Type == "microvm":

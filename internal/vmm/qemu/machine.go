@@ -41,6 +41,7 @@ type machine struct {
 
 	mu     sync.Mutex
 	reason string // of the last SHUTDOWN event
+	ports  ports
 	stuck  string // why QEMU stopped the vCPUs by itself; the machine was ended then
 	exit   vmm.Exit
 }
@@ -264,6 +265,7 @@ func (m *machine) event(e qmp.Event) {
 		Node    string `json:"node-name"`
 		NoSpace bool   `json:"nospace"`
 	}
+	m.notePort(e)
 	if e.Name != "SHUTDOWN" && e.Name != "BLOCK_IO_ERROR" || json.Unmarshal(e.Data, &data) != nil {
 		return
 	}
@@ -355,17 +357,6 @@ func (m *machine) Crash(ctx context.Context) error {
 func (m *machine) PressPower(ctx context.Context) error { return m.do(ctx, "system_powerdown", nil) }
 func (m *machine) Pause(ctx context.Context) error      { return m.do(ctx, "stop", nil) }
 func (m *machine) Resume(ctx context.Context) error     { return m.do(ctx, "cont", nil) }
-
-// State is QEMU's run state (qapi/run-state.json).
-func (m *machine) State(ctx context.Context) (string, error) {
-	var s struct {
-		Status string `json:"status"`
-	}
-	if err := m.ask(ctx, "query-status", nil, &s); err != nil || s.Status == "running" {
-		return "", err
-	}
-	return s.Status, nil
-}
 
 // Reset ends the VMM unless AllowReboot is on. It does not turn it on for a
 // moment: the firmware of q35 answers a reset with one of its own.

@@ -250,10 +250,10 @@ func (c *command) script(sockets []*os.File, allowReboot bool) {
 	}
 	c.add("-mon", "chardev=attest-qmp,mode=control")
 	c.add("-serial", "chardev:attest-console")
-	c.add("-device", "virtio-serial,id=attest")
-	c.add("-device", "virtconsole,bus=attest.0,chardev=attest-shell")
-	c.add("-device", "virtserialport,bus=attest.0,chardev=attest-agent,name="+wire.AgentPort)
-	c.add("-device", "virtserialport,bus=attest.0,chardev=attest-upload,name="+wire.UploadPort)
+	c.add("-device", "virtio-serial,id="+serialBus)
+	c.add("-device", "virtconsole,id="+shellPort+",bus="+serialBus+".0,chardev=attest-shell")
+	c.add("-device", "virtserialport,id="+agentPort+",bus="+serialBus+".0,chardev=attest-agent,name="+wire.AgentPort)
+	c.add("-device", "virtserialport,bus="+serialBus+".0,chardev=attest-upload,name="+wire.UploadPort)
 	c.add("-device", "virtio-rng-pci")
 	// Not -nographic: its firmware clears the serial console.
 	c.add("-display", "none")
