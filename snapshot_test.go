@@ -204,6 +204,53 @@ func TestTemplate(t *testing.T) {
 	}
 }
 
+// A machine that is added to a lab that runs has the next addresses, whatever its name is.
+// The others know it then, and it is in forks of the lab. On a real guest that is in
+// internal/operation/testdata/every_operation.star.
+func TestCreateMachine(t *testing.T) {
+	s := newStage(t, mock.Options{})
+	l := s.lab(t, "zoe")
+	prints(t, l.Machine("zoe"), "true", "")
+	adam, err := l.CreateMachine(limited(t), MachineConfig{Name: "adam", Backend: s.backend, Boot: BootCold})
+	if err != nil {
+		t.Fatal(err)
+	}
+	prints(t, adam, "true", "")
+	knows := func(start int, hostname string) {
+		t.Helper()
+		id := s.started(t, start).Identity()
+		var hosts []string
+		for _, h := range id.Hosts {
+			hosts = append(hosts, h.Name)
+		}
+		if slices.Sort(hosts); id.Hostname != hostname || !slices.Equal(hosts, []string{"adam", "zoe"}) {
+			t.Errorf("start %d: %s knows %v", start, id.Hostname, hosts)
+		}
+	}
+	knows(1, "zoe")
+	knows(2, "adam")
+	for name, want := range map[string]string{"zoe": "192.168.1.1", "adam": "192.168.1.2"} {
+		if got := l.Machine(name).Addresses()[0].String(); got != want {
+			t.Errorf("%s has %s, want %s", name, got, want)
+		}
+	}
+	for _, c := range []MachineConfig{{Name: "ADAM", Backend: s.backend}, {Name: "no name", Backend: s.backend}, {Name: "eve"}} {
+		_, err := l.CreateMachine(limited(t), c)
+		if e := (*ConfigError)(nil); !errors.As(err, &e) {
+			t.Errorf("%+v: got %v", c, err)
+		}
+	}
+	fork, err := l.Fork(s.context(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeLab(t, fork)
+	prints(t, fork.Machine("adam"), "echo here", "here\n")
+	if n := len(l.Machines()) + len(fork.Machines()); n != 4 {
+		t.Errorf("the lab and its fork have %d machines", n)
+	}
+}
+
 // Machines can be created while others make the templates that they start from.
 func TestCreateMachineBesideWarmStart(t *testing.T) {
 	s := newStage(t, mock.Options{Warm: true})

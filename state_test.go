@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -54,36 +55,40 @@ func TestLimitsInEveryState(t *testing.T) {
 		},
 	}
 	for state, in := range states {
-		for name, op := range operations {
-			t.Run(state+"/"+name, func(t *testing.T) {
-				under := make(chan struct{}, 16)
-				s := newStage(t, mock.Options{Operating: func(_ context.Context, _ *mock.Machine, op string) {
-					if op == wire.OpExec || op == wire.OpUntil || op == wire.OpWaitFile {
-						select {
-						case under <- struct{}{}:
-						default:
-						}
+		t.Run(state, func(t *testing.T) {
+			under := make(chan string, 64)
+			s := newStage(t, mock.Options{Operating: func(_ context.Context, _ *mock.Machine, op string) {
+				if op == wire.OpExec || op == wire.OpUntil || op == wire.OpWaitFile {
+					select {
+					case under <- op:
+					default:
 					}
-				}})
-				m := s.lab(t, "a").Machine("a")
-				prints(t, m, "true", "")
-				<-under
-				vm := s.started(t, 1)
-				failed := make(chan error, 1)
-				begin := time.Now()
-				go func() { failed <- op(limited(t), m) }()
-				<-under // of a command under way, also
-				in.begin(t, m, vm)
-				err := <-failed
-				if err == nil || !strings.Contains(err.Error(), in.want) || StatusOf(err) != Failed {
-					t.Errorf("got %v (%s), want %s", err, StatusOf(err), in.want)
 				}
-				if took := time.Since(begin); took > patience/2 {
-					t.Errorf("it took %v, of one second", took)
-				}
-				vm.Suspend(false)
-			})
-		}
+			}})
+			m := s.lab(t, "a").Machine("a")
+			prints(t, m, "true", "")
+			<-under
+			vm := s.started(t, 1)
+			var all sync.WaitGroup
+			for name, op := range operations {
+				all.Go(func() {
+					begin := time.Now()
+					err := op(limited(t), m)
+					if err == nil || !strings.Contains(err.Error(), in.want) || StatusOf(err) != Failed {
+						t.Errorf("%s: got %v (%s), want %s", name, err, StatusOf(err), in.want)
+					}
+					if took := time.Since(begin); took > patience/2 {
+						t.Errorf("%s took %v, of one second", name, took)
+					}
+				})
+			}
+			for begun := map[string]bool{}; len(begun) < len(operations); { // of a command under way, also
+				begun[<-under] = true
+			}
+			in.begin(t, m, vm)
+			all.Wait()
+			vm.Suspend(false)
+		})
 	}
 }
 
