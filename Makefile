@@ -44,16 +44,16 @@ test-microvm:
 	@[ -n "$$FIRECRACKER$$CLOUD_HYPERVISOR" ] || echo "test-microvm: FIRECRACKER and CLOUD_HYPERVISOR name no program to test with: nothing is tested (docs/microvms.md)"
 	@[ -z "$$FIRECRACKER$$CLOUD_HYPERVISOR" ] || { scripts/setup test && $(GO) test ./test -run TestMicroVM -v -timeout 4h; }
 
-# What real machines are for, on real guests: an NFS server that reboots, disks that are
-# pulled out of a mirror, containers, a DHCP relay, a disk that boots by itself. Minutes each, and packages from Debian's
-# mirror the first time.
-test-guests: build out/grub.img
+# What real machines are for, on real guests: an NFS server that reboots, disks on every bus,
+# and pulled out of a mirror, containers, DHCP servers and a relay, and disks that boot by
+# themselves. Minutes each, and packages from Debian's mirror the first time.
+test-guests: build out/boot/grub.img
 	@scripts/setup guests
 	bin/attest run -j 2 -o out/guests examples/guests/*.star
 
-out/grub.img: examples/guests/grub-disk
+out/boot/grub.img: examples/guests/boot-disks
 	@scripts/setup guests
-	examples/guests/grub-disk $@
+	examples/guests/boot-disks out/boot
 
 # What is on real screens: a boot menu, a login, desktops, a panic; and attest's own pages in
 # a browser, as a person uses them.

@@ -60,7 +60,7 @@ func (c diskContent) checkRoot() error {
 	name := filepath.Base(c.path)
 	switch {
 	case c.encrypted():
-		return fmt.Errorf(`the root on %s is encrypted, and attest's kernel has no passphrase for it (%s); have its own loader start it, disk(%q, boot="uefi") or boot="bios", and answer the question for the passphrase on the console`,
+		return fmt.Errorf(`the root on %s is encrypted, and attest's kernel has no passphrase for it (%s); have its own loader start it, disk(%q, boot="uefi") or boot="bios", or give it its kernel=, initrd= and cmdline=, and answer the question for the passphrase with send_console (docs/machines.md)`,
 			c.path, strings.Join(found, ", "), name)
 	case c.has("LVM2_member"):
 		return fmt.Errorf(`the root on %s is in an LVM volume, which attest's kernel does not look into (%s); have its own loader start it: disk(%q, boot="uefi") or boot="bios"`,
