@@ -173,14 +173,14 @@ func testBackground(t *testing.T, m tried) {
 
 // A command whose time is over ends with all that it started.
 func testTimeout(t *testing.T, m tried) {
-	r := m.execute("echo begun; sleep 88888 | sleep 88888", attest.Timeout(2*time.Second))
-	if r.ExitCode != 124 || !r.TimedOut || r.Stdout != "begun\n" {
-		t.Errorf("got %+v", r)
-	}
+	inTime(t, 2*time.Second, func(limit time.Duration) (bool, any) {
+		r := m.execute("echo begun; sleep 88888 | sleep 88888", attest.Timeout(limit))
+		return r.ExitCode == 124 && r.TimedOut && r.Stdout == "begun\n", r
+	})
 	if left := m.execute("pgrep -a -f '^sleep 88888'"); left.ExitCode != 1 {
 		t.Errorf("still there: %s", left.Stdout)
 	}
-	r = m.execute("trap '' TERM; sleep 88888; sleep 88888", attest.Timeout(2*time.Second)) // deaf to SIGTERM
+	r := m.execute("trap '' TERM; sleep 88888; sleep 88888", attest.Timeout(2*time.Second)) // deaf to SIGTERM
 	if r.ExitCode != 124 || !r.TimedOut {
 		t.Errorf("got %+v", r)
 	}
@@ -194,10 +194,8 @@ func testTimeout(t *testing.T, m tried) {
 // and the next command works.
 func testCancel(t *testing.T, m tried) {
 	for name, script := range map[string]string{
-		"one process":       "exec sleep 77777",
 		"grandchildren":     "bash -c 'sleep 77777 & sleep 77777' & wait",
 		"deaf to SIGTERM":   "trap '' TERM; bash -c 'sleep 77777; true' & while :; do sleep 0.1; wait; done",
-		"stopped":           "sleep 77777 & until pgrep -f '^sleep 77777'; do sleep 0.05; done; kill -STOP $!; wait", // not before it is a sleep
 		"a shell of a user": "su nobody -s /bin/bash -c 'sleep 77777'",
 	} {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -293,10 +291,10 @@ func (c *counter) Write(p []byte) (int, error) {
 }
 
 // Output that is streamed needs no memory, neither here nor in the agent,
-// however much it is. ATTEST_STRESS makes it a gigabyte.
+// however much it is. ATTEST_STRESS makes it a gigabyte, and keeps too much.
 func testStreamedOutput(t *testing.T, m tried) {
-	size := int64(64 << 20)
-	if os.Getenv("ATTEST_STRESS") != "" {
+	size, stress := int64(32<<20), os.Getenv("ATTEST_STRESS") != ""
+	if stress {
 		size = 1 << 30
 	}
 	const limit = 24 << 20 // of growth: less than any of the outputs
@@ -332,6 +330,9 @@ func testStreamedOutput(t *testing.T, m tried) {
 	if most > before.HeapInuse+limit {
 		t.Errorf("this process grew from %d to %d MiB", before.HeapInuse>>20, most>>20)
 	}
+	if !stress { // TestOutputLimit of internal/guest has a smaller one
+		return
+	}
 	// What nobody streams is kept, up to a limit.
 	_, err := m.Succeed(t.Context(), "head -c 70000000 /dev/zero")
 	if err == nil || !strings.Contains(err.Error(), "the command wrote more than 64 MiB to stdout") {
@@ -339,9 +340,10 @@ func testStreamedOutput(t *testing.T, m tried) {
 	}
 }
 
-// Twenty commands at once, each with a megabyte on both streams: nothing is mixed.
+// Twenty commands at once, each with much on both streams: nothing is mixed.
+// TestManyCommandsAtOnce of internal/guest has four times as much.
 func testConcurrentOutput(t *testing.T, m tried) {
-	const n, size = 20, 1 << 20
+	const n, size = 20, 1 << 18
 	var running sync.WaitGroup
 	for i := range n {
 		running.Go(func() {

@@ -203,8 +203,11 @@ func testNoX(t *testing.T, m tried) {
 func testPause(t *testing.T, m tried) {
 	ctx := t.Context()
 	waited := make(chan error, 1)
-	go func() { waited <- m.WaitForFile(ctx, "/never", attest.Timeout(2*time.Second)) }()
-	must(t, m.Pause(ctx), m.Pause(ctx))
+	go func() {
+		_, err := m.WaitUntilSucceeds(ctx, "touch /tmp/tried; false", attest.Timeout(2*time.Second))
+		waited <- err
+	}()
+	must(t, m.WaitForFile(ctx, "/tmp/tried"), m.Pause(ctx), m.Pause(ctx))
 	for name, try := range map[string]func() error{
 		"succeed":                func() error { _, err := m.Succeed(ctx, "true"); return err },
 		"wait_for_unit":          func() error { return m.WaitForUnit(ctx, "dbus.service") },

@@ -3,7 +3,9 @@ package test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,7 +17,7 @@ import (
 	"github.com/attest-vm/attest"
 )
 
-// TestFiles copies what is hard to copy, in both directions.
+// TestFiles copies in both directions, also what is hard to copy.
 func TestFiles(t *testing.T) {
 	t.Parallel()
 	out := t.TempDir()
@@ -26,6 +28,8 @@ func TestFiles(t *testing.T) {
 		name string
 		run  func(*testing.T, tried, string)
 	}{
+		{"copies", func(t *testing.T, m tried, _ string) { testCopies(t, m) }},
+		{"copies that fail", testCopyErrors},
 		{"holes", testHoles},
 		{"names and links", testNamesAndLinks},
 		{"what is in the way", testInTheWay},
@@ -36,6 +40,109 @@ func TestFiles(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, tried{m.Machine, t}, out) })
 	}
+}
+
+// A tree comes back as it was sent: modes, symbolic links, empty files, and
+// names that are hard to write.
+func testCopies(t *testing.T, m tried) {
+	ctx := t.Context()
+	tree := filepath.Join(t.TempDir(), "tree")
+	makeTree(t, tree)
+	if err := m.CopyFromHost(ctx, tree, "/srv/made/for/it"); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := m.succeed("cd /srv/made/for/it; stat -c '%a %F' program sub link empty; readlink link; cat sub/$'new\\nline'; sha256sum < big"),
+		"750 regular file\n711 directory\n777 symbolic link\n644 regular empty file\nsub/nowhere\ntext\n"; !strings.HasPrefix(got, want) {
+		t.Errorf("in the guest:\n%s", got)
+	}
+	back := t.TempDir()
+	if err := m.CopyFromMachine(ctx, "/srv/made/for/it", back); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := listTree(t, filepath.Join(back, "it")), listTree(t, tree); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	// One file, into a directory and to a name.
+	if err := errors.Join(m.CopyFromHost(ctx, filepath.Join(tree, "program"), "/srv"), m.CopyFromHost(ctx, filepath.Join(tree, "program"), "/srv/renamed")); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.succeed("cmp /srv/program /srv/renamed; /srv/renamed"); got != "a program\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func makeTree(t *testing.T, dir string) {
+	t.Helper()
+	big := make([]byte, 3<<20)
+	for i := range big {
+		big[i] = byte(i * i >> 7)
+	}
+	err := errors.Join(
+		os.MkdirAll(filepath.Join(dir, "sub"), 0o711),
+		os.WriteFile(filepath.Join(dir, "program"), []byte("#!/bin/sh\necho a program\n"), 0o750),
+		os.WriteFile(filepath.Join(dir, "empty"), nil, 0o644),
+		os.WriteFile(filepath.Join(dir, "big"), big, 0o600),
+		os.WriteFile(filepath.Join(dir, "sub", "new\nline"), []byte("text\n"), 0o444),
+		os.WriteFile(filepath.Join(dir, "sub", "ünï cödé $(false) 'q'"), []byte{0}, 0o644),
+		os.Symlink("sub/nowhere", filepath.Join(dir, "link")),
+		os.Chmod(filepath.Join(dir, "sub"), 0o711), // whatever the umask
+		os.Chmod(filepath.Join(dir, "program"), 0o750),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// listTree is a tree as text: names, modes, contents.
+func listTree(t *testing.T, dir string) string {
+	t.Helper()
+	var b strings.Builder
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || path == dir {
+			return err
+		}
+		name, _ := filepath.Rel(dir, path)
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&b, "%q %v", name, info.Mode())
+		switch {
+		case info.Mode().IsRegular():
+			data, err := os.ReadFile(path)
+			fmt.Fprintf(&b, " %d %x %v", len(data), sha256.Sum256(data), err)
+		case info.Mode()&fs.ModeSymlink != 0:
+			target, err := os.Readlink(path)
+			fmt.Fprintf(&b, " %s %v", target, err)
+		}
+		b.WriteString("\n")
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func testCopyErrors(t *testing.T, m tried, _ string) {
+	ctx := t.Context()
+	if err := m.CopyFromHost(ctx, "/no/such/file", "/tmp/x"); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "/no/such/file") {
+		t.Errorf("got %v", err)
+	}
+	if err := m.CopyFromHost(ctx, "main_test.go", "relative/path"); err == nil || !strings.Contains(err.Error(), "relative/path") {
+		t.Errorf("got %v", err)
+	}
+	dir := t.TempDir()
+	if err := m.CopyFromMachine(ctx, "/no/such/file", dir); err == nil || !strings.Contains(err.Error(), "/no/such/file") || attest.StatusOf(err) != attest.Failed {
+		t.Errorf("got %v", err)
+	}
+	// Where there is no space: an error, and the machine goes on.
+	m.succeed("mkdir /tmp/tiny; mount -t tmpfs -o size=64k tmpfs /tmp/tiny")
+	big := writeFile(t, filepath.Join(dir, "big"), strings.Repeat("x", 1<<20))
+	if err := m.CopyFromHost(ctx, big, "/tmp/tiny/big"); err == nil || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("got %v", err)
+	}
+	m.succeed("umount /tmp/tiny")
 }
 
 func blocks(t *testing.T, path string) int64 {
@@ -243,7 +350,7 @@ func awaitHost(t *testing.T, result <-chan error, happened func() bool) {
 func testCopyPanic(t *testing.T, m tried, _ string) {
 	ctx := t.Context()
 	back := t.TempDir()
-	m.succeed("head -c 200M /dev/urandom > /var/tmp/much")
+	m.succeed("set +o pipefail; yes much | head -c 200M > /var/tmp/much") // head ends yes by SIGPIPE
 	result := make(chan error, 1)
 	go func() { result <- m.CopyFromMachine(ctx, "/var/tmp/much", back) }()
 	awaitHost(t, result, func() bool { fi, err := os.Stat(filepath.Join(back, "much")); return err == nil && fi.Size() > 0 })

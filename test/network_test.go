@@ -39,6 +39,7 @@ func TestNetwork(t *testing.T) {
 		name string
 		run  func(faulty, *testing.T)
 	}{
+		{"names", faulty.names},
 		{"partition", faulty.partition},
 		{"isolate and bridge", faulty.isolate},
 		{"drop", faulty.drop},
@@ -106,6 +107,35 @@ func heal(t *testing.T, f *attest.Fault) {
 	t.Helper()
 	if err := f.Heal(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Machines reach each other by name, and by each of their addresses on both
+// networks, over IPv4 and IPv6.
+func (n faulty) names(t *testing.T) {
+	a, b := tried{n.a, t}, tried{n.b, t}
+	for _, m := range []tried{a, b} {
+		m.succeed("systemd-run --unit=greets systemd-socket-activate --accept --inetd -l '[::]:7777' echo hello from " + m.Name())
+		listens(t, m.Machine, 7777)
+		if got, want := m.succeed("hostname; cat /etc/hostname"), m.Name()+"\n"+m.Name()+"\n"; got != want {
+			t.Errorf("%s is called %q", m.Name(), got)
+		}
+	}
+	for _, pair := range [][2]tried{{a, b}, {b, a}} {
+		from, to := pair[0], pair[1]
+		if len(to.Addresses()) != 4 {
+			t.Errorf("addresses of %s: %v", to.Name(), to.Addresses())
+		}
+		hosts := []string{to.Name()}
+		for _, address := range to.Addresses() {
+			hosts = append(hosts, address.String())
+		}
+		for _, host := range hosts {
+			if got := from.succeed("timeout 60 cat < /dev/tcp/" + host + "/7777"); got != "hello from "+to.Name()+"\n" {
+				t.Errorf("%s, from %s: %q", host, from.Name(), got)
+			}
+		}
+		from.succeed("for family in -4 -6; do ping $family -c 1 -w 60 " + to.Name() + "; done")
 	}
 }
 
@@ -467,11 +497,11 @@ func TestNetworkServices(t *testing.T) {
 	t.Parallel()
 	resolved := attest.Debian{Packages: append([]string{"libnss-resolve", "systemd-resolved"}, netTools.Packages...)}
 	lab := attest.New(t,
-		attest.MachineConfig{Name: "own", Image: netTools, Memory: 256},
+		attest.MachineConfig{Name: "peer", Image: netTools, Memory: 256},
 		attest.MachineConfig{Name: "foreign", Image: resolved, Memory: 256},
 	)
 	lab.StartAll()
-	own, foreign := lab.Machine("own"), lab.Machine("foreign")
+	own, foreign := lab.Machine("peer"), lab.Machine("foreign")
 
 	const server = "192.168.1.254"
 	if out := own.Succeed("busybox nslookup foreign " + server); !strings.Contains(out, "192.168.1.1") || !strings.Contains(out, "2001:db8:1::1") {
@@ -506,12 +536,12 @@ func TestNetworkServices(t *testing.T) {
 		printf '[Match]\nName=eth1\n[Network]\nDHCP=yes\n[DHCPv4]\nUseDomains=yes\n' > /etc/systemd/network/eth1.network
 		systemctl restart systemd-networkd systemd-resolved`)
 	foreign.WaitUntilSucceeds("ip -o addr show dev eth1 | grep -q ' 192.168.1.1/24 '; ip -o addr show dev eth1 | grep -q ' 2001:db8:1::1/128 '; ip -6 route | grep -q '^2001:db8:1::/64 dev eth1'")
-	foreign.WaitUntilSucceeds("resolvectl query own | grep -q 'own.lab.test'")
-	if out := foreign.Succeed("resolvectl query 192.168.1.2 2001:db8:1::2"); strings.Count(out, "own.lab.test") != 2 {
+	foreign.WaitUntilSucceeds("resolvectl query peer | grep -q 'peer.lab.test'")
+	if out := foreign.Succeed("resolvectl query 192.168.1.2 2001:db8:1::2"); strings.Count(out, "peer.lab.test") != 2 {
 		t.Errorf("names of addresses: %s", out)
 	}
 	foreign.Fail("resolvectl query example.com")
-	foreign.Succeed("ping -c1 -4 -W60 own")
+	foreign.Succeed("ping -c1 -4 -W60 peer")
 	if out := foreign.Succeed("ip route show default; ip -6 route show default"); out != "" {
 		t.Errorf("there is a way out: %s", out)
 	}

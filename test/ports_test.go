@@ -23,38 +23,18 @@ import (
 	"github.com/attest-vm/attest/internal/event"
 )
 
-// TestVDEPort has one machine whose QEMU is started with -netdev vde, as a start
-// script would, and one on a stream socket.
-func TestVDEPort(t *testing.T) {
-	lab := newPortsLab(t, attest.HostConfig{})
+// TestForeignPorts has one machine whose QEMU is started with -netdev vde, as a start
+// script would, one whose QEMU takes a TAP from a network namespace, and a plain program
+// of this host that talks to both.
+func TestForeignPorts(t *testing.T) {
+	needTAP(t)
+	// They boot: nobody else could start from a snapshot of such a QEMU.
+	lab := newPortsLab(t, attest.HostConfig{Boot: attest.BootCold})
 	dir, err := lab.VDESocket(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	wrapQEMU(t, "client", `vde,sock=`+dir)
-	testTransfers(t, lab)
-	checkNetdev(t, lab, "client", "vde,")
-	checkNetdev(t, lab, "server", "stream,")
-
-	// Its address has told who it is.
-	fault, err := lab.Network().Isolate(t.Context(), lab.Machine("client"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if (tried{lab.Machine("client"), t}).execute("curl -sS --max-time 3 http://server/").ExitCode == 0 || fault.Affected() == 0 {
-		t.Error("a machine on VDE that is isolated reaches another")
-	}
-	if err := fault.Heal(t.Context()); err != nil {
-		t.Error(err)
-	}
-}
-
-// TestTAPPort has one machine whose QEMU takes a TAP from a network namespace, and
-// a plain program of this host that talks to both machines.
-func TestTAPPort(t *testing.T) {
-	needTAP(t)
-	lab := newPortsLab(t, attest.HostConfig{})
-	holder, err := lab.StartProgram(t.Context(), attest.Program{Args: []string{"sleep", "1000000"}, Name: "client-tap", VMM: true})
+	holder, err := lab.StartProgram(t.Context(), attest.Program{Args: []string{"sleep", "1000000"}, Name: "server-tap", VMM: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,46 +42,60 @@ func TestTAPPort(t *testing.T) {
 	if os.Geteuid() != 0 {
 		enter = append(enter, "-U", "--preserve-credentials")
 	}
-	wrapQEMU(t, "client", "tap,ifname=tap1,script=no,downscript=no", enter...)
+	wrapQEMU(t, map[string]wrap{
+		"client": {netdev: "vde,sock=" + dir},
+		"server": {netdev: "tap,ifname=tap1,script=no,downscript=no", by: enter},
+	})
 	testTransfers(t, lab)
-	checkNetdev(t, lab, "client", "tap,")
+	checkNetdev(t, lab, "client", "vde,")
+	checkNetdev(t, lab, "server", "tap,")
+	client, server := tried{lab.Machine("client"), t}, tried{lab.Machine("server"), t}
 
+	addresses := server.Addresses()
+	out, err := runProgram(t, lab, fmt.Sprintf("ping -q -c 3 -W 60 %v && ping -q -c 3 -W 60 %v && curl -sf http://%v/down | sha256sum", client.Addresses()[0], addresses[1], addresses[0]))
+	if sum := server.succeed("sha256sum < /tmp/down"); err != nil || !strings.HasSuffix(out, sum) {
+		t.Errorf("the program: %v, %s, want %s", err, out, sum)
+	}
+
+	// The same faults apply. The address of what is on VDE has told who it is.
+	isolated := func(m tried, reaches func() bool) {
+		t.Helper()
+		fault, err := lab.Network().Isolate(t.Context(), m.Machine)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if reaches() {
+			t.Errorf("%s is isolated, and reached", m.Name())
+		}
+		if fault.Affected() == 0 {
+			t.Errorf("%v has met no frame", fault)
+		}
+		if err := fault.Heal(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	isolated(client, func() bool { return client.execute("curl -sS --max-time 3 http://server/").ExitCode == 0 })
+	isolated(server, func() bool {
+		_, err := runProgram(t, lab, fmt.Sprintf("ping -q -c 3 -W 2 %v", addresses[0]))
+		return err == nil
+	})
+}
+
+// runProgram runs a shell's script as a program of this host on the lab's network.
+func runProgram(t *testing.T, lab *attest.Lab, script string) (string, error) {
+	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	client, server := lab.Machine("client").Addresses(), lab.Machine("server").Addresses()
-	script := fmt.Sprintf("ping -q -c 3 -W 60 %v && ping -q -c 3 -W 60 %v && curl -sf http://%v/down | sha256sum", client[0], server[1], server[0])
 	program, err := lab.StartProgram(t.Context(), attest.Program{Args: []string{"sh", "-c", script}, Name: "visitor", Stdout: w, Stderr: w})
 	w.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
 	out, _ := io.ReadAll(r)
-	if err := program.Wait(t.Context()); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	m := tried{lab.Machine("server"), t}
-	if sum := m.succeed("sha256sum < /tmp/down"); !strings.HasSuffix(string(out), sum) {
-		t.Errorf("the program downloaded something else: %s, want %s", out, sum)
-	}
-
-	// The same faults apply.
-	fault, err := lab.Network().Isolate(t.Context(), lab.Machine("server"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	program, err = lab.StartProgram(t.Context(), attest.Program{Args: []string{"ping", "-q", "-c", "3", "-W", "2", server[0].String()}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := program.Wait(t.Context()); err == nil {
-		t.Error("a program reaches an isolated machine")
-	}
-	if err := fault.Heal(t.Context()); err != nil {
-		t.Error(err)
-	}
+	return string(out), program.Wait(t.Context())
 }
 
 // needTAP skips a test for an ordinary user whom the host does not let make a
@@ -119,6 +113,7 @@ func needTAP(t *testing.T) {
 
 // TestDatagramPorts has machines that send each frame as a message.
 func TestDatagramPorts(t *testing.T) {
+	t.Parallel()
 	lab := newPortsLab(t, attest.HostConfig{Packets: true})
 	testTransfers(t, lab)
 	checkNetdev(t, lab, "client", "dgram,")
@@ -129,15 +124,21 @@ func TestDatagramPorts(t *testing.T) {
 // checkNetdev looks at how the QEMU of a machine was really started.
 func checkNetdev(t *testing.T, lab *attest.Lab, machine, kind string) {
 	t.Helper()
+	if p := qemuOf(t, lab, machine); !bytes.Contains(p.args, []byte("-netdev\x00"+kind)) {
+		t.Errorf("%s is not on -netdev %s: %q", machine, kind, p.args)
+	}
+}
+
+// qemuOf is the QEMU of a machine.
+func qemuOf(t *testing.T, lab *attest.Lab, machine string) process {
+	t.Helper()
 	for _, p := range processes() {
 		if p.belongsTo(lab.Host().StateDir()) && bytes.Contains(p.args, []byte("guest="+machine+",")) {
-			if !bytes.Contains(p.args, []byte("-netdev\x00"+kind)) {
-				t.Errorf("%s is not on -netdev %s: %q", machine, kind, p.args)
-			}
-			return
+			return p
 		}
 	}
-	t.Errorf("no QEMU of %s", machine)
+	t.Fatalf("no QEMU of %s", machine)
+	return process{}
 }
 
 func newPortsLab(t *testing.T, config attest.HostConfig) *attest.Lab {
@@ -170,23 +171,35 @@ func openLab(ctx context.Context, t *testing.T, config attest.HostConfig, labCon
 	return lab
 }
 
-// wrapQEMU has the QEMU of one machine started with another -netdev, by another
+// A wrap is how the QEMU of a machine is started otherwise.
+type wrap struct {
+	netdev string   // what comes after -netdev
+	by     []string // the command that runs it
+}
+
+// wrapQEMU has the QEMUs of some machines started with another -netdev, by another
 // command.
-func wrapQEMU(t *testing.T, machine, netdev string, by ...string) {
+func wrapQEMU(t *testing.T, machines map[string]wrap) {
 	t.Helper()
+	var choose strings.Builder
+	for name, w := range machines {
+		fmt.Fprintf(&choose, "*guest=%s,*) netdev='%s' by='%s' ;;\n", name, w.netdev, strings.Join(w.by, " "))
+	}
 	path := filepath.Join(t.TempDir(), "qemu-system-x86_64")
 	script := `#!/bin/bash
+netdev= by=
+case "$*" in
+` + choose.String() + `esac
 args=()
 while [ $# -gt 0 ]; do
 	args+=("$1")
-	if [ "$1" = -netdev ] && [[ "${args[*]}" = *guest=` + machine + `,* ]]; then
-		args+=("` + netdev + `,id=${2##*id=}")
+	if [ "$1" = -netdev ] && [ "$netdev" ]; then
+		args+=("$netdev,id=${2##*id=}")
 		shift
 	fi
 	shift
 done
-[[ "${args[*]}" = *guest=` + machine + `,* ]] && exec ` + strings.Join(by, " ") + ` qemu-system-x86_64 "${args[@]}"
-exec qemu-system-x86_64 "${args[@]}"
+exec $by qemu-system-x86_64 "${args[@]}"
 `
 	if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
@@ -313,12 +326,12 @@ func TestEgress(t *testing.T) {
 	})
 	lab := openLab(event.WithBus(t.Context(), &bus), t, attest.HostConfig{}, attest.LabConfig{Machines: []attest.MachineConfig{
 		{Name: "open", Image: curl, Memory: 256, Egress: []string{"host:" + port, "deb.example.org"}},
-		{Name: "closed", Image: curl, Memory: 256},
+		{Name: "client", Image: curl, Memory: 256},
 	}})
 	if err := lab.StartAll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	open, closed := tried{lab.Machine("open"), t}, tried{lab.Machine("closed"), t}
+	open, closed := tried{lab.Machine("open"), t}, tried{lab.Machine("client"), t}
 	open.succeed("head -c 5M /dev/urandom > /tmp/up")
 	want := "5242880 bytes, " + strings.Fields(open.succeed("sha256sum < /tmp/up"))[0]
 	for _, host := range []string{"10.0.2.2", "[fec0::2]"} {
@@ -343,7 +356,7 @@ func TestEgress(t *testing.T) {
 	if r := open.execute("ping -c 1 -W 2 192.0.2.1 2>&1 || curl -sS --max-time 60 http://192.0.2.1/"); r.ExitCode != 7 {
 		t.Errorf("another address: %+v", r)
 	}
-	if got := open.succeed("getent hosts closed"); !strings.Contains(got, "closed") {
+	if got := open.succeed("getent hosts client"); !strings.Contains(got, "client") {
 		t.Errorf("a machine's name: %q", got)
 	}
 	if r := closed.execute("curl -sS --max-time 60 http://10.0.2.2:" + port); r.ExitCode != 7 {

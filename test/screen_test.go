@@ -18,7 +18,8 @@ func TestScreen(t *testing.T) {
 	t.Parallel()
 	ctx, out := t.Context(), t.TempDir()
 	lab := attest.NewLab(t, attest.LabConfig{OutDir: out, Machines: []attest.MachineConfig{
-		{Name: "m", Image: attest.Debian{Packages: []string{"x11-utils", "xvfb"}}, Memory: 512, Networks: []int{}, Display: true},
+		// The machine of internal/operation/testdata/every_operation.star.
+		{Name: "m", Image: attest.Debian{Packages: []string{"x11-utils", "xvfb"}}, Memory: 512, Display: true},
 	}})
 	m := lab.Machine("m")
 	m.WaitUntilTTYMatches("1", "login: ")
@@ -98,36 +99,4 @@ func litPixels(t *testing.T, path string) int {
 		}
 	}
 	return n
-}
-
-// TestCreateMachine adds a machine to a lab that runs, and to its forks.
-func TestCreateMachine(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	lab := attest.New(t, attest.MachineConfig{Name: "zoe", Image: attest.Debian{}, Memory: 256})
-	zoe := lab.Machine("zoe")
-	zoe.Fail("getent hosts adam")
-	adam := lab.CreateMachine(attest.MachineConfig{Name: "adam", Image: attest.Debian{}, Memory: 256})
-	zoe.Succeed("getent hosts adam")
-	adam.Succeed("ping -c 1 -w 60 zoe; test $(hostname) = adam")
-	zoe.Succeed("ping -c 1 -w 60 adam")
-	for _, c := range []attest.MachineConfig{
-		{Name: "ADAM", Image: attest.Debian{}},
-		{Name: "no name", Image: attest.Debian{}},
-		{Name: "eve"},
-	} {
-		_, err := lab.Lab.CreateMachine(ctx, c)
-		errorAs[*attest.ConfigError](t, err)
-	}
-	if n := len(lab.Machines()); n != 2 {
-		t.Errorf("the lab has %d machines", n)
-	}
-	fork, err := lab.Lab.Fork(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer fork.Close()
-	if out, err := fork.Machine("adam").Succeed(ctx, "ping -c 1 -w 60 zoe > /dev/null; hostname"); err != nil || out != "adam\n" {
-		t.Errorf("in a fork: %q, %v", out, err)
-	}
 }

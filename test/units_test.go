@@ -11,7 +11,7 @@ import (
 // TestUnits tries what has to do with systemd, and the waits, on one machine.
 func TestUnits(t *testing.T) {
 	t.Parallel()
-	lab := attest.New(t, attest.MachineConfig{Name: "client", Image: attest.Debian{}, Memory: 256})
+	lab := attest.New(t, attest.MachineConfig{Name: "client", Image: attest.Debian{}, Memory: 384}) // that of TestCommands
 	m := lab.Machine("client")
 	m.WaitForUnit("multi-user.target")
 	for _, test := range []struct {
