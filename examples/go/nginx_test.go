@@ -12,14 +12,7 @@ import (
 
 func TestClientReachesServer(t *testing.T) {
 	lab := attest.New(t,
-		attest.MachineConfig{
-			Name: "server",
-			Image: attest.Debian{
-				Packages: []string{"nginx-light"},
-				Files:    map[string]attest.File{"/var/www/html/hello": {Content: "hello from the server\n"}},
-			},
-			Memory: 256,
-		},
+		attest.MachineConfig{Name: "server", Image: attest.Debian{Packages: []string{"nginx"}}, Memory: 256},
 		attest.MachineConfig{Name: "client", Image: attest.Debian{Packages: []string{"curl"}}, Memory: 256},
 	)
 	server, client := lab.Machine("server"), lab.Machine("client")
@@ -27,6 +20,7 @@ func TestClientReachesServer(t *testing.T) {
 
 	server.WaitForUnit("nginx.service")
 	server.WaitForOpenPort(80)
+	server.Succeed("echo hello from the server > /var/www/html/hello")
 	if got, want := client.Succeed("curl -sf http://server/hello"), "hello from the server\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
