@@ -175,7 +175,7 @@ func (d *driver) run(cmd *cobra.Command, args []string) error {
 	r := &driverRun{level: level}
 	r.options = suite.Options{
 		Files: []string{c.script}, Language: "Python", Machines: c.machines, MachineConfig: c.attest, OutDir: d.outDir, Jobs: 1, Timeout: c.timeout, Version: version(),
-		Driver: &script.Driver{Networks: c.vlans, Attach: d.attach, Exited: func(code int) { r.exited = &code }},
+		Driver: &script.Driver{Networks: c.vlans, Attach: d.attach, Timeout: c.timeout, Exited: func(code int) { r.exited = &code }},
 	}
 	if d.keepState || d.keepStateOld {
 		r.options.StateDir = cmp.Or(os.Getenv("XDG_RUNTIME_DIR"), os.TempDir())

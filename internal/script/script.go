@@ -115,6 +115,8 @@ type Driver struct {
 	// Attach is the command by which a person gets to where the script runs; it is shown
 	// when a failed script waits for one (--debug-hook-attach). Empty: it does not wait.
 	Attach string
+	// Timeout is the limit of the run, which scripts can ask for; 0: not known.
+	Timeout time.Duration
 	// Exited is called when the script ends by sys.exit, with its code.
 	Exited func(code int)
 }

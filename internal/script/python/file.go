@@ -104,16 +104,25 @@ type options struct {
 	Prompt   *string  `json:"prompt,omitempty"`
 	After    bool     `json:"after,omitempty"`
 	Memory   int64    `json:"memory"` // bytes that it may have (script.MemoryLimit)
+
+	Starts  map[string]string `json:"starts"` // the start commands of machines that have one
+	Seconds float64           `json:"seconds,omitempty"`
 }
 
 func (f *file) options(test string) options {
 	o := options{Networks: f.networks()}
 	o.Memory, _ = script.MemoryLimit() // it was checked when the file was loaded
+	o.Starts = map[string]string{}
+	for _, m := range f.machines {
+		if m.StartCommand != "" {
+			o.Starts[m.Name] = m.StartCommand
+		}
+	}
 	if f.declared != nil {
 		o.Call, o.Machines = test, f.declared.names
 	}
 	if f.driver != nil {
-		o.Driver, o.Attach = true, f.driver.Attach
+		o.Driver, o.Attach, o.Seconds = true, f.driver.Attach, f.driver.Timeout.Seconds()
 	}
 	if p := f.prompt(); p != nil {
 		o.Prompt, o.After = &p.History, p.After

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
@@ -524,6 +525,17 @@ func TestVariables(t *testing.T) {
 	}
 	if _, err := load(t.Context(), os.DevNull, script.Options{}); err == nil || !strings.Contains(err.Error(), "--machine-config") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A script of the NixOS driver finds what its configuration says.
+func TestOptionsOfDriver(t *testing.T) {
+	f := &file{machines: []attest.MachineConfig{{Name: "a", StartCommand: "/run-a-vm"}, {Name: "b"}}, driver: &script.Driver{Timeout: 90 * time.Second}}
+	want := options{Networks: []int{1}, Driver: true, Seconds: 90, Starts: map[string]string{"a": "/run-a-vm"}}
+	got := f.options(main)
+	got.Memory = 0
+	if !reflect.DeepEqual(want, got) {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
 

@@ -199,7 +199,7 @@ try:
 except TypeError as e:
     assert str(e) == "create_machine: the dictionary has memorySize; want startCommand and name", e
 old = create_machine({"name": "old", "startCommand": "exec false"}, keep_vm_state=True)
-assert old.name == "old" and old not in machines
+assert old.name == "old" and old not in machines and old.start_command == "exec false" and web.start_command is None
 `,
 		"conditions": `
 @polling_condition(seconds_interval=0.05, description="the server is there")
@@ -241,6 +241,8 @@ assert driver.out_dir.is_dir() and web.out_dir == driver.out_dir and web.state_d
 assert web.booted is web.is_up() and [m for m in machines_qemu if m.connected] == []
 with driver.subtest("x"): driver.start_all()
 run_tests, test_script, join_all, dump_machine_ssh
+c = driver.config
+assert (c.vms, c.containers, c.vlans, c.test_script.name) == ({}, {}, [1], "script.py") and not c.global_timeout
 `,
 		"the state of units": `
 web.wait_for_unit("web.service", timeout=60)

@@ -1,6 +1,6 @@
 """Runs a test script: python main.py SCRIPT OPTIONS. Descriptor 3 is the connection.
 
-OPTIONS is JSON: networks (numbers), call (a function of a test file; none: the file is a
+OPTIONS is JSON: networks (numbers), starts (the start commands of machines that have one), seconds (the limit of the run), call (a function of a test file; none: the file is a
 script), machines (the names of those that the file declares, in their order), memory (bytes that it may have), driver (as the
 NixOS test driver runs it), attach (its debug hook), prompt (the path of a history: somebody types), after (the script runs before that)."""
 
@@ -21,7 +21,7 @@ def main():
     from test_driver.driver import Driver
 
     engine = _protocol.Connection(sock)
-    driver = Driver(engine, options)
+    driver = Driver(engine, options, script)
     sys.path[0] = os.path.dirname(os.path.abspath(script))
     sys.path.append(here)
     pid = os.getpid()

@@ -14,6 +14,7 @@ class Lab:
 
 class Driver:
     out_dir: pathlib.Path
+    config: Any
     logger: CompositeLogger
     debug: DebugAbstract
     vlans: list[VLan]

@@ -24,6 +24,7 @@ def retry(fn: Callable[..., Any], timeout_seconds: float | None = None, timeout:
 class BaseMachine:
     name: str
     out_dir: pathlib.Path
+    start_command: str | None
     keep_machine_state: bool
     callbacks: Sequence[Callable[[], None]]
     @property

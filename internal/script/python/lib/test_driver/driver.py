@@ -1,9 +1,11 @@
 """The names that a test script sees."""
 
 import contextlib
+import datetime
 import os
 import pathlib
 import re
+import types
 
 from . import _protocol
 from .debug import Debug, DebugNop
@@ -29,7 +31,7 @@ class _Kind(_Remote):
 
 
 class Driver:
-    def __init__(self, engine, options):
+    def __init__(self, engine, options, script):
         _Remote._engine = PollingCondition._engine = self._engine = engine
         hello = engine.request("hello", {"protocol": _protocol._VERSION, "client": "Python"})
         self.out_dir = pathlib.Path(hello["out_dir"])
@@ -52,8 +54,14 @@ class Driver:
             self._classes["network"].__call__ = self._network
         self._classes["lab"].fork = self._fork
         self.lab = self._classes["lab"]("lab")
-        self._machines = {n: QemuMachine(n, self.out_dir) for n in hello["machines"]}
+        starts = options["starts"]
+        self._machines = {n: QemuMachine(n, self.out_dir, starts.get(n)) for n in hello["machines"]}
         self.vlans = [VLan(n) for n in options["networks"]]
+        self.config = types.SimpleNamespace(
+            vms={n: types.SimpleNamespace(name=n, start_script=s) for n, s in starts.items()}, containers={}, display_viewers={},
+            vlans=options["networks"], global_timeout=datetime.timedelta(seconds=options.get("seconds", 0)),
+            enable_ssh_backdoor=False, test_script=pathlib.Path(script),
+        )
         engine.machine = self._machine
         engine.object = lambda kind, id, name: self._classes[kind](kind, id, name)
 
@@ -129,7 +137,9 @@ class Driver:
             more["start_command"] = start_command
         if name is not None:
             more["name"] = name
-        return self.lab.create_machine(**more)
+        m = self.lab.create_machine(**more)
+        m.start_command = start_command
+        return m
 
     def polling_condition(self, *args, **named):
         return polling_condition(*args, **named)

@@ -60,8 +60,9 @@ class BaseMachine(_Remote):
     keep_machine_state = False
     callbacks = ()
 
-    def __init__(self, name, out_dir="."):
+    def __init__(self, name, out_dir=".", start_command=None):
         self.name = name
+        self.start_command = start_command  # None: attest starts it itself
         self.out_dir = pathlib.Path(out_dir)
         self._attest_machine = name
 
