@@ -42,6 +42,7 @@ var microVMParts = []struct{ name, script string }{
 	{"checkpoint", "run.sh BACKEND --run test_checkpoint one_test.star"},
 	{"pair", "pair.sh BACKEND"},
 	{"outward", "outward.sh BACKEND"},
+	{"matrix", "matrix.sh BACKEND"},
 	{"power_off", "run.sh BACKEND --run test_power_off one_test.star"},
 	{"reboot", "run.sh BACKEND --run test_reboot one_test.star"},
 	{"panic", "panic.sh BACKEND"},
