@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/attest-vm/attest/internal/image"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -67,6 +68,31 @@ func TestBareMachinesAreKnown(t *testing.T) {
 		m := MachineConfig{Name: "a", Image: tt.image}
 		if err := m.normalize(); err != nil || m.bare() != tt.bare || m.Root != tt.root {
 			t.Errorf("%#v: %v, %v, root %q", tt.image, err, m.bare(), m.Root)
+		}
+	}
+}
+
+// A root is copied by a guest with a kernel whose drivers attest's initramfs can have.
+func TestKernelThatCopiesARoot(t *testing.T) {
+	key, err := image.Key(Debian{}.spec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &Lab{images: map[string]*image.Image{key: {Kernel: &image.Kernel{Path: "attest's"}}}}
+	for _, tt := range []struct {
+		image   Image
+		modules string
+		want    string
+	}{
+		{Debian{Kernel: "k", Modules: "m"}, "m", "the user's"},
+		{Debian{Kernel: "k"}, "", "the user's"}, // it has the drivers built in, or its machines do not boot, either
+		{Debian{Kernel: "k", Initrd: "i"}, "", "attest's"},
+		{Rootfs{Path: "r", Kernel: "k", Initrd: "i"}, "r/lib/modules/6.1", "the user's"},
+	} {
+		m := &Machine{config: MachineConfig{Image: tt.image}}
+		img := &image.Image{Kernel: &image.Kernel{Path: "the user's", Modules: image.Layer{Path: tt.modules}}}
+		if kernel, err := l.fillKernel(t.Context(), img, m); err != nil || kernel.Path != tt.want {
+			t.Errorf("%#v: %+v, %v", tt.image, kernel, err)
 		}
 	}
 }

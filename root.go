@@ -31,6 +31,10 @@ type rootKey struct {
 
 // root makes the root of a machine's image once for the lab.
 func (l *Lab) root(ctx context.Context, img *image.Image, m *Machine) (*image.Root, error) {
+	kernel, err := l.fillKernel(ctx, img, m)
+	if err != nil {
+		return nil, err
+	}
 	l.imagesMu.Lock()
 	defer l.imagesMu.Unlock()
 	key := rootKey{img.ID, m.config.Root, m.config.RootSize}
@@ -38,7 +42,7 @@ func (l *Lab) root(ctx context.Context, img *image.Image, m *Machine) (*image.Ro
 		return made, nil
 	}
 	made, err := l.host.images.MakeRoot(ctx, img, key.filesystem, key.size, func(ctx context.Context, path string) error {
-		return m.fillRoot(ctx, img, path)
+		return m.fillRoot(ctx, img, kernel, path)
 	})
 	if err == nil {
 		l.roots[key] = made
@@ -46,11 +50,24 @@ func (l *Lab) root(ctx context.Context, img *image.Image, m *Machine) (*image.Ro
 	return made, err
 }
 
+// fillKernel is the kernel of the guest that copies a root: the image's. One that comes with
+// an initrd has its drivers there, and none for attest's initramfs, so it is attest's own.
+func (l *Lab) fillKernel(ctx context.Context, img *image.Image, m *Machine) (*image.Kernel, error) {
+	if m.config.initrd() == "" || img.Kernel.Modules.Path != "" {
+		return img.Kernel, nil
+	}
+	base, err := l.image(ctx, Debian{})
+	if err != nil {
+		return nil, err
+	}
+	return base.Kernel, nil
+}
+
 // fillLimit is how long a guest may take to copy a root: seconds for most.
 const fillLimit = 10 * time.Minute
 
 // fillRoot copies the files of an image into the empty file system in a file.
-func (m *Machine) fillRoot(ctx context.Context, img *image.Image, path string) error {
+func (m *Machine) fillRoot(ctx context.Context, img *image.Image, kernel *image.Kernel, path string) error {
 	h := m.lab.host
 	limit := h.scale(fillLimit)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("its guest did not end within %v", limit))
@@ -60,13 +77,13 @@ func (m *Machine) fillRoot(ctx context.Context, img *image.Image, path string) e
 		return err
 	}
 	hw := &vmm.Hardware{Memory: 512, Type: m.config.Type}
-	guest, initramfs := boot.Guest{Fill: rand.Text()}, boot.Initramfs{Binary: binary, Modules: img.Kernel.Modules.Path}
+	guest, initramfs := boot.Guest{Fill: rand.Text()}, boot.Initramfs{Binary: binary, Modules: kernel.Modules.Path}
 	if m.config.Root != "ext4" {
 		initramfs.Filesystems = append(initramfs.Filesystems, m.config.Root)
 	}
 	guest.Root, guest.Layers = layersOf(img, &initramfs, hw)
 	hw.Disks = append(hw.Disks, vmm.Disk{Serial: boot.SerialDisk, Path: path, Format: "raw"})
-	if err := m.kernel(ctx, hw, img.Kernel, guest, initramfs); err != nil {
+	if err := m.kernel(ctx, hw, kernel, guest, initramfs); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp(h.supervisor.Dir(), "r")
