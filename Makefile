@@ -45,11 +45,12 @@ test-microvm:
 	@[ -z "$$FIRECRACKER$$CLOUD_HYPERVISOR" ] || { scripts/setup test && $(GO) test ./test -run TestMicroVM -v -timeout 4h; }
 
 # What real machines are for, on real guests: an NFS server that reboots, disks on every bus,
-# and pulled out of a mirror, containers, DHCP servers and a relay, and disks that boot by
-# themselves. Minutes each, and packages from Debian's mirror the first time.
+# and pulled out of a mirror, containers, DHCP servers and a relay, disks that boot by themselves,
+# and what is refused. Minutes each, and packages from Debian's mirror the first time.
 test-guests: build out/boot/grub.img
 	@scripts/setup guests
 	bin/attest run -j 2 -o out/guests examples/guests/*.star
+	$(GO) test ./test -run TestGuests -v -timeout 60m -args -guests
 
 out/boot/grub.img: examples/guests/boot-disks
 	@scripts/setup guests
