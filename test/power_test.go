@@ -40,9 +40,11 @@ func TestKernelPanic(t *testing.T) {
 	if err := m.Machine.WaitForFile(ctx, "/never", attest.Timeout(5*time.Second)); err == nil {
 		t.Error("a file that is not there")
 	}
+	// The kernel's driver of pvpanic tells it, before a kernel that panics in an interrupt says
+	// so on its console.
 	m.KernelPanic(attest.Timeout(time.Minute))
-	if m.IsUp() || !strings.Contains(m.ConsoleLog(), "Kernel panic - not syncing: ") {
-		t.Errorf("up: %v, console:\n%s", m.IsUp(), m.ConsoleLog())
+	if m.IsUp() {
+		t.Error("the machine is up after an interrupt that panics")
 	}
 }
 
