@@ -133,7 +133,12 @@ func (u nixUnit) text(name string) string {
 		}
 	}
 	section("Unit", map[string][]string{"Requires": u.Requires, "After": u.After, "Before": u.Before}, u.UnitConfig)
-	section("Service", map[string][]string{"ExecStart": {"/usr/local/lib/" + name}}, u.ServiceConfig)
+	service := map[string]any{}
+	maps.Copy(service, u.ServiceConfig)
+	if u.Script != "" {
+		service["ExecStart"] = "/usr/local/lib/" + name
+	}
+	section("Service", nil, service)
 	section("Install", map[string][]string{"WantedBy": u.WantedBy}, nil)
 	return b.String()
 }

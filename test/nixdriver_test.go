@@ -1,6 +1,8 @@
 package test
 
 import (
+	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -23,8 +25,32 @@ func nixGuests(t *testing.T, image attest.Debian) *nixHost {
 	delete(nix.arguments, "attestDir")
 	nix.withGo()
 	agent := filepath.Join(nix.build("agent")[0], "bin/attest-agent")
-	nix.arguments["startScript"] = newForeignGuestOf(t, nix.instrumented(image, agent)).text("nix", "", "@CARDS@")
+	nix.arguments["startScript"] = newForeignGuestOf(t, nix.withVsock(nix.instrumented(image, agent))).text("nix", "", "@CARDS@")
 	return nix
+}
+
+// withVsock is the image with the root shell that machines on microVMs have.
+func (n *nixHost) withVsock(image attest.Debian) attest.Debian {
+	n.t.Helper()
+	text, err := os.ReadFile(n.build("vsock")[0])
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	var u nixUnit
+	if err := json.Unmarshal(text, &u); err != nil {
+		n.t.Fatal(err)
+	}
+	command, program, ok := strings.Cut(fmt.Sprint(u.ServiceConfig["ExecStart"]), "EXEC:")
+	shell, err := os.ReadFile(program)
+	if !ok || err != nil {
+		n.t.Fatalf("no program in %q: %v", command, err)
+	}
+	u.ServiceConfig["ExecStart"] = command + "EXEC:/usr/local/lib/vsock-shell"
+	image.Packages = append(slices.Clone(image.Packages), "socat")
+	image.Files["/usr/local/lib/vsock-shell"] = attest.File{Mode: 0o755, Content: string(shell)}
+	image.Files["/etc/systemd/system/vsock-backdoor.service"] = attest.File{Content: u.text("vsock-backdoor")}
+	image.Run = append(image.Run, "systemctl enable vsock-backdoor.service")
+	return image
 }
 
 // TestNixChecks has Nix build what the flake checks: on QEMU the tests themselves, and of all, the
@@ -54,12 +80,14 @@ func TestNixDriver(t *testing.T) {
 	nix := nixGuests(t, foreignImage)
 	began := map[string]bool{} // when the server's systemd did
 	const userspace = `print("began", server.succeed("systemctl show -P UserspaceTimestampMonotonic"))` + "\n"
+	// As its VMM does for a machine on a microVM, the guest connects to its own vsock.
+	const vsock = `print(server.succeed("modprobe vsock_loopback; printf 'echo I am $USER in $PWD\\nexit\\n' | socat -,ignoreeof VSOCK-CONNECT:1:1234"))` + "\n"
 	for language, tt := range map[string]struct {
 		typed string
 		want  []string // of its output, in this order
 	}{
-		"python": {"print(server.succeed('hostname; ip -brief address show eth0'))\nserver.succeed('test -e /none')\nclient.wait_until_succeeds('ping -c 1 -w 2 server')\nprint('the end')\n",
-			[]string{"client: ready after", "the script has run", "192.168.1.2/24", "command `test -e /none` failed", "the end"}},
+		"python": {vsock + "print(server.succeed('hostname; ip -brief address show eth0'))\nserver.succeed('test -e /none')\nclient.wait_until_succeeds('ping -c 1 -w 2 server')\nprint('the end')\n",
+			[]string{"client: ready after", "the script has run", "Spawning backdoor root shell...\nI am root in /tmp\n", "192.168.1.2/24", "command `test -e /none` failed", "the end"}},
 		"starlark": {"test_name()\nserver.succeed('ip -brief address show eth0')\nclient.wait_until_succeeds('ping -c 1 -w 2 server').isdigit()\n",
 			[]string{"the lab is set up", "the test has passed", "192.168.1.2/24", "False"}},
 	} {

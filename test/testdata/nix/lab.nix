@@ -192,6 +192,14 @@ rec {
     inherit nodes;
     testScript = "raise AssertionError('there is nothing to see')\n";
   };
+  # The root shell on vsock that a node has on a microVM: its unit, which names a program.
+  vsock =
+    let
+      inherit ((onMicroVM false).nodes.server.systemd.services) vsock-backdoor;
+    in
+    pkgs.writeText "vsock-backdoor.json" (
+      builtins.toJSON (removeAttrs vsock-backdoor [ "description" ])
+    );
   # What the instrumentation has systemd do, and what a node knows.
   node =
     let
