@@ -52,6 +52,7 @@ type run struct {
 	asked       bool          // somebody asked for the end; guarded by machine.mu
 	paused      bool          // by Pause; guarded by machine.mu
 	suspended   bool          // Suspend has seen it fall asleep; guarded by machine.mu
+	dozed       bool          // Suspend has, and Wake has not been called since; guarded by machine.mu
 	origin      *origin
 	allowReboot bool
 	door        *backdoor.Door // nil: the guest has come with the agent

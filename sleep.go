@@ -33,6 +33,7 @@ func (m *Machine) Suspend(ctx context.Context, opts ...WaitOption) error {
 			return err
 		}
 		r.setSuspended(true)
+		r.setDozed(true)
 		return nil
 	})
 }
@@ -64,13 +65,13 @@ func (r *run) awaitSleep(ctx context.Context, v vmm.Waker, answer <-chan error) 
 }
 
 // Wake wakes a machine that sleeps, and waits until its guest answers. A guest that is awake
-// is waited for until it sleeps, as after its own systemctl suspend. The guest's clock has the
-// host's time afterwards.
+// is waited for until it sleeps, as after its own systemctl suspend, unless something else has
+// woken it since Suspend. The guest's clock has the host's time afterwards.
 func (m *Machine) Wake(ctx context.Context, opts ...WaitOption) error {
 	return m.sleeping(ctx, "wake", opts, m.powered, func(ctx context.Context, r *run, v vmm.Waker) error {
 		awake := v.Dozing().IsZero()
 		m.mu.Lock()
-		woken := r.suspended && awake // by something in the guest
+		woken := (r.suspended || r.dozed) && awake // by something else, such as a key
 		m.mu.Unlock()
 		if !woken {
 			if err := r.awaitSleep(ctx, v, nil); err != nil {
@@ -96,8 +97,15 @@ func (m *Machine) Wake(ctx context.Context, opts ...WaitOption) error {
 			}
 		}
 		r.setSuspended(false)
+		r.setDozed(false)
 		return r.guest.SetClock(ctx)
 	})
+}
+
+func (r *run) setDozed(on bool) {
+	r.machine.mu.Lock()
+	r.dozed = on
+	r.machine.mu.Unlock()
 }
 
 // sleeping is a wait of a machine that can sleep. Its limit counts from where start has the

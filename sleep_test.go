@@ -59,6 +59,9 @@ func TestSleepByItself(t *testing.T) {
 	}
 	vm.Suspend(false)
 	prints(t, m, "echo awake", "awake\n")
+	if err := m.Wake(limited(t)); err != nil { // does not wait for another sleep
+		t.Error(err)
+	}
 	if err := m.Suspend(limited(t)); err != nil {
 		t.Fatal(err)
 	}
