@@ -69,9 +69,12 @@ func (r *run) awaitSleep(ctx context.Context, v vmm.Waker, answer <-chan error) 
 // woken it since Suspend. The guest's clock has the host's time afterwards.
 func (m *Machine) Wake(ctx context.Context, opts ...WaitOption) error {
 	return m.sleeping(ctx, "wake", opts, m.powered, func(ctx context.Context, r *run, v vmm.Waker) error {
-		awake := v.Dozing().IsZero()
+		state, err := v.State(ctx) // its ports may still look closed when it is awake
+		if err != nil {
+			return r.whenGone(err)
+		}
 		m.mu.Lock()
-		woken := (r.suspended || r.dozed) && awake // by something else, such as a key
+		woken := (r.suspended || r.dozed) && state != vmm.Suspended // by something else, such as a key
 		m.mu.Unlock()
 		if !woken {
 			if err := r.awaitSleep(ctx, v, nil); err != nil {
