@@ -51,8 +51,8 @@ type run struct {
 	closers     closers       // what ends with the run
 	asked       bool          // somebody asked for the end; guarded by machine.mu
 	paused      bool          // by Pause; guarded by machine.mu
-	suspended   bool          // Suspend has seen it fall asleep; guarded by machine.mu
-	dozed       bool          // Suspend has, and Wake has not been called since; guarded by machine.mu
+	suspended   bool          // Suspend has seen it fall asleep, and nobody has seen it awake since; guarded by machine.mu
+	unwoken     bool          // Suspend has, and Wake has not woken it since; guarded by machine.mu
 	origin      *origin
 	allowReboot bool
 	door        *backdoor.Door // nil: the guest has come with the agent

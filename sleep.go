@@ -33,7 +33,6 @@ func (m *Machine) Suspend(ctx context.Context, opts ...WaitOption) error {
 			return err
 		}
 		r.setSuspended(true)
-		r.setDozed(true)
 		return nil
 	})
 }
@@ -74,7 +73,7 @@ func (m *Machine) Wake(ctx context.Context, opts ...WaitOption) error {
 			return r.whenGone(err)
 		}
 		m.mu.Lock()
-		woken := (r.suspended || r.dozed) && state != vmm.Suspended // by something else, such as a key
+		woken := r.unwoken && state != vmm.Suspended // by something else, such as a key
 		m.mu.Unlock()
 		if !woken {
 			if err := r.awaitSleep(ctx, v, nil); err != nil {
@@ -100,15 +99,11 @@ func (m *Machine) Wake(ctx context.Context, opts ...WaitOption) error {
 			}
 		}
 		r.setSuspended(false)
-		r.setDozed(false)
+		m.mu.Lock()
+		r.unwoken = false
+		m.mu.Unlock()
 		return r.guest.SetClock(ctx)
 	})
-}
-
-func (r *run) setDozed(on bool) {
-	r.machine.mu.Lock()
-	r.dozed = on
-	r.machine.mu.Unlock()
 }
 
 // sleeping is a wait of a machine that can sleep. Its limit counts from where start has the

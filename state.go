@@ -181,7 +181,7 @@ func (r *run) setSuspended(on bool) {
 	m := r.machine
 	m.mu.Lock()
 	changed := r.suspended != on
-	r.suspended = on
+	r.suspended, r.unwoken = on, on || r.unwoken
 	m.mu.Unlock()
 	if !changed {
 		return

@@ -87,7 +87,7 @@ type Door struct {
 	said      dialog
 	step      string // what it waits for
 	announced bool   // a shell has, in this boot or an earlier one
-	heard     int    // bytes, on the shell\'s console and beside it
+	heard     int    // bytes, on the shell's console and beside it
 	changed   chan struct{}
 	shell     *shell        // who answers; nil: the agent, or nobody yet
 	server    *agent.Server // of the shell

@@ -7,6 +7,8 @@ import (
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
+var minuteParam = Param{Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the wait; 1 minute unless given"}
+
 var powerTable = []*Operation{
 	{
 		Name: "start", Subject: "Power", Result: None,
@@ -55,7 +57,7 @@ var powerTable = []*Operation{
 	},
 	{
 		Name: "kernel_panic", Subject: "Power", Result: None,
-		Params: []Param{{Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the wait; 1 minute unless given"}},
+		Params: []Param{minuteParam},
 		Doc: "Makes the guest's kernel panic, and waits until the machine is off.\n\n" +
 			"The agent triggers the panic (SysRq). A guest that does not answer gets a non-maskable interrupt. `start` boots it again, from the disk as the panic left it.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
@@ -75,7 +77,7 @@ var powerTable = []*Operation{
 	},
 	{
 		Name: "suspend", Subject: "Power", Result: None, Needs: vmm.CanWake,
-		Params: []Param{{Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the wait; 1 minute unless given"}},
+		Params: []Param{minuteParam},
 		Doc: "Has the guest suspend the machine, and waits until it sleeps ([machines.md](machines.md#suspend-and-wake)).\n\n" +
 			"systemd does it as by `systemctl suspend`; in a guest without systemd it is the kernel alone. Until `wake` the guest does nothing. Commands and waits under way keep their limits; operations that need the guest fail at once.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
@@ -84,9 +86,9 @@ var powerTable = []*Operation{
 	},
 	{
 		Name: "wake", Subject: "Power", Result: None, Needs: vmm.CanWake,
-		Params: []Param{{Name: "timeout", Type: Duration, Default: Absent, Doc: "the limit of the wait; 1 minute unless given"}},
+		Params: []Param{minuteParam},
 		Doc: "Wakes a machine that sleeps, and waits until its guest answers.\n\n" +
-			"A guest that is awake is waited for until it sleeps, as after `systemctl suspend` in a test. The guest's clock has the host's time afterwards.",
+			"A guest that is awake is waited for until it sleeps, as after `systemctl suspend` in a test, unless something else, such as a key, has woken it since `suspend`. The guest's clock has the host's time afterwards.",
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.Wake(ctx, a.limit())
 		},

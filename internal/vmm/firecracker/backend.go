@@ -52,11 +52,35 @@ const (
 // Check refuses what Firecracker does not have, by name. It takes configurations whose
 // files do not exist yet.
 func (b *backend) Check(c vmm.Config) error {
-	_, _, err := b.look(c)
+	p, _, err := b.look(c)
+	if err == nil {
+		err = b.sound(p, c)
+	}
 	if err == nil {
 		err = microvm.Needs(b.Name(), c)
 	}
 	return err
+}
+
+// sound refuses a guest whose vsock the version damages. That is not a part of look, since
+// all of the kernel's file is read for it.
+func (b *backend) sound(p microvm.Program, c vmm.Config) error {
+	if !p.Version.Before(soundSince) {
+		return nil
+	}
+	v := microvm.KernelVersion(microvm.Kernel(c.Boot.(*vmm.Hardware)))
+	if v.Before(newerSince) {
+		return nil
+	}
+	return b.since(p, c, fmt.Sprintf("a guest with Linux %d.%d, of whose vsock older versions lose data,", v[0], v[1]), soundSince)
+}
+
+// since refuses what versions before one do not have.
+func (b *backend) since(p microvm.Program, c vmm.Config, what string, version microvm.Version) error {
+	if !p.Version.Before(version) {
+		return nil
+	}
+	return b.unsupported(c, what, fmt.Sprintf("it needs Firecracker %d.%d, and %s is version %s", version[0], version[1], p.Path, p.Full))
 }
 
 // look is Check for a host whose processor is no question.
@@ -75,12 +99,7 @@ func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
 	if p, err = b.finder.Find(o.Binary); err != nil {
 		return p, o, err
 	}
-	since := func(what string, version microvm.Version) error {
-		if !p.Version.Before(version) {
-			return nil
-		}
-		return b.unsupported(c, what, fmt.Sprintf("it needs Firecracker %d.%d, and %s is version %s", version[0], version[1], p.Path, p.Full))
-	}
+	since := func(what string, version microvm.Version) error { return b.since(p, c, what, version) }
 	if o.PCI {
 		err = since("enable_pci", pciSince)
 	}
@@ -93,11 +112,6 @@ func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
 	// On other processors it takes what the kernel's build calls Image.
 	if err == nil && runtime.GOARCH == "amd64" && hw.Kernel != "" && hw.Vmlinux == "" && !microvm.IsELF(hw.Kernel) {
 		err = since("the kernel "+hw.Kernel+", which is not an uncompressed vmlinux (ELF),", bzSince)
-	}
-	if err == nil && p.Version.Before(soundSince) {
-		if v := microvm.KernelVersion(microvm.Kernel(hw)); !v.Before(newerSince) {
-			err = since(fmt.Sprintf("a guest with Linux %d.%d, of whose vsock older versions lose data,", v[0], v[1]), soundSince)
-		}
 	}
 	return p, o, err
 }

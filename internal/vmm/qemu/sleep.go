@@ -82,16 +82,23 @@ func (m *machine) asleep(ctx context.Context) (bool, error) {
 	return err == nil && len(device.Status.Statuses) == 0, err
 }
 
-// State is QEMU's run state (qapi/run-state.json), if it is not of a guest that sleeps.
-func (m *machine) State(ctx context.Context) (string, error) {
+// runState is what QEMU says of the machine (qapi/run-state.json).
+func (m *machine) runState(ctx context.Context) (string, error) {
 	var s struct {
 		Status string `json:"status"`
 	}
-	if err := m.ask(ctx, "query-status", nil, &s); err != nil {
+	err := m.ask(ctx, "query-status", nil, &s)
+	return s.Status, err
+}
+
+// State is QEMU's run state, if it is not of a guest that sleeps.
+func (m *machine) State(ctx context.Context) (string, error) {
+	state, err := m.runState(ctx)
+	if err != nil {
 		return "", err
 	}
-	if s.Status != "running" {
-		return s.Status, nil // vmm.Suspended is one
+	if state != "running" {
+		return state, nil // vmm.Suspended is one
 	}
 	if asleep, err := m.asleep(ctx); !asleep {
 		return "", err
@@ -105,11 +112,8 @@ const wakeKey = "wake"
 
 // Wake wakes the guest by QEMU if it has told QEMU that it sleeps, and otherwise by a key.
 func (m *machine) Wake(ctx context.Context) error {
-	var s struct {
-		Status string `json:"status"`
-	}
-	err := m.ask(ctx, "query-status", nil, &s)
-	if err == nil && s.Status == vmm.Suspended {
+	state, err := m.runState(ctx)
+	if err == nil && state == vmm.Suspended {
 		return m.do(ctx, "system_wakeup", nil)
 	}
 	if err == nil {
