@@ -78,18 +78,34 @@ if table is not None and not star and not dynamic:
             missing.discard(n.id)
     out["errors"].sort(key=lambda e: (e["line"], e["column"]))
 
-# Operations of machines that do not exist, where the machine is certain.
+# Operations where the machine is certain: those that do not exist, and the calls of all others,
+# for what a machine cannot do. What stands in try or in assertRaises may fail.
 if len(sys.argv) > 3:
     machines, operations = json.loads(sys.argv[3])
-    assigned = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    assigned |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+    stores = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, (ast.Store, ast.Del))]
+    stores += [n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)]
+    declared = [n.targets[0].id for n in tree.body
+                if test_file and isinstance(n, ast.Assign) and len(n.targets) == 1 and isinstance(n.targets[0], ast.Name)
+                and isinstance(n.value, ast.Call) and isinstance(n.value.func, ast.Name) and n.value.func.id == "machine"]
+    certain = {m for m in machines if m not in stores} | {m for m in declared if stores.count(m) == 1}
     lines = source.decode("utf-8", "replace").splitlines()
+    def may_fail(n):
+        if isinstance(n, ast.Try):
+            return n.body if n.handlers else []
+        if isinstance(n, ast.With) and any(isinstance(x, ast.Attribute) and x.attr.startswith("assertRaises") for i in n.items for x in ast.walk(i.context_expr)):
+            return n.body
+        return []
+    caught = {id(x) for n in ast.walk(tree) for b in may_fail(n) for x in ast.walk(b)}
+    out["calls"] = []
     for n in ast.walk(tree):
-        if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and isinstance(n.func.value, ast.Name):
-            who, what = n.func.value.id, n.func.attr
-            if who in machines and who not in assigned and what not in operations:
-                bad(n.func.lineno, n.func.end_col_offset - len(what.encode()) + 1, "a machine has no operation " + what, lines[n.func.lineno - 1])
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and isinstance(n.func.value, ast.Name) and n.func.value.id in certain:
+            who, what, line = n.func.value.id, n.func.attr, n.func.lineno
+            column = n.func.end_col_offset - len(what.encode()) + 1
+            if what not in operations:
+                bad(line, column, "a machine has no operation " + what, lines[line - 1])
                 out["errors"][-1]["operation"] = what
+            elif id(n) not in caught:
+                out["calls"].append({"machine": who, "operation": what, "line": line, "column": column, "text": lines[line - 1]})
 def title(node):
     doc = ast.get_docstring(node)
     return doc.strip().splitlines()[0] if doc and doc.strip() else ""

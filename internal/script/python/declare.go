@@ -183,6 +183,7 @@ func (f *file) declareMachines(d *declared, backend string) []*script.Error {
 		}
 		known[strings.ToLower(c.Name)] = m.At
 		f.machines = append(f.machines, c)
+		f.variables[m.Variable] = c
 		f.declared.names = append(f.declared.names, c.Name)
 	}
 	return errs

@@ -32,14 +32,15 @@ const main = "main"
 
 // A file is a script, or a test file, that was compiled.
 type file struct {
-	path     string
-	title    string
-	python   string // the program that runs it
-	machines []attest.MachineConfig
-	stdout   io.Writer
-	driver   *script.Driver    // nil: not as the NixOS test driver runs it
-	declared *declarations     // nil: the file is a script
-	vars     map[string]string // the script finds them in its environment
+	path      string
+	title     string
+	python    string // the program that runs it
+	machines  []attest.MachineConfig
+	variables map[string]attest.MachineConfig // as the script's machines are called in it
+	stdout    io.Writer
+	driver    *script.Driver    // nil: not as the NixOS test driver runs it
+	declared  *declarations     // nil: the file is a script
+	vars      map[string]string // the script finds them in its environment
 }
 
 func (f *file) Path() string { return f.path }

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/attest-vm/attest"
+	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
 	"github.com/attest-vm/attest/internal/script"
@@ -54,11 +55,19 @@ type checked struct {
 	Title      string
 	Declares   bool // it is a test file
 	Functions  []function
+	Calls      []call
 	Errors     []struct {
 		Line, Column             int
 		Message, Text, Operation string
 		Name                     string
 	}
+}
+
+// A call is one of an operation, on a machine that is certain, where its error is not caught.
+type call struct {
+	Machine, Operation string // the machine's variable
+	Line, Column       int
+	Text               string // the line
 }
 
 // load compiles a script, and looks at the names in it. Nothing of it is run.
@@ -70,7 +79,8 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 	if err != nil {
 		return nil, &script.LoadError{Path: path, Errors: []*script.Error{{Position: event.Position{File: path}, Err: err}}}
 	}
-	f := &file{path: path, machines: slices.Clone(opts.Machines), stdout: opts.Stdout, driver: opts.Driver, vars: opts.Vars}
+	f := &file{path: path, machines: slices.Clone(opts.Machines), stdout: opts.Stdout, driver: opts.Driver, vars: opts.Vars,
+		variables: map[string]attest.MachineConfig{}}
 	if f.stdout == nil {
 		f.stdout = io.Discard
 	}
@@ -103,16 +113,43 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 		return nil, err
 	}
 	f.python, f.title = resolve(c.Executable, c.Environ), c.Title
+	for i, name := range names {
+		f.variables[name] = f.machines[min(i, len(f.machines)-1)] // the last may be machine, of one that is alone
+	}
 	if err := c.asError(path, c.Declares || len(f.machines) > 0, known, operations); err != nil {
 		return nil, err
 	}
 	if c.Declares {
-		return f, f.declare(ctx, opts, &c, source)
+		if err := f.declare(ctx, opts, &c, source); err != nil {
+			return nil, err
+		}
+	}
+	if err := f.supports(c.Calls); err != nil || c.Declares {
+		return f, err
 	}
 	if len(f.machines) == 0 && f.prompt() == nil && !bytes.Contains(source, []byte("create_machine")) {
 		return nil, f.invalid("the script has no machines; name a machine configuration (--machine-config), or declare them: web = machine(image=debian())")
 	}
 	return f, nil
+}
+
+// supports refuses calls of what a machine cannot do, before anything boots.
+func (f *file) supports(calls []call) error {
+	var errs []*script.Error
+	for _, c := range calls {
+		m, known := f.variables[c.Machine]
+		o := operation.Find(operation.Machine, c.Operation)
+		if !known || o == nil || o.Needs == "" {
+			continue
+		}
+		if err := access.Supports(operation.In(context.Background()), m, o.Name, o.Needs); err != nil {
+			errs = append(errs, &script.Error{Position: event.Position{File: f.path, Line: c.Line, Column: c.Column}, Source: c.Text, Err: err})
+		}
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return &script.LoadError{Path: f.path, Errors: errs}
 }
 
 // asNoPython is the error of a program that does not take Python's options, such as a Python 2. A Python 3 ends with 1 if
