@@ -28,8 +28,9 @@ import (
 const (
 	initName  = "attest-mock"        // argv[0]
 	agentName = "@attest-mock-agent" // argv[0]
-	tryArg    = "try"                // argv[2] of an init that ends when it could begin
+	tryArg    = "try"                // argv[2] of an init that ends when it could begin, and leaves nothing
 	portFD    = 3                    // the stream to the host
+	diskDir   = "disk"               // of the machine's: what stays over a reboot
 )
 
 // What init is told by signals.
@@ -73,11 +74,17 @@ func first(args []string) error {
 	if err := json.Unmarshal([]byte(args[0]), &o); err != nil {
 		return err
 	}
-	if err := makeRoot(o.Dir); err != nil {
-		return err
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
 	}
 	if len(args) > 1 && args[1] == tryArg {
-		return nil
+		return try()
+	}
+	if err := makeEtc(filepath.Join(o.Dir, diskDir)); err != nil {
+		return err
+	}
+	if err := makeRoot(o.Dir); err != nil {
+		return err
 	}
 	runtime.LockOSThread()
 	// The agent then knows that no other init follows.
@@ -103,6 +110,16 @@ func first(args []string) error {
 		}
 	}
 	return err
+}
+
+// try makes a root in memory that only this process sees, so that nothing of it stays when
+// the process is killed.
+func try() error {
+	dir := os.TempDir()
+	if err := mount("tmpfs", dir, "tmpfs", 0, "mode=700"); err != nil {
+		return err
+	}
+	return makeRoot(dir)
 }
 
 // agentPause keeps an agent that dies at once from taking the processor.
@@ -241,17 +258,11 @@ var owned = []struct {
 // makeRoot makes the machine's root directory, below dir, and moves to it: the
 // host's programs, which cannot be written to, and directories of its own.
 func makeRoot(dir string) error {
-	root, disk := filepath.Join(dir, "root"), filepath.Join(dir, "disk")
+	root, disk := filepath.Join(dir, "root"), filepath.Join(dir, diskDir)
 	for _, d := range []string{root, disk} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
-	}
-	if err := makeEtc(disk); err != nil {
-		return err
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
 	}
 	if err := mount("tmpfs", root, "tmpfs", 0, "mode=755"); err != nil {
 		return err
@@ -364,7 +375,7 @@ func makeEtc(disk string) error {
 	if err := os.RemoveAll(own); err != nil { // of a boot that ended here
 		return err
 	}
-	if err := os.Mkdir(own, 0o755); err != nil {
+	if err := os.MkdirAll(own, 0o755); err != nil {
 		return err
 	}
 	if err := copyEtc(own); err != nil {

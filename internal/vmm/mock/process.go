@@ -256,19 +256,12 @@ func (t *tail) text() string {
 	return ": " + strings.TrimSpace(strings.ToValidUTF8(string(t.buf), "\uFFFD"))
 }
 
-// namespaces says why machines of processes cannot be made on this host, with a
+var namespaces = sync.OnceValue(tryNamespaces)
+
+// tryNamespaces says why machines of processes cannot be made on this host, with a
 // *doctor.MissingError. It makes one, without networks, and ends it.
-var namespaces = sync.OnceValue(func() error {
-	dir, err := os.MkdirTemp("", "attest-mock")
-	if err != nil {
-		return missing(err.Error(), "free some space")
-	}
-	defer os.RemoveAll(dir)
-	order, err := json.Marshal(initOrder{Dir: dir})
-	if err != nil {
-		return err
-	}
-	c := &exec.Cmd{Path: "/proc/self/exe", Args: []string{initName, string(order), tryArg}, Dir: "/", SysProcAttr: &syscall.SysProcAttr{
+func tryNamespaces() error {
+	c := &exec.Cmd{Path: "/proc/self/exe", Args: []string{initName, "{}", tryArg}, Dir: "/", SysProcAttr: &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET,
 		UidMappings: []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}},
@@ -286,7 +279,7 @@ var namespaces = sync.OnceValue(func() error {
 		return missing(fmt.Sprintf("%s (%v)", said, err), remedy(said))
 	}
 	return missing(err.Error(), tap.NamespaceRemedy(err))
-})
+}
 
 // remedy is what to do about what init says before it ends.
 func remedy(said string) string {

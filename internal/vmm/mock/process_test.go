@@ -240,6 +240,22 @@ func TestProcessRefuses(t *testing.T) {
 	}
 }
 
+// Whether a machine can be made is tried without a file of the host, which would stay when the
+// try is killed.
+func TestTryTouchesNothing(t *testing.T) {
+	dir, old := t.TempDir(), time.Unix(1e9, 0)
+	t.Setenv("TMPDIR", dir)
+	if err := os.Chtimes(dir, old, old); err != nil {
+		t.Fatal(err)
+	}
+	if err := tryNamespaces(); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(dir); err != nil || !info.ModTime().Equal(old) {
+		t.Errorf("%s has changed (%v)", dir, err)
+	}
+}
+
 // What init says before it ends has a remedy where something forbids it.
 func TestRemedy(t *testing.T) {
 	for said, want := range map[string]string{
