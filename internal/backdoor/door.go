@@ -85,9 +85,9 @@ type Door struct {
 
 	mu        sync.Mutex
 	said      dialog
-	step      string // what it waits for
-	announced bool   // a shell has, in this boot or an earlier one
-	heard     int    // bytes, on the shell's console and beside it
+	step      string    // what it waits for
+	announced bool      // a shell has, in this boot or an earlier one
+	heard     time.Time // when it last said something, on the shell's console or beside it
 	changed   chan struct{}
 	shell     *shell        // who answers; nil: the agent, or nobody yet
 	server    *agent.Server // of the shell
@@ -129,31 +129,32 @@ func (b *Door) Start() {
 // awaitMarker gives up a guest whose login prompt has come, and which has said nothing since,
 // on either console.
 func (b *Door) awaitMarker() {
-	for {
-		prompt, changed := b.login.state()
+	prompt, changed := b.login.state()
+	for since := time.Now(); ; {
 		b.mu.Lock()
-		announced, heard := b.announced, b.heard
-		b.mu.Unlock()
-		if announced {
-			return
+		announced := b.announced
+		if b.heard.After(since) {
+			since = b.heard
 		}
+		b.mu.Unlock()
+		left := b.opt.Patience - time.Since(since)
 		var quiet <-chan time.Time
-		if prompt {
-			quiet = time.After(b.opt.Patience)
+		switch {
+		case announced:
+			return
+		case prompt && left <= 0:
+			b.silent()
+			return
+		case prompt:
+			quiet = time.After(left)
 		}
 		select {
 		case <-b.ctx.Done():
 			return
 		case <-changed:
-			continue
+			prompt, changed = b.login.state()
+			since = time.Now()
 		case <-quiet:
-		}
-		b.mu.Lock()
-		mute := !b.announced && b.heard == heard
-		b.mu.Unlock()
-		if mute {
-			b.silent()
-			return
 		}
 	}
 }
@@ -258,7 +259,9 @@ func (b *Door) read(from net.Conn, said *dialog, heard chan<- []reply) {
 	for {
 		n, err := from.Read(buf)
 		b.mu.Lock()
-		b.heard += n
+		if n > 0 {
+			b.heard = time.Now()
+		}
 		replies := said.feed(buf[:n])
 		b.mu.Unlock()
 		if len(replies) > 0 {
