@@ -53,6 +53,8 @@ class BaseMachine:
 # machine operations
 
 class QemuMachine(BaseMachine):
+    vsock_guest: pathlib.Path | None
+    vsock_host: pathlib.Path | None
     @property
     def full_console_log(self) -> list[str]: ...
     @property

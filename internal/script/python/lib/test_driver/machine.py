@@ -269,6 +269,7 @@ class QemuMachine(BaseMachine):
         return self._operate("is_up")
 
     connected = booted
+    vsock_guest = vsock_host = None  # as without an SSH backdoor
 
     @property
     def full_console_log(self):
@@ -294,6 +295,9 @@ for _name, _instead in {
 for _name, _instead in {
     "process": "the process is not this one's", "pid": "the process is not this one's",
     "monitor": "use send_monitor_command", "shell": "use execute, or shell_interact at a prompt",
+    "monitor_path": "the monitor's socket has no name; use send_monitor_command", "qmp_path": "the monitor's socket has no name; use qmp_command",
+    "shell_path": "the shell's socket has no name; use execute", "serial_thread": "attest reads the console",
+    "last_lines": "use wait_for_console_text, or get_console_log",
 }.items():
     setattr(QemuMachine, _name, property(_unsupported(_name, _instead)))
 
