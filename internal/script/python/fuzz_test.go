@@ -25,7 +25,7 @@ func FuzzDeclared(f *testing.F) {
 		if json.Unmarshal(text, &d) != nil {
 			return
 		}
-		got := &file{path: "x.py", declared: &declarations{networks: map[int]attest.NetworkConfig{}}}
+		got := &file{path: "x.py", variables: map[string]attest.MachineConfig{}, declared: &declarations{networks: map[int]attest.NetworkConfig{}}}
 		errs := append(got.declareMachines(&d, ""), got.declareNetworks(&d)...)
 		for _, err := range errs {
 			if err.Err == nil || err.Err.Error() == "" {
