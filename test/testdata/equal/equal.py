@@ -20,7 +20,8 @@ def full(r):
     return [r.exit_code, r.stdout, r.stderr, isinstance(r.duration, float)]
 
 box.wait_for_unit("multi-user.target")
-tmp = pathlib.Path(tempfile.mkdtemp())
+scratch = tempfile.TemporaryDirectory()
+tmp = pathlib.Path(scratch.name)
 case("execute", lambda: list(box.execute("echo out; echo err >&2; exit 3")))
 case("execute in full", lambda: full(box.execute("printf out; printf err >&2; exit 3")))
 case("execute unchecked", lambda: list(box.execute("exit 3", check_return=False)))
@@ -203,3 +204,4 @@ def powered_off():
     event = peer.wait_for_qmp_event(lambda e: e["event"] == "POWERDOWN", timeout=60)
     return [event["event"], peer.wait_for_shutdown(timeout=600), peer.is_up(), peer.release()]
 case("power button", powered_off)
+scratch.cleanup()
