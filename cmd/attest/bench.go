@@ -13,6 +13,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
 	"github.com/attest-vm/attest"
@@ -21,6 +22,7 @@ import (
 	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/printable"
+	"github.com/attest-vm/attest/internal/script"
 	"github.com/attest-vm/attest/internal/vmm"
 )
 
@@ -28,20 +30,24 @@ func newBench() *cobra.Command {
 	b := &bench{}
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "bench [flags]",
+		Use:   "bench [flags] [FILE]",
 		Short: "Measure how fast machines are on this host, by backend",
-		Long: "bench measures machines of attest's Debian image on each backend that this host can\n" +
-			"use, one after the other, and prints the medians: how long a machine takes from power\n" +
-			"on to its first command (boot), a command (exec), from a checkpoint to the first\n" +
-			"command (restore), from a snapshot to the first command of a further machine (fork),\n" +
-			"and a whole lab with one machine, from nothing to nothing (total). Nothing is\n" +
-			"asserted, and other work of the host is in the numbers.",
+		Long: "bench measures machines of attest's Debian image, or the one machine of a test file,\n" +
+			"on each backend that this host can use, one after the other, and prints the medians:\n" +
+			"how long a machine takes from power on to its first command (boot), a command (exec),\n" +
+			"from a checkpoint to the first command (restore), from a snapshot to the first command\n" +
+			"of a further machine (fork), and a whole lab with one machine, from nothing to nothing\n" +
+			"(total). Nothing is asserted, and other work of the host is in the numbers.",
 		Example: "  attest bench\n" +
-			"  attest bench --backend qemu,firecracker --samples 10 --json > bench.json",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			b.progress = cmd.ErrOrStderr()
-			if err := b.check(); err != nil {
+			"  attest bench --backend qemu,firecracker --samples 10 --json > bench.json\n" +
+			"  attest bench --backend mock,cloud-hypervisor web_test.star",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			b.progress, b.sized = cmd.ErrOrStderr(), cmd.Flags().Changed("memory")
+			if len(args) > 0 {
+				b.file = args[0]
+			}
+			if err := b.check(cmd.Context()); err != nil {
 				return err
 			}
 			result, err := b.run(cmd.Context())
@@ -65,7 +71,7 @@ func newBench() *cobra.Command {
 	flags.SortFlags = false
 	flags.StringSliceVar(&b.backends, "backend", nil, "`names` of backends, such as qemu,firecracker; otherwise all that this host can use")
 	flags.IntVar(&b.samples, "samples", 3, "`count` of boots, restores and forks; of commands it is 20 times as many")
-	flags.IntVar(&b.memory, "memory", 512, "memory of a machine in `MiB`")
+	flags.IntVar(&b.memory, "memory", 512, "memory of a machine in `MiB`; that of a FILE unless given")
 	flags.BoolVar(&asJSON, "json", false, "write JSON")
 	return cmd
 }
@@ -73,15 +79,17 @@ func newBench() *cobra.Command {
 // A bench is what attest bench was asked for.
 type bench struct {
 	backends []string // empty: all that are usable
+	file     string   // with the machine; empty: one of attest's Debian image
 	samples  int
 	memory   int
+	sized    bool // memory was asked for
 	progress io.Writer
 }
 
 // commandsPerSample is how many commands are run for each boot.
 const commandsPerSample = 20
 
-func (b *bench) check() error {
+func (b *bench) check(ctx context.Context) error {
 	if b.samples < 1 {
 		return fmt.Errorf("--samples=%d: want at least 1", b.samples)
 	}
@@ -90,7 +98,14 @@ func (b *bench) check() error {
 			return fmt.Errorf("--backend: unknown backend %q; want some of %s", name, strings.Join(vmm.Names(), ", "))
 		}
 	}
-	return access.Check(attest.LabConfig{Machines: []attest.MachineConfig{b.machine("")}}) // the memory
+	m, err := b.machine(ctx, "")
+	if err != nil {
+		return err
+	}
+	if !b.sized {
+		b.memory = cmp.Or(m.Memory, vmm.DefaultMemory)
+	}
+	return access.Check(attest.LabConfig{Machines: []attest.MachineConfig{m}}) // the memory
 }
 
 // A benchResult is what attest bench has measured; its JSON is described in
@@ -206,7 +221,11 @@ func (b *bench) measure(ctx context.Context, row *benchRow) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, host.Close()) }()
-	config := attest.LabConfig{Name: "bench", Machines: []attest.MachineConfig{b.machine(row.Name)}}
+	machine, err := b.machine(ctx, row.Name)
+	if err != nil {
+		return err
+	}
+	config := attest.LabConfig{Name: "bench", Machines: []attest.MachineConfig{machine}}
 	b.say(row.Name, "preparing the image")
 	lab, err := host.NewLab(ctx, config)
 	if err == nil {
@@ -224,12 +243,34 @@ func (b *bench) say(backend, what string) {
 }
 
 // machine is what is measured. A mock shows what attest itself takes.
-func (b *bench) machine(backend string) attest.MachineConfig {
-	m := attest.MachineConfig{Name: "bench", Backend: backend, Image: attest.Debian{}, Memory: b.memory}
+func (b *bench) machine(ctx context.Context, backend string) (attest.MachineConfig, error) {
 	if found, _ := vmm.Lookup(backend); vmm.Pretends(found) {
-		m.Image, m.Memory, m.MockScript = nil, 0, json.RawMessage(`{"answers": [{"command": "true"}]}`)
+		return attest.MachineConfig{Name: "bench", Backend: backend, MockScript: json.RawMessage(`{"answers": [{"command": "true"}]}`)}, nil
 	}
-	return m
+	if b.file != "" {
+		return b.ofFile(ctx, backend)
+	}
+	return attest.MachineConfig{Name: "bench", Backend: backend, Image: attest.Debian{}, Memory: b.memory}, nil
+}
+
+// ofFile is the machine of the file, on a backend.
+func (b *bench) ofFile(ctx context.Context, backend string) (attest.MachineConfig, error) {
+	file, err := script.Load(ctx, b.file, script.Options{Backend: backend})
+	if err != nil {
+		return attest.MachineConfig{}, err
+	}
+	machines := file.Machines()
+	if len(machines) != 1 {
+		return attest.MachineConfig{}, fmt.Errorf("%s declares %s; bench measures one", b.file, english.Plural(len(machines), "machine", ""))
+	}
+	m := machines[0]
+	switch {
+	case backend != "" && m.Backend != backend:
+		return m, &attest.UnsupportedError{Machine: m.Name, Operation: "bench", Backend: backend, Reason: b.file + " gives this machine the backend " + m.Backend}
+	case b.sized:
+		m.Memory = b.memory
+	}
+	return m, nil
 }
 
 // life is one lab from its beginning to its end. In the last one, everything else is
