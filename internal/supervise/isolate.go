@@ -38,6 +38,11 @@ func startIsolated(r *startRequest, attr *syscall.ProcAttr) (int, error) {
 // startNetworked starts r in a new network namespace.
 func startNetworked(r *startRequest, attr *syscall.ProcAttr) (int, error) {
 	attr.Sys.Cloneflags = syscall.CLONE_NEWNET
+	if r.Isolate {
+		attr.Sys.Cloneflags |= syscall.CLONE_NEWPID
+		attr.Sys.Unshareflags = syscall.CLONE_NEWNS // see startIsolated
+		return syscall.ForkExec(r.Path, r.Args, attr)
+	}
 	if os.Geteuid() == 0 {
 		pid, err := syscall.ForkExec(r.Path, r.Args, attr)
 		if !errors.Is(err, syscall.EPERM) {

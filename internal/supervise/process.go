@@ -25,7 +25,9 @@ type Command struct {
 	// Isolate gives the process a mount and a PID namespace of its own when
 	// the supervisor runs as root: when the process ends, everything that it started
 	// and mounted ends with it. A process that dies of a
-	// signal then has the exit code 128+n, as in a shell.
+	// signal then has the exit code 128+n, as in a shell. With Network, for which it then
+	// takes a root that needs no user namespace, the process itself is the first of its PID
+	// namespace.
 	Isolate bool
 
 	// Whole ends the whole process group when the process ends: its children too,

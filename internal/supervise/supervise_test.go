@@ -399,6 +399,39 @@ func TestIsolate(t *testing.T) {
 
 // TestClientProcess is no test: the tests below run it as a process that
 // starts a supervisor and then ends in some bad way.
+// What has become another user does not end with its parent's signal any more, and still does
+// not outlive the supervisor.
+func TestIsolateWithNetwork(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("isolation is for root only")
+	}
+	s := start(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	c := shell(`echo $$; setpriv --reuid 65534 --clear-groups env -i sleep 1000 & wait`)
+	c.Isolate, c.Network, c.Stdout = true, true, w
+	p := run(t, s, c)
+	w.Close()
+	if line, err := bufio.NewReader(r).ReadString('\n'); err != nil || line != "1\n" {
+		t.Errorf("it is process %q (%v)", line, err)
+	}
+	for _, ns := range []string{"pid", "net", "mnt"} {
+		ours, err := os.Readlink("/proc/self/ns/" + ns)
+		if theirs, theirErr := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", p.Pid(), ns)); theirs == ours || err != nil || theirErr != nil {
+			t.Errorf("%s: %s and %s (%v, %v)", ns, ours, theirs, err, theirErr)
+		}
+	}
+	all := holdTree(t, p.Pid(), 1)
+	if err := s.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-p.Done()
+	all.expectGone(t)
+}
+
 func TestClientProcess(t *testing.T) {
 	root, how := os.Getenv("CLIENT_ROOT"), os.Getenv("CLIENT_END")
 	if root == "" {
