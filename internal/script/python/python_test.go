@@ -551,6 +551,9 @@ func TestBreakpoint(t *testing.T) {
 			if (err == nil) != (tt.failed == "") || err != nil && !strings.Contains(err.Error(), tt.failed) {
 				t.Error(err)
 			}
+			if tt.failed != "" && !strings.Contains(out, "script.py:3: "+tt.failed) {
+				t.Errorf("the log does not say why: %s", out)
+			}
 			if !strings.Contains(out, tt.want) || !strings.Contains(out, "42") || strings.Contains(out, "test_driver") {
 				t.Errorf("got %s", out)
 			}
@@ -558,7 +561,7 @@ func TestBreakpoint(t *testing.T) {
 	}
 }
 
-// debugged runs a script with a debug hook. It returns what the debugger says to what is typed, and the script's error.
+// debugged runs a script with a debug hook. It returns what is in the log, what the debugger says to what is typed, and the script's error.
 func debugged(t *testing.T, source, typed string) (string, error) {
 	f := &file{path: filepath.Join(t.TempDir(), "script.py"), python: program(), machines: machines(""), stdout: io.Discard, driver: &script.Driver{Attach: "/bin/attach"}}
 	if err := os.WriteFile(f.path, []byte(source), 0o644); err != nil {
@@ -566,9 +569,13 @@ func debugged(t *testing.T, source, typed string) (string, error) {
 	}
 	said := make(chan string, 100)
 	var bus event.Bus
+	before := ""
 	bus.Subscribe(func(rec event.Record) {
-		if e, ok := rec.Event.(event.Log); ok && strings.Contains(e.Text, "Breakpoint reached") {
-			said <- e.Text
+		e, ok := rec.Event.(event.Log)
+		if ok && strings.Contains(e.Text, "Breakpoint reached") {
+			said <- before + e.Text
+		} else if ok {
+			before += e.Text + "\n"
 		}
 	})
 	ctx := event.WithBus(t.Context(), &bus)
@@ -602,5 +609,5 @@ func debugged(t *testing.T, source, typed string) (string, error) {
 	if err != nil {
 		t.Error(err)
 	}
-	return string(out), failed
+	return text + string(out), failed
 }

@@ -36,9 +36,12 @@ class Debug(DebugAbstract):
         """Gives a person the debugger where the script has failed."""
         from . import _protocol
 
-        stack = _protocol.own_traceback(failure.__traceback__)
+        told, stack = _protocol.thrown(failure), _protocol.own_traceback(failure.__traceback__)
         if stack is None:
             return
+        at = told["stack"][-1]
+        what = ": ".join(x for x in (told["class"], told["message"]) if x)
+        self._logger.log_test_error(f"{at['file']}:{at['line']}: {what}")
         try:
             debugger = self._debugger("127.0.0.1", self.port)
         except OSError as e:
