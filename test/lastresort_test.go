@@ -69,3 +69,27 @@ def main():
 		})
 	}
 }
+
+// Signals that come at once are one wish, as those of timeout(1) are: the run says what has
+// happened, and writes its reports.
+func TestSignalsAtOnce(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := writeFile(t, filepath.Join(dir, "wait.star"), "m = machine(backend = \"mock\")\ndef main():\n    m.start()\n    print(\"it runs\")\n    m.wait_for_file(\"/none\")\n")
+	state := newStateDir(t)
+	p := start(t, state, nil, attestBinary, "run", "-o", dir, file)
+	for end := time.Now().Add(patience); !strings.Contains(p.said(), "it runs"); <-time.After(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it does not run: %s", p.said())
+		}
+	}
+	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGTERM} { // one that is pending swallows its like
+		p.cmd.Process.Signal(s)
+	}
+	if code := p.exitCode(t); code != 130 || !strings.Contains(p.said(), "1 interrupted") {
+		t.Errorf("exit code %d: %s", code, p.said())
+	}
+	if junit, err := os.ReadFile(filepath.Join(dir, "junit.xml")); err != nil || !strings.Contains(string(junit), "wait.star") {
+		t.Errorf("%v: %s", err, junit)
+	}
+}

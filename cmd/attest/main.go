@@ -87,6 +87,10 @@ func (e errInterrupted) Status() attest.Status { return attest.Interrupted }
 // started does not outlive it: its supervisor ends that.
 const lastResort = 20 * time.Second
 
+// oneWish is how soon after a signal another one comes of the same wish: timeout(1) sends its
+// signal to its child and then to the child's group, and others pass on what the terminal has sent.
+const oneWish = 100 * time.Millisecond
+
 // An interruption is what signals do to a command.
 type interruption struct {
 	interrupts chan error             // has a value for each SIGINT for which somebody waits
@@ -113,8 +117,8 @@ func (i *interruption) giveUp(status event.Status, err error) {
 }
 
 // interruptible returns a context that ends with the first SIGINT, SIGTERM or
-// SIGHUP. A second signal ends the program on the spot, and so does lastResort; the
-// supervisor cleans up after it then too. A SIGINT that somebody waits for
+// SIGHUP. A second signal, unless it is of the same wish, ends the program on the spot, and so
+// does lastResort; the supervisor cleans up after it then too. A SIGINT that somebody waits for
 // (interrupts) is theirs.
 func interruptible(ctx context.Context, stderr io.Writer) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -123,6 +127,7 @@ func interruptible(ctx context.Context, stderr io.Writer) (context.Context, func
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
+		var first time.Time
 		for s := range signals {
 			cause := errInterrupted{s.(syscall.Signal)}
 			if s == syscall.SIGINT {
@@ -132,7 +137,12 @@ func interruptible(ctx context.Context, stderr io.Writer) (context.Context, func
 				default:
 				}
 			}
-			if ctx.Err() != nil {
+			switch {
+			case ctx.Err() == nil:
+				first = time.Now()
+			case time.Since(first) < oneWish:
+				continue
+			default:
 				os.Exit(event.Interrupted.ExitCode())
 			}
 			cancel(cause)
