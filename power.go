@@ -32,18 +32,101 @@ func (m *Machine) IsUp() bool {
 }
 
 // Shutdown powers the guest off in an orderly way and waits until it is off.
-// A machine that is off stays off.
+// The agent asks the guest's init. When it does not answer within a quarter of the
+// limit, the machine's power button is pressed, or Ctrl-Alt-Del on a Firecracker, which has
+// no button. A machine that is off stays off.
 func (m *Machine) Shutdown(ctx context.Context, opts ...WaitOption) error {
-	return m.powerOff(ctx, "shutdown", collect(opts), func(ctx context.Context, r *run) error {
+	return m.powerOff(ctx, "shutdown", collect(opts), func(ctx context.Context, r *run, limit time.Duration) error {
 		if err := r.awaitReady(ctx); err != nil {
 			return err
 		}
-		err := r.guest.Poweroff(ctx)
+		what, press := r.button()
+		asking := ctx
+		if press != nil {
+			soon, cancel := context.WithTimeout(ctx, limit/4)
+			defer cancel()
+			asking = soon
+		}
+		err := r.guest.Poweroff(asking)
 		if down := (*DownError)(nil); errors.As(err, &down) {
 			return nil // it was quicker than its answer
 		}
-		return err
+		if press == nil || ctx.Err() != nil || asking.Err() == nil && !silent(err) {
+			return err
+		}
+		if err := press(ctx); err != nil {
+			return r.whenGone(err)
+		}
+		select {
+		case <-r.over:
+			return nil
+		case <-ctx.Done():
+			return &WaitError{LastSeen: "its agent did not answer, " + what + ", and the machine still runs"}
+		}
 	})
+}
+
+// silent reports whether an error is an agent that did not answer.
+func silent(err error) bool {
+	var unresponsive *guest.UnresponsiveError
+	var late *guest.OverdueError
+	return errors.As(err, &unresponsive) || errors.As(err, &late)
+}
+
+// button is what asks a guest to end without its agent, and what was done then, for people; nil:
+// the machine has nothing of that.
+func (r *run) button() (what string, press func(context.Context) error) {
+	if b, ok := vmm.As[vmm.PowerButton](r.vm); ok {
+		return "the power button was pressed", b.PressPower
+	}
+	k, ok := vmm.As[vmm.CtrlAltDel](r.vm)
+	rebooter, resets := vmm.As[vmm.Rebooter](r.vm)
+	if !ok || !resets {
+		return "", nil
+	}
+	return "Ctrl-Alt-Del was pressed", func(ctx context.Context) error {
+		if err := rebooter.AllowReboot(ctx, false); err != nil { // the guest answers by a reset
+			return err
+		}
+		return k.PressCtrlAltDel(ctx)
+	}
+}
+
+// PressPowerButton presses the power button of a machine that is on, and does not wait for
+// what the guest makes of it: nothing, if nobody there listens. It does not need the agent.
+func (m *Machine) PressPowerButton(ctx context.Context) error {
+	const operation = "press_power_button"
+	return step(ctx, m.Name(), operation, "", func(ctx context.Context) error {
+		if err := m.config.supports(ctx, operation, vmm.CanPress); err != nil {
+			return err
+		}
+		r, err := m.on(operation)
+		if err != nil {
+			return err
+		}
+		if err := r.awake(operation); err != nil {
+			return err
+		}
+		b, ok := vmm.As[vmm.PowerButton](r.vm)
+		if !ok {
+			return &UnsupportedError{Machine: m.Name(), Operation: operation, Backend: m.config.Backend}
+		}
+		return r.explain(ctx, operation, r.whenGone(b.PressPower(ctx)))
+	})
+}
+
+// on is the run of a machine that is on.
+func (m *Machine) on(operation string) (*run, error) {
+	m.mu.Lock()
+	r, ended := m.current, m.ended
+	m.mu.Unlock()
+	switch {
+	case r == nil && ended != nil:
+		return nil, m.downError(operation, ended)
+	case r == nil:
+		return nil, &DownError{Machine: m.Name(), Operation: operation, Reason: "it is off"}
+	}
+	return r, nil
 }
 
 // WaitForShutdown waits until the guest has powered itself off.
@@ -51,8 +134,13 @@ func (m *Machine) WaitForShutdown(ctx context.Context, opts ...WaitOption) error
 	return m.powerOff(ctx, "wait_for_shutdown", collect(opts), nil)
 }
 
-func (m *Machine) powerOff(ctx context.Context, operation string, o options, ask func(context.Context, *run) error) error {
-	return m.newWait(operation, "", o, shutdownTimeout).do(ctx, func(ctx context.Context) (*run, error) {
+func (m *Machine) powerOff(ctx context.Context, operation string, o options, ask func(context.Context, *run, time.Duration) error) error {
+	w := m.newWait(operation, "", o, shutdownTimeout)
+	var do func(context.Context, *run) error
+	if ask != nil {
+		do = func(ctx context.Context, r *run) error { return ask(ctx, r, w.limit) }
+	}
+	return w.do(ctx, func(ctx context.Context) (*run, error) {
 		m.mu.Lock()
 		r, gone := m.current, m.endedRun
 		m.mu.Unlock()
@@ -64,11 +152,11 @@ func (m *Machine) powerOff(ctx context.Context, operation string, o options, ask
 		case gone != nil && !gone.orderly():
 			return gone, m.downError(operation, gone.down) // as if it had ended during the wait
 		}
-		err := m.stop(ctx, ask)
+		err := m.stop(ctx, do)
 		if err != nil {
 			m.unask(r)
 		}
-		if err != nil && context.Cause(ctx) == errWaitOver {
+		if seen := (*WaitError)(nil); err != nil && context.Cause(ctx) == errWaitOver && !errors.As(err, &seen) {
 			err = &WaitError{LastSeen: "the machine still runs"}
 		}
 		if err == nil && r != nil && !r.orderly() {
@@ -147,14 +235,9 @@ func (m *Machine) setPaused(ctx context.Context, operation string, pause bool) e
 		if err := m.config.supports(ctx, operation, vmm.CanPause); err != nil {
 			return err
 		}
-		m.mu.Lock()
-		r, ended := m.current, m.ended
-		m.mu.Unlock()
-		switch {
-		case r == nil && ended != nil:
-			return m.downError(operation, ended)
-		case r == nil:
-			return &DownError{Machine: m.Name(), Operation: operation, Reason: "it is off"}
+		r, err := m.on(operation)
+		if err != nil {
+			return err
 		}
 		return r.explain(ctx, operation, r.setPaused(ctx, operation, pause))
 	})

@@ -361,6 +361,14 @@ func (m *TestMachine) Plug(d Disk) string {
 	return result
 }
 
+// PressPowerButton presses the power button of a machine that is on, and does
+// not wait for what the guest makes of it: nothing, if nobody there listens.
+// See [Machine.PressPowerButton].
+func (m *TestMachine) PressPowerButton() {
+	m.t.Helper()
+	m.check(m.Machine.PressPowerButton(m.at()))
+}
+
 // QMPCommand runs a command of QEMU's monitor for programs (QEMU
 // docs/interop/qmp-ref), and returns what it returns: numbers are int64 or
 // float64. See [Machine.QMPCommand].

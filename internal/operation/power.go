@@ -24,7 +24,8 @@ var powerTable = []*Operation{
 	},
 	{
 		Name: "shutdown", Subject: "Power", Result: None,
-		Doc:  "Powers the guest off in an orderly way and waits until it is off.",
+		Doc: "Powers the guest off in an orderly way and waits until it is off.\n\n" +
+			"The agent asks the guest's init. When the agent does not answer, the machine's power button is pressed, or Ctrl-Alt-Del on a Firecracker.",
 		call: func(ctx context.Context, t target, _ Args) (any, error) { return nil, t.machine.Shutdown(ctx) },
 	},
 	{
@@ -34,6 +35,12 @@ var powerTable = []*Operation{
 		call: func(ctx context.Context, t target, a Args) (any, error) {
 			return nil, t.machine.WaitForShutdown(ctx, a.limit())
 		},
+	},
+	{
+		Name: "press_power_button", Subject: "Power", Result: None, Needs: vmm.CanPress,
+		Doc: "Presses the machine's power button, as a person would, and does not wait for what the guest makes of it.\n\n" +
+			"A guest with systemd-logind or acpid shuts down, and `wait_for_shutdown` waits for that. One in which nobody listens ignores it. The guest's agent is not needed.",
+		call: func(ctx context.Context, t target, _ Args) (any, error) { return nil, t.machine.PressPowerButton(ctx) },
 	},
 	{
 		Name: "reboot", Subject: "Power", Result: None, Needs: vmm.CanReset,

@@ -27,6 +27,7 @@ const (
 	CanTell     Capability = "events"       // EventSource
 	CanPlug     Capability = "hot plug"     // SlotOwner
 	CanWake     Capability = "wake"         // Waker
+	CanPress    Capability = "power button" // PowerButton
 )
 
 // Offerer is a backend that knows what its machines can do before they exist.

@@ -248,6 +248,10 @@ const (
 // PowerButton asks the guest to shut down (ACPI). The guest may ignore it.
 type PowerButton interface{ PressPower(context.Context) error }
 
+// CtrlAltDel presses these keys. A guest that listens to them ends in an orderly way, and resets.
+// It is for a VMM that has neither a power button nor a keyboard.
+type CtrlAltDel interface{ PressCtrlAltDel(context.Context) error }
+
 // Rebooter resets the machine (hard, like the reset button), and can make later resets, its own
 // and the guest's, restart the machine instead of ending the VMM.
 type Rebooter interface {

@@ -19,12 +19,12 @@ import (
 // lacking is what takes a capability away from a mock. No mock has disks that come and go.
 var lacking = map[vmm.Capability]string{
 	vmm.CanPause: "pausing", vmm.CanSave: "saving", vmm.CanReset: "reset", vmm.CanType: "keyboard", vmm.CanPoint: "pointer", vmm.CanShow: "screen", vmm.CanCapture: "screen",
-	vmm.CanRead: "screen", vmm.CanListen: "input", vmm.CanInteract: "monitor", vmm.CanTell: "events", vmm.CanPlug: "", vmm.CanWake: "sleep",
+	vmm.CanRead: "screen", vmm.CanListen: "input", vmm.CanInteract: "monitor", vmm.CanTell: "events", vmm.CanPlug: "", vmm.CanWake: "sleep", vmm.CanPress: "power",
 }
 
 // calls are calls of all operations that not every machine has.
 var calls = map[string]string{
-	"snapshot_create": `"x"`, "snapshot_restore": `"x"`, "reboot": "", "wait_for_reboot": "", "pause": "", "resume": "", "suspend": "", "wake": "", "execute_with_reboots": `"x"`,
+	"snapshot_create": `"x"`, "snapshot_restore": `"x"`, "reboot": "", "wait_for_reboot": "", "pause": "", "resume": "", "suspend": "", "wake": "", "press_power_button": "", "execute_with_reboots": `"x"`,
 	"send_console": `"x"`, "send_monitor_command": `"x"`, "qmp_command": `"x"`, "wait_for_qmp_event": `"x"`,
 	"send_key": `"a"`, "send_chars": `"a"`, "mouse_move": "1, 1", "mouse_click": "", "drag": "[1, 1], [2, 2]",
 	"screenshot": `"x"`, "get_screen_text": "", "get_screen_text_variants": "", "wait_for_text": `"x"`,

@@ -87,7 +87,7 @@ func (b *backend) unsupported(c vmm.Config, operation, reason string) error {
 // Offers says what machines can do.
 func (b *backend) Offers(_ vmm.Config, what vmm.Capability) (bool, vmm.Lack) {
 	switch what {
-	case vmm.CanReset, vmm.CanListen, vmm.CanPause, vmm.CanSave:
+	case vmm.CanReset, vmm.CanListen, vmm.CanPause, vmm.CanSave, vmm.CanPress:
 		return true, vmm.Lack{}
 	case vmm.CanWake:
 		return false, vmm.Lack{Reason: "cloud-hypervisor cannot wake a guest that sleeps"}

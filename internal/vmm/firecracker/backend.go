@@ -142,6 +142,8 @@ func (b *backend) Offers(c vmm.Config, what vmm.Capability) (bool, vmm.Lack) {
 		return true, vmm.Lack{}
 	case vmm.CanWake:
 		return false, vmm.Lack{Reason: "Firecracker cannot wake a guest that sleeps"}
+	case vmm.CanPress:
+		return false, vmm.Lack{Reason: "Firecracker has no power button; shutdown presses Ctrl-Alt-Del where the guest does not answer"}
 	case vmm.CanShow, vmm.CanType:
 		return false, vmm.Lack{Reason: "Firecracker has no keyboard and no screen", InGuest: what == vmm.CanShow}
 	}

@@ -46,10 +46,11 @@ type firecracker struct {
 }
 
 var (
-	_ vmm.VM       = (*machine)(nil)
-	_ vmm.Doubtful = (*machine)(nil)
-	_ vmm.Backdoor = (*bare)(nil)
-	_ microvm.VMM  = (*firecracker)(nil)
+	_ vmm.VM         = (*machine)(nil)
+	_ vmm.Doubtful   = (*machine)(nil)
+	_ vmm.CtrlAltDel = (*machine)(nil)
+	_ vmm.Backdoor   = (*bare)(nil)
+	_ microvm.VMM    = (*firecracker)(nil)
 )
 
 // Names in its directory.
@@ -229,6 +230,13 @@ func (p *firecracker) Ended(status supervise.Status) vmm.ExitReason {
 		return vmm.Reset
 	}
 	return vmm.Running
+}
+
+// PressCtrlAltDel presses these keys on the one keyboard that Firecracker has.
+func (m *machine) PressCtrlAltDel(ctx context.Context) error {
+	return m.Do(ctx, func(v microvm.VMM) error {
+		return v.(*firecracker).api.Do(ctx, "PUT", "/actions", action{Type: "SendCtrlAltDel"}, nil)
+	})
 }
 
 // CanSave and WillSave refuse what unsavable says.

@@ -2,6 +2,7 @@ package firecracker
 
 import (
 	"encoding/json"
+	"fmt"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -80,6 +81,31 @@ func TestStartFails(t *testing.T) {
 				tt.change(r, &c, c.Boot.(*vmm.Hardware))
 			}
 			r.FailsToStart(c, tt.want)
+		})
+	}
+}
+
+// Ctrl-Alt-Del ends a machine that may not reboot, as its guest answers by a reset. Other versions
+// than these know the action, too, and the real ones refuse it before the start.
+func TestCtrlAltDel(t *testing.T) {
+	for _, reboot := range []bool{false, true} {
+		t.Run(fmt.Sprintf("allow reboot %v", reboot), func(t *testing.T) {
+			r := newRig(t, fake.Options{})
+			c := r.Config("m")
+			c.AllowReboot = reboot
+			b := r.Start(c)
+			info, err := b.Ready(r.Ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := b.VM.(vmm.CtrlAltDel).PressCtrlAltDel(r.Ctx); err != nil {
+				t.Fatal(err)
+			}
+			if !reboot {
+				b.Exits(r.Ctx, vmm.Reset)
+			} else if _, err := b.ReadyAgain(r.Ctx, info); err != nil {
+				t.Error(err)
+			}
 		})
 	}
 }

@@ -260,6 +260,8 @@ func has(without []Group, what vmm.Capability) (ok bool) {
 		_, ok = vmm.As[vmm.Snapshotter](vm)
 	case vmm.CanReset:
 		_, ok = vmm.As[vmm.Rebooter](vm)
+	case vmm.CanPress:
+		_, ok = vmm.As[vmm.PowerButton](vm)
 	case vmm.CanWake:
 		_, ok = vmm.As[vmm.Waker](vm)
 	case vmm.CanType:

@@ -12,8 +12,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/attest-vm/attest/internal/vmm/microvm/fake"
+	"github.com/attest-vm/attest/internal/wire"
 )
 
 // A machine is the one of this process.
@@ -332,6 +334,12 @@ func (m *machine) act(body []byte) error {
 		return err
 	}
 	switch {
+	case a.Type == "SendCtrlAltDel" && m.state == "Not started":
+		return faultf("The requested operation is not supported before starting the microVM.")
+	case a.Type == "SendCtrlAltDel":
+		m.guest.Say("reboot: Restarting system")
+		time.AfterFunc(50*time.Millisecond, func() { end(wire.PowerRequest{Reboot: true}) })
+		return nil
 	case a.Type != "InstanceStart":
 		return faultf("An error occurred when deserializing the json body of a request: unknown variant `%s`.", a.Type)
 	case m.state != "Not started":
