@@ -242,7 +242,10 @@ func (r *run) run(ctx context.Context) error {
 	}
 	r.host, err = r.opts.Standing.open(ctx, open)
 	r.announce(ctx, plan)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
 		return asInfra("use this host", err)
 	}
 	loaded = true
