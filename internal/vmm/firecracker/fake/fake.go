@@ -22,8 +22,11 @@ type Options struct {
 
 const name = "firecracker"
 
-// Main is the fake if this process was started as one, and returns otherwise.
-func Main() { fake.Main(name, run) }
+// Main is the fake, or its jailer, if this process was started as one, and returns otherwise.
+func Main() {
+	fake.Main(jailerName, runJailer) // the first: it has the environment of what it starts
+	fake.Main(name, run)
+}
 
 // Install makes this test binary the Firecracker of a test, on a host that seems to
 // have KVM. It returns the program.
@@ -62,7 +65,9 @@ func run(o Options, args []string) int {
 	api := flags.String("api-sock", "", "")
 	log := flags.String("log-path", "", "")
 	level := flags.String("level", "Info", "")
-	flags.String("id", "", "")
+	for _, given := range []string{"id", "start-time-us", "start-time-cpu-us", "parent-cpu-time-us"} { // by the jailer
+		flags.String(given, "", "")
+	}
 	pci := false
 	if o.since(13) {
 		flags.BoolVar(&pci, "enable-pci", false, "")

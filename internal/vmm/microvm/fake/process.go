@@ -16,7 +16,7 @@ var mains = map[string]bool{}
 // for TestMain.
 func Main[Options any](name string, run func(o Options, args []string) int) {
 	mains[name] = true
-	text, args := os.Getenv(variable(name)), os.Args[1:]
+	text, args := os.Getenv(Variable(name)), os.Args[1:]
 	if len(os.Args) >= 3 && os.Args[1] == argument(name) {
 		text, args = os.Args[2], os.Args[3:]
 	}
@@ -33,7 +33,9 @@ func Main[Options any](name string, run func(o Options, args []string) int) {
 
 // A fake is told what it is by an argument, or by a variable where no script adds one.
 func argument(name string) string { return "fake-" + name }
-func variable(name string) string {
+
+// Variable is the name of the environment variable by which this binary is the fake of a name.
+func Variable(name string) string {
 	return strings.ToUpper(strings.ReplaceAll(argument(name), "-", "_"))
 }
 
@@ -46,7 +48,7 @@ type T interface {
 }
 
 // Install makes this test binary the VMM of a test, on a host that seems to have KVM: the
-// variable env names it. It is a script that starts this binary, or the binary itself. Install
+// variable env names it, if that is not empty. It is a script that starts this binary, or the binary itself. Install
 // returns the program.
 func Install(t T, name, env string, options any, itself bool) string {
 	t.Helper()
@@ -62,10 +64,15 @@ func Install(t T, name, env string, options any, itself bool) string {
 		t.Fatal(err)
 	}
 	t.Setenv("ATTEST_ACCEL", "kvm")
+	named := func(path string) string {
+		if env != "" {
+			t.Setenv(env, path)
+		}
+		return path
+	}
 	if itself {
-		t.Setenv(variable(name), string(b))
-		t.Setenv(env, self)
-		return self
+		t.Setenv(Variable(name), string(b))
+		return named(self)
 	}
 	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 	path := filepath.Join(t.TempDir(), name)
@@ -73,8 +80,7 @@ func Install(t T, name, env string, options any, itself bool) string {
 	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv(env, path)
-	return path
+	return named(path)
 }
 
 // Faults are what goes wrong with requests, by how they begin, such as "PUT /vm.boot".
