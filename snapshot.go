@@ -210,12 +210,20 @@ func (m *Machine) capture(ctx context.Context, r *run, dir string) (s *machineSt
 
 // save saves a machine that is paused, its memory in this host's.
 func save(ctx context.Context, vm vmm.Snapshotter) (*vmm.State, error) {
-	memory, err := vmm.MemoryFile("attest-snapshot")
+	var memory *os.File
+	var err error
+	if maker, ok := vm.(vmm.MemoryMaker); ok {
+		memory, err = maker.MemoryFile(ctx)
+	}
+	sealed := memory == nil
+	if sealed && err == nil {
+		memory, err = vmm.MemoryFile("attest-snapshot")
+	}
 	if err != nil {
 		return nil, err
 	}
 	device, err := vm.Save(ctx, memory)
-	if err == nil {
+	if err == nil && sealed {
 		err = vmm.Seal(memory) // VMMs of other forks will map it
 	}
 	if err != nil {

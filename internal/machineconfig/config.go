@@ -66,6 +66,8 @@ type Machine struct {
 	CacheType   string
 	Pmem        []string // firecracker
 	Jailer      string   // jailer_bin
+	JailerUID   int      // 0: the default
+	JailerGID   int
 	MockScript  json.RawMessage
 }
 
@@ -106,7 +108,7 @@ func (m Machine) options() []byte {
 		value, otherwise any
 	}{
 		{"firecracker", "firecracker_bin", m.Binary, ""}, {"firecracker", "huge_pages", m.HugePages, ""}, {"firecracker", "entropy", m.Entropy, true},
-		{"firecracker", "jailer_bin", m.Jailer, ""}, {"firecracker", "enable_pci", m.EnablePCI, false}, {"firecracker", "io_engine", m.IOEngine, ioEngine}, {"firecracker", "cache_type", m.CacheType, cacheType},
+		{"firecracker", "jailer_bin", m.Jailer, ""}, {"firecracker", "jailer_uid", m.JailerUID, 0}, {"firecracker", "jailer_gid", m.JailerGID, 0}, {"firecracker", "enable_pci", m.EnablePCI, false}, {"firecracker", "io_engine", m.IOEngine, ioEngine}, {"firecracker", "cache_type", m.CacheType, cacheType},
 		{"cloud-hypervisor", "cloud_hypervisor_bin", m.Binary, ""},
 		{m.Backend, "vsock_cid", m.VsockCID, vsockCID}, {m.Backend, "vsock_port", m.VsockPort, vsockPort}, {m.Backend, "store_image_path", absolute(m.StoreImage), ""},
 		{m.Backend, "disk_bytes_per_second", m.DiskBytes, 0}, {m.Backend, "disk_ops_per_second", m.DiskOps, 0},
@@ -346,7 +348,7 @@ var backends = func() map[string][]string {
 		"store_image_path", "vsock_cid", "vsock_port", "tap_interfaces", "disk_bytes_per_second", "disk_ops_per_second"}, image...)
 	return map[string][]string{
 		"qemu":             append([]string{"start_command", "allow_reboot"}, image...),
-		"firecracker":      append([]string{"firecracker_bin", "huge_pages", "entropy", "enable_pci", "io_engine", "cache_type", "pmem_image_paths", "jailer_bin"}, micro...),
+		"firecracker":      append([]string{"firecracker_bin", "huge_pages", "entropy", "enable_pci", "io_engine", "cache_type", "pmem_image_paths", "jailer_bin", "jailer_uid", "jailer_gid"}, micro...),
 		"cloud-hypervisor": append([]string{"cloud_hypervisor_bin"}, micro...),
 		"mock":             {"script"},
 	}
@@ -378,6 +380,8 @@ var readers = map[string]func(r *reader, m *Machine, at string, v any){
 	"io_engine":             func(r *reader, m *Machine, at string, v any) { m.IOEngine = r.string(at, v) },
 	"cache_type":            func(r *reader, m *Machine, at string, v any) { m.CacheType = r.string(at, v) },
 	"jailer_bin":            func(r *reader, m *Machine, at string, v any) { m.Jailer = r.string(at, v) },
+	"jailer_uid":            func(r *reader, m *Machine, at string, v any) { m.JailerUID = r.positive(at, v) },
+	"jailer_gid":            func(r *reader, m *Machine, at string, v any) { m.JailerGID = r.positive(at, v) },
 	"pmem_image_paths":      func(r *reader, m *Machine, at string, v any) { m.Pmem = r.strings(at, v) },
 	"script":                func(r *reader, m *Machine, at string, v any) { m.MockScript = r.raw(v) },
 }

@@ -116,7 +116,7 @@ func TestOptions(t *testing.T) {
 		`"backend": "cloud-hypervisor", "cloud_hypervisor_bin": "ch"`:               `{"cloud_hypervisor_bin":"ch"}`,
 		`"backend": "cloud-hypervisor", "vsock_port": 99, "store_image_path": "/s"`: `{"store_image_path":"/s","vsock_port":99}`,
 		`"backend": "firecracker", "disk_ops_per_second": 50`:                       `{"disk_ops_per_second":50}`,
-		`"backend": "firecracker", "jailer_bin": "jailer"`:                          `{"jailer_bin":"jailer"}`,
+		`"backend": "firecracker", "jailer_bin": "jailer", "jailer_uid": 1000`:      `{"jailer_bin":"jailer","jailer_uid":1000}`,
 		`"backend": "firecracker", "pmem_image_paths": ["/a", "/b"]`:                `{"pmem_image_paths":["/a","/b"]}`,
 		`"backend": "cloud-hypervisor"`:                                             ``,
 	} {

@@ -275,6 +275,14 @@ type Snapshotter interface {
 	Save(ctx context.Context, memory *os.File) (device []byte, err error)
 }
 
+// A MemoryMaker is a Snapshotter that those who go on from it in this process possibly
+// share a memory with in a file of its own kind only.
+type MemoryMaker interface {
+	// MemoryFile is such a file, for Save. They get it read-only. nil: a file of any kind will
+	// do.
+	MemoryFile(context.Context) (*os.File, error)
+}
+
 // Backdoor is a VM whose guest has no agent of attest's, and offers a root
 // shell: that of a *Command, or of a *Hardware that is bare.
 type Backdoor interface {

@@ -3,13 +3,16 @@ package firecracker
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os/exec"
 	"regexp"
 	"runtime"
 	"strings"
 
 	"github.com/attest-vm/attest/internal/doctor"
 	"github.com/attest-vm/attest/internal/vmm"
+	"github.com/attest-vm/attest/internal/vmm/firecracker/jail"
 	"github.com/attest-vm/attest/internal/vmm/microvm"
 )
 
@@ -19,15 +22,24 @@ const Env = "ATTEST_FIRECRACKER"
 func init() { vmm.Register(newBackend()) }
 
 func newBackend() *backend {
-	return &backend{finder: microvm.Finder{
-		Name: "firecracker", Env: Env, Oldest: oldest,
-		Pattern: regexp.MustCompile(`(?m)^Firecracker v(\d+\.\d+\.\d+\S*)`),
-		Remedy:  "install Firecracker " + oldest.String() + " or newer (a release of github.com/firecracker-microvm/firecracker, or Nix: firecracker), or name it with " + Env,
-	}}
+	return &backend{
+		finder: microvm.Finder{
+			Name: "firecracker", Env: Env, Oldest: oldest,
+			Pattern: regexp.MustCompile(`(?m)^Firecracker v(\d+\.\d+\.\d+\S*)`),
+			Remedy:  "install Firecracker " + oldest.String() + " or newer (a release of github.com/firecracker-microvm/firecracker, or Nix: firecracker), or name it with " + Env,
+		},
+		jailers: microvm.Finder{
+			Name: "jailer", Oldest: oldest, Pattern: regexp.MustCompile(`(?m)^Jailer v(\d+\.\d+\.\d+\S*)`),
+			Remedy: "name the jailer that was released with this Firecracker with jailer_bin, or leave that out: attest confines Firecracker itself",
+		},
+	}
 }
 
-// A backend knows the Firecrackers of this host.
-type backend struct{ finder microvm.Finder }
+// A backend knows the Firecrackers of this host, and their jailers.
+type backend struct {
+	finder, jailers microvm.Finder
+	ram             microvm.RAM // of machines in a jail, whose files need a path
+}
 
 var (
 	_ vmm.Backend       = (*backend)(nil)
@@ -94,10 +106,17 @@ func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
 		return p, o, err
 	}
 	if o.Jailer != "" {
-		return p, o, b.unsupported(c, "the jailer", noJailer)
+		if why := jail.Try(); why != nil {
+			return p, o, b.unsupported(c, "the jailer", fmt.Sprintf("%s, and %v; %s", needsRoot, why, noJailer))
+		}
 	}
 	if p, err = b.finder.Find(o.Binary); err != nil {
 		return p, o, err
+	}
+	if o.Jailer != "" {
+		if _, err := b.jailer(p, o); err != nil {
+			return p, o, err
+		}
 	}
 	since := func(what string, version microvm.Version) error { return b.since(p, c, what, version) }
 	if o.PCI {
@@ -116,9 +135,22 @@ func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
 	return p, o, err
 }
 
-// noJailer is why: the jailer changes the root directory and makes device nodes, which the
-// user namespaces of other users do not allow, and it closes what a process inherits.
-const noJailer = "it needs root, and closes the descriptors by which clones share their memory; attest confines Firecracker itself (Landlock, a network namespace, no new privileges), beside Firecracker's own seccomp filters"
+// needsRoot is what the jailer does that user namespaces do not allow, and noJailer what there
+// is without it.
+const (
+	needsRoot = "it needs root, who may make device nodes and change the root directory"
+	noJailer  = "run attest as root, or leave jailer_bin out: attest confines Firecracker itself (Landlock, a network namespace, no new privileges), beside Firecracker's own seccomp filters"
+)
+
+// jailer finds the jailer of a Firecracker. One of another version may not know what this one
+// needs, and its documentation says so.
+func (b *backend) jailer(p microvm.Program, o options) (microvm.Program, error) {
+	j, err := b.jailers.Find(o.Jailer)
+	if err == nil && j.Full != p.Full {
+		err = &doctor.MissingError{What: j.Path, Reason: fmt.Sprintf("it is version %s, and %s is version %s", j.Full, p.Path, p.Full), Remedy: b.jailers.Remedy}
+	}
+	return j, err
+}
 
 func (b *backend) unsupported(c vmm.Config, operation, reason string) error {
 	return microvm.Unsupported(b.Name(), c, operation, reason)
@@ -176,5 +208,27 @@ func (b *backend) Examine(ctx context.Context) doctor.Diagnosis {
 	if within(p.Version, deafSince, deafBefore) {
 		d.Findings = append(d.Findings, doctor.Finding{Name: "pause", Detail: "refused: this version loses its guests after a pause", Remedy: "use Firecracker 1.15, or 1.17 and newer"})
 	}
+	if path, err := exec.LookPath(b.jailers.Name); err == nil && p.Path != "" { // nobody needs one
+		d.Findings = append(d.Findings, b.examineJailer(p, path))
+	}
 	return d
+}
+
+func (b *backend) examineJailer(p microvm.Program, path string) doctor.Finding {
+	f := doctor.Finding{Name: "jailer"}
+	j, err := b.jailer(p, options{Jailer: path})
+	switch missing := (*doctor.MissingError)(nil); {
+	case errors.As(err, &missing):
+		f.Detail, f.Remedy = missing.What+": "+missing.Reason, missing.Remedy
+	case err != nil:
+		f.Detail = err.Error()
+	default:
+		f.Detail = j.Path + ", version " + j.Full
+		if err := jail.Try(); err != nil {
+			f.Detail, f.Remedy = f.Detail+": "+needsRoot+", and "+err.Error(), noJailer
+		} else {
+			f.OK, f.Detail = true, f.Detail+", for machines with jailer_bin"
+		}
+	}
+	return f
 }

@@ -53,7 +53,6 @@ func TestCheck(t *testing.T) {
 		{"persistent memory of old", "1.13.1", options(`{"pmem_image_paths": ["` + bz + `"]}`), "pmem_image_paths is not supported by backend firecracker: it needs Firecracker 1.14", event.Unsupported},
 		{"persistent memory of nothing", "", options(`{"pmem_image_paths": ["/nonexistent"]}`), "pmem_image_paths: stat /nonexistent: no such file", event.Invalid},
 		{"persistent memory of a directory", "", options(`{"pmem_image_paths": ["/"]}`), "pmem_image_paths: / is not a file with something in it", event.Invalid},
-		{"the jailer", "", options(`{"jailer_bin": "jailer"}`), "m: the jailer is not supported by backend firecracker: it needs root", event.Unsupported},
 		{"a new kernel", "1.13.1", kernel("6.17.2"), "m: a guest with Linux 6.17, of whose vsock older versions lose data, is not supported by backend firecracker: it needs Firecracker 1.14, and ", event.Unsupported},
 		{"a new kernel of a new version", "1.14.0", kernel("7.0.9"), "", ""},
 		{"an old kernel", "1.7.0", kernel("6.12.48-amd64"), "", ""},

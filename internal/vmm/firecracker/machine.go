@@ -27,6 +27,7 @@ type bare struct{ *machine }
 // A design is a machine as Firecracker is told it.
 type design struct {
 	backend *backend
+	host    vmm.Host
 	config  vmm.Config
 	hw      *vmm.Hardware
 	program microvm.Program
@@ -36,21 +37,24 @@ type design struct {
 // A firecracker is one process.
 type firecracker struct {
 	design
-	api       *microvm.API
-	dir       string
-	memory    *os.File // what it saves to
-	saveFD    int      // its descriptor there
-	from      *vmm.State
-	restored  *os.File // the memory of that, which it only reads
-	restoreFD int
+	api      *microvm.API
+	dir      string
+	memory   *os.File // what it saves to
+	from     *vmm.State
+	restored *os.File // the memory of that, which it only reads
+	paths    paths
 }
 
+// paths are those by which it opens what it is told.
+type paths struct{ kernel, initrd, save, restore string }
+
 var (
-	_ vmm.VM         = (*machine)(nil)
-	_ vmm.Doubtful   = (*machine)(nil)
-	_ vmm.CtrlAltDel = (*machine)(nil)
-	_ vmm.Backdoor   = (*bare)(nil)
-	_ microvm.VMM    = (*firecracker)(nil)
+	_ vmm.VM          = (*machine)(nil)
+	_ vmm.Doubtful    = (*machine)(nil)
+	_ vmm.CtrlAltDel  = (*machine)(nil)
+	_ vmm.MemoryMaker = (*machine)(nil)
+	_ vmm.Backdoor    = (*bare)(nil)
+	_ microvm.VMM     = (*firecracker)(nil)
 )
 
 // Names in its directory.
@@ -64,7 +68,7 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 	if err := b.Check(config); err != nil {
 		return nil, err
 	}
-	d := design{backend: b}
+	d := design{backend: b, host: host}
 	if d.program, d.options, err = b.look(config); err != nil {
 		return nil, err
 	}
@@ -87,32 +91,47 @@ func (b *backend) Start(ctx context.Context, host vmm.Host, config vmm.Config) (
 }
 
 // Prepare returns a process that boots, or goes on from a state.
-func (d design) Prepare(_ context.Context, dir string, from *vmm.State) (microvm.Spec, microvm.VMM, error) {
-	p := &firecracker{design: d, dir: dir, from: from}
-	spec := microvm.Spec{Path: d.program.Path, Links: map[string]string{}, View: microvm.View(d.program, d.config)}
+func (d design) Prepare(ctx context.Context, dir string, from *vmm.State) (spec microvm.Spec, _ microvm.VMM, err error) {
+	p := &firecracker{design: d, dir: dir, from: from, api: microvm.NewAPI(filepath.Join(dir, apiSocket), "", faultMessage)}
 	if from != nil {
 		if err := microvm.CheckMemory(from, microvm.Megabytes(d.hw)); err != nil {
 			return spec, nil, err
 		}
 	}
-	var err error
+	args := []string{"--api-sock", apiSocket, "--level", "Warning"}
+	if d.options.PCI {
+		args = append(args, "--enable-pci")
+	}
+	if d.options.Jailer != "" {
+		spec, err = p.jailed(ctx, args)
+	} else {
+		spec, err = p.free(args)
+	}
+	if err != nil {
+		return spec, nil, errors.Join(err, p.Close())
+	}
+	return spec, p, nil
+}
+
+// free is a process that attest confines.
+func (p *firecracker) free(args []string) (spec microvm.Spec, err error) {
+	spec = microvm.Spec{Path: p.program.Path, Links: map[string]string{}, View: microvm.View(p.program, p.config)}
 	if p.memory, err = vmm.MemoryFile("attest-save"); err != nil {
-		return spec, nil, err
+		return spec, err
 	}
-	p.saveFD = spec.Inherit(p.memory)
-	if from != nil {
-		if p.restored, err = vmm.ReadOnly(from.Memory); err != nil {
-			p.memory.Close()
-			return spec, nil, err
+	p.paths = paths{kernel: microvm.Kernel(p.hw), initrd: p.hw.Initrd, save: microvm.Inherited(spec.Inherit(p.memory))}
+	if p.from != nil {
+		if p.restored, err = vmm.ReadOnly(p.from.Memory); err != nil {
+			return spec, err
 		}
-		p.restoreFD = spec.Inherit(p.restored)
+		p.paths.restore = microvm.Inherited(spec.Inherit(p.restored))
 	}
-	for i, disk := range d.hw.Disks {
+	for i, disk := range p.hw.Disks {
 		spec.Links[driveID(i)] = disk.Path
 	}
-	for i, path := range d.options.Pmem {
+	for i, path := range p.options.Pmem {
 		if path, err = filepath.Abs(path); err != nil {
-			return spec, nil, errors.Join(err, p.memory.Close())
+			return spec, err
 		}
 		spec.Links[pmemID(i)] = path
 		if spec.View != nil {
@@ -121,22 +140,21 @@ func (d design) Prepare(_ context.Context, dir string, from *vmm.State) (microvm
 	}
 	// What it says of itself goes to its standard error: the guest's console is on the
 	// other.
-	spec.Args = []string{"--api-sock", apiSocket, "--log-path", "/proc/self/fd/2", "--level", "Warning"}
-	if d.options.PCI {
-		spec.Args = append(spec.Args, "--enable-pci")
-	}
-	p.api = microvm.NewAPI(filepath.Join(dir, apiSocket), "", faultMessage)
-	return spec, p, nil
+	spec.Args = append(args, "--log-path", "/proc/self/fd/2")
+	return spec, nil
 }
 
 // Close releases what belongs to a process that has ended.
 func (p *firecracker) Close() error {
 	p.api.Close()
-	err := p.memory.Close()
-	if p.restored != nil {
-		err = errors.Join(err, p.restored.Close())
+	var errs []error
+	for _, f := range []*os.File{p.memory, p.restored} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
 	}
-	return err
+	p.backend.ram.Sweep()
+	return errors.Join(errs...)
 }
 
 // Begin boots or restores the machine.
@@ -166,7 +184,7 @@ func (p *firecracker) boot(ctx context.Context, still bool) error {
 	put := func(path string, body any) error { return p.api.Do(ctx, "PUT", path, body, nil) }
 	err := put("/machine-config", machineConfig{VCPUs: microvm.CPUs(p.hw), Memory: microvm.Megabytes(p.hw), HugePages: p.options.HugePages})
 	if err == nil {
-		err = put("/boot-source", bootSource{Kernel: microvm.Kernel(p.hw), Initrd: p.hw.Initrd, Cmdline: cmdline(p.hw, p.options)})
+		err = put("/boot-source", bootSource{Kernel: p.paths.kernel, Initrd: p.paths.initrd, Cmdline: cmdline(p.hw, p.options)})
 	}
 	for i, d := range p.hw.Disks { // the guest numbers them in this order
 		if err == nil {
@@ -203,12 +221,12 @@ func (p *firecracker) boot(ctx context.Context, still bool) error {
 // state, in the directory and the namespace of this process.
 func (p *firecracker) load(ctx context.Context, still bool) error {
 	path := filepath.Join(p.dir, stateFile)
-	if err := os.WriteFile(path, p.from.Device, 0o600); err != nil {
+	if err := p.writeState(path); err != nil {
 		return err
 	}
 	err := p.api.Do(ctx, "PUT", "/snapshot/load", snapshotLoad{
 		State:  stateFile,
-		Memory: memoryBackend{Type: "File", Path: microvm.Inherited(p.restoreFD)},
+		Memory: memoryBackend{Type: "File", Path: p.paths.restore},
 		Resume: !still,
 	}, nil)
 	return errors.Join(err, os.Remove(path))
@@ -226,8 +244,11 @@ func (p *firecracker) Resume(ctx context.Context) error { return p.setState(ctx,
 
 // Ended: a process ends without an error by a reset only.
 func (p *firecracker) Ended(status supervise.Status) vmm.ExitReason {
-	if status.Success() {
+	switch {
+	case status.Success():
 		return vmm.Reset
+	case p.options.Jailer != "" && killed(status) != 0:
+		return vmm.Killed
 	}
 	return vmm.Running
 }
@@ -277,7 +298,7 @@ func (p *firecracker) Save(ctx context.Context, memory *os.File) (device []byte,
 	defer p.memory.Truncate(0)
 	path := filepath.Join(p.dir, stateFile)
 	defer os.Remove(path)
-	err = p.api.Do(ctx, "PUT", "/snapshot/create", snapshotCreate{Type: "Full", State: stateFile, Memory: microvm.Inherited(p.saveFD)}, nil)
+	err = p.api.Do(ctx, "PUT", "/snapshot/create", snapshotCreate{Type: "Full", State: stateFile, Memory: p.paths.save}, nil)
 	if err == nil {
 		device, err = os.ReadFile(path)
 	}

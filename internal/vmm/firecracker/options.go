@@ -19,7 +19,9 @@ type options struct {
 	IOEngine  string   `json:"io_engine"`        // of disks: "Sync", "Async"
 	CacheType string   `json:"cache_type"`       // of disks: "Unsafe", "Writeback"
 	Pmem      []string `json:"pmem_image_paths"` // files that the guest has as persistent memory, read-only
-	Jailer    string   `json:"jailer_bin"`       // Firecracker's own way to confine it, which attest does not have
+	Jailer    string   `json:"jailer_bin"`       // Firecracker's own way to confine it: a path, or a name on PATH; empty: attest's way
+	JailerUID *int     `json:"jailer_uid"`       // whom Firecracker becomes there; nil: nobody
+	JailerGID *int     `json:"jailer_gid"`
 	microvm.GuestOptions
 }
 
@@ -39,6 +41,15 @@ func parseOptions(text json.RawMessage) (o options, err error) {
 			return o, fmt.Errorf("%s=%q: want %s", c.key, c.value, strings.Join(c.want, " or "))
 		}
 	}
+	for key, id := range map[string]*int{"jailer_uid": o.JailerUID, "jailer_gid": o.JailerGID} {
+		switch {
+		case id == nil:
+		case o.Jailer == "":
+			return o, fmt.Errorf("%s=%d: there is no jailer_bin", key, *id)
+		case *id < 1 || *id > maxID:
+			return o, fmt.Errorf("%s=%d: want a number from 1 to %d; with root's the jail would not hold", key, *id, maxID)
+		}
+	}
 	for _, path := range o.Pmem {
 		if st, err := os.Stat(path); err != nil {
 			return o, fmt.Errorf("pmem_image_paths: %w", err)
@@ -47,6 +58,24 @@ func parseOptions(text json.RawMessage) (o options, err error) {
 		}
 	}
 	return o, nil
+}
+
+// Of users and groups: the last number but one means none, and nobody is who has nothing.
+const (
+	maxID  = 1<<32 - 2
+	nobody = 65534
+)
+
+// jailed are the user and the group that Firecracker becomes.
+func (o options) jailed() (uid, gid int) {
+	uid, gid = nobody, nobody
+	if o.JailerUID != nil {
+		uid = *o.JailerUID
+	}
+	if o.JailerGID != nil {
+		gid = *o.JailerGID
+	}
+	return uid, gid
 }
 
 // pmemFingerprint is what a guest can have read of its persistent memory.

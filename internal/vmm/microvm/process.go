@@ -24,6 +24,12 @@ type Spec struct {
 	NICs  []vmm.NIC       // with a TAP each, called TAPName
 	View  *supervise.View // what it sees of the host; nil: what this process does
 	Links map[string]string
+
+	// Argv is what the program is started with, if it is not its name and Args.
+	Argv []string
+	// First makes it the first process of a PID and mount namespace (supervise.Command.Isolate),
+	// in a network namespace of its own also without network cards.
+	First bool
 }
 
 // View is what the VMM of a machine sees of the host; nil: all of it (vmm.WhyVisible).
@@ -93,13 +99,16 @@ func Start(ctx context.Context, host vmm.Host, s Spec) (_ *Process, err error) {
 			return nil, err
 		}
 	}
-	c := supervise.Command{Path: s.Path, Args: append([]string{filepath.Base(s.Path)}, s.Args...), Dir: s.Dir, ExtraFiles: s.Files, View: s.View}
+	c := supervise.Command{Path: s.Path, Args: s.Argv, Dir: s.Dir, ExtraFiles: s.Files, View: s.View, Isolate: s.First}
+	if c.Args == nil {
+		c.Args = append([]string{filepath.Base(s.Path)}, s.Args...)
+	}
 	closeTheirs, err := p.pipes(&c)
 	if err != nil {
 		return nil, err
 	}
 	defer closeTheirs()
-	if len(s.NICs) == 0 {
+	if len(s.NICs) == 0 && !s.First {
 		p.Process, err = host.Supervisor.Start(ctx, c)
 		return p, err
 	}

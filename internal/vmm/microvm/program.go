@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"sync"
@@ -68,6 +69,9 @@ func (f *Finder) Find(path string) (Program, error) {
 		return Program{}, &doctor.MissingError{What: f.Name, Reason: err.Error(), Remedy: "see the environment variable " + f.Env}
 	case err != nil:
 		return Program{}, missing(f.Name, err.Error())
+	}
+	if found, err = filepath.Abs(found); err != nil { // it is started in another directory
+		return Program{}, err
 	}
 	p, err := f.ask(found)
 	if err != nil {

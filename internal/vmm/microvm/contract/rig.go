@@ -3,6 +3,7 @@ package contract
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -27,7 +28,8 @@ type Rig struct {
 	Host    vmm.Host
 	Backend vmm.Backend
 	dir     string
-	Files   string // the directory of a kernel and disks
+	Files   string          // the directory of a kernel and disks
+	Options json.RawMessage // of machines (vmm.Hardware.Options)
 }
 
 // NewRig returns a host on which machines are the backend's, whose fake was installed.
@@ -73,7 +75,7 @@ func (r *Rig) Config(name string) vmm.Config {
 		r.t.Fatal(err)
 	}
 	return vmm.Config{Name: name, Dir: dir, Boot: &vmm.Hardware{
-		Memory: 64, Kernel: r.File("vmlinux"), Vmlinux: r.File("vmlinux"), Initrd: r.File("initrd"), Cmdline: "attest.root=layers:1",
+		Options: r.Options, Memory: 64, Kernel: r.File("vmlinux"), Vmlinux: r.File("vmlinux"), Initrd: r.File("initrd"), Cmdline: "attest.root=layers:1",
 		Disks: []vmm.Disk{{Serial: "attest-l0", Path: r.File("base"), Format: "raw", ReadOnly: true}, {Serial: "attest-rw", Path: disk, Format: "raw"}},
 	}}
 }
@@ -140,7 +142,12 @@ func (r *Rig) State(device string) *vmm.State {
 // Save saves a machine that runs, and lets it go on. Pausing twice is as once.
 func (r *Rig) Save(b *Box) *vmm.State {
 	r.t.Helper()
-	memory := r.Memory()
+	return r.SaveTo(b, r.Memory())
+}
+
+// SaveTo is Save with a file of another kind.
+func (r *Rig) SaveTo(b *Box, memory *os.File) *vmm.State {
+	r.t.Helper()
 	s := b.VM.(vmm.Snapshotter)
 	for range 2 {
 		if err := s.Pause(r.Ctx); err != nil {
