@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -114,6 +115,15 @@ func (b *bench) pythonAlone(ctx context.Context) ([]Row, error) {
 
 // pythonRows are all that is measured of scripts in Python.
 func (b *bench) pythonRows(ctx context.Context, reference boots) ([]Row, error) {
+	// Not the shell script that a version manager has put in the place of python3, but what
+	// that would start.
+	path, err := exec.CommandContext(ctx, "python3", "-c", "import sys; print(sys.executable)").Output()
+	if err == nil {
+		err = os.Setenv("ATTEST_PYTHON", strings.TrimSpace(string(path)))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("python3: %w", err)
+	}
 	rows, err := b.scriptRows(ctx, reference)
 	if err != nil {
 		return nil, err
@@ -137,15 +147,9 @@ with open("/proc/self/stat") as f:
     begun = int(f.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
 print("took", time.clock_gettime(time.CLOCK_BOOTTIME) - begun)
 `
-	// Where a version manager has put a shell script in the place of python3, attest starts
-	// what that would start.
-	path, err := exec.CommandContext(ctx, "python3", "-c", "import sys; print(sys.executable)").Output()
-	if err != nil {
-		return nil, fmt.Errorf("python3: %w", err)
-	}
 	var took, plain []time.Duration
 	for range b.starts {
-		out, err := exec.CommandContext(ctx, strings.TrimSpace(string(path)), "-c", age).Output()
+		out, err := exec.CommandContext(ctx, os.Getenv("ATTEST_PYTHON"), "-c", age).Output()
 		if err != nil {
 			return nil, fmt.Errorf("python3: %w", err)
 		}
