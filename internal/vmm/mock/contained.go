@@ -277,6 +277,11 @@ func makeRoot(dir string) error {
 	if err := bindPrograms(root, special); err != nil {
 		return err
 	}
+	if at := filepath.Join(root, alternatives); isDir(at) {
+		if err := bindReadOnly(alternatives, at); err != nil {
+			return err
+		}
+	}
 	for _, step := range []func(string) error{makeProc, makeDev, makeSys} {
 		if err := step(root); err != nil {
 			return err
@@ -329,6 +334,18 @@ func makeOwned(name string, mode os.FileMode, onDisk bool, root, disk string) er
 	return os.Chmod(at, mode)
 }
 
+// bindReadOnly shows what is on the host, to be read.
+func bindReadOnly(from, at string) error {
+	if err := mount(from, at, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return err
+	}
+	// Linux 5.12
+	if err := unix.MountSetattr(unix.AT_FDCWD, at, unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return fmt.Errorf("make %s read-only: %w", from, err)
+	}
+	return nil
+}
+
 // bindPrograms has what else is in the host's root, to be read.
 func bindPrograms(root string, except map[string]bool) error {
 	entries, err := os.ReadDir("/")
@@ -351,13 +368,8 @@ func bindPrograms(root string, except map[string]bool) error {
 			if err := os.Mkdir(at, 0o755); err != nil {
 				return err
 			}
-			if err := mount(from, at, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			if err := bindReadOnly(from, at); err != nil {
 				return err
-			}
-			// Linux 5.12
-			err := unix.MountSetattr(unix.AT_FDCWD, at, unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
-			if err != nil {
-				return fmt.Errorf("make %s read-only: %w", from, err)
 			}
 		}
 	}
@@ -384,6 +396,15 @@ func makeEtc(disk string) error {
 	return os.WriteFile(made, nil, 0o600)
 }
 
+// alternatives has more links than the rest of /etc has files. They belong to the programs, which
+// cannot be written to either.
+const alternatives = "/etc/alternatives"
+
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}
+
 // copyEtc copies what everybody may read.
 func copyEtc(to string) error {
 	return filepath.WalkDir("/etc", func(path string, d fs.DirEntry, err error) error {
@@ -402,7 +423,11 @@ func copyEtc(to string) error {
 		case mode.IsDir() && mode&0o005 != 0o005:
 			return fs.SkipDir
 		case mode.IsDir():
-			return os.MkdirAll(at, mode.Perm()|0o700)
+			err := os.MkdirAll(at, mode.Perm()|0o700)
+			if err == nil && path == alternatives {
+				err = fs.SkipDir
+			}
+			return err
 		case mode.Type() == fs.ModeSymlink:
 			target, err := os.Readlink(path)
 			if err != nil {

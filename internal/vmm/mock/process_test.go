@@ -87,7 +87,7 @@ func TestProcess(t *testing.T) {
 		{"cat /proc/1/comm; id -u; pwd", "attest-init\n0\n/tmp\n"},
 		{"mkdir /etc/new; echo kept > /etc/new/kept; echo '# more' >> /etc/profile; echo kept > /root/kept; echo lost > /tmp/lost; cat /root/kept", "kept\n"},
 		{"ls /home; ls -d /sys/class/net/*", "/sys/class/net/lo\n"},
-		{"! touch /usr/x 2>/dev/null; ! date -s @0 >/dev/null 2>&1; ! test -w /proc/sysrq-trigger || ! echo c > /proc/sysrq-trigger", ""},
+		{"! touch /usr/x /etc/alternatives/x 2>/dev/null; awk 'BEGIN { print 3 }'; ! date -s @0 >/dev/null 2>&1; ! test -w /proc/sysrq-trigger || ! echo c > /proc/sysrq-trigger", "3\n"},
 		{"echo to the console > /dev/console; echo to the log > /dev/kmsg", ""},
 		{"sleep 1000 >/dev/null 2>&1 & echo started", "started\n"},
 	} {
