@@ -239,6 +239,14 @@ func (r *run) closeDoor() {
 	}
 }
 
+// standIn reports whether the guest's root shell stands in for the agent, and when it was heard last.
+func (r *run) standIn() (heard time.Time, ok bool) {
+	if r.door == nil {
+		return heard, false
+	}
+	return r.door.StandIn()
+}
+
 // awaited says what a guest that has not answered was waited for.
 func (r *run) awaited() string {
 	if r.door == nil {

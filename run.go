@@ -263,6 +263,7 @@ func (r *run) begin() error {
 		Grace:        m.lab.host.scale(agentGrace),
 		Echo:         m.echoPatience(),
 		Standing:     func(ctx context.Context) bool { return r.standing(ctx) != "" },
+		StandIn:      r.standIn,
 		AgentTimeout: m.bootLimit(),
 		GreetTimeout: m.lab.host.scale(agentPatience),
 		Stall:        m.lab.host.scale(agentPatience),

@@ -129,7 +129,7 @@ func (r *run) inspect(ctx context.Context, command string) (l look) {
 	}
 	if !r.echoes(ctx) {
 		if ctx.Err() == nil && r.vm.Exit().Reason == vmm.Running {
-			l.state = "its guest does not respond" + m.sign()
+			l.state = "its guest does not respond" + r.lastHeard() + m.sign()
 		}
 		return l
 	}
@@ -154,6 +154,15 @@ func (r *run) inspect(ctx context.Context, command string) (l look) {
 		}
 	}
 	return l
+}
+
+// lastHeard says when the root shell that stands in for the agent was heard last; empty if none does.
+func (r *run) lastHeard() string {
+	heard, ok := r.standIn()
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf(": its root shell was heard last %v ago", time.Since(heard).Round(time.Second))
 }
 
 // standing says why the guest cannot do anything, by what is known without it; empty if

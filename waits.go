@@ -45,10 +45,13 @@ func (m *Machine) waitUntil(ctx context.Context, operation, command string, succ
 		switch {
 		case last.Tries == 0:
 			we.LastSeen, we.Result = "the first attempt had not begun", nil
-		case result.TimedOut:
+		case result.TimedOut, last.Ended == nil:
 			we.LastSeen = "the last attempt had not ended" + lastLine(result.Stderr, result.Stdout)
 			if last.Ended != nil {
 				we.LastSeen += fmt.Sprintf("; the one before had exit code %d", *last.Ended)
+			}
+			if !result.TimedOut {
+				we.Result = nil // of no attempt
 			}
 		case success:
 			we.LastSeen = fmt.Sprintf("exit code %d%s", result.ExitCode, lastLine(result.Stderr, result.Stdout))

@@ -88,6 +88,7 @@ type Door struct {
 	step      string    // what it waits for
 	announced bool      // a shell has, in this boot or an earlier one
 	heard     time.Time // when it last said something, on the shell's console or beside it
+	spoken    time.Time // when the shell that answers was heard last
 	changed   chan struct{}
 	shell     *shell        // who answers; nil: the agent, or nobody yet
 	server    *agent.Server // of the shell
@@ -281,8 +282,12 @@ func (b *Door) read(from net.Conn, said *dialog, heard chan<- []reply) {
 func (b *Door) hear(r reply) {
 	b.mu.Lock()
 	s := b.shell
+	its := s != nil && r.nonce == s.name
+	if its {
+		b.spoken = time.Now()
+	}
 	b.mu.Unlock()
-	if s == nil || r.nonce != s.name {
+	if !its {
 		return
 	}
 	if err := s.hear(r.word, r.text); err != nil {
@@ -318,6 +323,7 @@ func (b *Door) use(s *shell, waiting bool, jobs ...string) {
 		b.server, b.ready = &agent.Server{Stage: s}, make(chan struct{})
 		s.garbage = b.garbage
 		s.pause = cmp.Or(b.opt.LookAfter, lookPause)
+		b.spoken = time.Now()
 		b.step = "its root shell answers"
 		b.inherit(s, b.server, b.ready, jobs)
 	}
@@ -428,6 +434,14 @@ func (b *Door) lend(changed <-chan struct{}, hangUp func()) bool {
 		b.hangUp = hangUp
 		return true
 	}
+}
+
+// StandIn reports whether the shell stands in for the agent, and when it, or what runs in it, was heard
+// last then.
+func (b *Door) StandIn() (heard time.Time, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.spoken, b.shell != nil
 }
 
 // State is how far it has come, for people, and the last that the guest said on

@@ -98,6 +98,7 @@ func (b *bashBox) start() {
 func (b *bashBox) take(opt guest.Options, saved string) {
 	b.door = New(Options{Machine: "box", Shell: b.console.conn(), Upgrade: Never, Agent: noAgent, Saved: saved, Garbage: b.garbage, LookAfter: 300 * time.Millisecond,
 		Upload: b.upload, Ports: b.ports + "/sys", Devices: b.ports + "/dev"})
+	opt.StandIn = b.door.StandIn
 	b.client = guest.New("box", b.door.Dial, opt)
 	b.door.Start()
 }
@@ -428,15 +429,34 @@ func TestShellCopies(t *testing.T) {
 // A shell that hangs is an error of everything under way, which says so. When it goes on, so
 // does the client, and a shell that announces itself takes over from one that has ended.
 func TestShellThatHangs(t *testing.T) {
-	b := newBashBox(t, guest.Options{PingAfter: 300 * time.Millisecond, PingTimeout: 3 * time.Second})
+	b := newBashBox(t, guest.Options{PingAfter: 300 * time.Millisecond, PingTimeout: 3 * time.Second, Echo: 100 * time.Millisecond})
 	before, err := b.client.Ready(t.Context())
 	if err != nil || before.BootID == "" || !isShell(before.Instance) || before.Uptime <= 0 || before.Kernel == "" {
 		t.Errorf("got %+v, %v", before, err)
 	}
 	shell := atoi(t, string(b.run(guest.Command{Script: "ps -o ppid= -p $PPID"}).Stdout))
 	syscall.Kill(shell, syscall.SIGSTOP)
+	// That others give up a question is no sign of the guest.
+	asking, enough := context.WithTimeout(t.Context(), time.Minute)
+	var asked sync.WaitGroup
+	asked.Go(func() {
+		for asking.Err() == nil {
+			once, cancel := context.WithTimeout(asking, 100*time.Millisecond)
+			b.client.Echo(once)
+			cancel()
+		}
+	})
 	var hangs *guest.UnresponsiveError
-	if _, err := b.client.Run(t.Context(), guest.Command{Script: "true"}); !errors.As(err, &hangs) {
+	if _, err := b.client.Run(asking, guest.Command{Script: "true"}); !errors.As(err, &hangs) || !strings.Contains(err.Error(), "its root shell sent nothing for") {
+		t.Errorf("got %v", err)
+	}
+	enough()
+	asked.Wait()
+	if heard, ok := b.door.StandIn(); !ok || heard.IsZero() || time.Since(heard) < 3*time.Second {
+		t.Errorf("got %v, %v", heard, ok)
+	}
+	var late *guest.OverdueError
+	if _, err := b.client.Run(t.Context(), guest.Command{Script: "true", Timeout: 100 * time.Millisecond}); !errors.As(err, &late) || !late.Silent || !strings.Contains(err.Error(), "the root shell in the guest has not answered within") {
 		t.Errorf("got %v", err)
 	}
 	syscall.Kill(shell, syscall.SIGCONT)

@@ -101,12 +101,20 @@ func (k *call) responds(ctx context.Context) bool {
 	return k.c.Echo(ctx) == nil
 }
 
-// overdue is the error of a call whose result does not come.
-func (k *call) overdue() *OverdueError {
+// overdue is the error of a call whose result does not come, of a guest that is silent or not.
+func (k *call) overdue(silent bool) *OverdueError {
+	heard, standIn := k.c.standIn()
 	k.s.mu.Lock()
 	defer k.s.mu.Unlock()
-	return &OverdueError{Machine: k.c.name, Operation: k.op, After: time.Since(k.start),
-		LastSeen: fmt.Sprintf("a %s frame, %v ago", k.s.last, time.Since(k.s.heard).Round(time.Millisecond))}
+	late := &OverdueError{Machine: k.c.name, Operation: k.op, After: time.Since(k.start), Silent: silent, StandIn: standIn}
+	switch {
+	case standIn && silent: // its machine knows when it was heard
+	case standIn:
+		late.LastSeen = fmt.Sprintf("a line of it, %v ago", time.Since(heard).Round(time.Millisecond))
+	default:
+		late.LastSeen = fmt.Sprintf("a %s frame, %v ago", k.s.last, time.Since(k.s.heard).Round(time.Millisecond))
+	}
+	return late
 }
 
 // wait waits for the outcome and decodes it into result, which may be nil. On
@@ -125,12 +133,11 @@ func (k *call) wait(ctx context.Context, result any) error {
 			if due = nil; k.responds(ctx) || ctx.Err() != nil || k.stream.Context().Err() != nil {
 				continue // it is slow, or the answer has come meanwhile
 			}
-			err := k.overdue()
-			err.Silent = true
+			err := k.overdue(true)
 			k.stream.Cancel(err)
 			return err
 		case <-late:
-			err := k.overdue()
+			err := k.overdue(false)
 			k.stream.Cancel(err)
 			return err
 		case <-ctx.Done():

@@ -35,6 +35,9 @@ type Options struct {
 	// Standing reports whether the guest cannot answer, as is known without it. Nil: it is
 	// asked.
 	Standing func(context.Context) bool
+	// StandIn reports when the guest was heard last, if its root shell stands in for the agent: a
+	// server on this side speaks for it then, whose frames are no sign of the guest. Nil: never.
+	StandIn func() (heard time.Time, ok bool)
 	// AgentTimeout is how long an operation waits for an agent that answers, such
 	// as that of a guest that reboots. Default 5 min.
 	AgentTimeout time.Duration
@@ -240,6 +243,15 @@ func (c *Client) Heard() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.heard
+}
+
+// standIn reports whether the guest's root shell stands in for the agent, and when the guest was
+// heard last then.
+func (c *Client) standIn() (heard time.Time, ok bool) {
+	if c.opt.StandIn == nil {
+		return heard, false
+	}
+	return c.opt.StandIn()
 }
 
 // ReadyAgain waits until another agent answers than the one that was before:
@@ -572,7 +584,11 @@ func (l *link) handle(f wire.Frame) error {
 	case !l.s.carried():
 		return nil // it will come again
 	}
-	if err := l.s.heardFrom(f); err != nil {
+	heard, ok := l.c.standIn()
+	if !ok {
+		heard = time.Now()
+	}
+	if err := l.s.heardFrom(f, heard); err != nil {
 		return err
 	}
 	if f.Type == wire.Pong {
@@ -679,10 +695,12 @@ func (l *link) start(received uint32) error {
 	return nil
 }
 
-func (s *session) heardFrom(f wire.Frame) error {
+// heardFrom notes a frame, before which the guest was heard at that time.
+func (s *session) heardFrom(f wire.Frame, at time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.heard, s.last = time.Now(), f.Type
+	s.last = f.Type
+	s.hear(at)
 	if f.Type == wire.Pong {
 		if f.Stream == 0 || f.Stream > s.pings {
 			return &wire.FormatError{Reason: fmt.Sprintf("pong %d to ping %d", f.Stream, s.pings)}
@@ -690,6 +708,13 @@ func (s *session) heardFrom(f wire.Frame) error {
 		s.pinged = time.Time{}
 	}
 	return nil
+}
+
+// hear notes that the guest was heard at that time. Called with mu held.
+func (s *session) hear(at time.Time) {
+	if at.After(s.heard) {
+		s.heard = at
+	}
 }
 
 // begin and finish count the operations under way.
@@ -780,7 +805,9 @@ func (c *Client) check(s *session) {
 	c.mu.Lock()
 	held := c.held
 	c.mu.Unlock()
+	heard, standIn := c.standIn()
 	s.mu.Lock()
+	s.hear(heard)
 	if held {
 		s.heard, s.pinged = now, time.Time{}
 	}
@@ -800,12 +827,13 @@ func (c *Client) check(s *session) {
 		s.mu.Unlock()
 		return
 	}
-	silent, hangUp := now.Sub(s.heard), s.hangUp
+	late := &UnresponsiveError{Machine: c.name, Silent: now.Sub(s.heard), StandIn: standIn}
+	hangUp := s.hangUp
 	s.pinged, s.heard, s.hangUp = time.Time{}, now, nil
 	s.mu.Unlock()
 	if hangUp != nil { // what is under way goes on with the next one
 		hangUp()
 		return
 	}
-	s.mux.Abort(&UnresponsiveError{Machine: c.name, Silent: silent})
+	s.mux.Abort(late)
 }

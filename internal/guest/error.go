@@ -40,12 +40,17 @@ type OverdueError struct {
 	Machine   string
 	Operation string // wire.OpExec, …; never empty
 	After     time.Duration
-	LastSeen  string // of the agent
+	LastSeen  string // of the agent; empty of a root shell that did not say that it is there
 	Silent    bool   // it did not say that it is there, either
+	StandIn   bool   // it is the guest's root shell
 }
 
 func (e *OverdueError) Error() string {
-	return fmt.Sprintf("%s: %s: the agent in the guest has not answered within %v (last seen: %s)", e.Machine, e.Operation, e.After.Round(time.Millisecond), e.LastSeen)
+	text := fmt.Sprintf("%s: %s: the %s in the guest has not answered within %v", e.Machine, e.Operation, who(e.StandIn), e.After.Round(time.Millisecond))
+	if e.LastSeen != "" {
+		text += " (last seen: " + e.LastSeen + ")"
+	}
+	return text
 }
 
 // UnresponsiveError is an agent that does not answer a ping: the guest hangs,
@@ -53,10 +58,19 @@ func (e *OverdueError) Error() string {
 type UnresponsiveError struct {
 	Machine string
 	Silent  time.Duration // since the last byte came from it
+	StandIn bool          // it is the guest's root shell
 }
 
 func (e *UnresponsiveError) Error() string {
-	return fmt.Sprintf("%s: the guest does not respond: its agent sent nothing for %v and did not answer a ping", e.Machine, e.Silent.Round(time.Second))
+	return fmt.Sprintf("%s: the guest does not respond: its %s sent nothing for %v and did not answer a ping", e.Machine, who(e.StandIn), e.Silent.Round(time.Second))
+}
+
+// who is who answers for a guest.
+func who(standIn bool) string {
+	if standIn {
+		return "root shell"
+	}
+	return "agent"
 }
 
 // RestartedError is a guest whose agent started anew, by a reboot as a rule,
