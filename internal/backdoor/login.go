@@ -186,7 +186,15 @@ type loginAttempt struct {
 	*login
 	ctx      context.Context
 	boot     int
-	hopeless bool // another attempt would end as this one
+	hopeless bool   // another attempt would end as this one
+	step     string // what it waits for
+	mute     error  // the console fell silent in an attempt
+}
+
+// at notes what it waits for.
+func (s *loginAttempt) at(step string) {
+	s.step = step
+	s.door.setStep(step)
 }
 
 // over reports whether the guest boots anew, or is gone.
@@ -203,14 +211,19 @@ func (s *loginAttempt) fail(format string, args ...any) error {
 
 // once goes from the prompt to the open door.
 func (s *loginAttempt) once() error {
-	s.door.setStep("no login prompt has come on its serial console (ttyS0); the guest needs a getty there, as systemd starts with console=ttyS0")
+	if s.mute == nil {
+		s.at("no login prompt has come on its serial console (ttyS0); the guest needs a getty there, as systemd starts with console=ttyS0")
+	}
 	if s.Type == nil {
 		return s.fail("it takes no input")
 	}
 	if s.prompt() == "" {
-		return nil
+		if s.over() {
+			return nil
+		}
+		return s.fail("%w", s.mute)
 	}
-	s.door.setStep(fmt.Sprintf("the login on its serial console does not take the user %q", s.User))
+	s.at(fmt.Sprintf("the login on its serial console does not take the user %q", s.User))
 	answer, err := s.ask(s.User, func(text string) string {
 		switch {
 		case loginPrompt.MatchString(text) && !notLogin.MatchString(text):
@@ -236,7 +249,7 @@ func (s *loginAttempt) once() error {
 
 // password answers the question for it.
 func (s *loginAttempt) password() (string, error) {
-	s.door.setStep("the login on its serial console has got the password, and no shell came")
+	s.at("the login on its serial console has got the password, and no shell came")
 	said := ""
 	answer, err := s.ask(s.Password, func(text string) string {
 		said = text
@@ -263,7 +276,7 @@ func (s *loginAttempt) password() (string, error) {
 
 // openDoor has the shell of the login make the root shell.
 func (s *loginAttempt) openDoor() error {
-	s.door.setStep("attest has logged in on its serial console, and the root shell that it starts there does not come")
+	s.at("attest has logged in on its serial console, and the root shell that it starts there does not come")
 	word := rand.Text()
 	line := fmt.Sprintf("exec sh -c '%s' sh %s '%s'", becomeRoot, word, loginScript)
 	asked := false
@@ -299,16 +312,17 @@ func (s *loginAttempt) openDoor() error {
 	return nil
 }
 
-// prompt waits for the login's prompt, which other messages may have run over.
+// prompt waits for the login's prompt, which other messages may have run over. It is empty if the
+// boot is over, or if a console that fell silent at a login before stays so.
 func (s *loginAttempt) prompt() string {
-	for {
+	for quiets := 1; ; quiets++ {
 		answer, quiet := s.await(s.Patience, func(text string) string {
 			if loginPrompt.MatchString(text) && !notLogin.MatchString(text) {
 				return "login"
 			}
 			return ""
 		})
-		if !quiet {
+		if !quiet || s.mute != nil && quiets == quietLimit {
 			return answer
 		}
 		s.mu.Lock()
@@ -332,7 +346,8 @@ func (s *loginAttempt) ask(line string, see func(string) string) (string, error)
 		said := tidy(clean(s.text))
 		s.mu.Unlock()
 		s.send("")
-		return "", fmt.Errorf("nothing known follows; the last on it: %q", said)
+		s.mute = fmt.Errorf("%s; the last on it: %q", s.step, said)
+		return "", s.mute
 	}
 	return answer, nil
 }

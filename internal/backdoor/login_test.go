@@ -251,7 +251,12 @@ func TestLoginRefused(t *testing.T) {
 			g.say("\r\nsome menu")
 			g.expect("")
 			enter(g)
-		}, `nothing known follows; the last on it: ""`},
+		}, `the login on its serial console has got the password, and no shell came; the last on it: ""`},
+		"silence after a login": {func(g *loginGuest) {
+			enter(g)
+			g.say("\r\nLast login: today\r\nplease wait\r\n") // a profile that never ends
+			g.expect("")                                      // no prompt comes for that
+		}, `the login on its serial console has got the password, and no shell came; the last on it: "Last login: today please wait"`},
 		"sudo": {func(g *loginGuest) {
 			enter(g)
 			g.say("\n$ ")
