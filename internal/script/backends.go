@@ -21,14 +21,18 @@ var (
 )
 
 // Backends are those on which a file has its tests run: backends = ["qemu", "mock"] at its
-// top level. Nil: it does not say.
-func Backends(path string) ([]string, error) {
-	text, err := os.ReadFile(path)
+// top level. Nil: it does not say. language is that of files whose ending is no language's.
+func Backends(path, language string) ([]string, error) {
+	l, err := of(path, language)
 	if err != nil {
 		return nil, nil // which Load says better
 	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil // as well
+	}
 	at := backendsSet.FindIndex(text)
-	if at == nil {
+	if at == nil || l.Foreign != nil && l.Foreign(text) {
 		return nil, nil
 	}
 	list := backendsList.FindSubmatch(text[at[0]:])

@@ -25,6 +25,9 @@ type Language struct {
 	// Names are the tests that a file may have which Load refuses, by its text alone. A
 	// nil Names: that cannot be known.
 	Names func(text []byte) []string
+	// Foreign reports whether a text is a script that was written for another driver, whose
+	// variables mean nothing here. A nil Foreign: none is.
+	Foreign func(text []byte) bool
 	// NewSession begins a session, with the machines and functions of a file unless
 	// path is empty. Operations go to lab, which asks the session for the machines that
 	// are declared by then. A nil NewSession: nobody can type this language.

@@ -30,7 +30,7 @@ func (o *Options) backends() ([]string, error) {
 // that it names itself. What it says while it is loaded, it says once.
 func (r *run) load(ctx context.Context, path string, options script.Options, named []string) (variants []variant, err error) {
 	if named == nil && (options.Backend == "" || options.Backend == "auto") {
-		if named, err = script.Backends(path); err != nil {
+		if named, err = script.Backends(path, options.Language); err != nil {
 			return nil, err
 		}
 	}

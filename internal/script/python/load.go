@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -21,7 +22,7 @@ import (
 )
 
 func init() {
-	script.Register(script.Language{Name: "Python", Ending: ".py", OnlyNamed: true, Load: func(ctx context.Context, path string, opts script.Options) (script.File, error) {
+	script.Register(script.Language{Name: "Python", Ending: ".py", OnlyNamed: true, Foreign: foreign, Load: func(ctx context.Context, path string, opts script.Options) (script.File, error) {
 		f, err := load(ctx, path, opts)
 		if err != nil {
 			return nil, err
@@ -29,6 +30,12 @@ func init() {
 		return f, nil
 	}})
 }
+
+// declaration is a call of machine(…).
+var declaration = regexp.MustCompile(`(?m)^(?:[^#\n]*[^#\w.\n])?machine\(`)
+
+// foreign: a script's machines are in a machine configuration.
+func foreign(text []byte) bool { return !declaration.Match(text) }
 
 //go:embed check.py
 var checker string

@@ -55,3 +55,28 @@ func TestUnsupportedOperations(t *testing.T) {
 		})
 	}
 }
+
+// What a script calls backends is its own affair; what a test file does is attest's.
+func TestBackendsOfScripts(t *testing.T) {
+	for text, want := range map[string]string{
+		"backends = ['web1', 'web2']\nfor b in backends:\n    machine.succeed(b)\n":                   "",
+		"backends = ['qemu', 'mock']\nlb.succeed('true')\n":                                           "",
+		"backends = ['web1']\nx = create_machine('run-x-vm')\ny = driver.machine('y')\n# machine()\n": "",
+		"backends = ['qemu', 'mock']\nm = machine(image=debian())\n":                                  "qemu,mock",
+		"backends = ['qemu', 'mock']\nif True:\n    m = [machine(image=debian())]\n":                  "qemu,mock",
+		"backends = ['qmu']\nmachine(name='m')\n":                                                     `unknown backend "qmu"`,
+	} {
+		path := filepath.Join(t.TempDir(), "a.py")
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		names, err := script.Backends(path, "")
+		got := strings.Join(names, ",")
+		if err != nil {
+			got = err.Error()
+		}
+		if (want == "") != (got == "") || !strings.Contains(got, want) {
+			t.Errorf("%s: %q, want %q", text, got, want)
+		}
+	}
+}
