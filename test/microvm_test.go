@@ -53,6 +53,19 @@ var microVMParts = []struct{ name, script string }{
 	{"bad", "bad.sh BACKEND"},
 }
 
+// jailerOf is the jailer to test a Firecracker with: JAILER names it, or it is beside the
+// Firecracker. Empty: there is none.
+func jailerOf(firecracker string) string {
+	path := os.Getenv("JAILER")
+	if path == "" {
+		path = filepath.Join(filepath.Dir(firecracker), "jailer")
+		if _, err := os.Stat(path); err != nil {
+			return ""
+		}
+	}
+	return path
+}
+
 // The real VMMs run in a guest of attest's that has a KVM of its own: QEMU emulates a
 // processor that has one. attest itself is in there, too, and runs test files. The first
 // boots a machine and keeps its snapshot, from which the parts begin.
@@ -75,6 +88,24 @@ func TestMicroVM(t *testing.T) {
 					said := runMicroVM(t, booted.Fork(t).Machine("outer"), vmm.backend, part.script)
 					if part.name == "pair" {
 						differ(t, said, 4)
+					}
+				})
+			}
+			if vmm.backend == "firecracker" {
+				t.Run("jailer", func(t *testing.T) {
+					jailer := jailerOf(binary)
+					if jailer == "" {
+						t.Skip("JAILER names no jailer to test with, and there is none beside FIRECRACKER (docs/microvms.md)")
+					}
+					for _, part := range []string{"tests", "look", "kill", "saved", "pair"} {
+						t.Run(part, func(t *testing.T) {
+							outer := booted.Fork(t).Machine("outer")
+							outer.CopyFromHost(jailer, "/srv/bin/jailer")
+							said := runMicroVM(t, outer, vmm.backend, "jailer.sh BACKEND "+part)
+							if part == "pair" {
+								differ(t, said, 4)
+							}
+						})
 					}
 				})
 			}

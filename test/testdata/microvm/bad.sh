@@ -40,7 +40,9 @@ refused 4 "attest makes TAPs of its own" $of_lab
 [ "$backend" != firecracker ] || {
 	mke2fs -q -t ext4 /srv/small.ext4 4M
 	lab '"kernel_image_path": "/srv/vmlinux", "rootfs_path": "/srv/small.ext4", "jailer_bin": "jailer"'
-	refused 4 "the jailer is not supported by backend firecracker: it needs root" $of_lab
+	refused 3 "jailer: not found on PATH" $of_lab
+	lab '"kernel_image_path": "/srv/vmlinux", "rootfs_path": "/srv/small.ext4", "jailer_bin": "/bin/true"'
+	refused 3 "/bin/true: no version in the output of --version" $of_lab
 }
 
 deaf=/srv/deaf/lib/modules/$(uname -r)
