@@ -70,7 +70,8 @@ func (m *Machine) Shutdown(ctx context.Context, opts ...WaitOption) error {
 func silent(err error) bool {
 	var unresponsive *guest.UnresponsiveError
 	var late *guest.OverdueError
-	return errors.As(err, &unresponsive) || errors.As(err, &late)
+	var disconnected *guest.DisconnectedError // nobody welcomes a new connection
+	return errors.As(err, &unresponsive) || errors.As(err, &late) || errors.As(err, &disconnected)
 }
 
 // button is what asks a guest to end without its agent, and what was done then, for people; nil:
