@@ -4,6 +4,7 @@ backend=$1
 export PATH=/srv/bin:$PATH ATTEST_ACCEL=kvm XDG_CACHE_HOME=/srv/cache ATTEST_STATE_DIR=/srv/state
 mkdir -p /srv/state
 cd /srv/microvm
+sed -i "s|MODULES|\"/srv/modules/lib/modules/$(uname -r)\"|" *_test.star
 
 # processes prints the processes of a program of /srv/bin, as their number and argv[0].
 processes() {

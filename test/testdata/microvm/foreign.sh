@@ -3,7 +3,7 @@
 . /srv/microvm/common.sh
 release=$(uname -r) root=/srv/foreign
 cp -a /srv/root $root
-for name in base64 chmod chroot env kmod mount setsid socat sort tail timeout; do
+for name in base64 chmod chroot env mount setsid socat sort tail timeout; do
 	path=$(type -P $name)
 	cp -L "$path" $root/bin/
 	ldd "$path" | grep -o '/[^ ]*' | while read -r lib; do
@@ -11,7 +11,6 @@ for name in base64 chmod chroot env kmod mount setsid socat sort tail timeout; d
 		cp -Lu "$lib" "$root$lib"
 	done
 done
-ln -s kmod $root/bin/modprobe
 mkdir -p $root/lib/modules $root/new
 cp -a /srv/modules/lib/modules/$release $root/lib/modules/
 printf '#!/bin/bash\necho "Spawning backdoor root shell..."\nexec bash --norc\n' > $root/backdoor

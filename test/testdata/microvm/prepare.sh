@@ -8,7 +8,7 @@ test -c /dev/kvm
 
 root=/srv/root modules=/srv/modules release=$(uname -r)
 mkdir -p $root/{bin,dev,etc,proc,root,run,sys,tmp,usr/bin,var} $root/lib64
-for name in bash cat date dd echo grep head hostname ls mkdir od ping rm sh sha256sum sleep sync test true uname; do
+for name in bash cat date dd echo grep head hostname kmod ls mkdir od ping rm sh sha256sum sleep sync test true uname; do
 	path=$(type -P $name) # not what the shell has built in
 	cp -L "$path" $root/bin/
 	ldd "$path" | grep -o '/[^ ]*' | while read -r lib; do
@@ -16,16 +16,16 @@ for name in bash cat date dd echo grep head hostname ls mkdir od ping rm sh sha2
 		cp -Lu "$lib" "$root$lib"
 	done
 done
+ln -s kmod $root/bin/modprobe
 echo root:x:0:0::/root:/bin/bash > $root/etc/passwd
 echo root:x:0: > $root/etc/group
 tar -C $root -cf /srv/root.tar .
 
 mkdir -p $modules/lib/modules/$release
-for name in virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng vmw_vsock_virtio_transport erofs ext4 overlay pvpanic pvpanic_pci virtio_pmem nd_pmem; do
+for name in virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng vmw_vsock_virtio_transport erofs ext4 overlay pvpanic pvpanic_pci virtio_pmem nd_pmem button evdev; do
 	{ modprobe --show-depends $name 2> /dev/null || true; } | while read -r kind path _; do
 		[ $kind != insmod ] || cp --parents "$path" $modules/
 	done
 done
 cp /lib/modules/$release/modules.{builtin,order} $modules/lib/modules/$release/ 2> /dev/null || true
 depmod -b $modules $release
-sed -i "s|MODULES|\"$modules/lib/modules/$release\"|" /srv/microvm/*_test.star
