@@ -40,7 +40,7 @@ func (m *Machine) Shutdown(ctx context.Context, opts ...WaitOption) error {
 		if err := r.awaitReady(ctx); err != nil {
 			return err
 		}
-		what, press := r.button()
+		what, press, release := r.button()
 		asking := ctx
 		if press != nil {
 			soon, cancel := context.WithTimeout(ctx, limit/4)
@@ -48,8 +48,8 @@ func (m *Machine) Shutdown(ctx context.Context, opts ...WaitOption) error {
 			asking = soon
 		}
 		err := r.guest.Poweroff(asking)
-		if down := (*DownError)(nil); errors.As(err, &down) {
-			return nil // it was quicker than its answer
+		if down := (*DownError)(nil); err == nil || errors.As(err, &down) { // quicker than its answer
+			return nil
 		}
 		if press == nil || ctx.Err() != nil || asking.Err() == nil && !silent(err) {
 			return err
@@ -61,6 +61,7 @@ func (m *Machine) Shutdown(ctx context.Context, opts ...WaitOption) error {
 		case <-r.over:
 			return nil
 		case <-ctx.Done():
+			release()
 			return &WaitError{LastSeen: "its agent did not answer, " + what + ", and the machine still runs"}
 		}
 	})
@@ -75,22 +76,23 @@ func silent(err error) bool {
 }
 
 // button is what asks a guest to end without its agent, and what was done then, for people; nil:
-// the machine has nothing of that.
-func (r *run) button() (what string, press func(context.Context) error) {
+// the machine has nothing of that. release is for a guest that has not ended.
+func (r *run) button() (what string, press func(context.Context) error, release func()) {
 	if b, ok := vmm.As[vmm.PowerButton](r.vm); ok {
-		return "the power button was pressed", b.PressPower
+		return "the power button was pressed", b.PressPower, func() {}
 	}
 	k, ok := vmm.As[vmm.CtrlAltDel](r.vm)
 	rebooter, resets := vmm.As[vmm.Rebooter](r.vm)
 	if !ok || !resets {
-		return "", nil
+		return "", nil, nil
 	}
-	return "Ctrl-Alt-Del was pressed", func(ctx context.Context) error {
+	press = func(ctx context.Context) error {
 		if err := rebooter.AllowReboot(ctx, false); err != nil { // the guest answers by a reset
 			return err
 		}
 		return k.PressCtrlAltDel(ctx)
 	}
+	return "Ctrl-Alt-Del was pressed", press, func() { rebooter.AllowReboot(r.machine.lab.ctx, r.allowReboot) }
 }
 
 // PressPowerButton presses the power button of a machine that is on, and does not wait for
