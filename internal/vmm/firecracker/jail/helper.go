@@ -70,6 +70,7 @@ func (o Order) run() (code int, err error) {
 		return 0, fmt.Errorf("start %s: %w", o.Jailer, err)
 	}
 	ws, err := await(pid)
+	unix.Kill(-1, unix.SIGKILL) // whoever else is in the namespace; the pipe has an end then
 	finish()
 	if err == nil && ws.Signaled() {
 		fmt.Fprintf(os.Stderr, "firecracker was killed by %s\n", unix.SignalName(ws.Signal()))
