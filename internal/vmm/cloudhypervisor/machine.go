@@ -374,13 +374,13 @@ func (p *hypervisor) Save(ctx context.Context, memory *os.File) (device []byte, 
 		return nil, err
 	}
 	var s saved
-	if s.Config, err = os.ReadFile(filepath.Join(dir, configFile)); err != nil {
+	if s.Config, err = microvm.ReadWritten(p.inRAM("."), filepath.Join(saveDir, configFile)); err != nil {
 		return nil, err
 	}
-	if s.State, err = os.ReadFile(filepath.Join(dir, stateFile)); err != nil {
+	if s.State, err = microvm.ReadWritten(p.inRAM("."), filepath.Join(saveDir, stateFile)); err != nil {
 		return nil, err
 	}
-	from, err := os.Open(filepath.Join(dir, rangesFile))
+	from, err := microvm.OpenWritten(p.inRAM("."), filepath.Join(saveDir, rangesFile))
 	switch {
 	case err == nil:
 		defer from.Close()

@@ -300,7 +300,7 @@ func (p *firecracker) Save(ctx context.Context, memory *os.File) (device []byte,
 	defer os.Remove(path)
 	err = p.api.Do(ctx, "PUT", "/snapshot/create", snapshotCreate{Type: "Full", State: stateFile, Memory: p.paths.save}, nil)
 	if err == nil {
-		device, err = os.ReadFile(path)
+		device, err = microvm.ReadWritten(p.config.Dir, filepath.Join(filepath.Base(p.dir), stateFile))
 	}
 	if err == nil {
 		err = vmm.CopySparse(memory, p.memory)
