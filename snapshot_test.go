@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -440,5 +442,44 @@ func TestSettleLab(t *testing.T) {
 	}
 	if l.Machine("off").IsUp() || s.starts() != 1 {
 		t.Error("a machine that was off was started")
+	}
+}
+
+// A maker is a VM that is saved, possibly to a file of its own kind.
+type maker struct {
+	vmm.Pauser
+	own *os.File
+}
+
+func (m maker) MemoryFile(context.Context) (*os.File, error) { return m.own, nil }
+
+func (maker) Save(_ context.Context, memory *os.File) (device []byte, err error) {
+	_, err = memory.WriteString("memory")
+	return []byte("device"), err
+}
+
+// A memory is a file that others cannot change, or of the kind that the VMM asks for, which the
+// others get read-only.
+func TestMemoryOfASavedMachine(t *testing.T) {
+	own, err := os.Create(filepath.Join(t.TempDir(), "own"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []*os.File{nil, own} {
+		s, err := save(t.Context(), maker{own: want})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Memory.Close()
+		if want != nil && s.Memory != want {
+			t.Errorf("it was saved to %s", s.Memory.Name())
+		}
+		b := make([]byte, 6)
+		if _, err := s.Memory.ReadAt(b, 0); err != nil || string(b) != "memory" || string(s.Device) != "device" {
+			t.Errorf("%q, %q, %v", b, s.Device, err)
+		}
+		if _, err := s.Memory.WriteAt(b, 0); (err == nil) != (want != nil) {
+			t.Errorf("writing to %s: %v", s.Memory.Name(), err)
+		}
 	}
 }
