@@ -107,7 +107,7 @@ func (b *backend) look(c vmm.Config) (p microvm.Program, o options, err error) {
 	}
 	if o.Jailer != "" {
 		if why := jail.Try(); why != nil {
-			return p, o, b.unsupported(c, "the jailer", fmt.Sprintf("%s, and %v; %s", needsRoot, why, noJailer))
+			return p, o, b.unsupported(c, "the jailer", fmt.Sprintf("%s (%v); %s", needsRoot, why, noJailer))
 		}
 	}
 	if p, err = b.finder.Find(o.Binary); err != nil {
@@ -225,7 +225,7 @@ func (b *backend) examineJailer(p microvm.Program, path string) doctor.Finding {
 	default:
 		f.Detail = j.Path + ", version " + j.Full
 		if err := jail.Try(); err != nil {
-			f.Detail, f.Remedy = f.Detail+": "+needsRoot+", and "+err.Error(), noJailer
+			f.Detail, f.Remedy = fmt.Sprintf("%s: %s (%v)", f.Detail, needsRoot, err), noJailer
 		} else {
 			f.OK, f.Detail = true, f.Detail+", for machines with jailer_bin"
 		}
