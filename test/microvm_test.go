@@ -101,7 +101,7 @@ func TestMicroVM(t *testing.T) {
 					if jailer == "" {
 						t.Skip("JAILER names no jailer to test with, and there is none beside FIRECRACKER (docs/microvms.md)")
 					}
-					for _, part := range []string{"tests", "look", "kill", "saved", "pair"} {
+					for _, part := range []string{"tests", "look", "kill", "saved", "pair", "foreign"} {
 						t.Run(part, func(t *testing.T) {
 							outer := booted.Fork(t).Machine("outer")
 							outer.CopyFromHost(jailer, "/srv/bin/jailer")

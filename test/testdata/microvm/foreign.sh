@@ -1,5 +1,5 @@
 # Boots what somebody else has built: a kernel, an initrd and a root without anything of
-# attest's, which offers a root shell on its vsock.
+# attest's, which offers a root shell on its vsock: foreign.sh BACKEND [JAILER].
 . /srv/microvm/common.sh
 release=$(uname -r) root=/srv/foreign
 cp -a /srv/root $root
@@ -48,6 +48,7 @@ if [ "$backend" = firecracker ]; then
     assert_eq(f.succeed("modprobe -a virtio_pmem nd_pmem; until [ -b /dev/pmem0 ]; do sleep 0.5; done; head -c 10 /dev/pmem0", timeout = "10m"), "persistent")
 END
 fi
+[ -z "${2-}" ] || further+=", \"jailer_bin\": \"$2\""
 cat > /srv/lab.json <<END
 {"machines": [{"name": "f", "backend": "$backend", "kernel_image_path": "/srv/vmlinux", "initrd_path": "/srv/foreign.cpio", "rootfs_path": "/srv/foreign.ext4",
   "kernel_boot_args": "loglevel=1 noxsave", "store_image_path": "/srv/store.img", "mem_size_mib": 256,

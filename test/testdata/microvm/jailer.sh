@@ -1,6 +1,6 @@
 # Runs machines in jails of Firecracker's jailer: what they do without one, who they are there, what
 # a jail and a machine without one go on from, and what is left when a process is killed:
-# jailer.sh BACKEND tests|look|kill|saved|pair.
+# jailer.sh BACKEND tests|look|kill|saved|pair|foreign.
 . /srv/microvm/common.sh
 # The machines of the test files, with a jailer: in a test file they cannot say so.
 modules=$(grep -o '"/srv/modules[^"]*"' one_test.star)
@@ -81,7 +81,7 @@ look)
 	echo "without root, exit code $code:"
 	cat /tmp/said
 	[ $code = 4 ]
-	grep -q 'the jailer is not supported by backend firecracker: it needs root, .* and this is uid 65534; run attest as root, or leave jailer_bin out' /tmp/said
+	grep -q 'the jailer is not supported by backend firecracker: it needs root, .* (this is uid 65534); run attest as root, or leave jailer_bin out' /tmp/said
 	hang_jailed
 	pid=$(jailed)
 	grep -E '^(Uid|Gid|Groups|CapEff|NoNewPrivs|Seccomp|NSpid):' /proc/$pid/status
@@ -135,5 +135,8 @@ saved) # What was saved in a jail goes on without one, and the other way round.
 	;;
 pair) # Two machines, a fault between them, and forks that share memory.
 	ran attest run -v -j 1 --timeout 3h --machine-config /srv/pair.json -o /srv/out jailed_pair_test.star
+	;;
+foreign) # A kernel, an initrd and a root of somebody else, a further disk, and persistent memory.
+	ran bash /srv/microvm/foreign.sh firecracker /srv/bin/jailer
 	;;
 esac
