@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"context"
+	"crypto/sha256"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -185,7 +186,7 @@ func describeLayer(dir, name string) (Layer, error) {
 func (s *Store) derive(ctx context.Context, title string, base *lease, baseMeta baseMeta, d Debian) (*lease, layerMeta, error) {
 	var meta layerMeta
 	d.Boot, d.Root, d.RootSize = Boot{}, "", 0 // no part of the layer
-	key := digest(kindLayer, []any{baseMeta.Layer.ID, d, deriveScript})
+	key := digest(kindLayer, []any{baseMeta.Layer.ID, d.keyed(), deriveScript})
 	l, err := s.object(ctx, makeRef(kindLayer, key), &meta, func(ctx context.Context, dir string) error {
 		meta = layerMeta{Title: title}
 		return s.buildLayer(ctx, dir, base, baseMeta, d, &meta)
@@ -275,25 +276,57 @@ func unpack(name string) func(io.Writer) error {
 // writeFiles writes the files and run lines as a tar.
 func (d Debian) writeFiles(w io.Writer) error {
 	t := tar.NewWriter(w)
-	put := func(name string, mode int64, content string) error {
-		h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode, Size: int64(len(content)), ModTime: time.Now(), Format: tar.FormatPAX}
+	put := func(name string, mode, size int64, content io.Reader) error {
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode, Size: size, ModTime: time.Now(), Format: tar.FormatPAX}
 		if err := t.WriteHeader(h); err != nil {
 			return err
 		}
-		_, err := io.WriteString(t, content)
+		_, err := io.Copy(t, content)
 		return err
 	}
+	text := func(name string, mode int64, content string) error {
+		return put(name, mode, int64(len(content)), strings.NewReader(content))
+	}
 	for _, name := range slices.Sorted(maps.Keys(d.Files)) {
-		if err := put("."+name, int64(d.Files[name].Mode), d.Files[name].Content); err != nil {
+		f := d.Files[name]
+		var err error
+		if f.Path != "" {
+			err = d.ofHost(name, func(size int64, content io.Reader) error { return put("."+name, int64(f.Mode), size, content) })
+		} else {
+			err = text("."+name, int64(f.Mode), f.Content)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	for i, line := range d.Run {
-		if err := put(fmt.Sprintf("./tmp/attest-run/%d", i), 0o700, line+"\n"); err != nil {
+		if err := text(fmt.Sprintf("./tmp/attest-run/%d", i), 0o700, line+"\n"); err != nil {
 			return err
 		}
 	}
 	return t.Close()
+}
+
+// ofHost has take read a file of the host, whose content has to be the one that the key of the image
+// says.
+func (d Debian) ofHost(name string, take func(size int64, content io.Reader) error) error {
+	f, err := os.Open(d.Files[name].Path)
+	if err != nil {
+		return &SpecError{Field: fmt.Sprintf("files[%q]", name), Err: err}
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	h := sha256.New()
+	if err := take(st.Size(), io.TeeReader(io.LimitReader(f, st.Size()), h)); err != nil {
+		return err
+	}
+	if hexDigest(h) != d.sums[name] {
+		return &SpecError{Field: fmt.Sprintf("files[%q]", name), Err: fmt.Errorf("%s was changed while the image was built; try again", f.Name())}
+	}
+	return nil
 }
 
 func openIndex(name string) (index, error) {

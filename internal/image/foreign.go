@@ -6,7 +6,6 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -183,7 +182,7 @@ func directoryStamp(dir string) (string, error) {
 		fmt.Fprintf(h, "%q %o %d:%d %d %d %d\n", rel, sys.Mode, sys.Uid, sys.Gid, sys.Size, sys.Mtim.Nano(), sys.Ino)
 		return nil
 	})
-	return hex.EncodeToString(h.Sum(nil)[:20]), err
+	return hexDigest(h), err
 }
 
 // addDirectory puts a directory of the host into a tree, as tar would.

@@ -3,11 +3,11 @@ package image
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/dustin/go-humanize/english"
 )
@@ -39,6 +40,8 @@ type Debian struct {
 	Boot                     // a kernel package is one of Suite
 	Root     string          `json:"root,omitempty"` // the file system of machines' roots; nothing in the image depends on it
 	RootSize int64           `json:"root_size,omitempty"`
+
+	sums map[string]string // of what is in files of the host, by resolveFiles
 }
 
 // Rootfs is an existing root file system. It is never modified.
@@ -92,6 +95,10 @@ func (s Spec) spec() Spec { return s }
 // untitled is what decides about the image.
 func (s Spec) untitled() Spec {
 	s.Title = ""
+	if s.Debian != nil {
+		d := s.Debian.keyed()
+		s.Debian = &d
+	}
 	return s
 }
 
@@ -358,9 +365,9 @@ func (d Debian) normalised() Debian {
 	return d
 }
 
-// resolveFiles replaces host files by their contents.
+// resolveFiles looks at the host's files: the digests of what they have, and their modes.
 func (d Debian) resolveFiles() (Debian, error) {
-	files := make(map[string]File, len(d.Files))
+	files, sums := make(map[string]File, len(d.Files)), map[string]string{}
 	for name, f := range d.Files {
 		if f.Path != "" {
 			st, err := os.Stat(f.Path)
@@ -370,22 +377,36 @@ func (d Debian) resolveFiles() (Debian, error) {
 			if err != nil {
 				return d, &SpecError{Field: fmt.Sprintf("files[%q]", name), Err: err}
 			}
-			content, err := os.ReadFile(f.Path)
-			if err != nil {
+			if sums[name], _, err = fileDigest(f.Path); err != nil {
 				return d, &SpecError{Field: fmt.Sprintf("files[%q]", name), Err: err}
 			}
 			if f.Mode == 0 {
 				f.Mode = uint32(st.Mode().Perm())
 			}
-			f = File{Content: string(content), Mode: f.Mode}
 		}
 		if f.Mode == 0 {
 			f.Mode = 0o644
 		}
 		files[name] = f
 	}
-	d.Files = files
+	d.Files, d.sums = files, sums
 	return d, nil
+}
+
+// keyed is d for a key: files have the digests of what is in them instead of the host's paths, once these are
+// known, and of content that is not text, since JSON has no other.
+func (d Debian) keyed() Debian {
+	const prefix = "sha256:"
+	files := maps.Clone(d.Files)
+	for name, f := range files {
+		if sum, ok := d.sums[name]; ok {
+			files[name] = File{Path: prefix + sum, Mode: f.Mode}
+		} else if !utf8.ValidString(f.Content) {
+			files[name] = File{Path: fmt.Sprintf("%s%x", prefix, sha256.Sum256([]byte(f.Content))), Mode: f.Mode}
+		}
+	}
+	d.Files = files
+	return d
 }
 
 // formatVersion is part of every key. It changes when the same spec gives
@@ -402,7 +423,7 @@ func digest(kind string, v any) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "attest %s %d\n", kind, formatVersion)
 	h.Write(data)
-	return hex.EncodeToString(h.Sum(nil)[:20])
+	return hexDigest(h)
 }
 
 // absolute makes the paths of a spec independent of the working directory, so

@@ -1,7 +1,12 @@
 package image
 
 import (
+	"archive/tar"
+	"bytes"
 	"errors"
+	"fmt"
+	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -111,21 +116,62 @@ func TestKey(t *testing.T) {
 	}
 }
 
-// The content of a host's file is part of what is built, its path is not.
+// The content of a host's file is part of what is built, every byte of it, and its path is not.
 func TestResolveFiles(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "script")
-	if err := os.WriteFile(name, []byte("#!/bin/sh\n\xff"), 0o755); err != nil {
+	file := func(content string) string {
+		name := filepath.Join(t.TempDir(), "script")
+		if err := os.WriteFile(name, []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	key := func(d Debian) string { return digest("test", d.keyed()) }
+	resolve := func(f File) Debian {
+		d, err := Debian{Files: map[string]File{"/bin/x": f, "/etc/y": {Content: "y"}}}.resolveFiles()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	name := file("#!/bin/sh\n\xff")
+	d := resolve(File{Path: name})
+	if key(d) != key(resolve(File{Path: file("#!/bin/sh\n\xff")})) {
+		t.Error("another path is another image")
+	}
+	for _, other := range []File{{Path: file("#!/bin/sh\n\xfe")}, {Path: name, Mode: 0o700}, {Content: "#!/bin/sh\n", Mode: 0o755}} {
+		if key(d) == key(resolve(other)) {
+			t.Errorf("the same image as with %+v", other)
+		}
+	}
+	if key(resolve(File{Content: "\xff"})) == key(resolve(File{Content: "\xfe"})) {
+		t.Error("what is no text is the same as other such content")
+	}
+	var archive bytes.Buffer
+	if err := d.writeFiles(&archive); err != nil {
 		t.Fatal(err)
 	}
-	d, err := Debian{Files: map[string]File{"/bin/x": {Path: name}, "/etc/y": {Content: "y"}}}.resolveFiles()
-	if err != nil {
-		t.Fatal(err)
+	got := map[string]string{}
+	for r := tar.NewReader(&archive); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		content, readErr := io.ReadAll(r)
+		if err != nil || readErr != nil {
+			t.Fatal(err, readErr)
+		}
+		got[h.Name] = fmt.Sprintf("%o %s", h.Mode, content)
 	}
-	if got, want := d.Files["/bin/x"], (File{Content: "#!/bin/sh\n\xff", Mode: 0o755}); got != want {
-		t.Errorf("/bin/x: %+v", got)
+	if want := map[string]string{"./bin/x": "755 #!/bin/sh\n\xff", "./etc/y": "644 y"}; !maps.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
-	if got, want := d.Files["/etc/y"], (File{Content: "y", Mode: 0o644}); got != want {
-		t.Errorf("/etc/y: %+v", got)
+	for _, changed := range []string{"#!/bin/sh\n\xfe", "#!/bin/sh\n\xff and more", ""} {
+		if err := os.WriteFile(name, []byte(changed), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.writeFiles(io.Discard); !errors.As(err, new(*SpecError)) || !strings.Contains(err.Error(), name+" was changed while the image was built") {
+			t.Errorf("%q: %v", changed, err)
+		}
 	}
 	for _, bad := range []string{name + "-missing", filepath.Dir(name)} {
 		_, err := Debian{Files: map[string]File{"/x": {Path: bad}}}.resolveFiles()

@@ -340,8 +340,11 @@ func fileDigest(name string) (id string, size int64, err error) {
 	defer f.Close()
 	h := sha256.New()
 	size, err = io.Copy(h, f)
-	return hex.EncodeToString(h.Sum(nil)[:20]), size, err
+	return hexDigest(h), size, err
 }
+
+// hexDigest is how a digest is written here.
+func hexDigest(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)[:20]) }
 
 func (x index) encode(w io.Writer) error { return json.NewEncoder(w).Encode(x) }
 
