@@ -203,7 +203,21 @@ func load() (p Probe, ok bool) {
 		return p, false
 	}
 	data, err := os.ReadFile(path)
-	return p, err == nil && json.Unmarshal(data, &p) == nil && p.Reason != ""
+	return p, err == nil && json.Unmarshal(data, &p) == nil && p.Reason != "" && (!p.KVM || opens())
+}
+
+// device is KVM's.
+var device = "/dev/kvm"
+
+// opens reports whether KVM can still be had: since it was measured its module may have been
+// unloaded, or the user may have become another one.
+func opens() bool {
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	f.Close()
+	return true
 }
 
 // save keeps the answer. It is only for speed, so errors do not matter.

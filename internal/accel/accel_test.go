@@ -3,6 +3,7 @@ package accel
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -98,5 +99,28 @@ func TestImprove(t *testing.T) {
 	kvm := Probe{KVM: true, Host: 0.001}
 	if kvm.improve() || kvm.Host != 0.001 {
 		t.Errorf("guests in hardware are measured again: %+v", kvm)
+	}
+}
+
+// A kept answer does not outlive the device that it was about.
+func TestDeviceIsGone(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	t.Setenv(Env, "")
+	path := device
+	defer func() { device = path }()
+	device = filepath.Join(t.TempDir(), "kvm")
+	if err := os.WriteFile(device, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kept := Probe{KVM: true, Rate: 3e9, Host: 1, Reason: "it was measured"}
+	kept.save()
+	if p, err := Detect(t.Context()); err != nil || !p.KVM || p.Reason != kept.Reason {
+		t.Errorf("with the device: %+v, %v", p, err)
+	}
+	if err := os.Remove(device); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := Detect(t.Context()); err != nil || p.KVM || !strings.Contains(p.Reason, "no /dev/kvm") {
+		t.Errorf("without it: %+v, %v", p, err)
 	}
 }

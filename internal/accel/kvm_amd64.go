@@ -65,7 +65,7 @@ const (
 // kvmRate runs a loop in a guest and returns its speed in instructions per
 // second.
 func kvmRate(ctx context.Context) (float64, error) {
-	kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	kvm, err := os.OpenFile(device, os.O_RDWR, 0)
 	if err != nil {
 		return 0, err
 	}
