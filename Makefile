@@ -47,10 +47,13 @@ test-microvm:
 
 # What real machines are for, on real guests: an NFS server that reboots, disks on every bus,
 # and pulled out of a mirror, containers, DHCP servers and a relay, disks that boot by themselves,
-# and what is refused. Minutes each, and packages from Debian's mirror the first time.
+# and what is refused. Minutes each, and packages from Debian's mirror the first time. And a
+# Kubernetes, whose programs are in the directory that KUBERNETES names.
 test-guests: build out/boot/grub.img
 	@scripts/setup guests
 	bin/attest run -j 2 -o out/guests examples/guests/*.star
+	@[ -n "$$KUBERNETES" ] || echo "test-guests: KUBERNETES names no directory with Kubernetes' programs: it is not tested (docs/machines.md)"
+	@[ -z "$$KUBERNETES" ] || bin/attest run -j 1 -o out/kubernetes --var KUBERNETES="$$KUBERNETES" examples/guests/kubernetes/kubernetes_test.star
 	$(GO) test ./test -run TestGuests -v -timeout 60m -args -guests
 
 out/boot/grub.img: examples/guests/boot-disks
