@@ -7,6 +7,8 @@ import (
 	"flag"
 	"math"
 	"net"
+	"os"
+	"os/signal"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +26,7 @@ func TestMain(m *testing.M) {
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		panic(err)
 	}
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP) // which nohup(1) has ignored
 	flag.Parse()
 	if checks := flag.Lookup("rapid.checks"); checks.Value.String() == checks.DefValue {
 		checks.Value.Set("10") // each runs commands
