@@ -397,8 +397,6 @@ func TestIsolate(t *testing.T) {
 	}
 }
 
-// TestClientProcess is no test: the tests below run it as a process that
-// starts a supervisor and then ends in some bad way.
 // What has become another user does not end with its parent's signal any more, and still does
 // not outlive the supervisor.
 func TestIsolateWithNetwork(t *testing.T) {
@@ -432,6 +430,8 @@ func TestIsolateWithNetwork(t *testing.T) {
 	all.expectGone(t)
 }
 
+// TestClientProcess is no test: the tests below run it as a process that
+// starts a supervisor and then ends in some bad way.
 func TestClientProcess(t *testing.T) {
 	root, how := os.Getenv("CLIENT_ROOT"), os.Getenv("CLIENT_END")
 	if root == "" {

@@ -400,8 +400,9 @@ func makeEtc(disk string) error {
 // cannot be written to either.
 const alternatives = "/etc/alternatives"
 
+// isDir: a machine may have left anything in the place of one.
 func isDir(path string) bool {
-	st, err := os.Stat(path)
+	st, err := os.Lstat(path)
 	return err == nil && st.IsDir()
 }
 

@@ -37,8 +37,9 @@ nothing_left() {
 }
 
 # hang starts a run that never ends, and waits until its machine answers.
-hang() {
-	attest run -v --timeout 3h --backend "$backend" hang_test.star > /tmp/hangs 2>&1 &
+hang() { # [ARGUMENT...]
+	[ $# -gt 0 ] || set -- --backend "$backend" hang_test.star
+	attest run -v --timeout 3h "$@" > /tmp/hangs 2>&1 &
 	for _ in {1..2400}; do
 		! grep -q '^it hangs now' /tmp/hangs || return 0
 		kill -0 $! || break
