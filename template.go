@@ -322,6 +322,11 @@ func (m *Machine) templateLab(ctx context.Context) (*Lab, error) {
 // boot, scaled to the speed of the host.
 var settleLimit = 45 * time.Second // tests have other ones, and no systemd
 
+// quietLimit is how long a guest that has booted may go on with what that has left it to do,
+// scaled to the speed of the host. What is saved in the middle of that, each start from the
+// snapshot would do once more: print a login prompt, for example.
+const quietLimit = time.Second
+
 // A StillBootingError is a guest whose boot is not over: what is saved of it would
 // be in the middle of its boot for ever.
 type StillBootingError struct {
@@ -367,7 +372,7 @@ func (m *Machine) settle(ctx context.Context, tell func(string)) error {
 	}
 	err = r.awaitBooted(ctx, m.lab.host.scale(settleLimit), tell)
 	if err == nil {
-		err = r.guest.Sync(ctx)
+		err = r.guest.Settle(ctx, m.lab.host.scale(quietLimit))
 	}
 	return r.explain(ctx, "snapshot", err)
 }

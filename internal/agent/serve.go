@@ -350,9 +350,11 @@ func (s *Server) operation(stream *wire.Stream, r wire.Request) (any, error) {
 		})
 	case wire.OpClock:
 		return do(r, func(q wire.ClockRequest) (any, error) { return stepClock(q.Step) })
-	case wire.OpSync:
-		unix.Sync()
-		return nil, nil
+	case wire.OpSettle:
+		return do(r, func(q wire.SettleRequest) (any, error) {
+			unix.Sync()
+			return nil, awaitRest(ctx, q.Limit, func() (int64, error) { return busyTicks("/proc/stat") })
+		})
 	case wire.OpSuspend:
 		return nil, suspend(ctx)
 	case wire.OpPower:

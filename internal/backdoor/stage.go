@@ -68,7 +68,7 @@ func (s *shell) Operate(stream *wire.Stream, r wire.Request, next func(wire.Requ
 		return decode(r, func(q wire.Identity) (any, error) { return nil, s.identify(ctx, q) })
 	case wire.OpClock:
 		return decode(r, func(q wire.ClockRequest) (any, error) { return s.clock(ctx, q) })
-	case wire.OpSync:
+	case wire.OpSettle:
 		return nil, s.must(ctx, "sync")
 	case wire.OpSuspend:
 		return nil, s.must(ctx, suspendScript)

@@ -110,9 +110,10 @@ func (c *Client) SetClock(ctx context.Context) error {
 
 const maxClockTries = 8
 
-// Sync writes all that the guest has not written yet to its disks.
-func (c *Client) Sync(ctx context.Context) error {
-	return c.prompt(ctx, wire.OpSync, struct{}{}, nil)
+// Settle writes all that the guest has not written yet to its disks, and waits until it
+// has nothing to do, though no longer than the limit.
+func (c *Client) Settle(ctx context.Context, limit time.Duration) error {
+	return c.callWithin(ctx, limit+c.opt.Stall, wire.OpSettle, wire.SettleRequest{Limit: limit}, nil)
 }
 
 // Poweroff asks the guest's init system to turn the machine off, and does not

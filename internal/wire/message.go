@@ -30,7 +30,7 @@ const (
 	OpConnect    = "connect"     // ConnectRequest, bytes both ways on Stdin and Stdout, nothing
 	OpIdentity   = "identity"    // Identity, nothing
 	OpClock      = "clock"       // ClockRequest, ClockResult
-	OpSync       = "sync"        // nothing, nothing: sync(2)
+	OpSettle     = "settle"      // SettleRequest, nothing: sync(2), and wait until the guest has nothing to do
 	OpEcho       = "echo"        // nothing, nothing
 	OpLook       = "look"        // nothing, LookResult: what may keep others from their end
 	OpPower      = "power"       // PowerRequest, nothing
@@ -397,6 +397,11 @@ type Identity struct {
 type Host struct {
 	Name      string       `json:"name"`
 	Addresses []netip.Addr `json:"addresses"`
+}
+
+// SettleRequest says how long to wait at most until the guest has nothing to do.
+type SettleRequest struct {
+	Limit time.Duration `json:"limit"` // ns
 }
 
 // ClockRequest moves the guest's clock and asks for it.

@@ -117,7 +117,7 @@ func (c *canned) load(r io.Reader, device []byte) error {
 func (c *canned) Operate(stream *wire.Stream, r wire.Request, next func(wire.Request) (any, error)) (any, error) {
 	ctx := stream.Context()
 	switch r.Op {
-	case wire.OpIdentity, wire.OpClock, wire.OpSync, wire.OpPower, wire.OpSuspend, wire.OpEcho:
+	case wire.OpIdentity, wire.OpClock, wire.OpSettle, wire.OpPower, wire.OpSuspend, wire.OpEcho:
 		return c.local.Operate(stream, r, next)
 	}
 	if err := pause(ctx, time.Duration(c.machine.faults.Delay)); err != nil {

@@ -218,7 +218,7 @@ func (c contained) Operate(stream *wire.Stream, r wire.Request, next func(wire.R
 		})
 	case wire.OpClock: // it is the host's
 		return wire.ClockResult{Time: time.Now()}, nil
-	case wire.OpSync: // would sync the host's disks
+	case wire.OpSettle: // would sync the host's disks, and wait for its processes
 		return nil, nil
 	case wire.OpPicture:
 		return nil, errors.New("a machine that is processes of this host shows nothing")

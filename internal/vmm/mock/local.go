@@ -142,7 +142,7 @@ func (s *local) Operate(stream *wire.Stream, r wire.Request, next func(wire.Requ
 			s.state.Ahead += q.Step
 			return wire.ClockResult{Time: time.Now().Add(s.state.Ahead)}, nil
 		})
-	case wire.OpSync:
+	case wire.OpSettle:
 		return nil, nil
 	case wire.OpPicture: // not what the host shows
 		return decode(r, func(q wire.PictureRequest) (any, error) { return s.machine.sendPicture(q, stream.Writer(wire.Stdout)) })

@@ -78,7 +78,7 @@ func TestProcess(t *testing.T) {
 	if err := s.client.SetClock(ctx); err != nil {
 		t.Error(err)
 	}
-	if err := s.client.Sync(ctx); err != nil {
+	if err := s.client.Settle(ctx, time.Minute); err != nil {
 		t.Error(err)
 	}
 	for _, test := range [][2]string{

@@ -228,7 +228,7 @@ const escapes = "\x1b]0;PWNED\x07\x1b[2J<script>alert(1)</script>]]>&#0;\x00\x9b
 
 func (a *agent) operation(op string, stream uint32) {
 	switch op {
-	case wire.OpIdentity, wire.OpClock, wire.OpEcho, wire.OpWarm, wire.OpSync, wire.OpJobs:
+	case wire.OpIdentity, wire.OpClock, wire.OpEcho, wire.OpWarm, wire.OpSettle, wire.OpJobs:
 		p, _ := json.Marshal(map[string]any{"result": map[string]any{"time": time.Now()}})
 		a.result(stream, string(p))
 		return

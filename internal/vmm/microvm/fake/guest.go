@@ -119,7 +119,7 @@ func (g *Guest) Operate(_ *wire.Stream, r wire.Request, next func(wire.Request) 
 		}
 		g.mu.Unlock()
 		return nil, nil
-	case wire.OpClock, wire.OpSync:
+	case wire.OpClock, wire.OpSettle:
 		return nil, nil
 	case wire.OpPower:
 		var q wire.PowerRequest
