@@ -174,15 +174,29 @@ func writeIfChanged(path, content string, mode os.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	err := os.WriteFile(path, []byte(content), mode)
+	err := overwrite(path, content, mode)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EROFS) {
 		// A link into a file system that is not there yet, or a read-only one
 		// (NixOS: /etc/hosts is in the store): a file of our own takes its place.
 		if err = os.Remove(path); err == nil {
-			err = os.WriteFile(path, []byte(content), mode)
+			err = overwrite(path, content, mode)
 		}
 	}
 	return err
+}
+
+// overwrite is os.WriteFile, but cuts the file only where it was longer: ext4 writes a file
+// that was cut to the disk as soon as it is closed.
+func overwrite(path, content string, mode os.FileMode) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(content)
+	if st, statErr := f.Stat(); err == nil && statErr == nil && st.Size() > int64(len(content)) {
+		err = f.Truncate(int64(len(content)))
+	}
+	return errors.Join(err, f.Close())
 }
 
 // dump lists what the kernel has, again when it changed in the middle of that.

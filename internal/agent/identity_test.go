@@ -224,3 +224,15 @@ func TestLinkJournals(t *testing.T) {
 		t.Error("a journal on disk was made")
 	}
 }
+
+func TestWriteIfChanged(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "new", "hostname")
+	for _, content := range []string{"first\n", "longer than first\n", "short\n", "short\n", ""} {
+		if err := writeIfChanged(path, content, 0o640); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != content {
+			t.Errorf("got %q and %v, want %q", got, err, content)
+		}
+	}
+}
