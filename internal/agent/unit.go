@@ -73,6 +73,9 @@ func (s *Server) waitUnit(ctx context.Context, q wire.UnitRequest) (wire.UnitSta
 	if u == nil && !q.Once {
 		glance := func(ctx context.Context) (unitLook, error) { return s.glance(ctx, socket, q.Unit) }
 		awaitTurn(ctx, glance, "/run/systemd/units/invocation:"+q.Unit, &seen)
+		if seen.ActiveState == "active" {
+			return seen, nil
+		}
 	}
 	for {
 		w, err := s.watchUnit(ctx, socket, q.Unit, u)
