@@ -9,6 +9,7 @@ import (
 	"github.com/attest-vm/attest"
 	"github.com/attest-vm/attest/internal/event"
 	"github.com/attest-vm/attest/internal/operation"
+	"github.com/attest-vm/attest/internal/supervise"
 )
 
 // A File is a test file that was loaded and found to make sense. It holds no
@@ -90,9 +91,15 @@ type Options struct {
 	// Vars are what the file can ask for by name. Those of the environment
 	// (VarEnv and the name) come after them.
 	Vars map[string]string
+	// Early starts a program that the first Call is going to need, while the file is still
+	// read; nil: nothing does.
+	Early Starter
 	// Opened is called with each file before it is read; nil: nobody wants to know.
 	Opened func(path string)
 }
+
+// A Starter starts a program of this host, which may have files in a directory.
+type Starter func(ctx context.Context, prepare func(dir string) (supervise.Command, error)) (*supervise.Process, error)
 
 // VarEnv begins the names of the environment's variables that test files can ask for.
 const VarEnv = "ATTEST_VAR_"

@@ -107,6 +107,9 @@ func (r *run) plan(ctx context.Context, machines []attest.MachineConfig) (*plan,
 		Stdout: r.opts.stdout(), Machines: slices.Concat(machines, r.opts.Machines), Backend: r.opts.Host.Backend,
 		Language: r.opts.Language, Driver: r.opts.Driver, Vars: r.opts.Vars,
 	}
+	if r.early != nil && len(paths) == 1 {
+		options.Early = r.early.start
+	}
 	if r.opts.Standing != nil {
 		options.Opened = r.opts.Standing.follow
 	}

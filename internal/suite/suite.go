@@ -54,7 +54,7 @@ type Options struct {
 	GiveUp func(error)
 }
 
-// A Host makes labs. It is opened after all files were found to make sense.
+// A Host makes labs. It is opened while the files are read, and used after all were found to make sense.
 type Host interface {
 	// NewLab makes a lab. What it returns may be an operation.Snapshotter.
 	NewLab(context.Context, attest.LabConfig) (operation.Runner, error)
@@ -184,6 +184,7 @@ type run struct {
 	host      Host
 	admission *admission
 	builds    builds
+	early     *early // nil: nothing is started before files are read
 
 	mu       sync.Mutex
 	status   event.Status
@@ -210,6 +211,14 @@ func (r *run) run(ctx context.Context) error {
 	ctx, cancel := r.limit(ctx, cmp.Or(r.opts.Timeout, timeout))
 	defer cancel()
 	defer func() { r.timedOut = timedOut(context.Cause(ctx)) }()
+	opened := r.openHost(ctx)
+	r.early = &early{opened: opened}
+	defer func() {
+		r.early.end()
+		if host, err := opened(); err == nil && r.host == nil { // the run has not come to need it
+			host.Close()
+		}
+	}()
 	plan, err := r.plan(ctx, machines)
 	if err != nil {
 		return err
@@ -229,18 +238,10 @@ func (r *run) run(ctx context.Context) error {
 	if err := r.checkPcap(plan); err != nil {
 		return err
 	}
-	open := r.opts.Open
-	if open == nil {
-		config := r.opts.Host
-		if strings.Contains(config.Backend, ",") {
-			config.Backend = "" // the machines have theirs
-		}
-		open = openHost(config, r.opts.Driver != nil)
-	}
 	if err := plan.checkVars(r.opts.Vars); err != nil {
 		return err
 	}
-	r.host, err = r.opts.Standing.open(ctx, open)
+	r.host, err = opened()
 	r.announce(ctx, plan)
 	switch {
 	case err != nil && ctx.Err() != nil:
@@ -254,6 +255,30 @@ func (r *run) run(ctx context.Context) error {
 		return nil
 	}
 	return asInfra("clean up", r.host.Close())
+}
+
+// openHost begins to open the host, which takes about as long as it takes to read a file in Python,
+// and returns the function that waits for it.
+func (r *run) openHost(ctx context.Context) func() (Host, error) {
+	open := r.opts.Open
+	if open == nil {
+		config := r.opts.Host
+		if strings.Contains(config.Backend, ",") {
+			config.Backend = "" // the machines have theirs
+		}
+		open = openHost(config, r.opts.Driver != nil)
+	}
+	var host Host
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		host, err = r.opts.Standing.open(ctx, open)
+	}()
+	return func() (Host, error) {
+		<-done
+		return host, err
+	}
 }
 
 // giveUpGrace is how long a run may take to clean up, beside what it keeps.

@@ -356,7 +356,7 @@ func TestInvalidFiles(t *testing.T) {
 	o := runFiles(t, t.Context(), Options{}, &fakeHost{},
 		"good.star", "def main(): pass\n", "bad.star", machine+"def main():\n    m.suceed('a')\n    m.strat()\n", "notes.txt", "")
 	o.expect(t, event.Invalid, 2, "good.star skipped", "bad.star invalid", "notes.txt invalid")
-	if len(o.host.labs) != 0 || o.host.closed || o.err != nil {
+	if len(o.host.labs) != 0 || !o.host.closed || o.err != nil {
 		t.Errorf("the host was used: %+v, %v", o.host, o.err)
 	}
 	f := o.fails["bad.star"]

@@ -54,11 +54,11 @@ type declared struct {
 	KeepOnFailure bool `json:"keep_on_failure"`
 }
 
-// declare runs the top level of a test file in a Python of its own, and reads what it has declared.
-func (f *file) declare(ctx context.Context, opts script.Options, c *checked, source []byte) error {
+// beginDeclaring starts the Python that runs the top level of a test file, and does not let it.
+func (f *file) beginDeclaring(ctx context.Context, python string, opts script.Options) (*brief, error) {
 	input, err := libraryAsJSON()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	names := []string{}
 	for _, m := range opts.Machines {
@@ -66,9 +66,19 @@ func (f *file) declare(ctx context.Context, opts script.Options, c *checked, sou
 	}
 	memory, err := script.MemoryLimit()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	text, err := once(ctx, f.python, []string{"-B"}, declarer, input, f.path, asJSON(names), fmt.Sprint(memory))
+	return begin(ctx, python, []string{"-B"}, declarer, append(input, '\n'), f.path, asJSON(names), fmt.Sprint(memory))
+}
+
+// declare runs the top level of a test file in a Python of its own, and reads what it has declared.
+func (f *file) declare(ctx context.Context, begun *brief, opts script.Options, c *checked, source []byte) (err error) {
+	if begun == nil {
+		if begun, err = f.beginDeclaring(ctx, f.python, opts); err != nil {
+			return err
+		}
+	}
+	text, err := begun.finish("run\n")
 	if err != nil {
 		return err
 	}

@@ -41,6 +41,7 @@ type file struct {
 	driver    *script.Driver    // nil: not as the NixOS test driver runs it
 	declared  *declarations     // nil: the file is a script
 	vars      map[string]string // the script finds them in its environment
+	early     chan *process     // that of the first call; nil: it is not started before
 }
 
 func (f *file) Path() string { return f.path }
@@ -137,10 +138,15 @@ func (f *file) Call(ctx context.Context, lab operation.Runner, test string) erro
 	if !ok {
 		return &attest.InfraError{Action: "start " + program(), Err: errors.New("this lab starts no programs of the host")}
 	}
-	p, err := f.start(ctx, helped, f.options(test))
-	if err != nil {
-		return err
+	p := <-f.started()
+	if p == nil {
+		var err error
+		if p, err = f.start(ctx, f.python, helped.StartHelper); err != nil {
+			return err
+		}
 	}
+	io.WriteString(p.begin, asJSON(f.options(test))) // that it does not read them shows in how it ends
+	p.begin.Close()
 	return p.run(ctx, helped, lab)
 }
 
@@ -149,11 +155,23 @@ type process struct {
 	*file
 	*supervise.Process
 	stream net.Conn
+	begin  *os.File   // takes the options, with which the script begins
 	output []*os.File // what it prints, and what it says as errors; none if it has the terminal itself
 	copied sync.WaitGroup
 }
 
-func (f *file) start(ctx context.Context, helped operation.Helped, o options) (_ *process, err error) {
+// started has the process that was started early, once; none if it was not.
+func (f *file) started() <-chan *process {
+	if f.early == nil {
+		none := make(chan *process)
+		close(none)
+		return none
+	}
+	return f.early
+}
+
+// start starts a process, in which the script does not begin yet.
+func (f *file) start(ctx context.Context, python string, start script.Starter) (_ *process, err error) {
 	var handed []*os.File
 	defer func() {
 		for _, h := range handed {
@@ -165,8 +183,14 @@ func (f *file) start(ctx context.Context, helped operation.Helped, o options) (_
 		return nil, &attest.InfraError{Action: "make a socket for " + program(), Err: err}
 	}
 	handed = append(handed, theirs)
-	p := &process{file: f, stream: stream}
-	command := supervise.Command{Path: f.python, ExtraFiles: []*os.File{theirs}, Whole: true}
+	options, begin, err := os.Pipe()
+	if err != nil {
+		stream.Close()
+		return nil, &attest.InfraError{Action: "make a pipe for " + program(), Err: err}
+	}
+	handed = append(handed, options)
+	p := &process{file: f, stream: stream, begin: begin}
+	command := supervise.Command{Path: python, ExtraFiles: []*os.File{theirs, options}, Whole: true}
 	if prompt := f.prompt(); prompt != nil {
 		command.Stdin, command.Stdout, command.Stderr = prompt.In, prompt.Out, prompt.Err
 	} else {
@@ -180,13 +204,13 @@ func (f *file) start(ctx context.Context, helped operation.Helped, o options) (_
 			*end = in
 		}
 	}
-	p.Process, err = helped.StartHelper(ctx, func(dir string) (supervise.Command, error) {
-		start, err := unpack(dir)
+	p.Process, err = start(ctx, func(dir string) (supervise.Command, error) {
+		main, err := unpack(dir)
 		command.Env = os.Environ()
 		for name, value := range f.vars {
 			command.Env = append(command.Env, script.VarEnv+name+"="+value)
 		}
-		command.Args = []string{f.python, "-u", "-B", start, f.path, asJSON(o)}
+		command.Args = []string{python, "-u", "-B", main, f.path}
 		return command, err
 	})
 	if err != nil {
@@ -198,6 +222,7 @@ func (f *file) start(ctx context.Context, helped operation.Helped, o options) (_
 
 func (p *process) closeAll() {
 	p.stream.Close()
+	p.begin.Close()
 	for _, out := range p.output {
 		out.Close()
 	}

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"debug/elf"
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -54,13 +56,26 @@ func resolve(executable string, environ map[string]string) string {
 // longer than all else.
 var isolated = []string{"-I", "-S", "-B"}
 
-// once runs Python for a moment, with a program of a few lines, and returns what it wrote.
-// Nothing that it has started stays, unless that has left its process group.
-func once(ctx context.Context, python string, flags []string, code string, stdin []byte, args ...string) ([]byte, error) {
+// A brief is a Python that runs for a moment, with a program of a few lines.
+type brief struct {
+	stdin io.WriteCloser
+	fed   chan struct{} // the beginning of its input was written
+	end   context.CancelFunc
+	done  chan struct{}
+	out   []byte
+	err   error
+}
+
+// begin starts Python, with the beginning of its input. Nothing that it has started stays when
+// it has ended, unless that has left its process group.
+func begin(ctx context.Context, python string, flags []string, code string, input []byte, args ...string) (*brief, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("%s has not ended within %v", program(), startLimit))
-	defer cancel()
 	cmd := exec.CommandContext(ctx, python, slices.Concat(flags, []string{"-c", code}, args)...)
-	cmd.Stdin = bytes.NewReader(stdin)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		cancel()
+		return nil, &attest.InfraError{Action: "make a pipe for " + program(), Err: err}
+	}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -72,19 +87,69 @@ func once(ctx context.Context, python string, flags []string, code string, stdin
 		return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 	}
 	cmd.Cancel = killAll
-	runtime.LockOSThread() // the signal comes when the thread ends that has started it
-	defer runtime.UnlockOSThread()
-	err := cmd.Run()
-	killAll()
-	switch {
-	case err == nil:
-		return stdout.Bytes(), nil
-	case context.Cause(ctx) != nil:
-		return nil, context.Cause(ctx)
-	case errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist):
-		return nil, missing("there is none on this host")
+	b := &brief{stdin: stdin, fed: make(chan struct{}), end: cancel, done: make(chan struct{})}
+	started := make(chan struct{}) // the one that is begun first is needed first
+	go func() {
+		defer close(b.fed)
+		stdin.Write(input) // that it does not read all shows in how it ends
+	}()
+	go func() {
+		defer close(b.done)
+		defer cancel()
+		defer stdin.Close()
+		runtime.LockOSThread() // the signal comes when the thread ends that has started it
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		close(started)
+		if err == nil {
+			err = cmd.Wait()
+		}
+		killAll()
+		switch {
+		case err == nil:
+			b.out = stdout.Bytes()
+		case context.Cause(ctx) != nil:
+			b.err = context.Cause(ctx)
+		case errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist):
+			b.err = missing("there is none on this host")
+		default:
+			b.err = &attest.InfraError{Action: "run " + program(), Err: fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))}
+		}
+	}()
+	<-started
+	return b, nil
+}
+
+// finish gives Python the rest of its input, and returns what it wrote.
+func (b *brief) finish(input string) ([]byte, error) {
+	<-b.fed
+	io.WriteString(b.stdin, input)
+	b.stdin.Close()
+	<-b.done
+	return b.out, b.err
+}
+
+// drop ends a Python that nobody needs.
+func (b *brief) drop() {
+	if b == nil {
+		return
 	}
-	return nil, &attest.InfraError{Action: "run " + program(), Err: fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))}
+	b.end()
+	<-b.done
+}
+
+// direct reports whether program() is a Python itself, as far as that shows: a shim that is a
+// script takes longer than what can be saved by starting it early.
+func direct() bool {
+	path, err := exec.LookPath(program())
+	if err != nil {
+		return false
+	}
+	f, err := elf.Open(path)
+	if err == nil {
+		f.Close()
+	}
+	return err == nil
 }
 
 // missing is a Python that cannot be used.

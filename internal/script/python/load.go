@@ -105,7 +105,16 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 		known = append(known, fmt.Sprint("vlan", n))
 	}
 	operations := append(operation.Names(operation.Machine), forms...)
-	text, err := once(ctx, program(), isolated, checker, source, path, asJSON(known), asJSON([]any{names, operations}))
+	checking, err := begin(ctx, program(), isolated, checker, source, path, asJSON(known), asJSON([]any{names, operations}))
+	if err != nil {
+		return nil, err
+	}
+	early, err := f.prepare(ctx, opts, source)
+	if err != nil {
+		return nil, err
+	}
+	defer early.drop()
+	text, err := checking.finish("")
 	if err != nil {
 		return nil, asNoPython(err)
 	}
@@ -127,7 +136,7 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 		return nil, err
 	}
 	if c.Declares {
-		if err := f.declare(ctx, opts, &c, source); err != nil {
+		if err := f.declare(ctx, early, opts, &c, source); err != nil {
 			return nil, err
 		}
 	}
@@ -138,6 +147,27 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 		return nil, f.invalid("the script has no machines; name a machine configuration (--machine-config), or declare them: web = machine(image=debian())")
 	}
 	return f, nil
+}
+
+// prepare starts the Pythons that a file needs once it was checked, where that takes less than
+// the check: they wait. It returns the one that declares; nil: there is none yet.
+func (f *file) prepare(ctx context.Context, opts script.Options, source []byte) (*brief, error) {
+	if !direct() {
+		return nil, nil
+	}
+	if opts.Early != nil && f.prompt() == nil {
+		f.early = make(chan *process, 1)
+		go func() {
+			defer close(f.early)
+			if p, err := f.start(ctx, program(), opts.Early); err == nil { // otherwise the call says why
+				f.early <- p
+			}
+		}()
+	}
+	if foreign(source) {
+		return nil, nil
+	}
+	return f.beginDeclaring(ctx, program(), opts)
 }
 
 // supports refuses calls of what a machine cannot do, before anything boots.

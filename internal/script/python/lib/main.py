@@ -1,6 +1,7 @@
-"""Runs a test script: python main.py SCRIPT OPTIONS. Descriptor 3 is the connection.
+"""Runs a test script: python main.py SCRIPT. Descriptor 3 is the connection, and from 4 come the
+options, once it is certain that the script runs.
 
-OPTIONS is JSON: networks (numbers), starts (the start commands of machines that have one), seconds (the limit of the run), call (a function of a test file; none: the file is a
+They are JSON: networks (numbers), starts (the start commands of machines that have one), seconds (the limit of the run), call (a function of a test file; none: the file is a
 script), machines (the names of those that the file declares, in their order), memory (bytes that it may have), driver (as the
 NixOS test driver runs it), attach (its debug hook), prompt (the path of a history: somebody types), after (the script runs before that)."""
 
@@ -14,12 +15,17 @@ def main():
     here = sys.path[0]
     os.set_inheritable(3, False)
     sock = socket.socket(fileno=3)
-    script, options = sys.argv[1], json.loads(sys.argv[2])
+    script = sys.argv[1]
     sys.argv = [script]
 
     from test_driver import _memory, _protocol
     from test_driver.driver import Driver
 
+    with open(4) as f:
+        text = f.read()
+    if not text:
+        os._exit(0)
+    options = json.loads(text)
     engine = _protocol.Connection(sock)
     driver = Driver(engine, options, script)
     sys.path[0] = os.path.dirname(os.path.abspath(script))
