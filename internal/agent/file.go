@@ -45,6 +45,11 @@ const recheck = 100 * time.Millisecond
 // watch calls check now, and after everything that happens in the nearest
 // directory above path that exists, until it says yes.
 func watch(ctx context.Context, path string, check func() (bool, error)) error {
+	return watchEvery(ctx, recheck, path, check)
+}
+
+// watchEvery is watch that looks as often as this without being told to.
+func watchEvery(ctx context.Context, recheck time.Duration, path string, check func() (bool, error)) error {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("inotify: %w", err)

@@ -72,7 +72,11 @@ func (s *Server) waitUnit(ctx context.Context, q wire.UnitRequest) (wire.UnitSta
 	seen := wire.UnitState{Reason: "systemd does not listen on " + socket + " yet"}
 	if u == nil && !q.Once {
 		glance := func(ctx context.Context) (unitLook, error) { return s.glance(ctx, socket, q.Unit) }
-		awaitTurn(ctx, glance, "/run/systemd/units/invocation:"+q.Unit, &seen)
+		began := "/run/systemd/units/invocation:" + q.Unit
+		if strings.HasSuffix(q.Unit, ".target") {
+			began = "" // it has no process
+		}
+		awaitTurn(ctx, glance, began, &seen)
 		if seen.ActiveState == "active" {
 			return seen, nil
 		}
@@ -105,8 +109,9 @@ const (
 
 // awaitTurn returns when a unit begins, or is not just waiting for the rest of the boot, or when little is
 // left of that. Until then nobody listens to systemd: it tells each client of its socket of every
-// change of every unit, which makes the boot of an emulated guest longer. began is a file that
-// systemd makes when it starts the unit's first process.
+// change of every unit, which makes the boot of an emulated guest longer, and so does whoever looks for
+// something ten times a second. began is a file that systemd makes when it starts the unit's first process;
+// empty: it makes none.
 func awaitTurn(ctx context.Context, glance func(context.Context) (unitLook, error), began string, seen *wire.UnitState) {
 	for {
 		l, err := glance(ctx)
@@ -118,7 +123,12 @@ func awaitTurn(ctx context.Context, glance func(context.Context) (unitLook, erro
 			return
 		}
 		pause, cancel := context.WithTimeout(ctx, glancePause)
-		err = watch(pause, began, func() (bool, error) { _, err := os.Lstat(began); return err == nil, nil })
+		if began == "" {
+			<-pause.Done()
+			err = pause.Err()
+		} else {
+			err = watchEvery(pause, 2*glancePause, began, func() (bool, error) { _, err := os.Lstat(began); return err == nil, nil })
+		}
 		cancel()
 		if err == nil || ctx.Err() != nil || pause.Err() == nil {
 			return

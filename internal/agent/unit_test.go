@@ -102,6 +102,7 @@ func TestAwaitTurn(t *testing.T) {
 		n     int // looks that it takes
 	}{
 		"few jobs are left":    {"x.service", []unitLook{at("inactive", 90, true), at("inactive", 9, true), at("inactive", 8, true)}, 3},
+		"it has no process":    {"", []unitLook{at("inactive", 90, true), at("inactive", 8, true)}, 2},
 		"it is active":         {"x.service", []unitLook{at("inactive", 90, true), at("active", 80, true)}, 2},
 		"it starts":            {"x.service", []unitLook{at("activating", 90, true)}, 1},
 		"it has failed":        {"x.service", []unitLook{at("failed", 90, true)}, 1},
@@ -110,7 +111,11 @@ func TestAwaitTurn(t *testing.T) {
 	} {
 		w := &scriptedWatch{looks: tt.looks}
 		var seen wire.UnitState
-		awaitTurn(t.Context(), w.look, dir+"/invocation:"+tt.unit, &seen)
+		began := dir + "/invocation:" + tt.unit
+		if tt.unit == "" {
+			began = ""
+		}
+		awaitTurn(t.Context(), w.look, began, &seen)
 		if w.n != tt.n || seen.ActiveState != tt.looks[len(tt.looks)-1].ActiveState {
 			t.Errorf("%s: %d looks, want %d; seen %+v", name, w.n, tt.n, seen)
 		}

@@ -40,7 +40,9 @@ func TestEarly(t *testing.T) {
 		early bool
 	}{
 		{"nobody starts it", nil, false},
-		{"it cannot be started", func(context.Context, func(string) (supervise.Command, error)) (*supervise.Process, error) { return nil, refused }, false},
+		{"it cannot be started", func(context.Context, func(string) (supervise.Command, error)) (*supervise.Process, error) {
+			return nil, refused
+		}, false},
 		{"started", func(ctx context.Context, prepare func(string) (supervise.Command, error)) (*supervise.Process, error) {
 			c, err := prepare(t.TempDir())
 			if err == nil {
