@@ -315,6 +315,9 @@ def test_a(): m.succeed("say a")
 		if !strings.Contains(logged, log) || log == "" && logged != "" {
 			t.Errorf("%s: logged %q", why, logged)
 		}
+		if host.closed {
+			t.Errorf("%s: the host is closed", why)
+		}
 	}
 	change := func(files map[string]string) {
 		t.Helper()

@@ -215,7 +215,7 @@ func (r *run) run(ctx context.Context) error {
 	r.early = &early{opened: opened}
 	defer func() {
 		r.early.end()
-		if host, err := opened(); err == nil && r.host == nil { // the run has not come to need it
+		if host, err := opened(); err == nil && r.host == nil && r.opts.Standing == nil { // the run has not come to need it
 			host.Close()
 		}
 	}()

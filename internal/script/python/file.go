@@ -41,7 +41,7 @@ type file struct {
 	driver    *script.Driver    // nil: not as the NixOS test driver runs it
 	declared  *declarations     // nil: the file is a script
 	vars      map[string]string // the script finds them in its environment
-	early     chan *process     // that of the first call; nil: it is not started before
+	early     chan *process     // has that of the first call, and is closed; nil: it was not started before
 }
 
 func (f *file) Path() string { return f.path }
@@ -138,7 +138,10 @@ func (f *file) Call(ctx context.Context, lab operation.Runner, test string) erro
 	if !ok {
 		return &attest.InfraError{Action: "start " + program(), Err: errors.New("this lab starts no programs of the host")}
 	}
-	p := <-f.started()
+	var p *process
+	if f.early != nil {
+		p = <-f.early
+	}
 	if p == nil {
 		var err error
 		if p, err = f.start(ctx, f.python, helped.StartHelper); err != nil {
@@ -158,16 +161,6 @@ type process struct {
 	begin  *os.File   // takes the options, with which the script begins
 	output []*os.File // what it prints, and what it says as errors; none if it has the terminal itself
 	copied sync.WaitGroup
-}
-
-// started has the process that was started early, once; none if it was not.
-func (f *file) started() <-chan *process {
-	if f.early == nil {
-		none := make(chan *process)
-		close(none)
-		return none
-	}
-	return f.early
 }
 
 // start starts a process, in which the script does not begin yet.

@@ -109,6 +109,7 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 	if err != nil {
 		return nil, err
 	}
+	defer checking.drop()
 	early, err := f.prepare(ctx, opts, source)
 	if err != nil {
 		return nil, err
@@ -149,8 +150,8 @@ func load(ctx context.Context, path string, opts script.Options) (*file, error) 
 	return f, nil
 }
 
-// prepare starts the Pythons that a file needs once it was checked, where that takes less than
-// the check: they wait. It returns the one that declares; nil: there is none yet.
+// prepare starts the Pythons that a file needs when it was checked, and lets them wait. It
+// returns the one that declares; nil: it is not started yet.
 func (f *file) prepare(ctx context.Context, opts script.Options, source []byte) (*brief, error) {
 	if !direct() {
 		return nil, nil
