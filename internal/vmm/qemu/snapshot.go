@@ -116,12 +116,6 @@ func shares(c vmm.Config, hw *vmm.Hardware) bool {
 
 // load restores a QEMU that was started with -incoming defer.
 func (m *machine) load(ctx context.Context) error {
-	// QEMU would have the guest announce where it is now, five times: switches learn that
-	// from its frames, and some 10000 blocks of a guest's code are translated for it, as its
-	// getty prints the login prompt once more whenever a link changes.
-	if err := m.monitor.Do(ctx, "migrate-set-parameters", map[string]any{"announce-rounds": 0}, nil); err != nil {
-		return err
-	}
 	return m.migrate(ctx, "migrate-incoming", fmt.Sprintf("fd:%d", m.saved.restoreFD))
 }
 
