@@ -60,8 +60,8 @@ func TestScreen(t *testing.T) {
 
 	// What a wait has seen last is in its error, with a screenshot.
 	for operation, err := range map[string]error{
-		"wait_for_window":        m.Machine.WaitForWindow(ctx, "the third", attest.Timeout(300*time.Millisecond)),
-		"wait_until_tty_matches": m.Machine.WaitUntilTTYMatches(ctx, "1", "never shown", attest.Timeout(300*time.Millisecond)),
+		"wait_for_window":        m.Machine.WaitForWindow(ctx, "the third", attest.Timeout(3*time.Second)),
+		"wait_until_tty_matches": m.Machine.WaitUntilTTYMatches(ctx, "1", "never shown", attest.Timeout(3*time.Second)),
 	} {
 		e := errorAs[*attest.WaitError](t, err)
 		if e.Operation != operation || !hasDetail(e, "screenshot of m", out) {
