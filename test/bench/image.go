@@ -76,6 +76,7 @@ func (b *bench) newLab(ctx context.Context, cmdline string) (*attest.Lab, *attes
 type boots struct {
 	command, multiUser []time.Duration
 	script             []time.Duration // to the end of driver.script
+	long               []time.Duration // likewise, with longCommands
 	after              []time.Duration // driver.script alone, on a guest that has booted
 }
 
@@ -131,6 +132,12 @@ func (b *bench) bootReference(ctx context.Context, t *boots) error {
 	}
 	t.after = append(t.after, time.Since(booted))
 	t.script = append(t.script, time.Since(start))
+	for range longCommands - scriptCommands {
+		if _, err := d.succeed("true"); err != nil {
+			return err
+		}
+	}
+	t.long = append(t.long, time.Since(start))
 	return nil
 }
 
