@@ -87,7 +87,7 @@ func TestNixDriver(t *testing.T) {
 		want  []string // of its output, in this order
 	}{
 		"python": {vsock + "print(server.succeed('hostname; ip -brief address show eth0'))\nserver.succeed('test -e /none')\nclient.wait_until_succeeds('ping -c 1 -w 2 server')\nprint('the end')\n",
-			[]string{"client: ready after", "the script has run", "Spawning backdoor root shell...\nI am root in /tmp\n", "192.168.1.2/24", "command `test -e /none` failed", "the end"}},
+			[]string{"run the VM test script", "the script has run", "Spawning backdoor root shell...\nI am root in /tmp\n", "192.168.1.2/24", "command `test -e /none` failed", "the end"}},
 		"starlark": {"test_name()\nserver.succeed('ip -brief address show eth0')\nclient.wait_until_succeeds('ping -c 1 -w 2 server').isdigit()\n",
 			[]string{"the lab is set up", "the test has passed", "192.168.1.2/24", "False"}},
 	} {
