@@ -292,6 +292,7 @@ EndSection
 		t.Errorf("the button is still there, at %v; it was at %v", again.Box, found.Box)
 	}
 	m.MouseClick(attest.At(200, 200)) // icewm's focus follows the click
+	m.WaitUntilSucceeds(`DISPLAY=:0 xprop -id "$(DISPLAY=:0 xprop -root _NET_ACTIVE_WINDOW | grep -o '0x[0-9a-f]*$')" WM_NAME | grep terminal`, slow)
 	m.SendChars("echo The text that was typed | tee typed\n")
 	m.WaitForText("^The text that was typed", slow)
 	if got := m.Succeed("cat /root/typed /typed 2>/dev/null || true"); got != "The text that was typed\n" {
