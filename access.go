@@ -22,8 +22,11 @@ func init() {
 	access.Failure = func(err error) *event.Failure { return failureOf(err, "", "") }
 	access.Settle = func(ctx context.Context, n any) error { return n.(*Network).settle(ctx) }
 	access.AwaitBooted = func(ctx context.Context, l any) error { return l.(*Lab).settle(ctx) }
-	access.StartHelper = func(ctx context.Context, l any, prepare func(string) (supervise.Command, error)) (*supervise.Process, error) {
-		return l.(*Lab).startHelper(ctx, prepare)
+	access.StartHelper = func(ctx context.Context, of any, prepare func(string) (supervise.Command, error)) (*supervise.Process, error) {
+		if h, ok := of.(*Host); ok {
+			return h.startHelper(ctx, h.StateDir(), prepare)
+		}
+		return of.(*Lab).startHelper(ctx, prepare)
 	}
 	access.CheckFiles = func(c any) error { return c.(MachineConfig).checkFiles() }
 	access.CheckImage = func(img any) error { return checkImageFiles(img.(Image)) }

@@ -15,7 +15,16 @@ import (
 // networks, such as the interpreter of a test script. The directory is a new one for its files.
 // Both end with the lab at the latest, and whatever way attest ends.
 func (l *Lab) startHelper(ctx context.Context, prepare func(dir string) (supervise.Command, error)) (*supervise.Process, error) {
-	dir, err := os.MkdirTemp(l.dir, "h")
+	p, err := l.host.startHelper(ctx, l.dir, prepare)
+	if err == nil {
+		context.AfterFunc(l.ctx, func() { p.Kill() })
+	}
+	return p, err
+}
+
+// startHelper is that of a lab, whose directory is below dir.
+func (h *Host) startHelper(ctx context.Context, dir string, prepare func(dir string) (supervise.Command, error)) (*supervise.Process, error) {
+	dir, err := os.MkdirTemp(dir, "h")
 	if err != nil {
 		return nil, &InfraError{Action: "create a directory for a helper", Err: err}
 	}
@@ -23,11 +32,10 @@ func (l *Lab) startHelper(ctx context.Context, prepare func(dir string) (supervi
 	if err != nil {
 		return nil, err
 	}
-	p, err := l.host.supervisor.Start(ctx, command)
+	p, err := h.supervisor.Start(ctx, command)
 	if err != nil {
 		return nil, &InfraError{Action: "start " + command.Path, Err: err}
 	}
-	context.AfterFunc(l.ctx, func() { p.Kill() })
 	return p, nil
 }
 

@@ -38,10 +38,10 @@ var (
 	// AwaitBooted waits until the boots of all machines of an *attest.Lab that run are
 	// over. One that does not get there is an *attest.StillBootingError.
 	AwaitBooted func(ctx context.Context, lab any) error
-	// StartHelper starts a program of this host that works for an *attest.Lab, such as the
-	// interpreter of a test script. prepare describes it, and may put files into a
-	// directory that is its own. Both end with the lab at the latest.
-	StartHelper func(ctx context.Context, lab any, prepare func(dir string) (supervise.Command, error)) (*supervise.Process, error)
+	// StartHelper starts a program of this host that works for an *attest.Lab or an
+	// *attest.Host, such as the interpreter of a test script. prepare describes it, and may
+	// put files into a directory that is its own. Both end with the lab, or the host, at the latest.
+	StartHelper func(ctx context.Context, of any, prepare func(dir string) (supervise.Command, error)) (*supervise.Process, error)
 	// CheckFiles refuses an attest.MachineConfig whose Files, Mount, image or disks name
 	// something that the host does not have, with an *attest.ConfigError.
 	CheckFiles func(machineConfig any) error

@@ -186,15 +186,18 @@ func writeIfChanged(path, content string, mode os.FileMode) error {
 }
 
 // overwrite is os.WriteFile, but cuts the file only where it was longer: ext4 writes a file
-// that was cut to the disk as soon as it is closed.
+// that was cut to nothing to the disk as soon as it is closed.
 func overwrite(path, content string, mode os.FileMode) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, mode)
 	if err != nil {
 		return err
 	}
 	_, err = f.WriteString(content)
-	if st, statErr := f.Stat(); err == nil && statErr == nil && st.Size() > int64(len(content)) {
-		err = f.Truncate(int64(len(content)))
+	if err == nil {
+		var st os.FileInfo
+		if st, err = f.Stat(); err == nil && st.Size() > int64(len(content)) {
+			err = f.Truncate(int64(len(content)))
+		}
 	}
 	return errors.Join(err, f.Close())
 }

@@ -20,7 +20,7 @@ type Language struct {
 	// of such names too.
 	OnlyNamed bool
 	// Load reads a file, and checks all that can be checked without a machine. A file
-	// that cannot be run is a *LoadError. Nothing is started.
+	// that cannot be run is a *LoadError. No machine is started.
 	Load func(ctx context.Context, path string, opts Options) (File, error)
 	// Names are the tests that a file may have which Load refuses, by its text alone. A
 	// nil Names: that cannot be known.

@@ -6,8 +6,18 @@ import (
 	"os"
 	"sync"
 
+	"github.com/attest-vm/attest/internal/access"
 	"github.com/attest-vm/attest/internal/supervise"
 )
+
+// A helpedHost is a Host that starts programs for front ends, as operation.Helped: they end with it.
+type helpedHost interface {
+	StartHelper(ctx context.Context, prepare func(dir string) (supervise.Command, error)) (*supervise.Process, error)
+}
+
+func (h realHost) StartHelper(ctx context.Context, prepare func(dir string) (supervise.Command, error)) (*supervise.Process, error) {
+	return access.StartHelper(ctx, h.Host, prepare)
+}
 
 // An early starts one program on the host while files are read: the interpreter of the first
 // test, say. It ends with the run at the latest.
@@ -26,10 +36,7 @@ func (e *early) start(ctx context.Context, prepare func(dir string) (supervise.C
 	if err != nil {
 		return nil, err
 	}
-	commander, ok := host.(interface {
-		Commander
-		StateDir() string
-	})
+	helped, ok := host.(helpedHost)
 	if !ok {
 		return nil, errors.New("this host starts nothing early")
 	}
@@ -39,14 +46,10 @@ func (e *early) start(ctx context.Context, prepare func(dir string) (supervise.C
 		return nil, errors.New("nothing more is started early")
 	}
 	e.over = true
-	if e.dir, err = os.MkdirTemp(commander.StateDir(), "h"); err != nil {
-		return nil, err
-	}
-	command, err := prepare(e.dir)
-	if err != nil {
-		return nil, err
-	}
-	e.process, err = commander.Command(ctx, command)
+	e.process, err = helped.StartHelper(ctx, func(dir string) (supervise.Command, error) {
+		e.dir = dir
+		return prepare(dir)
+	})
 	return e.process, err
 }
 

@@ -16,7 +16,17 @@ type earlyHost struct {
 	dir string
 }
 
-func (h earlyHost) StateDir() string { return h.dir }
+func (h earlyHost) StartHelper(ctx context.Context, prepare func(string) (supervise.Command, error)) (*supervise.Process, error) {
+	dir, err := os.MkdirTemp(h.dir, "h")
+	if err != nil {
+		return nil, err
+	}
+	c, err := prepare(dir)
+	if err != nil {
+		return nil, err
+	}
+	return h.Command(ctx, c)
+}
 
 // One program is started early. It ends with the run, and leaves nothing.
 func TestEarly(t *testing.T) {

@@ -193,7 +193,7 @@ type run struct {
 	stopped  error // why tests did not run any more; nil if all did
 }
 
-func (r *run) run(ctx context.Context) error {
+func (r *run) run(ctx context.Context) (err error) {
 	r.opts.Standing.begin(r.opts.Files)
 	if r.opts.MachineConfig != "" {
 		r.opts.Standing.follow(r.opts.MachineConfig)
@@ -215,8 +215,8 @@ func (r *run) run(ctx context.Context) error {
 	r.early = &early{opened: opened}
 	defer func() {
 		r.early.end()
-		if host, err := opened(); err == nil && r.host == nil && r.opts.Standing == nil { // the run has not come to need it
-			host.Close()
+		if host, openErr := opened(); openErr == nil && r.host == nil && r.opts.Standing == nil { // the run has not come to need it
+			err = cmp.Or(err, asInfra("clean up", host.Close()))
 		}
 	}()
 	plan, err := r.plan(ctx, machines)

@@ -129,7 +129,11 @@ func (b *bench) pythonRows(ctx context.Context, reference boots) ([]Row, error) 
 	// Not the shell script that a version manager has put in the place of python3, nor what
 	// it adds to each start, but the distribution's.
 	if os.Getenv("ATTEST_PYTHON") == "" {
-		if err := os.Setenv("ATTEST_PYTHON", "/usr/bin/python3"); err != nil {
+		path := "/usr/bin/python3"
+		if _, err := os.Stat(path); err != nil {
+			path = "python3"
+		}
+		if err := os.Setenv("ATTEST_PYTHON", path); err != nil {
 			return nil, err
 		}
 	}

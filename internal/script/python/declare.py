@@ -1,6 +1,9 @@
 # Runs the top level of a test file, and says what it declares. The library comes over standard
 # input, as a line: nothing of it is left on the host. It runs nothing until a second line comes.
-import importlib.abc, importlib.util, json, os, re, sys
+import sys
+if sys.path[0] == "":
+    del sys.path[0]  # what lies in the current directory is no library of Python's
+import importlib.abc, importlib.util, json, os, re
 library = json.loads(sys.stdin.buffer.readline())
 class Library(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
@@ -23,7 +26,7 @@ null = os.open(os.devnull, os.O_RDWR)
 os.dup2(null, 0)
 os.dup2(null, 1)
 sys.argv = [script]
-sys.path[0] = os.path.dirname(os.path.abspath(script))
+sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
 _memory.limit(memory)
 result = _declare.load(script, early_symbols(machines))
 answer.write(json.dumps(result))

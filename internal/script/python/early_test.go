@@ -44,10 +44,8 @@ func TestEarly(t *testing.T) {
 			return nil, refused
 		}, false},
 		{"started", func(ctx context.Context, prepare func(string) (supervise.Command, error)) (*supervise.Process, error) {
-			c, err := prepare(t.TempDir())
-			if err == nil {
-				process, err = access.StartOnHost(ctx, host, c)
-			}
+			var err error
+			process, err = access.StartHelper(ctx, host, prepare)
 			return process, err
 		}, true},
 	} {
