@@ -247,10 +247,10 @@ func (p *hypervisor) boot(ctx context.Context, paused bool) error {
 		err = p.openSerial(ctx)
 	}
 	if err == nil {
-		err = p.put(ctx, "/vm.boot", nil)
+		err = microvm.Unanswered(p.put(ctx, "/vm.boot", nil))
 	}
 	if err == nil && paused {
-		err = p.Pause(ctx)
+		err = microvm.Unanswered(p.Pause(ctx))
 	}
 	return err
 }
@@ -273,7 +273,7 @@ func (p *hypervisor) restore(ctx context.Context, paused bool) error {
 		err = p.openSerial(ctx)
 	}
 	if err == nil && !paused {
-		err = p.Resume(ctx)
+		err = microvm.Unanswered(p.Resume(ctx))
 	}
 	return err
 }

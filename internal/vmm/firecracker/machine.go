@@ -209,10 +209,10 @@ func (p *firecracker) boot(ctx context.Context, still bool) error {
 		err = put("/entropy", struct{}{})
 	}
 	if err == nil {
-		err = put("/actions", action{Type: "InstanceStart"})
+		err = microvm.Unanswered(put("/actions", action{Type: "InstanceStart"}))
 	}
 	if err == nil && still {
-		err = p.setState(ctx, paused)
+		err = microvm.Unanswered(p.setState(ctx, paused))
 	}
 	return err
 }
@@ -229,7 +229,7 @@ func (p *firecracker) load(ctx context.Context, still bool) error {
 		Memory: memoryBackend{Type: "File", Path: p.paths.restore},
 		Resume: !still,
 	}, nil)
-	return errors.Join(err, os.Remove(path))
+	return errors.Join(microvm.Unanswered(err), os.Remove(path))
 }
 
 func (p *firecracker) setState(ctx context.Context, state string) error {

@@ -93,6 +93,19 @@ func (a *API) Do(ctx context.Context, method, path string, body, result any) err
 	return nil
 }
 
+// Unanswered marks an error of a request that lets a guest run: without an answer, the guest
+// has possibly run.
+func Unanswered(err error) error {
+	if refused := (*RefusedError)(nil); err == nil || errors.As(err, &refused) {
+		return err
+	}
+	return &unansweredError{err}
+}
+
+type unansweredError struct{ error }
+
+func (e *unansweredError) Unwrap() error { return e.error }
+
 // Pauses between two looks at a socket that is not there yet.
 const (
 	minPause = time.Millisecond

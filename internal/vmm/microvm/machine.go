@@ -26,7 +26,7 @@ type Design interface {
 // A VMM speaks with one process.
 type VMM interface {
 	// Begin has the guest boot, or go on, and returns when it runs; a paused one stands
-	// still then.
+	// still then. The error of what lets the guest run is one of Unanswered.
 	Begin(ctx context.Context, p *Process, paused bool) error
 	// Serial is what the guest says on its serial line. It ends after the process does.
 	Serial(p *Process) io.Reader
@@ -149,27 +149,47 @@ func (m *Machine) launch(ctx context.Context, from *vmm.State) (_ *running, outp
 	m.vsock.Expect(p.up)
 	go func() { p.said <- m.console.Copy(v.Serial(p.Process), func() { p.Signal(syscall.SIGKILL) }) }()
 	if err = v.Begin(ctx, p.Process, m.config.Paused); err != nil {
-		err = p.ended(ctx, err)
+		gone := p.ended(ctx, err)
 		p.Kill()
 		<-p.Done()
+		if gone && m.ran(p, err) {
+			return p, "", nil
+		}
 		m.said(p)
 		p.finish()
+		if gone {
+			err = fmt.Errorf("its process ended: %v", p.Status())
+		}
 		return nil, p.Output.Text(), err
 	}
 	return p, "", nil
 }
 
-// ended says that the process has ended, where an error is a consequence of that.
-func (p *running) ended(ctx context.Context, err error) error {
+// ended reports whether an error is a consequence of the process's end.
+func (p *running) ended(ctx context.Context, err error) bool {
 	if refused := (*RefusedError)(nil); errors.As(err, &refused) || ctx.Err() != nil {
-		return err
+		return false
 	}
 	select {
 	case <-p.Done():
-		return fmt.Errorf("its process ended: %v", p.Status())
+		return true
 	case <-time.After(endGrace):
-		return err
+		return false
 	}
+}
+
+// ran reports whether a process that ended in Begin has ended with its guest, which was
+// quicker than the answer of its VMM.
+func (m *Machine) ran(p *running, err error) bool {
+	if unanswered := (*unansweredError)(nil); !errors.As(err, &unanswered) {
+		return false
+	}
+	if ended := p.vmm.Ended(p.Status()); ended != vmm.Running && ended != vmm.Killed {
+		return true
+	}
+	said := m.said(p)
+	p.said <- said
+	return said != Said{}
 }
 
 // finish releases what belongs to a process that has ended.

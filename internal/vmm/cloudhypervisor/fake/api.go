@@ -198,6 +198,7 @@ func (m *machine) boot() error {
 		m.guest.Limited(d.Path, d.Limiter)
 	}
 	m.say("vm", "booted", nil)
+	m.guest.Flee(m.Manners)
 	return nil
 }
 

@@ -20,6 +20,7 @@ func (m *machine) boot() {
 		m.guest.Say(fmt.Sprintf("persistent memory %s, read-only: %v", p.ID, p.ReadOnly))
 	}
 	go m.guest.Listen(os.Stdin)
+	m.guest.Flee(m.Manners)
 }
 
 // end is the end of a guest, as the VMM shows it: it runs on behind a power-off.

@@ -51,6 +51,7 @@ func (s Subject) rig(t *testing.T, o Options) *Rig {
 func (s Subject) Test(t *testing.T) {
 	t.Run("boot", s.boots)
 	t.Run("ends", s.ends)
+	t.Run("ends at once", s.endsAtOnce)
 	t.Run("reboot", s.reboots)
 	t.Run("snapshot", s.isSaved)
 	t.Run("cancelled start", s.startIsCancelled)
@@ -138,6 +139,14 @@ func (s Subject) ends(t *testing.T) {
 			<-done
 		})
 	}
+}
+
+// A guest may be quicker with its end than the VMM with the answer that it runs.
+func (s Subject) endsAtOnce(t *testing.T) {
+	r := s.rig(t, Options{Manners: fake.Manners{Fleeting: true}})
+	b := r.Start(r.Config("m"))
+	b.Exits(r.Ctx, vmm.Reset)
+	b.Says(r.Ctx, "reboot: Restarting system", 1)
 }
 
 // A guest that may reboot gets another process with the same disks.

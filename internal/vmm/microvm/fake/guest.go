@@ -167,7 +167,16 @@ func (g *Guest) serve(c net.Conn) {
 	c.Close()
 }
 
-// Manners are how a vsock differs from one at whose other end somebody listens.
+// Flee reboots the guest, if that is its manner, before its VMM answers what let it run.
+func (g *Guest) Flee(m Manners) {
+	if m.Fleeting {
+		g.Say("reboot: Restarting system")
+		g.end(wire.PowerRequest{Reboot: true})
+		select {}
+	}
+}
+
+// Manners are how a guest and its vsock differ from a guest that runs and listens.
 type Manners struct {
 	// The first connections to the vsock are silent, as before the guest's driver is up,
 	// the next end at once, as before its agent listens. Negative: all of them.
@@ -176,6 +185,7 @@ type Manners struct {
 	Deaf            bool // the guest is not heard again when it was restored
 	Shell           bool // the guest has a root shell, and the agent when that is told StartAgent
 	Bash            bool // the shell is a real one, in which no agent can be reached
+	Fleeting        bool // the guest reboots at once
 }
 
 // A Vsock is a guest's.
