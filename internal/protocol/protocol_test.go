@@ -166,14 +166,15 @@ func TestRequests(t *testing.T) {
 	if hello.Protocol != 1 || hello.Version != "1.2" || hello.Machines[0] != "web" || len(hello.Kinds["machine"].Operations) != len(operation.All(operation.Machine)) {
 		t.Errorf("hello: %+v", hello)
 	}
+	job := 0 // the number of the one object, which is new in the process
 	const web = `"on":{"machine":"web"},"at":{"file":"a.py","line":7,"function":"f"}`
 	for _, tt := range []struct{ method, params, want string }{
 		{"hello", `{"protocol":1}`, `"code":-32602,"message":"a second hello"`},
 		{"invoke", `{` + web + `,"operation":"succeed","args":["four"]}`, `"4"`},
 		{"invoke", `{` + web + `,"operation":"succeed","args":[{"$text":"w6k="}],"named":{"timeout":0.5,"stdin":{"$bytes":"AA=="}}}`, `"2"`},
 		{"invoke", `{` + web + `,"operation":"execute","args":["x"]}`, `{"$result":{"status":1,"exit_code":1,"stdout":{"$bytes":"/wo="},"stderr":"","duration":1}}`},
-		{"invoke", `{` + web + `,"operation":"spawn","args":["x"]}`, `{"$object":{"kind":"job","id":1,"name":"a job"}}`},
-		{"invoke", `{"on":{"object":1},"operation":"kill"}`, `null`},
+		{"invoke", `{` + web + `,"operation":"spawn","args":["x"]}`, `{"$object":{"kind":"job","id":JOB,"name":"a job"}}`},
+		{"invoke", `{"on":{"object":JOB},"operation":"kill"}`, `null`},
 		{"invoke", `{` + web + `,"operation":"succeed","args":["false"]}`, `"code":1,"message":"web: command ` + "`false`" + ` failed (exit code 1)","data":{"status":"failed","kind":"command","error":1,`},
 		{"invoke", `{` + web + `,"operation":"sucede","args":["false"]}`, `"kind":"argument"`},
 		{"invoke", `{` + web + `,"operation":"succeed","args":[{"$other":"set"}]}`, `not a value of type set`},
@@ -181,10 +182,10 @@ func TestRequests(t *testing.T) {
 		{"invoke", `{` + web + `,"operation":"succeed","args":[99999999999999999999]}`, `out of range`},
 		{"invoke", `{"on":{"kind":"network"},"operation":"heal"}`, `null`},
 		{"invoke", `{"on":{"kind":"job"},"operation":"kill"}`, `not the kind \"job\"`},
-		{"invoke", `{"on":{"object":1},"operation":"kill","unknown":1}`, `"code":-32602`},
-		{"invoke", `{"on":{"object":1},"operation":"kill","scope":77}`, `there is no scope 77`},
-		{"release", `{"object":1}`, `null`},
-		{"invoke", `{"on":{"object":1},"operation":"kill"}`, `"kind":"unknown_object"`},
+		{"invoke", `{"on":{"object":JOB},"operation":"kill","unknown":1}`, `"code":-32602`},
+		{"invoke", `{"on":{"object":JOB},"operation":"kill","scope":77}`, `there is no scope 77`},
+		{"release", `{"object":JOB}`, `null`},
+		{"invoke", `{"on":{"object":JOB},"operation":"kill"}`, `"kind":"unknown_object"`},
 		{"begin", `{"name":"part"}`, `{"scope":1}`},
 		{"invoke", `{` + web + `,"operation":"succeed","args":["in"],"scope":1}`, `"2"`},
 		{"finish", `{"scope":1}`, `null`},
@@ -195,8 +196,12 @@ func TestRequests(t *testing.T) {
 		{"dance", `{}`, `"code":-32601`},
 		{"invoke", `[1]`, `"code":-32602`},
 	} {
-		if got := c.ask(tt.method, tt.params); !strings.Contains(got, tt.want) {
-			t.Errorf("%s %s:\n got %s\nwant %s", tt.method, tt.params, got, tt.want)
+		got := c.ask(tt.method, strings.ReplaceAll(tt.params, "JOB", fmt.Sprint(job)))
+		if job == 0 {
+			fmt.Sscanf(got, `{"$object":{"kind":"job","id":%d`, &job)
+		}
+		if want := strings.ReplaceAll(tt.want, "JOB", fmt.Sprint(job)); !strings.Contains(got, want) {
+			t.Errorf("%s %s:\n got %s\nwant %s", tt.method, tt.params, got, want)
 		}
 	}
 	if got := l.calls[0]; got != "web.succeed  a.py:7" {

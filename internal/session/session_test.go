@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -175,10 +176,10 @@ func TestInvoke(t *testing.T) {
 	web := operation.MachineName("web")
 	made, err := s.Invoke(t.Context(), web, "spawn", []any{"sleep 1"}, nil)
 	job, ok := made.(Object)
-	if err != nil || !ok || job != (Object{operation.Job, "job", 1, "sleep 1"}) {
+	if err != nil || !ok || job != (Object{operation.Job, "job", job.ID, "sleep 1"}) {
 		t.Fatalf("got %v, %v", made, err)
 	}
-	if _, err := s.Invoke(t.Context(), Object{ID: 1}, "kill", nil, nil); err != nil {
+	if _, err := s.Invoke(t.Context(), Object{ID: job.ID}, "kill", nil, nil); err != nil {
 		t.Error(err)
 	}
 	_, err = s.Invoke(t.Context(), web, "fail", []any{"true"}, nil)
@@ -202,7 +203,7 @@ func TestInvoke(t *testing.T) {
 		args []any
 		want string
 	}{
-		{job, "kill", nil, "this session has no object 1"},
+		{job, "kill", nil, fmt.Sprintf("this session has no object %d", job.ID)},
 		{web, "suceed", nil, "suceed: machine has no such operation; did you mean succeed?"},
 		{web, "wait_for_unit", nil, "argument unit is missing"},
 		{7, "x", nil, "neither a machine nor an object"},
