@@ -99,6 +99,8 @@ type WaitError struct {
 	Result    *Result       // the last attempt, where the attempts are commands
 	State     string        // of the machine, if nothing goes on in it as usual: "the machine is suspended"
 	Details   []Detail
+
+	attach func(*WaitError) // adds what takes time of its own, once the wait is over; nil: nothing does
 }
 
 func (e *WaitError) Error() string {

@@ -153,6 +153,10 @@ func (w *wait) explain(outer, ctx context.Context, r *run, err error) error {
 	if we != nil {
 		we.Machine, we.Operation, we.Args = w.machine.Name(), w.operation, w.args
 		we.Elapsed, we.Limit = time.Since(w.start), w.limit
+		if attach := we.attach; attach != nil {
+			we.attach = nil
+			attach(we)
+		}
 		w.attach(outer, r, we)
 		return we
 	}

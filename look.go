@@ -15,14 +15,8 @@ const lookPause = 100 * time.Millisecond
 
 // A sight is something that a wait looks for on a screen. It is asked for each picture that differs
 // from the one before, and returns nil for one that has it. Otherwise it returns what
-// it saw instead.
-type sight func(ctx context.Context, r *run, shown *image.RGBA) (*unseen, error)
-
-// An unseen is what was seen instead of what was looked for. The last one becomes the wait's error.
-type unseen struct {
-	WaitError
-	attach func(*WaitError) // adds what takes time; nil: a screenshot
-}
+// it saw instead: the last of these becomes the wait's error, with a screenshot if it attaches nothing itself.
+type sight func(ctx context.Context, r *run, shown *image.RGBA) (*WaitError, error)
 
 // watch waits until a machine's screen has what is looked for. The guest need not have booted. The limit
 // counts from the moment at which the machine runs.
@@ -49,7 +43,7 @@ func (m *Machine) watch(ctx context.Context, operation, args string, what vmm.Ca
 const firstSight = 10 * time.Second
 
 func (r *run) await(first, rest context.Context, s vmm.Screener, operation string, once bool, look sight) error {
-	seen := &unseen{WaitError: WaitError{LastSeen: "the screen had not been looked at yet"}}
+	seen := &WaitError{LastSeen: "the screen had not been looked at yet"}
 	var last *image.RGBA
 	for tries := 1; ; tries++ {
 		ctx := rest
@@ -61,7 +55,7 @@ func (r *run) await(first, rest context.Context, s vmm.Screener, operation strin
 		took := time.Since(began)
 		if err == nil && !screen.Changed(last, shown).Empty() {
 			last = shown
-			var instead *unseen
+			var instead *WaitError
 			if instead, err = look(ctx, r, shown); err == nil {
 				if instead == nil {
 					return nil
@@ -83,12 +77,10 @@ func (r *run) await(first, rest context.Context, s vmm.Screener, operation strin
 			return err
 		}
 		seen.Tries = tries
-		if seen.attach != nil {
-			seen.attach(&seen.WaitError)
-		} else {
-			r.attachScreenshot(rest, &seen.WaitError, operation)
+		if seen.attach == nil {
+			seen.attach = r.attachScreenshot(rest, operation)
 		}
-		return &seen.WaitError
+		return seen
 	}
 }
 

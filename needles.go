@@ -78,7 +78,7 @@ func (m *Machine) waitForNeedle(ctx context.Context, operation, path string, o o
 		return ScreenMatch{}, err
 	}
 	var found ScreenMatch
-	err = m.watch(ctx, operation, args, capabilityFor(needles), o, func(ctx context.Context, r *run, shown *image.RGBA) (*unseen, error) {
+	err = m.watch(ctx, operation, args, capabilityFor(needles), o, func(ctx context.Context, r *run, shown *image.RGBA) (*WaitError, error) {
 		result, err := r.find(ctx, operation, needles, shown, false)
 		if err != nil {
 			return nil, err
@@ -86,12 +86,10 @@ func (m *Machine) waitForNeedle(ctx context.Context, operation, path string, o o
 		if found = matchOf(result); result.Found {
 			return nil, nil
 		}
-		u := &unseen{attach: func(we *WaitError) {
+		return &WaitError{LastSeen: describeMatch(result), attach: func(we *WaitError) {
 			we.LastSeen += r.elsewhere(ctx, operation, result.Needle, shown)
 			r.attachDifference(ctx, we, operation, result, shown)
-		}}
-		u.LastSeen = describeMatch(result)
-		return u, nil
+		}}, nil
 	})
 	return found, err
 }

@@ -60,7 +60,7 @@ func (m *Machine) waitX(ctx context.Context, operation string, q wire.WindowRequ
 		default:
 			we.LastSeen = fmt.Sprintf("windows %q", state.Windows)
 		}
-		r.attachScreenshot(ctx, we, operation)
+		we.attach = r.attachScreenshot(ctx, operation)
 		return we
 	})
 }
@@ -122,19 +122,21 @@ func (m *Machine) pictureName(ctx context.Context, operation, args, filename str
 	return filename, nil
 }
 
-// attachScreenshot adds the screen to a wait that failed, if there is one. of is the context of the wait,
-// which may be over.
-func (r *run) attachScreenshot(of context.Context, we *WaitError, operation string) {
-	m := r.machine
-	s, ok := vmm.As[vmm.Screener](r.vm)
-	if !ok || m.config.supports(m.lab.ctx, operation, vmm.CanShow) != nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(event.WithScope(m.lab.ctx, event.ScopeOf(of)), m.lab.host.scale(attachTimeout))
-	defer cancel()
-	name := m.lab.out.place(ctx, m.Name(), fmt.Sprintf("%s-%s-%d.png", m.Name(), operation, stepCounter.Load()))
-	if r.screenshot(ctx, s, name) == nil {
-		we.Details = append(we.Details, Detail{Title: "screenshot of " + m.Name(), Text: filepath.Join(m.lab.out.dir, name), Pictures: []Picture{{"screen", filepath.Join(m.lab.out.dir, name)}}})
+// attachScreenshot returns what adds the screen to a wait that failed, if there is one. of is the context of
+// the wait, which may be over.
+func (r *run) attachScreenshot(of context.Context, operation string) func(*WaitError) {
+	return func(we *WaitError) {
+		m := r.machine
+		s, ok := vmm.As[vmm.Screener](r.vm)
+		if !ok || m.config.supports(m.lab.ctx, operation, vmm.CanShow) != nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(event.WithScope(m.lab.ctx, event.ScopeOf(of)), m.lab.host.scale(attachTimeout))
+		defer cancel()
+		name := m.lab.out.place(ctx, m.Name(), fmt.Sprintf("%s-%s-%d.png", m.Name(), operation, stepCounter.Load()))
+		if r.screenshot(ctx, s, name) == nil {
+			we.Details = append(we.Details, Detail{Title: "screenshot of " + m.Name(), Text: filepath.Join(m.lab.out.dir, name), Pictures: []Picture{{"screen", filepath.Join(m.lab.out.dir, name)}}})
+		}
 	}
 }
 

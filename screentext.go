@@ -57,12 +57,12 @@ func (m *Machine) WaitForText(ctx context.Context, pattern string, opts ...TextO
 		return re.MatchString(t) || re.MatchString(strings.ReplaceAll(t, "\n", " \n")+" ")
 	}
 	args := written(ctx, argument{"", pattern}, regionGiven(o.region))
-	return m.watch(ctx, operation, args, vmm.CanRead, o, func(ctx context.Context, _ *run, shown *image.RGBA) (*unseen, error) {
+	return m.watch(ctx, operation, args, vmm.CanRead, o, func(ctx context.Context, _ *run, shown *image.RGBA) (*WaitError, error) {
 		texts, err := text.read(ctx, shown, ocr.Variants(), matches)
 		if err != nil {
 			return nil, err
 		}
-		we := &unseen{}
+		we := &WaitError{}
 		for i, t := range texts {
 			if matches(t) {
 				return nil, nil

@@ -155,6 +155,20 @@ func TestInterruptedWait(t *testing.T) {
 	}
 }
 
+// What is added to an error takes its own time, which is not that of the wait.
+func TestAttachedAfterTheWait(t *testing.T) {
+	s := newStage(t, mock.Options{})
+	m := s.lab(t, "a").Machine("a")
+	var then time.Duration
+	err := m.wait(s.context(t), "wait_for_file", "", options{}, func(context.Context, *run) error {
+		return &WaitError{attach: func(we *WaitError) { then, we.LastSeen = we.Elapsed, "attached" }}
+	})
+	var we *WaitError
+	if !errors.As(err, &we) || then == 0 || we.Elapsed != then || we.LastSeen != "attached" || we.attach != nil {
+		t.Errorf("got %v, attached after %v", err, then)
+	}
+}
+
 func TestLookInWords(t *testing.T) {
 	l := look{units: []wire.Trouble{
 		{Unit: "app.service", ActiveState: "activating", SubState: "auto-restart", Result: "exit-code", Status: 3, Restarts: 5},

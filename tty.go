@@ -123,7 +123,7 @@ func (w *wait) askTTY(ctx context.Context, r *run, n int, pattern string) error 
 	case state.Missing:
 		we.LastSeen = "nothing has used the terminal yet"
 	}
-	r.attachScreenshot(ctx, we, w.operation)
+	we.attach = r.attachScreenshot(ctx, w.operation)
 	return we
 }
 

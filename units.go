@@ -133,9 +133,7 @@ func (m *Machine) RequireUnitState(ctx context.Context, unit, state string, opts
 		e := &UnitError{Machine: m.Name(), Operation: "require_unit_state", Unit: unit, User: collect(opts).user,
 			Reason: fmt.Sprintf("expected unit %q to be in state %q but it is in state %q", unit, state, got)}
 		if r := m.running(); r != nil {
-			if text := r.unitJournal(unit, e.User); text != "" {
-				e.Details = []Detail{{Title: "journal of " + unit, Text: text}}
-			}
+			e.Details = r.unitJournal(unit, e.User)
 		}
 		return e
 	})

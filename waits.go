@@ -80,9 +80,7 @@ func (m *Machine) WaitForUnit(ctx context.Context, unit string, opts ...UnitOpti
 		case !errors.Is(err, guest.ErrNotYet) && context.Cause(ctx) != errWaitOver:
 			return err
 		}
-		if text := r.unitJournal(unit, o.user); text != "" {
-			we.Details = append(we.Details, Detail{Title: "journal of " + unit, Text: text})
-		}
+		we.attach = func(we *WaitError) { we.Details = append(we.Details, r.unitJournal(unit, o.user)...) }
 		return we
 	})
 }
@@ -100,25 +98,26 @@ func describeUnit(s wire.UnitState) string {
 
 // unitJournal is the end of a unit's journal, for a failure's details, or why a guest that
 // is there did not give it in time.
-func (r *run) unitJournal(unit, user string) string {
+func (r *run) unitJournal(unit, user string) []Detail {
 	limit := min(r.machine.lab.host.scale(attachTimeout), maxAttach)
 	ctx, cancel := context.WithTimeout(r.machine.lab.ctx, limit)
 	defer cancel()
 	if !r.responds(ctx) {
-		return "" // it would not come
+		return nil // it would not come
 	}
 	flag := "--unit"
 	if user != "" {
 		flag = "--user-unit"
 	}
 	res, err := r.guest.Run(ctx, guest.Command{Argv: []string{"journalctl", "--no-pager", "--lines=30", "--output=short-monotonic", flag, unit}, Timeout: limit})
+	text := strings.ToValidUTF8(strings.TrimSpace(string(res.Stdout)), "\uFFFD")
 	switch {
 	case ctx.Err() == context.DeadlineExceeded || err == nil && res.TimedOut:
-		return fmt.Sprintf("not read: journalctl had not ended after %v", limit)
-	case err != nil || res.ExitCode != 0:
-		return ""
+		text = fmt.Sprintf("not read: journalctl had not ended after %v", limit)
+	case err != nil || res.ExitCode != 0 || text == "":
+		return nil
 	}
-	return strings.ToValidUTF8(strings.TrimSpace(string(res.Stdout)), "\uFFFD")
+	return []Detail{{Title: "journal of " + unit, Text: text}}
 }
 
 // WaitForOpenPort waits until something in the guest accepts TCP connections
@@ -159,9 +158,7 @@ func (m *Machine) waitForPort(ctx context.Context, operation string, port int, o
 		case !errors.Is(err, guest.ErrNotYet) && context.Cause(ctx) != errWaitOver:
 			return err
 		}
-		if text := r.unitJournal(o.unit, ""); text != "" {
-			we.Details = append(we.Details, Detail{Title: "journal of " + o.unit, Text: text})
-		}
+		we.attach = func(we *WaitError) { we.Details = append(we.Details, r.unitJournal(o.unit, "")...) }
 		return we
 	})
 }
