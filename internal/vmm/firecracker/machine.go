@@ -229,7 +229,10 @@ func (p *firecracker) load(ctx context.Context, still bool) error {
 		Memory: memoryBackend{Type: "File", Path: p.paths.restore},
 		Resume: !still,
 	}, nil)
-	return errors.Join(microvm.Unanswered(err), os.Remove(path))
+	if !still {
+		err = microvm.Unanswered(err)
+	}
+	return errors.Join(err, os.Remove(path))
 }
 
 func (p *firecracker) setState(ctx context.Context, state string) error {
